@@ -1,0 +1,104 @@
+"""What the terminal shows: a bar where there is one, one line per log point where there is not.
+
+Lightning's bars read a metric from the device on every batch. This one moves at log points, when the
+values are on the host anyway.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class Progress(ProgressBar):
+    """Loss, throughput, MFU where a peak is known, and the time left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: Any = None
+        self._shown = -1
+        self._lines = not sys.stderr.isatty()
+
+    def disable(self) -> None:
+        """Shows nothing on this rank; Lightning calls it on all but rank 0."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows the bar again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Opens the bar at the step from which the run continues."""
+        if not self._enabled:
+            return
+        self._shown = trainer.global_step
+        self._bar = tqdm(
+            total=pl_module.derived.total_steps,
+            initial=trainer.global_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=self._lines,
+            smoothing=0.1,
+        )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar when the metrics callback has published a new interval."""
+        step = trainer.global_step
+        due = step % pl_module.derived.log_every == 0 or step == pl_module.derived.total_steps
+        if not self._enabled or step == self._shown or not due:
+            return
+        text = describe(pl_module.latest)
+        if self._lines:
+            total = pl_module.derived.total_steps
+            left = _time_left(pl_module, step)
+            tqdm.write(f"step {step}/{total}  {text}{left}", file=sys.stderr)
+        else:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._shown)
+        self._shown = step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Prints the held-out result on a line of its own, so that it stays readable."""
+        if not self._enabled or trainer.state.fn != "fit":
+            return
+        latest = pl_module.latest
+        text = f"step {trainer.global_step}  held-out loss {latest['val/loss']:.4f}"
+        if "val/bits_per_byte" in latest:
+            text += f"  bits/byte {latest['val/bits_per_byte']:.4f}"
+        tqdm.write(text, file=sys.stderr)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Closes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """One line of the metrics people watch.
+
+    >>> describe({"train/loss": 2.5, "throughput/tokens_per_s": 12345.0, "throughput/mfu": 0.41})
+    'loss 2.5000  12,345 tokens/s  MFU 41.0%'
+    """
+    parts = []
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.4f}")
+    if "throughput/tokens_per_s" in metrics:
+        parts.append(f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s")
+    if "throughput/mfu" in metrics:
+        parts.append(f"MFU {metrics['throughput/mfu']:.1%}")
+    return "  ".join(parts)
+
+
+def _time_left(pl_module: Any, step: int) -> str:
+    per_second = pl_module.latest.get("throughput/tokens_per_s")
+    if not per_second:
+        return ""
+    left = (pl_module.derived.total_steps - step) * pl_module.derived.tokens_per_step / per_second
+    return f"  ETA {tqdm.format_interval(left)}"

@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM set a flag; ranks agree at a step boundary; then the run saves and ends.
+
+Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a tensor
+before every micro-batch. Both are replaced: the handler here stores one integer, and the agreement
+rides on the reduction of the next log point.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+from llm_train.callbacks.metrics import halt
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class GracefulStop(pl.Callback):
+    """Turns the first SIGINT or SIGTERM into an orderly end; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
+        self._task: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
+        self._task = pl_module
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = _nothing
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._task.stop_signal = number
+        signal.signal(number, self._previous[number])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Alone, a process need not wait for the next log point."""
+        boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if pl_module.stop_signal and boundary and trainer.world_size == 1:
+            halt(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Puts back the handlers that were there before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+def _nothing() -> None:
+    """Stands in for Lightning's broadcast of a received SIGTERM."""

@@ -1,0 +1,215 @@
+"""Saves and restores a run between two optimizer steps, everything included.
+
+A checkpoint of step N is written when step N is over with its logging and validation: at the start of
+the next micro-batch, or at the end of training. So nothing of step N needs repeating after a resume,
+and no gradient is under way. Lightning's own checkpoint path is not used: it holds no RNG state, loses
+the position in the data, and overwrites sharded files in place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.trainer import call
+
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.errors import CheckpointError, LLMTrainError
+
+
+class StatefulStrategy(Protocol):
+    """A strategy that can write and read parameters and optimizer state."""
+
+    def save_state(self, directory: Path) -> None: ...
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None: ...
+    def barrier(self) -> None: ...
+
+
+class Checkpoints(pl.Callback):
+    """Writes a checkpoint every so many steps and at the end, and restores one at the start.
+
+    Args:
+        store: where checkpoints go.
+        every: optimizer steps between checkpoints; 0 saves at the end only.
+        facts: plain values to keep in each manifest.
+        files: text files to keep in each checkpoint, by name.
+        resume_from: a verified checkpoint directory to continue from.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        every: int,
+        facts: Mapping[str, Any],
+        files: Mapping[str, str],
+        resume_from: Path | None,
+    ) -> None:
+        self.store = store
+        self.every = every
+        self.facts = dict(facts)
+        self.files = dict(files)
+        self.resume_from = resume_from
+        self.last_saved = -1
+        self._random_state: dict[str, Any] | None = None
+
+    # --- saving -------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Restores the random state before the first batch, and saves between two steps."""
+        if self._random_state is not None:
+            _set_random_state(self._random_state)
+            self._random_state = None
+        step = trainer.global_step
+        boundary = batch_idx % trainer.accumulate_grad_batches == 0
+        if self.every and boundary and step and step % self.every == 0 and step != self.last_saved:
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the last step, reached or cut short by a signal."""
+        if trainer.global_step and trainer.global_step != self.last_saved:
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stages, fills and commits the checkpoint of the current step; collective over ranks."""
+        with pl_module.stopwatch.paused():
+            step = trainer.global_step
+            if not bool(torch.isfinite(pl_module.sums).all()):
+                raise LLMTrainError(
+                    f"the loss is not finite at step {step}; not saving over good checkpoints"
+                )
+            strategy: Any = trainer.strategy
+            main = trainer.is_global_zero
+            stage = Path(strategy.broadcast(self.store.stage(step) if main else None))
+            (stage / "state").mkdir(exist_ok=True)
+            strategy.barrier()
+            strategy.save_state(stage / "state")
+            torch.save(_rank_state(pl_module), stage / _rank_file(trainer.global_rank))
+            if main:
+                self._write_shared(trainer, stage)
+            strategy.barrier()
+            if main:
+                self.store.commit(step, {**self.facts, **self._position(trainer)})
+            strategy.barrier()
+            self.last_saved = step
+
+    def _write_shared(self, trainer: pl.Trainer, stage: Path) -> None:
+        torch.save({"callbacks": call._call_callbacks_state_dict(trainer)}, stage / "callbacks.pt")
+        for name, text in self.files.items():
+            (stage / name).write_text(text)
+
+    def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
+        data: Any = trainer.datamodule
+        strategy: Any = trainer.strategy
+        done = trainer.global_step - data.steps_done
+        consumed = data.consumed + done * self.facts["samples_per_step"]
+        return {
+            "step": trainer.global_step,
+            "data": {**data.state_dict(), "consumed": consumed},
+            "tokens": consumed * self.facts["sequence"],
+            "world_size": trainer.world_size,
+            "strategy": type(strategy).__name__,
+            "state_format": strategy.state_format,
+        }
+
+    # --- resuming -----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Restores everything but the random state, which the loaders' start-up would disturb."""
+        if self.resume_from is None:
+            return
+        facts = self.store.read_manifest(self.resume_from).facts
+        strategy: Any = trainer.strategy
+        require_loadable(self.resume_from, facts, strategy, trainer.world_size)
+        strategy.load_state(self.resume_from / "state", with_optimizer=True)
+        data: Any = trainer.datamodule
+        data.restore(facts["data"], steps_done=facts["step"])
+        _set_loop_position(trainer, facts["step"])
+        shared = torch.load(self.resume_from / "callbacks.pt", weights_only=True)
+        shared["pytorch-lightning_version"] = pl.__version__
+        call._call_callbacks_load_state_dict(trainer, shared)
+        self._restore_rank(trainer, pl_module, facts["world_size"])
+        self.last_saved = facts["step"]
+
+    def _restore_rank(self, trainer: pl.Trainer, pl_module: Any, saved_ranks: int) -> None:
+        assert self.resume_from is not None
+        rank = trainer.global_rank
+        if saved_ranks == trainer.world_size:
+            own = torch.load(self.resume_from / _rank_file(rank), weights_only=True)
+            pl_module.sums.copy_(own["sums"])
+            self._random_state = own["random"]
+            return
+        # Another number of ranks: the sums of the open interval belong to nobody in particular.
+        pl_module.sums.zero_()
+        if rank == 0:
+            for other in range(saved_ranks):
+                path = self.resume_from / _rank_file(other)
+                pl_module.sums += torch.load(path, weights_only=True)["sums"].to(pl_module.sums)
+        torch.manual_seed(pl_module.derived.seed + 1_000_003 * rank + trainer.global_step)
+
+
+def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_size: int) -> None:
+    """Refuses, before anything is read, a checkpoint that this strategy cannot load.
+
+    Raises:
+        CheckpointError: another file format, or DeepSpeed's at another number of ranks.
+    """
+    if facts["state_format"] != strategy.state_format:
+        raise CheckpointError(
+            f"{path} was written by {facts['strategy']} in {facts['state_format']} format, which "
+            f"{type(strategy).__name__} cannot read; resume with trainer.strategy={facts['strategy']}"
+        )
+    if facts["state_format"] == "deepspeed" and facts["world_size"] != world_size:
+        raise CheckpointError(
+            f"{path} was written by {facts['strategy']} on {facts['world_size']} ranks and DeepSpeed's "
+            f"files load on as many only, not on {world_size}"
+        )
+
+
+def _set_loop_position(trainer: pl.Trainer, step: int) -> None:
+    """Makes Lightning's progress counters say that ``step`` optimizer steps are done."""
+    state = trainer.fit_loop.state_dict()
+    micro = step * trainer.accumulate_grad_batches
+    batches = dict(ready=micro, started=micro, processed=micro, completed=micro)
+    epoch = dict(ready=1, started=1, processed=0, completed=0)
+    for scope in ("current", "total"):
+        state["epoch_loop.batch_progress"][scope].update(batches)
+        state["epoch_progress"][scope].update(epoch)
+        optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        optimizer["step"][scope].update(ready=step, completed=step)
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    trainer.fit_loop.load_state_dict(state)
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.pt"
+
+
+def _rank_state(pl_module: Any) -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    version, words, gauss = random.getstate()
+    state = {
+        "python": (version, list(words), gauss),
+        "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return {"random": state, "sums": pl_module.sums.cpu()}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,269 @@
+"""A folder of checkpoints in which each one is complete or absent, whatever kills the process.
+
+Nothing here knows tensors: a writer fills a staging directory, ``commit`` makes it a checkpoint.
+What is unusual is how names change, since a rename is the only atomic step a file system offers:
+
+* new: ``.staging-step-00000200`` -> ``step-00000200``, once every byte is on the disk;
+* removed: ``step-00000200`` -> ``.deleting-step-00000200``, and only then deleted;
+* replaced (the same step saved again): staging -> ``step-00000200.new``, the old one removed as
+  above, ``.new`` -> ``step-00000200``. A name ending in ``.new`` is a checkpoint like any other, so
+  that at no moment does the folder lack a complete one.
+
+"Newest" means last committed, not highest step: a run that went back from step 400 to 200 and saved
+step 300 continues from 300. One process (rank 0) writes; any number may read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_train.checkpoint import manifest as manifests
+from llm_train.checkpoint.manifest import Manifest
+from llm_train.errors import CheckpointError, ConfigError
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
+_LEFTOVERS = (".staging-", ".deleting-")
+
+
+class _Entry(NamedTuple):
+    """One checkpoint directory; sorts by when it was committed, damaged manifests first."""
+
+    sequence: int  # -1: the manifest cannot be read
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint to continue from, and what was passed over to get to it.
+
+    Attributes:
+        path: checkpoint directory, or None when there is none to continue from.
+        skipped: newer directories that are incomplete or damaged, each with the reason.
+    """
+
+    path: Path | None
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        root: the folder that holds them, usually ``<run directory>/checkpoints``.
+        keep_last: how many of the newest to keep; at least 1.
+        keep_every: steps; checkpoints at multiples are kept for ever. 0: none.
+    """
+
+    root: Path
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ConfigError(
+                f"keep_last={self.keep_last} would delete every checkpoint; set it to 1 or more"
+            )
+        if self.keep_every < 0:
+            raise ConfigError(
+                f"keep_every={self.keep_every} is negative; set a number of steps, or 0 for none"
+            )
+
+    def staging(self, step: int) -> Path:
+        """Where the files of ``step`` are written before ``commit``."""
+        return self.root / f".staging-{_name(step)}"
+
+    def stage(self, step: int) -> Path:
+        """Makes an empty staging directory for ``step``.
+
+        Raises:
+            CheckpointError: the directory cannot be made.
+        """
+        staging = self.staging(step)
+        with self._surfaced(step):
+            if staging.exists():
+                shutil.rmtree(staging)
+            staging.mkdir(parents=True)
+        return staging
+
+    def commit(self, step: int, facts: Mapping[str, Any]) -> Path:
+        """Turns the staging directory of ``step`` into a checkpoint, then prunes older ones.
+
+        Args:
+            step: the step given to ``stage``.
+            facts: JSON values kept in the manifest.
+
+        Raises:
+            CheckpointError: it could not be written; the checkpoints of before are untouched, and
+                the staging directory is removed to give its space back.
+        """
+        staging, final = self.staging(step), self.root / _name(step)
+        assert not (staging / manifests.NAME).exists(), f"{manifests.NAME} is the store's own name"
+        try:
+            with self._surfaced(step):
+                self._finish_replacements()
+                sequence = max((entry.sequence for entry in self._entries()), default=-1) + 1
+                files = manifests.record_files(staging)
+                manifests.write_manifest(
+                    staging, Manifest(step=step, sequence=sequence, facts=dict(facts), files=files)
+                )
+                if final.exists():
+                    os.replace(staging, _replacement(final))
+                    manifests.sync_directory(self.root)
+                    self._finish_replacements()
+                else:
+                    os.replace(staging, final)
+                    manifests.sync_directory(self.root)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self._prune()
+        return final
+
+    def read_manifest(self, path: Path) -> Manifest:
+        """The manifest of the checkpoint directory ``path``; CheckpointError when it is damaged."""
+        return manifests.read_manifest(path)
+
+    def verify(self, path: Path) -> list[str]:
+        """What is wrong with the checkpoint directory ``path``, file by file; empty: nothing."""
+        return manifests.problems(path)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoint directories present, ascending, damaged ones included."""
+        return sorted({entry.step for entry in self._entries()})
+
+    def newest(self, verify: bool = True) -> Found:
+        """The last committed checkpoint that is complete.
+
+        Args:
+            verify: read every byte and compare checksums; False compares names and sizes only.
+        """
+        skipped: list[tuple[Path, str]] = []
+        damaged = [entry for entry in self._entries() if entry.sequence < 0]
+        for entry in reversed(self._entries()):
+            found = manifests.problems(entry.path, checksums=verify)
+            if not found:
+                # Without a manifest, the step is all that says which of two is newer.
+                skipped += [
+                    (other.path, manifests.summary(manifests.problems(other.path)))
+                    for other in reversed(damaged)
+                    if other.step > entry.step
+                ]
+                return Found(entry.path, skipped)
+            skipped.append((entry.path, manifests.summary(found)))
+        return Found(None, skipped)
+
+    def resolve(self, where: str | Path) -> Found:
+        """Finds the checkpoint that ``--resume where`` asks for.
+
+        Args:
+            where: ``"auto"`` for the newest complete one of this store, or none when the store is
+                empty; else a checkpoint directory, or a run or checkpoints folder to take the
+                newest of.
+
+        Raises:
+            CheckpointError: there are checkpoints but none is complete, or the path has none.
+        """
+        if where == "auto":
+            found = self.newest()
+            if found.path is None and found.skipped:
+                raise CheckpointError(_nothing_complete(self.root, found))
+            return found
+        path = Path(where)
+        if not path.is_dir():
+            what = "is not a directory" if path.exists() else "does not exist"
+            raise CheckpointError(
+                f"{path} {what}; give a checkpoint, a run directory or its checkpoints folder"
+            )
+        if (path / manifests.NAME).exists() or _NAME.match(path.resolve().name):
+            if found_problems := manifests.problems(path):
+                raise CheckpointError(
+                    f"{path} is not a complete checkpoint: {manifests.summary(found_problems)}"
+                )
+            return Found(path)
+        inner = path / "checkpoints"
+        found = CheckpointStore(inner if inner.is_dir() else path).newest()
+        if found.path is None:
+            raise CheckpointError(_nothing_complete(path, found))
+        return found
+
+    def clean(self) -> None:
+        """Removes what interrupted saves and deletions left, and finishes interrupted replacements.
+
+        Only the process that writes may call it, and not while it is saving.
+        """
+        if not self.root.is_dir():
+            return
+        self._finish_replacements()
+        for path in self.root.iterdir():
+            if path.name.startswith(_LEFTOVERS):
+                shutil.rmtree(path)
+
+    def _entries(self) -> list[_Entry]:
+        """Every directory with a checkpoint's name, oldest first."""
+        entries: list[_Entry] = []
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            if (match := _NAME.match(path.name)) and path.is_dir():
+                sequence = -1
+                with suppress(CheckpointError):
+                    sequence = manifests.read_manifest(path).sequence
+                entries.append(_Entry(sequence, int(match[1]), path))
+        return sorted(entries)
+
+    def _finish_replacements(self) -> None:
+        for path in sorted(self.root.glob("step-*.new")):
+            final = path.with_suffix("")
+            if final.exists():
+                self._delete(final)
+            os.replace(path, final)
+            manifests.sync_directory(self.root)
+
+    def _prune(self) -> None:
+        """Deletes what the rules do not keep; a failure is logged, for the new one is in place."""
+        for entry in self._entries()[: -self.keep_last]:
+            if self.keep_every and entry.step % self.keep_every == 0:
+                continue
+            try:
+                self._delete(entry.path)
+            except OSError as error:
+                _log.warning("cannot delete the old checkpoint %s: %s", entry.path, error)
+
+    def _delete(self, path: Path) -> None:
+        grave = self.root / f".deleting-{path.name}"
+        if grave.exists():
+            shutil.rmtree(grave)
+        os.replace(path, grave)
+        shutil.rmtree(grave)
+
+    @contextmanager
+    def _surfaced(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot save step {step} in {self.root}: {error}; "
+                "the checkpoints saved before are untouched"
+            ) from error
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _replacement(final: Path) -> Path:
+    return final.with_suffix(".new")
+
+
+def _nothing_complete(path: Path, found: Found) -> str:
+    listed = ", ".join(f"{skipped.name} ({reason})" for skipped, reason in found.skipped)
+    return f"{path} holds no complete checkpoint; found: {listed or 'nothing'}"

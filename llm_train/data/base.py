@@ -1,0 +1,193 @@
+"""What the parts of the data family offer each other.
+
+Two halves that meet only on disk. Preparing: a ``Recipe`` turns a ``Corpus`` into token ids with a
+``Tokenizer`` and a ``Split``. Training: a ``TokenSource`` hands out windows of token ids by index.
+Training never touches text, and the number of windows taken is all there is to remember.
+
+Shapes: N windows, S sequence. Windows are (N, S + 1): inputs are ``[:, :-1]``, targets ``[:, 1:]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+SplitName = Literal["train", "held_out"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
+END_OF_TEXT = "<|endoftext|>"
+NO_TOKEN = -1
+
+Ids = npt.NDArray[np.int32]
+
+
+class Document(NamedTuple):
+    """One text and the name it keeps whatever else the corpus holds."""
+
+    key: str
+    text: str
+
+
+class Skipped(NamedTuple):
+    """Something that should have been a document and is not."""
+
+    key: str
+    reason: str
+
+
+class Piece(NamedTuple):
+    """A document, or the part of it that went to one side of the split.
+
+    Attributes:
+        split: the side.
+        key: of the document.
+        text: never empty.
+        ends: True when the document ends here, so that a boundary token follows.
+    """
+
+    split: SplitName
+    key: str
+    text: str
+    ends: bool
+
+
+class Corpus(ABC):
+    """Configuration of a body of text. Subclasses are frozen, keyword-only dataclasses."""
+
+    @abstractmethod
+    def read(self) -> Iterator[Document | Skipped]:
+        """All documents, in the same order at every call; what cannot be one is ``Skipped``."""
+
+    @abstractmethod
+    def provenance(self) -> Mapping[str, str | int]:
+        """Cheap facts about the outside world that change when the text does.
+
+        They are recorded beside the recipe, and ``prepare`` refuses to call old tokens up to date
+        when they differ. ``bytes``, where present, is the size of the text (for a progress bar).
+        """
+
+
+class Split(ABC):
+    """Configuration of what is held out. Subclasses are frozen, keyword-only dataclasses."""
+
+    @property
+    @abstractmethod
+    def holds_out(self) -> bool:
+        """Whether an empty held-out part would be a mistake."""
+
+    @abstractmethod
+    def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:
+        """Sends every character to one side, in corpus order.
+
+        Args:
+            documents: starts a new pass over the corpus at each call.
+        """
+
+
+class Texts(NamedTuple):
+    """Passes over the corpus for a tokenizer that learns from it.
+
+    Attributes:
+        train: starts a pass over the training texts.
+        everything: starts a pass over all texts, held out or not.
+    """
+
+    train: Callable[[], Iterator[str]]
+    everything: Callable[[], Iterator[str]]
+
+
+class Tokenizer(ABC):
+    """Configuration of a tokenizer. Subclasses are frozen, keyword-only dataclasses."""
+
+    @property
+    @abstractmethod
+    def boundary(self) -> str:
+        """The token appended to each document; "" appends none."""
+
+    @abstractmethod
+    def build(self, texts: Texts) -> tokenizers.Tokenizer:
+        """Trains or loads the tokenizer."""
+
+    @abstractmethod
+    def provenance(self) -> Mapping[str, str | int]:
+        """Like ``Corpus.provenance``: what outside the configuration the tokenizer depends on."""
+
+
+class Recipe(ABC):
+    """Configuration of how tokens are made. Subclasses are frozen, keyword-only dataclasses."""
+
+    @property
+    @abstractmethod
+    def comparable(self) -> bool:
+        """False: this recipe says nothing about how the tokens were made."""
+
+    @abstractmethod
+    def write(self, directory: Path, progress: bool) -> None:
+        """Writes a complete set of token shards, manifest last, into an empty directory."""
+
+    @abstractmethod
+    def provenance(self) -> Mapping[str, str | int]:
+        """Facts outside the configuration that the tokens depend on."""
+
+
+class Windows(ABC):
+    """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Windows in one pass over the tokens."""
+
+    @abstractmethod
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices`` (N,) as (N, S + 1) int32; -1 marks a place without a token."""
+
+    def get(self, index: int) -> Ids:
+        """Window number ``index`` as (S + 1,) int32."""
+        window: Ids = self.batch(np.asarray([index]))[0]
+        return window
+
+
+class TokenSource(ABC):
+    """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses."""
+
+    @property
+    @abstractmethod
+    def dense(self) -> bool:
+        """True: no training window holds -1, so every training target counts in the loss."""
+
+    @abstractmethod
+    def check(self) -> list[str]:
+        """Why training could not read this source, one line each, without reading the tokens."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the tokens, whatever their layout on disk; the data order depends on it."""
+
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of token ids; ids are 0 .. vocab_size - 1."""
+
+    @abstractmethod
+    def train_windows(self, sequence: int, seed: int) -> Windows:
+        """Endless windows: index i is the i-th sample of the run, in epoch ``i // len``.
+
+        Raises:
+            DataError: fewer than ``sequence + 1`` training tokens.
+        """
+
+    @abstractmethod
+    def held_out_windows(self, sequence: int) -> Windows:
+        """Each held-out token after the first is a target of exactly one window."""
+
+    @abstractmethod
+    def token_bytes(self) -> Ids | None:
+        """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
+
+    @abstractmethod
+    def description(self) -> dict[str, str | int | float | None]:
+        """Plain facts to print at the start of a run."""

@@ -1,0 +1,154 @@
+"""The LightningDataModule: turns a token source into loaders whose only state is a sample count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llm_train.data.base import Recipe, TokenSource, Windows
+from llm_train.data.prepare import Prepared
+from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
+from llm_train.errors import ConfigError
+
+
+class _TrainBatches(Dataset[Tensor]):
+    """(per_device, sequence + 1) tokens for an array of sample indices, in the dtype on disk."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    def __getitem__(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.windows.batch(indices))
+
+
+class _HeldOutWindows(Dataset[Tensor]):
+    """(per_device, sequence + 1) int32 tokens; -1 where there is none."""
+
+    def __init__(self, windows: Windows, sequence: int) -> None:
+        self.windows = windows
+        self.sequence = sequence
+
+    def __getitem__(self, indices: np.ndarray) -> Tensor:
+        batch = np.full((len(indices), self.sequence + 1), -1, dtype=np.int32)
+        real = indices >= 0
+        if real.any():
+            batch[real] = self.windows.batch(indices[real])
+        return torch.from_numpy(batch)
+
+
+class TokenLoader(DataLoader[Tensor]):
+    """A DataLoader that says it can continue where it stopped, because it can.
+
+    Lightning warns about every loader without ``state_dict``. Ours starts at the sample count that
+    its sampler was made with, so there is nothing to store beside it.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        """The sample count at which this loader starts."""
+        assert isinstance(self.sampler, MicroBatches)
+        return {"consumed": self.sampler.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Starts the next iteration at ``state["consumed"]``."""
+        assert isinstance(self.sampler, MicroBatches)
+        self.sampler.consumed = state["consumed"]
+
+
+class TokenData(pl.LightningDataModule):
+    """Training windows in an order fixed by (seed, data, sample index), held-out windows in full.
+
+    Args:
+        source: where tokens come from.
+        recipe: how ``llm-train prepare`` makes what the source reads.
+        workers: loader processes per rank; 0 reads in the training process, which is fast enough for
+            memory-mapped tokens.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        recipe: Recipe = Prepared(),  # noqa: B008 - frozen
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if workers < 0:
+            raise ConfigError(
+                f"data.workers={workers} must be 0 (read in the process itself) or more"
+            )
+        self.source = source
+        self.recipe = recipe
+        self.workers = workers
+        self.consumed = 0
+        self.steps_done = 0
+        self._share: Share | None = None
+        self._sequence = 0
+        self._seed = 0
+        self._steps_total = 0
+
+    def bind(self, *, share: Share, sequence: int, seed: int, steps_total: int) -> None:
+        """Says which part of the data this process reads, and for how many optimizer steps."""
+        self._share = share
+        self._sequence = sequence
+        self._seed = seed
+        self._steps_total = steps_total
+
+    def advance(self, steps: int) -> None:
+        """Records that ``steps`` more optimizer steps have consumed their samples."""
+        assert self._share is not None
+        self.consumed += steps * self._share.samples_per_step
+        self.steps_done += steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data: one integer, and what it is a position in."""
+        return {"consumed": self.consumed, "fingerprint": self.source.fingerprint()}
+
+    def restore(self, state: dict[str, Any], *, steps_done: int) -> None:
+        """Continues after the samples that ``state`` counts.
+
+        Raises:
+            ConfigError: the data are not those the run was trained on so far.
+        """
+        if state["fingerprint"] != self.source.fingerprint():
+            raise ConfigError(
+                f"data.source reads other tokens ({self.source.fingerprint()[:12]}) than the checkpoint was "
+                f"trained on ({state['fingerprint'][:12]}), so its position means nothing; point "
+                "data.source at the old tokens or start a new run"
+            )
+        self.consumed = int(state["consumed"])
+        self.steps_done = steps_done
+
+    def train_dataloader(self) -> TokenLoader:
+        """Loader of this rank's micro-batches from the current position to the end of the run."""
+        assert self._share is not None
+        sampler = MicroBatches(
+            self._share,
+            steps_total=self._steps_total,
+            steps_done=self.steps_done,
+            consumed=self.consumed,
+        )
+        dataset = _TrainBatches(self.source.train_windows(self._sequence, self._seed))
+        return TokenLoader(dataset, sampler=sampler, **self._loading())
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Loader of this rank's share of all held-out windows."""
+        assert self._share is not None
+        windows = self.source.held_out_windows(self._sequence)
+        dataset = _HeldOutWindows(windows, self._sequence)
+        sampler = HeldOutBatches(self._share, windows=len(windows))
+        return DataLoader(dataset, sampler=sampler, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": None,
+            "num_workers": self.workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.workers > 0,
+            # A generator of its own: iter(loader) draws a seed, and from the global generator that
+            # would make dropout depend on how often a loader was started.
+            "generator": torch.Generator().manual_seed(self._seed),
+        }

@@ -1,0 +1,111 @@
+"""Tokens that exist nowhere: each is computed from its position.
+
+For smoke tests and for benchmarks that must not wait for a disk. Small ids are more frequent than
+large ones, so that there is something to learn and the least possible loss is known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_train.data.base import Ids, TokenSource, Windows
+from llm_train.data.order import keys, mix
+from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
+from llm_train.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomTokens(TokenSource):
+    """Independent draws: id = floor(vocabulary x u^3) with u uniform in [0, 1).
+
+    Attributes:
+        vocabulary: number of ids, at least 2.
+        length: training tokens.
+        held_out_length: held-out tokens.
+        seed: another seed gives other tokens.
+    """
+
+    vocabulary: int = 256
+    length: int = 1 << 20
+    held_out_length: int = 1 << 14
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.vocabulary < 1 << 31:
+            raise ConfigError(f"vocabulary={self.vocabulary} must lie in 2 .. {(1 << 31) - 1}")
+        for name in ("length", "held_out_length"):
+            if (value := getattr(self, name)) < 2:
+                raise ConfigError(f"{name}={value} must be at least 2 tokens")
+
+    @property
+    def dense(self) -> bool:
+        """Always."""
+        return True
+
+    def check(self) -> list[str]:
+        """Nothing can be missing."""
+        return []
+
+    def fingerprint(self) -> str:
+        """The configuration is the data."""
+        return f"random-{self.vocabulary}-{self.length}-{self.held_out_length}-{self.seed}"
+
+    def vocab_size(self) -> int:
+        """As configured."""
+        return self.vocabulary
+
+    def train_windows(self, sequence: int, seed: int) -> Windows:
+        """Windows of the training stream."""
+        tokens = ComputedTokens(self.length, self.vocabulary, f"random/{self.seed}/train")
+        return TrainWindows(tokens, sequence, seed, self.fingerprint())
+
+    def held_out_windows(self, sequence: int) -> Windows:
+        """Windows of another stream with the same distribution."""
+        tokens = ComputedTokens(
+            self.held_out_length, self.vocabulary, f"random/{self.seed}/held_out"
+        )
+        return HeldOutWindows(tokens, sequence)
+
+    def token_bytes(self) -> Ids | None:
+        """These ids stand for no text."""
+        return None
+
+    def entropy_nats(self) -> float:
+        """The least loss a network can reach, in nats per token."""
+        edges = np.cbrt(np.arange(self.vocabulary + 1) / self.vocabulary)
+        probabilities = np.diff(edges)
+        return -float(np.sum(probabilities * np.log(probabilities)))
+
+    def description(self) -> dict[str, str | int | float | None]:
+        """Counts and the loss at both ends: knowing nothing and knowing the distribution."""
+        return {
+            "train_tokens": self.length,
+            "held_out_tokens": self.held_out_length,
+            "vocab_size": self.vocabulary,
+            "tokenizer": "",
+            "uniform_nats": math.log(self.vocabulary),
+            "entropy_nats": self.entropy_nats(),
+        }
+
+
+class ComputedTokens(Tokens):
+    """A row of ids given by a hash of the position."""
+
+    def __init__(self, length: int, vocabulary: int, name: str) -> None:
+        self._length = length
+        self._vocabulary = vocabulary
+        self._key = keys(name, 1)[0]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, out: Ids) -> None:
+        """Computes tokens ``start .. start + out.size``."""
+        positions = np.arange(start, start + out.size, dtype=np.uint64)
+        # Multiplying by an odd constant first keeps neighbouring positions apart.
+        hashed = mix(positions * np.uint64(0x9E3779B97F4A7C15), self._key)
+        uniform = (hashed >> np.uint64(11)).astype(np.float64) / (1 << 53)
+        out[:] = (uniform * uniform * uniform * self._vocabulary).astype(np.int32)

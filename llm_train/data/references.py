@@ -1,0 +1,43 @@
+"""What general compressors make of the held-out text, as a measure for bits per byte."""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from collections.abc import Callable
+
+LIMIT_BYTES = 1 << 28  # xz -9 does 2-3 MB/s: beyond this it would take minutes on one core
+
+
+class CompressedSize:
+    """Feeds text to gzip -9 and xz -9 as it comes and keeps only the lengths of their output.
+
+    Args:
+        limit_bytes: of text; beyond it the compressors stop and no figure is given.
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._text_bytes = 0
+        self._limit = limit_bytes
+        gzip, xz = zlib.compressobj(9, wbits=31), lzma.LZMACompressor(preset=9)
+        self._streams: dict[str, tuple[Callable[[bytes], bytes], Callable[[], bytes]]] = {
+            "gzip_9": (gzip.compress, gzip.flush),
+            "xz_9": (xz.compress, xz.flush),
+        }
+        self._sizes = dict.fromkeys(self._streams, 0)
+
+    def add(self, text: bytes) -> None:
+        """Appends to what is compressed."""
+        self._text_bytes += len(text)
+        if self._text_bytes <= self._limit:
+            for name, (compress, _) in self._streams.items():
+                self._sizes[name] += len(compress(text))
+
+    def bits_per_byte(self) -> dict[str, float | None]:
+        """Ends the streams; nothing can be added afterwards."""
+        if not 0 < self._text_bytes <= self._limit:
+            return dict.fromkeys(self._streams, None)
+        return {
+            name: 8.0 * (self._sizes[name] + len(flush())) / self._text_bytes
+            for name, (_, flush) in self._streams.items()
+        }

@@ -1,0 +1,85 @@
+"""Which samples each rank reads, as arithmetic on one integer.
+
+A sample index counts from 0 over the whole life of a run. Optimizer step ``k`` owns samples
+``[k * S, (k + 1) * S)``; within it, micro-batch ``m`` of rank ``r`` owns a contiguous piece. Nothing is
+remembered: the position of a run is the number of samples it has consumed, and any number of ranks
+that divides the step reads the same samples in that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One rank's part of every optimizer step.
+
+    Attributes:
+        rank: this process.
+        world_size: number of processes that read different data.
+        per_device: samples per micro-batch.
+        accumulation: micro-batches per optimizer step.
+    """
+
+    rank: int
+    world_size: int
+    per_device: int
+    accumulation: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.world_size * self.per_device * self.accumulation
+
+
+class MicroBatches(Sampler[np.ndarray]):
+    """Yields the sample indices of each micro-batch of this rank, from ``consumed`` on.
+
+    Its length is that of the whole run, also after a resume: Lightning adds the micro-batches done
+    before to those it fetches when it looks for the last one.
+    """
+
+    def __init__(self, share: Share, *, steps_total: int, steps_done: int, consumed: int) -> None:
+        self.share = share
+        self.steps_total = steps_total
+        self.steps_done = steps_done
+        self.consumed = consumed
+
+    def __len__(self) -> int:
+        return self.steps_total * self.share.accumulation
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        share = self.share
+        offsets = np.arange(share.per_device, dtype=np.int64)
+        for step in range(self.steps_total - self.steps_done):
+            first = self.consumed + step * share.samples_per_step
+            for micro in range(share.accumulation):
+                yield first + (micro * share.world_size + share.rank) * share.per_device + offsets
+
+
+class HeldOutBatches(Sampler[np.ndarray]):
+    """Yields window indices for validation: every window once over all ranks, none twice.
+
+    Ranks must run the same number of forward passes or a sharded network waits for ever, so a rank
+    that runs out gets indices of -1, which read as windows without any target.
+    """
+
+    def __init__(self, share: Share, *, windows: int) -> None:
+        self.share = share
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return -(-self.windows // (self.share.per_device * self.share.world_size))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        share = self.share
+        for turn in range(len(self)):
+            first = (turn * share.world_size + share.rank) * share.per_device
+            indices = np.arange(first, first + share.per_device, dtype=np.int64)
+            indices[indices >= self.windows] = -1
+            yield indices

@@ -1,0 +1,183 @@
+"""Token ids on disk: raw little-endian integers in files of equal length, read through memory maps.
+
+Nothing is decoded on reading: a window is one copy out of the page cache, and all workers and ranks
+of a host share those pages. Shards exist only to keep files at a size that tools handle well; the
+reader joins them, and windows cross their borders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_train.data.base import Ids, SplitName
+from llm_train.data.manifest import Manifest, StoredFile
+from llm_train.data.windows import Tokens
+from llm_train.errors import DataError
+
+TOKENIZER = "tokenizer.json"
+TOKEN_BYTES = "token_bytes.npy"
+_CHUNK_BYTES = 1 << 22
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The smallest stored integer that holds every id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def little_endian(dtype: str) -> np.dtype[Any]:
+    """The numpy type of a stored integer, the same bytes on every machine."""
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def describe_file(path: Path) -> StoredFile:
+    """Reads a finished file once for its size and checksum, and waits until it is on disk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        os.fsync(file.fileno())
+    return StoredFile(name=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+class ShardWriter:
+    """Appends token ids of one split to ``SPLIT-00000.bin`` and its successors.
+
+    Args:
+        directory: exists.
+        split: first part of the file names.
+        dtype: stored integer.
+        shard_tokens: length of every shard but the last.
+    """
+
+    def __init__(self, directory: Path, split: SplitName, dtype: str, shard_tokens: int) -> None:
+        self.tokens = 0
+        self.shards: list[StoredFile] = []
+        self._directory = directory
+        self._split = split
+        self._dtype = little_endian(dtype)
+        self._shard_tokens = shard_tokens
+        self._all = hashlib.sha256()
+        self._shard = hashlib.sha256()
+        self._file: BinaryIO | None = None
+        self._left = 0
+
+    def add(self, ids: npt.NDArray[np.integer[Any]]) -> None:
+        """Appends ids (any integer type, all below the vocabulary size)."""
+        stored = ids.astype(self._dtype)
+        while stored.size:
+            if self._file is None:
+                name = f"{self._split}-{len(self.shards):05d}.bin"
+                self._file = (self._directory / name).open("wb")
+                self._left = self._shard_tokens
+                self._shard = hashlib.sha256()
+            part, stored = stored[: self._left], stored[self._left :]
+            data = part.tobytes()
+            self._file.write(data)
+            self._all.update(data)
+            self._shard.update(data)
+            self._left -= part.size
+            self.tokens += part.size
+            if self._left == 0:
+                self._finish_shard()
+
+    def finish(self) -> str:
+        """Completes the last shard and returns the hash of all ids."""
+        self._finish_shard()
+        return self._all.hexdigest()
+
+    def _finish_shard(self) -> None:
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        path = Path(self._file.name)
+        size = self._file.tell()
+        self._file.close()
+        self._file = None
+        self.shards.append(StoredFile(name=path.name, bytes=size, sha256=self._shard.hexdigest()))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class ShardTokens(Tokens):
+    """The shards of one split as one row of token ids.
+
+    Maps are opened on first use and left out of pickles: a pickled memory map would carry the tokens
+    themselves into every DataLoader worker.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
+        self._dtype = little_endian(manifest.dtype)
+        shards = manifest.splits[split].shards
+        self._paths = [directory / shard.name for shard in shards]
+        lengths = [shard.bytes // self._dtype.itemsize for shard in shards]
+        self._ends = np.cumsum([0, *lengths])[1:]
+        self._maps: list[npt.NDArray[Any]] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._ends.size else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": None}
+
+    def read(self, start: int, out: Ids) -> None:
+        """Copies tokens ``start .. start + out.size`` into ``out``, across shards if need be."""
+        maps = self._open()
+        done = 0
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while done < out.size:
+            first = int(self._ends[shard - 1]) if shard else 0
+            part = maps[shard][start + done - first : start + out.size - first]
+            out[done : done + part.size] = part
+            done += part.size
+            shard += 1
+
+    def _open(self) -> list[npt.NDArray[Any]]:
+        if self._maps is None:
+            # A plain array over the map: slicing np.memmap itself costs several times more.
+            self._maps = [np.asarray(np.memmap(p, self._dtype, mode="r")) for p in self._paths]
+        return self._maps
+
+
+def verify(directory: Path, checksums: bool = False) -> Manifest:
+    """Checks that every file of a directory of token shards is what its manifest says.
+
+    Args:
+        directory: of the shards.
+        checksums: read every byte; otherwise only sizes are compared.
+
+    Raises:
+        DataError: no manifest, or a file that is missing or damaged, by name.
+    """
+    manifest = Manifest.load(directory)
+    for expected in manifest.files:
+        path = directory / expected.name
+        if not path.is_file():
+            raise DataError(f"{path} is missing; prepare again with --force")
+        if (size := path.stat().st_size) != expected.bytes:
+            raise DataError(
+                f"{path} has {size} bytes, its manifest says {expected.bytes}; "
+                "prepare again with --force"
+            )
+        if checksums and describe_file(path).sha256 != expected.sha256:
+            raise DataError(
+                f"{path} is damaged: its sha256 is not the manifest's; prepare again with --force"
+            )
+    return manifest

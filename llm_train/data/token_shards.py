@@ -1,0 +1,89 @@
+"""Tokens that ``llm-train prepare`` wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llm_train.data.base import SPLITS, Ids, TokenSource, Windows
+from llm_train.data.manifest import Manifest
+from llm_train.data.shards import TOKEN_BYTES, ShardTokens, verify
+from llm_train.data.windows import HeldOutWindows, TrainWindows
+from llm_train.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenShards(TokenSource):
+    """Reads a directory of token shards through memory maps.
+
+    Attributes:
+        path: the directory; `llm-train prepare` writes it.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("path='' names no directory; set data.source.path")
+
+    @property
+    def dense(self) -> bool:
+        """Always: documents follow one another without padding."""
+        return True
+
+    def check(self) -> list[str]:
+        """Reports a missing manifest, missing files and wrong sizes."""
+        try:
+            verify(Path(self.path))
+        except DataError as error:
+            return [f"data.source.path={self.path}: {error}"]
+        return []
+
+    def manifest(self) -> Manifest:
+        """What the directory says about itself."""
+        return Manifest.load(Path(self.path))
+
+    def fingerprint(self) -> str:
+        """Of the ids on both sides, not of the shards they happen to lie in."""
+        splits = self.manifest().splits
+        return "-".join(splits[name].sha256[:32] for name in SPLITS)
+
+    def vocab_size(self) -> int:
+        """Number of ids of the tokenizer."""
+        return self.manifest().vocab_size
+
+    def train_windows(self, sequence: int, seed: int) -> Windows:
+        """Windows of the training shards."""
+        manifest = verify(Path(self.path))
+        tokens = ShardTokens(Path(self.path), manifest, "train")
+        return TrainWindows(tokens, sequence, seed, self.fingerprint())
+
+    def held_out_windows(self, sequence: int) -> Windows:
+        """Windows of the held-out shards."""
+        manifest = verify(Path(self.path))
+        return HeldOutWindows(ShardTokens(Path(self.path), manifest, "held_out"), sequence)
+
+    def token_bytes(self) -> Ids:
+        """From the file beside the shards."""
+        lengths: Ids = np.load(Path(self.path) / TOKEN_BYTES, allow_pickle=False)
+        return lengths
+
+    def description(self) -> dict[str, str | int | float | None]:
+        """Counts, tokenizer and the compressors' bits per byte."""
+        manifest = self.manifest()
+        train, held_out = (manifest.splits[name] for name in SPLITS)
+        return {
+            "path": self.path,
+            "train_tokens": train.tokens,
+            "train_documents": train.documents,
+            "train_bytes_per_token": train.text_bytes / max(1, train.tokens),
+            "held_out_tokens": held_out.tokens,
+            "held_out_documents": held_out.documents,
+            "held_out_bytes_per_token": held_out.text_bytes / max(1, held_out.tokens),
+            "skipped_documents": sum(manifest.skipped.values()),
+            "vocab_size": manifest.vocab_size,
+            "tokenizer": str(manifest.recipe.get("tokenizer", {}).get("class_path", "")),
+            **{f"{name}_bits_per_byte": value for name, value in manifest.references.items()},
+        }

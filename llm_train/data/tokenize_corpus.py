@@ -1,0 +1,207 @@
+"""The recipe: read, split, learn a tokenizer, encode, write.
+
+The text is read once for each thing that must be known before the next: the tokenizer from a first
+pass, the ids from a second. Nothing is kept between passes, so a corpus may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tqdm.auto import tqdm
+
+from llm_train.data.base import (
+    SPLITS,
+    Corpus,
+    Document,
+    Ids,
+    Recipe,
+    Skipped,
+    Split,
+    SplitName,
+    Texts,
+    Tokenizer,
+)
+from llm_train.data.encoding import encode_all
+from llm_train.data.manifest import VERSION, Manifest, StoredSplit
+from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict, recipe_hash
+from llm_train.data.references import CompressedSize
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
+from llm_train.data.tokenizer.loading import byte_lengths, load_tokenizer, token_id, vocabulary_size
+from llm_train.errors import ConfigError, DataError
+
+_EXAMPLES = 100
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize(Recipe):
+    """Turns a corpus into token shards.
+
+    Attributes:
+        corpus: the text.
+        tokenizer: how text becomes ids.
+        split: what is held out.
+        workers: encoding threads; 0 means one per available core. Does not change the tokens.
+        shard_tokens: tokens per file.
+    """
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    split: Split
+    workers: int = field(default=0, metadata=NO_EFFECT_ON_TOKENS)
+    shard_tokens: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers} must be at least 0 (0: one per core)")
+        if self.shard_tokens < 1:
+            raise ConfigError(f"shard_tokens={self.shard_tokens} must be at least 1")
+
+    @property
+    def comparable(self) -> bool:
+        """Always."""
+        return True
+
+    def provenance(self) -> dict[str, str | int]:
+        """Of corpus and tokenizer."""
+        return {**self.corpus.provenance(), **self.tokenizer.provenance()}
+
+    def write(self, directory: Path, progress: bool) -> None:
+        """Runs the recipe.
+
+        Raises:
+            DataError: no training text, or nothing held out although the split asks for it.
+        """
+        provenance = self.provenance()
+        texts = Texts(
+            train=lambda: (
+                p.text for p in self.split.divide(self._documents) if p.split == "train"
+            ),
+            everything=lambda: (document.text for document in self._documents()),
+        )
+        self.tokenizer.build(texts).save(str(directory / TOKENIZER))
+        # Encode with what will be loaded later, not with the object that was trained.
+        tokenizer = load_tokenizer(directory / TOKENIZER)
+        lengths = byte_lengths(tokenizer)
+        np.save(directory / TOKEN_BYTES, lengths)
+        boundary = self.tokenizer.boundary
+        end_of_text = token_id(tokenizer, boundary) if boundary else -1
+        skipped = _SkipLog()
+        with tqdm(
+            total=provenance.get("bytes"),
+            unit="B",
+            unit_scale=True,
+            desc="tokenizing",
+            disable=not progress,
+        ) as bar:
+            splits, references = self._encode(
+                directory, tokenizer, lengths, end_of_text, skipped, bar
+            )
+        self._check(splits)
+        recipe = recipe_dict(self)
+        Manifest(
+            version=VERSION,
+            dtype=dtype_for(vocabulary_size(tokenizer)),
+            vocab_size=vocabulary_size(tokenizer),
+            end_of_text=end_of_text,
+            splits=splits,
+            others=[describe_file(directory / name) for name in (TOKENIZER, TOKEN_BYTES)],
+            recipe=recipe,
+            recipe_sha256=recipe_hash(recipe),
+            provenance=provenance,
+            skipped=dict(sorted(skipped.counts.items())),
+            skipped_examples=skipped.examples,
+            references=references,
+        ).save(directory)
+
+    def _documents(self) -> Iterator[Document]:
+        return (item for item in self.corpus.read() if isinstance(item, Document))
+
+    def _encode(
+        self,
+        directory: Path,
+        tokenizer: tokenizers.Tokenizer,
+        lengths: Ids,
+        end_of_text: int,
+        skipped: _SkipLog,
+        bar: tqdm[None],
+    ) -> tuple[dict[SplitName, StoredSplit], dict[str, float | None]]:
+        dtype = dtype_for(vocabulary_size(tokenizer))
+        counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
+        compressed = CompressedSize()
+
+        def documents() -> Iterator[Document]:
+            skipped.restart()
+            return skipped.without_skipped(self.corpus)
+
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(ShardWriter(directory, name, dtype, self.shard_tokens))
+                for name in SPLITS
+            }
+            pieces = self.split.divide(documents)
+            for piece in encode_all(pieces, tokenizer, lengths, end_of_text, self.workers):
+                writers[piece.split].add(piece.ids)
+                compressed.add(piece.text)
+                counts[piece.split].update(
+                    documents=1, text_bytes=piece.text_bytes, decoded_bytes=piece.decoded_bytes
+                )
+                bar.update(piece.text_bytes)
+            splits = {
+                name: StoredSplit(
+                    sha256=writer.finish(),
+                    tokens=writer.tokens,
+                    shards=writer.shards,
+                    documents=counts[name]["documents"],
+                    text_bytes=counts[name]["text_bytes"],
+                    decoded_bytes=counts[name]["decoded_bytes"],
+                )
+                for name, writer in writers.items()
+            }
+        return splits, compressed.bits_per_byte()
+
+    def _check(self, splits: Mapping[SplitName, StoredSplit]) -> None:
+        if not splits["train"].tokens:
+            raise DataError("the corpus has no training text; check its paths and the split")
+        if self.split.holds_out and not splits["held_out"].tokens:
+            raise DataError(
+                "the split holds nothing out; raise split.fraction, or set it to 0 to mean it"
+            )
+        for name, split in splits.items():
+            if split.text_bytes != split.decoded_bytes:
+                _log.warning(
+                    "%s: the tokens of %d bytes of text decode to %d bytes; the tokenizer changes "
+                    "its input, and bits per byte are not comparable with other tokenizers'",
+                    name,
+                    split.text_bytes,
+                    split.decoded_bytes,
+                )
+
+
+class _SkipLog:
+    """Counts what is skipped in one pass over the corpus."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: list[tuple[str, str]] = []
+
+    def restart(self) -> None:
+        self.counts.clear()
+        self.examples.clear()
+
+    def without_skipped(self, corpus: Corpus) -> Iterator[Document]:
+        for item in corpus.read():
+            if isinstance(item, Skipped):
+                self.counts[item.reason] += 1
+                if len(self.examples) < _EXAMPLES:
+                    self.examples.append((item.key, item.reason))
+            else:
+                yield item

@@ -1,0 +1,78 @@
+"""Byte-level byte-pair encoding learnt from the training text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
+from llm_train.errors import ConfigError
+
+_SMALLEST = 257  # every byte and the boundary token
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBPE(Tokenizer):
+    """GPT-2's scheme: text is cut at words, words into bytes, and frequent pairs of pieces merge.
+
+    Any text can be encoded and decodes to itself, byte for byte. Held-out text is not looked at, so
+    that held-out bits per byte stay honest.
+
+    Attributes:
+        vocab_size: ids, the 256 bytes and ``<|endoftext|>`` (id 0) included; a small corpus may give
+            fewer.
+        min_frequency: a pair seen less often is not merged.
+        sample_bytes: learn from the first so many bytes of training text; 0 means all of it.
+    """
+
+    vocab_size: int = 4096
+    min_frequency: int = 2
+    sample_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < _SMALLEST:
+            raise ConfigError(
+                f"vocab_size={self.vocab_size} must be at least {_SMALLEST}: 256 bytes and one "
+                "end-of-text token"
+            )
+        if self.min_frequency < 1:
+            raise ConfigError(f"min_frequency={self.min_frequency} must be at least 1")
+        if self.sample_bytes < 0:
+            raise ConfigError(f"sample_bytes={self.sample_bytes} must be at least 0 (0: all)")
+
+    @property
+    def boundary(self) -> str:
+        """Always present."""
+        return END_OF_TEXT
+
+    def provenance(self) -> Mapping[str, str | int]:
+        """The text, which the corpus answers for, and the library that counts."""
+        return {"tokenizers": tokenizers.__version__}
+
+    def build(self, texts: Texts) -> tokenizers.Tokenizer:
+        """Learns the merges."""
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            min_frequency=self.min_frequency,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_first_bytes(texts.train(), self.sample_bytes), trainer)
+        return tokenizer
+
+
+def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Whole texts until ``limit`` bytes have been given (0: no limit)."""
+    given = 0
+    for text in texts:
+        yield text
+        given += len(text.encode()) if limit else 0
+        if limit and given >= limit:
+            return

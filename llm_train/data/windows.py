@@ -1,0 +1,102 @@
+"""Which tokens belong to sample number i, as arithmetic.
+
+Training windows are cut every S tokens from an offset that changes with the epoch, so that a second
+pass does not show the same beginnings, and are visited in a keyed random order. Held-out windows do
+not move: they tile the tokens from the first, so that each token after it is scored exactly once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_train.data.base import NO_TOKEN, Ids, Windows
+from llm_train.data.order import keys, permute
+from llm_train.errors import DataError
+
+
+class Tokens(ABC):
+    """A long row of token ids that is read in pieces. Cheap to pickle."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, start: int, out: Ids) -> None:
+        """Copies tokens ``start .. start + out.size`` into ``out``; all of them exist."""
+
+
+class TrainWindows(Windows):
+    """Endless windows in an order that depends on seed, fingerprint and sample index alone.
+
+    Args:
+        tokens: the training tokens.
+        sequence: inputs per window; windows hold one token more.
+        seed: of the run.
+        fingerprint: of the data.
+    """
+
+    def __init__(self, tokens: Tokens, sequence: int, seed: int, fingerprint: str) -> None:
+        if len(tokens) < sequence + 1:
+            raise DataError(
+                f"batch.sequence={sequence} needs {sequence + 1} training tokens, the data have "
+                f"{len(tokens)}; shorten the sequence or prepare more text"
+            )
+        self._tokens = tokens
+        self._sequence = sequence
+        self._order = f"llm_train/{seed}/{fingerprint}"
+        # One window fewer than would fit at offset 0, so that every offset below S has room.
+        self._count = max(1, len(tokens) // sequence - 1)
+        self._offsets = min(sequence, len(tokens) - self._count * sequence)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Position of the first token of each window."""
+        samples = np.asarray(indices, dtype=np.int64).reshape(-1)
+        epochs, places = np.divmod(samples, self._count)
+        out = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            name = f"{self._order}/{epoch}"
+            here = epochs == epoch
+            offset = keys(f"{name}/offset", 1)[0] % self._offsets
+            out[here] = permute(places[here], self._count, name) * self._sequence + offset
+        return out
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices``, which may lie in any epoch, as (N, S + 1)."""
+        starts = self.starts(indices)
+        out = np.empty((starts.size, self._sequence + 1), dtype=np.int32)
+        for row, start in zip(out, starts.tolist(), strict=True):
+            self._tokens.read(start, row)
+        return out
+
+
+class HeldOutWindows(Windows):
+    """Windows that share one token with their neighbour; the last is padded with -1.
+
+    Args:
+        tokens: the held-out tokens.
+        sequence: inputs per window; windows hold one token more.
+    """
+
+    def __init__(self, tokens: Tokens, sequence: int) -> None:
+        self._tokens = tokens
+        self._sequence = sequence
+
+    def __len__(self) -> int:
+        return max(0, -(-(len(self._tokens) - 1) // self._sequence))
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices`` in 0 .. len - 1 as (N, S + 1)."""
+        places = np.asarray(indices, dtype=np.int64).reshape(-1)
+        out = np.full((places.size, self._sequence + 1), NO_TOKEN, dtype=np.int32)
+        for row, place in zip(out, places.tolist(), strict=True):
+            if not 0 <= place < len(self):
+                raise IndexError(f"held-out window {place} of {len(self)}")
+            start = place * self._sequence
+            self._tokens.read(start, row[: min(row.size, len(self._tokens) - start)])
+        return out

@@ -1,0 +1,84 @@
+"""Every number that follows from the settings, computed once and printed before anything starts.
+
+The command line makes one ``Derived`` and hands it to the task, the data and the callbacks, so that
+none of them does the arithmetic again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_train.errors import ConfigError
+from llm_train.units import Batch, Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """The numbers of a run.
+
+    Attributes:
+        seed: seed of weights, data order and dropout.
+        world_size: processes that each hold their own data.
+        sequence: positions per sample.
+        per_device: samples per micro-batch.
+        accumulation: micro-batches per optimizer step.
+        tokens_per_step: target tokens per optimizer step over all ranks.
+        samples_per_step: samples per optimizer step over all ranks.
+        total_steps: optimizer steps of the run.
+        total_tokens: target tokens of the run.
+        validate_every: optimizer steps between validations; 0 means at the end only.
+        log_every: optimizer steps between log points.
+        learning_rate_factor: what batch scaling multiplies the configured learning rate by.
+    """
+
+    seed: int
+    world_size: int
+    sequence: int
+    per_device: int
+    accumulation: int
+    tokens_per_step: int
+    samples_per_step: int
+    total_steps: int
+    total_tokens: int
+    validate_every: int
+    log_every: int
+    learning_rate_factor: float
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        seed: int,
+        batch: Batch,
+        budget: Duration,
+        validate_every: Duration,
+        log_every: int,
+        world_size: int,
+    ) -> Derived:
+        """Does the arithmetic.
+
+        Raises:
+            ConfigError: the batch does not divide, or a duration is empty.
+        """
+        accumulation = batch.accumulation(world_size)
+        total_steps = budget.steps(batch.tokens)
+        if total_steps < 1:
+            raise ConfigError(f"budget={budget} is no training at all; give at least 1 steps")
+        if log_every < 1:
+            raise ConfigError(
+                f"trainer.log_every_n_steps={log_every} must be at least 1: logging cannot be switched off"
+            )
+        return cls(
+            seed=seed,
+            world_size=world_size,
+            sequence=batch.sequence,
+            per_device=batch.per_device,
+            accumulation=accumulation,
+            tokens_per_step=batch.tokens,
+            samples_per_step=batch.samples,
+            total_steps=total_steps,
+            total_tokens=total_steps * batch.tokens,
+            validate_every=validate_every.steps(batch.tokens),
+            log_every=log_every,
+            learning_rate_factor=batch.scaling.factor(batch.tokens),
+        )

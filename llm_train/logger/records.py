@@ -1,0 +1,81 @@
+"""Reading ``metrics.jsonl``: lines as they were appended, and the one curve that they mean.
+
+A run that was killed logs some steps twice, and a run that went back to an earlier checkpoint logs
+steps that no longer belong to it. The file keeps them all; reading drops what was superseded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+# JSON has no such numbers. A metric is never text, so that the way back is unambiguous.
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One line of strict JSON with its newline; non-finite floats become strings."""
+    finite = {
+        key: str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return (json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of the file, in order, events among metrics.
+
+    A last line without a newline was cut by a kill and is dropped; so is any line that is not JSON,
+    with a warning.
+    """
+    *lines, _torn = path.read_bytes().split(b"\n")
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            items = record.items()
+        except (ValueError, AttributeError):
+            _log.warning("%s line %d is not a JSON object; skipped", path, number)
+            continue
+        records.append({key: _decode(value) for key, value in items})
+    return records
+
+
+def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per step, ascending, with what a resumed run superseded left out.
+
+    An event ``resume`` at step S drops everything before it with a step above S; an event ``start``
+    drops everything before it. Of one step's records the later values hold.
+
+    >>> merge([
+    ...     {"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": 3.0},
+    ...     {"event": "resume", "step": 2},
+    ...     {"step": 3, "a": 3.5}, {"step": 3, "b": 0.5},
+    ... ])
+    [{'step': 1, 'a': 1.0}, {'step': 2, 'a': 2.0}, {'step': 3, 'a': 3.5, 'b': 0.5}]
+    """
+    merged: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        step, event = line["step"], line.get("event")
+        if event == "start":
+            merged.clear()
+        elif event == "resume":
+            merged = {other: record for other, record in merged.items() if other <= step}
+        elif event is None:
+            merged.setdefault(step, {}).update(line)
+    return [merged[step] for step in sorted(merged)]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The run's metrics: one dictionary per step with ``step``, ``time`` and every metric."""
+    return merge(read_lines(path))
+
+
+def _decode(value: Any) -> Any:
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,248 @@
+"""Weights & Biases, kept from ever stopping or stalling a run.
+
+Unlike Lightning's own ``WandbLogger``: the run id is ours and lives in the run directory, so that a
+resumed run continues the same curve; starting is given a time budget (an unreachable server
+otherwise blocks for more than a minute and then raises); and whatever fails leads one rung down a
+ladder: online, offline, nothing, with one warning per rung. ``metrics.jsonl`` is complete in any
+case.
+
+Steps are explicit. Points that a resumed run logs again are already on the server and are not sent
+a second time. ``trainer/step`` is the default x-axis; ``progress/tokens`` can be chosen as one.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import secrets
+from argparse import Namespace
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from llm_train.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_LADDER = {"online": "offline", "offline": "disabled"}
+ID_FILE_NAME = "wandb_id.txt"
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+
+class WandB(Logger):
+    """Logs to Weights & Biases, on rank 0 only.
+
+    Args:
+        project: project the run belongs to.
+        name: name shown; "": the name of the run directory.
+        group: runs with the same group are shown together; "": none.
+        tags: labels to filter by.
+        entity: team or user that owns the project; "": the account's default.
+        mode: ``online``, ``offline`` (files to send later with ``wandb sync``), ``disabled``, or
+            ``auto``: what the environment variable WANDB_MODE says, else online when an API key is
+            configured (WANDB_API_KEY or netrc), else offline.
+        init_timeout_seconds: the longest that starting online may take before the run goes offline.
+        directory: where run files are written; "": the run directory.
+    """
+
+    def __init__(
+        self,
+        project: str = "llm-train",
+        name: str = "",
+        group: str = "",
+        tags: tuple[str, ...] = (),
+        entity: str = "",
+        mode: Mode = "auto",
+        init_timeout_seconds: float = 20.0,
+        directory: str = "",
+    ) -> None:
+        super().__init__()
+        if init_timeout_seconds <= 0.0:
+            raise ConfigError(
+                f"WandB.init_timeout_seconds={init_timeout_seconds} leaves no time to start; "
+                "set a positive number of seconds, or mode: offline"
+            )
+        if mode != "disabled" and find_spec("wandb") is None:
+            raise ConfigError(
+                "the logger WandB needs the package wandb, which is not installed: "
+                "pip install llm-train[wandb], or set mode: disabled"
+            )
+        self._project, self._run_name, self._group = project, name, group
+        self._tags, self._entity = tuple(tags), entity
+        self._timeout_seconds = init_timeout_seconds
+        self._directory = directory
+        self._mode = _resolved(mode)
+        self._run: Any = None
+
+    def attach(self, run_dir: Path) -> None:
+        """Tells the run directory; without effect when a directory was configured."""
+        self._directory = self._directory or str(run_dir)
+
+    @property
+    def mode(self) -> str:
+        """The rung that is stood on now: ``online``, ``offline`` or ``disabled``."""
+        return self._mode
+
+    @property
+    def save_dir(self) -> str | None:
+        """The directory, for Lightning."""
+        return self._directory or None
+
+    @property
+    def name(self) -> str:
+        """The project, as in Lightning's own logger."""
+        return self._project
+
+    @property
+    def version(self) -> str:
+        """The run id, once the run has started."""
+        return "" if self._run is None else str(self._run.id)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Logs metrics at a step; a step below the last one logged is passed over.
+
+        Args:
+            metrics: numbers by name.
+            step: optimizer steps done.
+        """
+        at = step or 0
+
+        def log(run: Any) -> None:
+            if at >= run.step:
+                run.log({**metrics, "trainer/step": at}, step=at)
+
+        self._safely(log)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Stores the configuration with the run."""
+        values = vars(params) if isinstance(params, Namespace) else params
+        self._safely(lambda run: run.config.update(values, allow_val_change=True))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Leaves the run open, as validation may follow; wandb closes it at the process's end."""
+
+    @rank_zero_only
+    def finish(self, exit_code: int = 0) -> None:
+        """Closes the run, waiting no longer than the time budget for uploads."""
+        if self._run is not None:
+            self._safely(lambda run: run.finish(exit_code=exit_code))
+            self._run = None
+
+    def _safely(self, action: Callable[[Any], None]) -> None:
+        """Runs ``action`` on the run; a failure leads down the ladder, never out of here."""
+        while self._mode != "disabled":
+            try:
+                if self._run is None:
+                    self._run = self._start()
+                action(self._run)
+                return
+            except Exception as error:
+                lower = _LADDER[self._mode]
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                _log.warning("W&B %s failed (%s); going on %s", self._mode, reason, lower)
+                self._run, self._mode = None, lower
+                _abandon()
+
+    def _start(self) -> Any:
+        import wandb
+
+        assert self._directory, "attach() comes before the first record"
+        directory = Path(self._directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if self._mode == "online":
+            if not _key_is_configured():  # wandb would ask the terminal for one
+                raise RuntimeError("no API key in WANDB_API_KEY or netrc")
+            _probe(self._timeout_seconds)
+        run = wandb.init(
+            project=self._project,
+            name=self._run_name or directory.resolve().name,
+            group=self._group or None,
+            tags=self._tags or None,
+            entity=self._entity or None,
+            id=_stable_id(directory / ID_FILE_NAME),
+            resume="allow",
+            dir=str(directory),
+            mode="online" if self._mode == "online" else "offline",
+            settings=wandb.Settings(
+                init_timeout=self._timeout_seconds,
+                login_timeout=self._timeout_seconds,
+                finish_timeout=self._timeout_seconds,
+                console="off",  # standard output stays as it is
+                silent=self._mode == "offline",
+            ),
+        )
+        run.define_metric("trainer/step")
+        run.define_metric("progress/tokens", step_metric="trainer/step")
+        run.define_metric("*", step_metric="trainer/step")
+        return run
+
+
+def _resolved(mode: Mode) -> str:
+    if mode != "auto":
+        return mode
+    if (wanted := os.environ.get("WANDB_MODE", "")) in ("online", "offline", "disabled"):
+        return wanted
+    return "online" if _key_is_configured() else "offline"
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _probe(timeout_seconds: float) -> None:
+    """Raises unless the server answers, whatever it answers.
+
+    A start that failed leaves wandb's service behind, which may wait for the network when the
+    process ends; so it is not started when there is nobody to talk to. Proxies are respected.
+    """
+    try:
+        urlopen(_server(), timeout=timeout_seconds).close()
+    except HTTPError as answer:
+        answer.close()
+
+
+def _key_is_configured() -> bool:
+    """Whether wandb would find a key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(_server()).hostname or ""
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _stable_id(path: Path) -> str:
+    """The id kept in ``path``, chosen at the first start."""
+    kept = path.read_text().strip() if path.exists() else ""
+    if kept:
+        return kept
+    chosen = secrets.token_hex(4)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(chosen + "\n")
+    os.replace(aside, path)
+    return chosen
+
+
+def _abandon() -> None:
+    """Stops wandb's service, which would otherwise hold the run id of the failed start."""
+    try:
+        import wandb
+
+        wandb.teardown(exit_code=1)
+    except Exception as error:
+        _log.debug("wandb.teardown failed: %s", error)

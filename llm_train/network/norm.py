@@ -1,0 +1,64 @@
+"""LayerNorm and RMSNorm whose statistics are float32 whatever the precision of the run.
+
+torch's own modules leave the accumulation type to the kernel that is picked and refuse an input and
+a weight of different dtypes. Here the input is raised to float32 (float64 stays), normalised,
+scaled, and only the result returns to the input's dtype. Compiled, this is one kernel that reads
+and writes the low-precision tensors; eager, it costs a float32 copy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NormKind = Literal["layernorm", "rmsnorm"]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Raises float16 and bfloat16 to float32, and returns anything wider as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class LayerNorm(nn.Module):
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimension."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(width))
+        else:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        wide = at_least_float32(x)
+        weight = self.weight.to(wide.dtype)
+        bias = None if self.bias is None else self.bias.to(wide.dtype)
+        return F.layer_norm(wide, weight.shape, weight, bias, self.eps).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension (arXiv:1910.07467)."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        wide = at_least_float32(x)
+        weight = self.weight.to(wide.dtype)
+        return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
+
+
+def make_norm(kind: NormKind, width: int, *, eps: float, bias: bool) -> LayerNorm | RMSNorm:
+    """The norm that a configuration names; RMSNorm has no bias whatever ``bias`` says."""
+    return LayerNorm(width, eps=eps, bias=bias) if kind == "layernorm" else RMSNorm(width, eps=eps)

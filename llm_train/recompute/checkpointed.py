@@ -1,0 +1,53 @@
+"""How a block is made to recompute, for all policies.
+
+What is unusual: the block is not wrapped. Its ``forward`` is replaced on the instance, so that
+names of parameters, the type of the block and hooks that others put on it (fully_shard, DeepSpeed)
+stay as they are, and ``block.compile()`` afterwards compiles forward and recomputation together.
+The replacement is a bound method, not a closure over the block: ``copy.deepcopy`` of a bound method
+binds it to the copy, where a closure would silently run the original's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+
+
+def checkpoint_block(
+    block: nn.Module, context_fn: Callable[[], ContextPair] = noop_context_fn
+) -> None:
+    """Replaces ``block.forward`` by one that recomputes in backward.
+
+    Only while training with gradients: evaluation, generation with a key-value cache and anything
+    under ``no_grad`` call the original directly. Random numbers (dropout) are replayed in the
+    recomputation.
+
+    Args:
+        block: changed in place.
+        context_fn: contexts of forward and recomputation, as ``torch.utils.checkpoint`` takes them.
+    """
+    assert "forward" not in vars(block), "this block already has a forward of its own"
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        original = type(self).forward
+        if not (self.training and torch.is_grad_enabled()):
+            return original(self, *args, **kwargs)
+        return checkpoint(
+            original,
+            self,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=True,
+            context_fn=context_fn,
+            **kwargs,
+        )
+
+    block.forward = MethodType(forward, block)

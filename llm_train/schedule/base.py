@@ -1,0 +1,24 @@
+"""A schedule is a pure function of the step; nothing about it needs saving."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+Multiplier = Callable[[int], float]
+
+
+class Schedule(ABC):
+    """Configuration of a schedule. Subclasses are frozen, keyword-only dataclasses."""
+
+    @abstractmethod
+    def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
+        """Resolves durations and returns the factor on the peak learning rate at each step.
+
+        Args:
+            total_steps: length of the run; the multiplier is asked for steps 0 .. total_steps - 1.
+            tokens_per_step: turns durations in tokens into steps.
+
+        Raises:
+            ConfigError: the phases do not fit into the run.
+        """

@@ -1,0 +1,107 @@
+"""A parsed and instantiated configuration, before any device or process group exists."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_train.data.module import TokenData
+from llm_train.errors import ConfigError
+from llm_train.task import Task
+from llm_train.units import Batch, Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPolicy:
+    """When checkpoints are written and which are kept.
+
+    Args:
+        every: distance between checkpoints; 0 steps writes one at the end only.
+        keep_last: how many of the newest are kept.
+        keep_every: checkpoints at multiples of this are kept for good; 0 steps keeps none.
+    """
+
+    every: Duration = Duration(0, "steps")
+    keep_last: int = 2
+    keep_every: Duration = Duration(0, "steps")
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ConfigError(
+                f"checkpoint.keep_last={self.keep_last} must be at least 1: the newest is what one resumes from"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a configuration says.
+
+    Attributes:
+        seed: seed of weights, data order and dropout.
+        budget: length of the run.
+        validate_every: distance between validations; 0 steps validates at the end only.
+        batch: the global batch.
+        checkpoint: when to save.
+        task: the LightningModule with its parts.
+        data: the LightningDataModule with its parts.
+        trainer: Lightning's Trainer arguments, nested objects instantiated.
+        text: the resolved configuration as YAML; runs again as it is.
+        plain: the same as nested plain values.
+        name: what to call the run when no directory is given.
+    """
+
+    seed: int
+    budget: Duration
+    validate_every: Duration
+    batch: Batch
+    checkpoint: CheckpointPolicy
+    task: Task
+    data: TokenData
+    trainer: dict[str, Any]
+    text: str
+    plain: dict[str, Any] = field(default_factory=dict)
+    name: str = "run"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run writes: trainer.default_root_dir, else runs/ and the configuration's name."""
+        return Path(self.trainer.get("default_root_dir") or f"runs/{self.name}")
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks the run will have, without starting anything."""
+        if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
+            return int(os.environ["WORLD_SIZE"])
+        return self.devices * int(self.trainer.get("num_nodes") or 1)
+
+    @property
+    def devices(self) -> int:
+        """Devices per node: as configured, else what torchrun started, else what is there.
+
+        Raises:
+            ConfigError: ``trainer.devices`` is not a count, a list or auto.
+        """
+        wanted = self.trainer.get("devices", "auto")
+        if isinstance(wanted, list):
+            return len(wanted)
+        text = str(wanted)
+        if text.isdigit() and int(text) > 0:
+            return int(text)
+        if text not in ("auto", "-1"):
+            raise ConfigError(
+                f"trainer.devices={wanted!r} must be a positive count, a list of indices, or auto"
+            )
+        if "LOCAL_WORLD_SIZE" in os.environ:
+            return int(os.environ["LOCAL_WORLD_SIZE"])
+        return max(1, torch.cuda.device_count()) if self.on_cuda else 1
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the run will use CUDA devices."""
+        accelerator = self.trainer.get("accelerator", "auto")
+        wanted = accelerator in ("gpu", "cuda")
+        return wanted or (accelerator == "auto" and torch.cuda.is_available())

@@ -1,0 +1,31 @@
+"""A clock that runs only while training, so that throughput does not depend on how often one saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Seconds since the last lap, without the pauses."""
+
+    def __init__(self) -> None:
+        self._lap_start = time.perf_counter()
+        self._paused_seconds = 0.0
+
+    def lap(self) -> float:
+        """Ends a lap and returns its running seconds."""
+        now = time.perf_counter()
+        seconds = now - self._lap_start - self._paused_seconds
+        self._lap_start, self._paused_seconds = now, 0.0
+        return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock inside the block. The device should be idle on both sides."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused_seconds += time.perf_counter() - start

@@ -1,0 +1,69 @@
+"""What our strategies add to Lightning's: where weights are born, and how state is written and read.
+
+A strategy is the only thing that knows how parameters are laid out over ranks, so it is asked to
+shard the network, to give access to a full parameter, and to save and load state. The task and the
+checkpoint callback call these methods and know nothing else about distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from llm_train.strategy import state
+
+
+class Blocks(Protocol):
+    """A network that can say what its repeated layers are."""
+
+    def blocks(self) -> Sequence[nn.Module]: ...
+
+
+class Placement:
+    """Mixed into a Lightning strategy, before it in the list of bases."""
+
+    clips_gradients = False
+    """Whether the strategy's own engine clips and measures the gradient norm."""
+
+    state_format = "dcp"
+    """Name of the files that ``save_state`` writes; equal formats load into each other."""
+
+    lightning_module: Any
+    optimizers: list[Any]
+
+    def construction(self) -> AbstractContextManager[Any]:
+        """Where modules are constructed: by default without memory."""
+        return torch.device("meta")
+
+    def shard(self, network: nn.Module) -> None:
+        """Distributes the parameters of ``network``; nothing to do where they are replicated."""
+
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Context in which ``parameter`` may be overwritten in full."""
+        return nullcontext()
+
+    def save_state(self, directory: Path) -> None:
+        """Writes parameters and optimizer state, every rank its part."""
+        state.save(directory, self.lightning_module.network, self.optimizers[0])
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads what ``save_state`` wrote into the live parameters and optimizer.
+
+        Raises:
+            CheckpointError: names, shapes or format do not fit.
+        """
+        optimizer = self.optimizers[0] if with_optimizer else None
+        state.load(directory, self.lightning_module.network, optimizer)
+
+    def optimizer_step(
+        self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        """Updates and frees the gradients at once, so that they do not live through the next forward."""
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)  # type: ignore[misc]
+        optimizer.zero_grad(set_to_none=True)
+        return result

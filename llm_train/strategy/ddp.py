@@ -1,0 +1,26 @@
+"""Replicated parameters, gradients averaged once per optimizer step."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from llm_train.strategy.base import Placement
+
+
+class DDP(Placement, DDPStrategy):
+    """DistributedDataParallel with views into the buckets instead of a second copy of the gradients.
+
+    Args:
+        bucket_cap_mb: size of a gradient bucket in MiB; larger buckets mean fewer, later reductions.
+        timeout_minutes: how long a collective may wait for a rank.
+    """
+
+    def __init__(self, bucket_cap_mb: int = 25, timeout_minutes: float = 30.0) -> None:
+        super().__init__(
+            timeout=timedelta(minutes=timeout_minutes),
+            bucket_cap_mb=bucket_cap_mb,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )

@@ -1,0 +1,64 @@
+"""Fully sharded data parallelism through torch's ``fully_shard``, on GPUs and on CPUs.
+
+Built on Lightning's ModelParallelStrategy, because its FSDPStrategy cannot clip by norm, reduces in
+bf16 under mixed precision and refuses CPUs. Two things are different from stock: the mixed precision
+policy keeps fp32 master weights and reduces in fp32, and gradients are reduced on the last
+micro-batch of a step only.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from llm_train.strategy.base import Placement
+
+
+class FSDP(Placement, ModelParallelStrategy):
+    """Parameters, gradients and optimizer state sharded over all ranks (ZeRO-3 in torch's own way).
+
+    Args:
+        reshard_after_forward: free gathered parameters between forward and backward. Off, they are
+            kept and gathered once: more memory, less communication (ZeRO-2).
+        timeout_minutes: how long a collective may wait for a rank.
+    """
+
+    def __init__(self, reshard_after_forward: bool = True, timeout_minutes: float = 30.0) -> None:
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.reshard_after_forward = reshard_after_forward
+
+    def setup_environment(self) -> None:
+        """Uses every rank for data: Lightning's default would be one per node."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def shard(self, network: nn.Module) -> None:
+        """Makes each block one communication group and everything else the root's.
+
+        Embedding and head stay together in the root group: tied weights must share one.
+        """
+        mesh = self.device_mesh["data_parallel"]
+        policy = self._policy()
+        blocks: Any = network
+        for block in blocks.blocks():
+            fully_shard(
+                block, mesh=mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward
+            )
+        fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Holds back the reduction of gradients until the last micro-batch of the step."""
+        accumulation = self.lightning_module.trainer.accumulate_grad_batches
+        network: FSDPModule = self.lightning_module.network
+        network.set_requires_gradient_sync((batch_idx + 1) % accumulation == 0)
+
+    def _policy(self) -> MixedPrecisionPolicy:
+        if self.precision_plugin.precision in ("bf16-mixed", "bf16-true"):
+            return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        return MixedPrecisionPolicy()

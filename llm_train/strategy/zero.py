@@ -1,0 +1,156 @@
+"""DeepSpeed ZeRO stages 1, 2 and 3, on GPUs and, through DeepSpeed's CPU accelerator, on CPUs.
+
+Lightning's DeepSpeedStrategy refuses CPUs by two guards and by one argument; three overrides remove
+them and fall through to Lightning on CUDA. DeepSpeed owns accumulation, clipping and its own
+checkpoint files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+
+from llm_train.errors import CheckpointError, ConfigError
+from llm_train.strategy.base import Placement
+
+_TAG = "zero"
+
+
+class ZeRO(Placement, DeepSpeedStrategy):
+    """Optimizer state (1), gradients (2) or parameters (3) sharded by DeepSpeed.
+
+    Args:
+        stage: 1, 2 or 3 (Rajbhandari et al., arXiv:1910.02054).
+        timeout_minutes: how long a collective may wait for a rank.
+    """
+
+    clips_gradients = True
+    state_format = "deepspeed"
+
+    def __init__(self, stage: Literal[1, 2, 3] = 2, timeout_minutes: float = 30.0) -> None:
+        _prepare_import()
+        super().__init__(
+            zero_optimization=True,
+            stage=stage,
+            logging_level=logging.WARNING,
+            timeout=timedelta(minutes=timeout_minutes),
+            logging_batch_size_per_gpu=1,
+        )
+        self.stage = stage
+        assert isinstance(self.config, dict)
+        self.config["zero_allow_untested_optimizer"] = True
+        self.config["steps_per_print"] = 10**9
+        self.config["communication_data_type"] = "fp32"
+
+    # --- three overrides for the CPU ---------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        """Skips the guard that admits CUDA only."""
+        if self._on_cuda:
+            super().setup_environment()
+        else:
+            super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Skips the validation of CUDA device indices."""
+        if self._on_cuda:
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None
+    ) -> tuple[Any, Any]:
+        if self._on_cuda:
+            return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        import deepspeed
+
+        engine, optimizer, _, _ = deepspeed.initialize(
+            config=self.config,
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            dist_init_required=False,
+        )
+        return engine, optimizer
+
+    # --- placement ----------------------------------------------------------------------------------
+
+    def construction(self) -> AbstractContextManager[Any]:
+        """On the device: stage 3 partitions each module as it is constructed, and needs real memory."""
+        return nullcontext()
+
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Stage 3: the full parameter on every rank, written back from rank 0."""
+        if self.stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            [parameter], modifier_rank=0
+        )
+        return context
+
+    def setup(self, trainer: Any) -> None:
+        """Silences the reminder that our clipping hook is not used: DeepSpeed clips, and we read its norm."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping.*")
+            super().setup(trainer)
+
+    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+        """Leaves the gradients to the engine, then publishes the norm it clipped by."""
+        result = super(Placement, self).optimizer_step(optimizer, closure, model, **kwargs)
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        if norm is not None:
+            self.lightning_module.gradient_norm = torch.as_tensor(norm)
+        return result
+
+    def save_state(self, directory: Path) -> None:
+        """Writes DeepSpeed's own files; they load at the same number of ranks only."""
+        self.deepspeed_engine.save_checkpoint(str(directory), tag=_TAG, client_state={})
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads DeepSpeed's files and puts the configured hyper-parameters back over the stored ones."""
+        groups = [
+            {k: v for k, v in g.items() if k != "params"} for g in self.optimizers[0].param_groups
+        ]
+        path, _ = self.deepspeed_engine.load_checkpoint(
+            str(directory),
+            tag=_TAG,
+            load_optimizer_states=with_optimizer,
+            load_lr_scheduler_states=False,
+        )
+        if path is None:
+            raise CheckpointError(f"{directory} holds no DeepSpeed state that {type(self).__name__} can read")
+        for group, configured in zip(self.optimizers[0].param_groups, groups, strict=True):
+            group.update(configured)
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.root_device.type == "cuda"
+
+
+def _prepare_import() -> None:
+    """DeepSpeed decides on its accelerator when it is imported, from the environment."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; pip install 'llm-train[deepspeed]' "
+            "or choose DDP or FSDP"
+        ) from error

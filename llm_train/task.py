@@ -1,0 +1,233 @@
+"""The LightningModule: it connects the parts and contains no mathematics of its own.
+
+What is unusual here: losses are sums that are divided once; the learning rate is set from the step
+number instead of by a stateful scheduler; gradients are clipped here rather than by Lightning's
+precision plugin (which refuses some combinations it could do); and nothing is logged with
+``self.log`` in the training step, because each call costs host time and a synchronisation.
+Metrics gather on the device in ``sums`` until a log point reads them (``callbacks/metrics.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llm_train.derived import Derived
+from llm_train.errors import ConfigError
+from llm_train.loss.base import Loss, LossSum
+from llm_train.loss.causal_lm import CausalLM
+from llm_train.network.base import LanguageModel, Network
+from llm_train.network.flops import Counts, count
+from llm_train.network.init import initialise, materialise
+from llm_train.optimizer.adamw import AdamW
+from llm_train.optimizer.base import Optimizer
+from llm_train.recompute.base import Recompute
+from llm_train.recompute.none import NoRecompute
+from llm_train.schedule.base import Multiplier, Schedule
+from llm_train.schedule.warmup_cosine import WarmupCosine
+from llm_train.stopwatch import Stopwatch
+
+IGNORE = -100  # torch's own default; held-out windows mark the absence of a token with -1
+
+
+class Task(pl.LightningModule):
+    """Causal language modelling: next-token prediction on windows of tokens.
+
+    Args:
+        network: the architecture.
+        loss: what is minimised.
+        optimizer: how parameters move.
+        schedule: the learning rate over the run, as a factor on its peak.
+        recompute: what blocks keep between forward and backward.
+        compile: none, or blocks to compile each block with torch.compile.
+    """
+
+    network: LanguageModel
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss = CausalLM(),  # noqa: B008 - frozen
+        optimizer: Optimizer = AdamW(),  # noqa: B008 - frozen
+        schedule: Schedule = WarmupCosine(),  # noqa: B008 - frozen
+        recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
+        compile: Literal["none", "blocks"] = "none",
+    ) -> None:
+        super().__init__()
+        self.network_config = network
+        self.loss = loss
+        self.optimizer_config = optimizer
+        self.schedule = schedule
+        self.recompute = recompute
+        self.compile_unit = compile
+        self.stopwatch = Stopwatch()
+        self.latest: dict[str, float] = {}
+        self.stop_signal = 0
+        self.gradient_norm: Tensor | None = None
+        self.sums = torch.zeros(2)
+        self.held_out_sums = torch.zeros(3)
+        self._derived: Derived | None = None
+        self._multiplier: Multiplier | None = None
+        self._peaks: list[float] = []
+        self._dense = True
+        self._token_bytes: Tensor | None = None
+
+    # --- wiring -----------------------------------------------------------------------------------
+
+    def bind(self, derived: Derived, *, dense: bool, token_bytes: Tensor | None) -> None:
+        """Receives what follows from the settings and the data.
+
+        Args:
+            derived: the numbers of the run.
+            dense: every training target counts, so that the divisor is known in advance.
+            token_bytes: (vocab_size,) bytes of text each token stands for; None if unknown.
+        """
+        self._derived = derived
+        self._dense = dense
+        self._token_bytes = token_bytes
+        self._multiplier = self.schedule.build(
+            total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
+        )
+
+    @property
+    def derived(self) -> Derived:
+        """The numbers of the run."""
+        assert self._derived is not None, "bind() comes first"
+        return self._derived
+
+    @property
+    def counts(self) -> Counts:
+        """Parameters and FLOPs of the network, counted on the meta device."""
+        with torch.device("meta"):
+            return count(self.network_config.build())
+
+    def configure_model(self) -> None:
+        """Builds, recomputes, compiles, shards, then initialises: in this order for a reason.
+
+        Recomputation changes what a block's forward is, compilation must see that, and sharding hooks
+        must stay outside compiled code. Weights come last so that only shards of them ever exist.
+        """
+        if hasattr(self, "network"):
+            return
+        strategy: Any = self.trainer.strategy
+        with strategy.construction():
+            network = self.network_config.build()
+        self.recompute.apply(network.blocks())
+        if self.compile_unit == "blocks":
+            for block in network.blocks():
+                block.compile()
+        strategy.shard(network)
+        if any(parameter.is_meta for parameter in network.parameters()):
+            materialise(network, strategy.root_device)
+        initialise(network, self.derived.seed, strategy.gathered)
+        self.network = network
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Builds the optimizer and remembers each group's peak learning rate."""
+        optimizer = self.optimizer_config.build(self.network.named_parameters())
+        factor = self.derived.learning_rate_factor
+        self._peaks = [group["lr"] * factor for group in optimizer.param_groups]
+        return optimizer
+
+    def setup(self, stage: str) -> None:
+        """Puts the accumulators on the device that will add to them."""
+        device = self.trainer.strategy.root_device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(2, dtype=wide, device=device)
+        self.held_out_sums = torch.zeros(3, dtype=wide, device=device)
+        if self._token_bytes is not None:
+            self._token_bytes = self._token_bytes.to(device)
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> LossSum:
+        """Loss sums of ``targets`` (B, T) given ``inputs`` (B, T)."""
+        return self.network(inputs, partial(self.loss, targets=targets))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
+        tokens = batch.long()
+        targets = tokens[:, 1:]
+        sums: LossSum = self(tokens[:, :-1], targets)
+        self.sums += torch.stack([sums.nats.detach(), sums.tokens]).to(self.sums.dtype)
+        if not self._dense:
+            self._valid = getattr(self, "_valid", 0) + sums.tokens
+        return sums.objective / targets.numel()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Sets the learning rate of this step, then runs the micro-batch and the update."""
+        assert self._multiplier is not None
+        factor = self._multiplier(self.trainer.global_step)
+        for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Does nothing: our strategies free gradients right after the update, not after a forward."""
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Records the global norm of the gradients and clips by it, on every strategy alike."""
+        if getattr(self.trainer.strategy, "clips_gradients", False):
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not self._dense:
+            torch._foreach_mul_(gradients, self._slots_per_valid_target())
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
+        self.gradient_norm = norm
+
+    def _slots_per_valid_target(self) -> Tensor:
+        """Target slots of the global batch over its valid targets, without leaving the device."""
+        valid = self.trainer.strategy.reduce(self._valid.float(), reduce_op="sum")
+        self._valid = torch.zeros_like(self._valid)
+        return self.derived.tokens_per_step / valid.clamp(min=1)
+
+    # --- validation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the held-out sums from zero."""
+        self.held_out_sums.zero_()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
+        tokens = batch.long()
+        targets = tokens[:, 1:]
+        absent = targets < 0
+        sums: LossSum = self(tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, IGNORE))
+        text = torch.zeros((), device=targets.device)
+        if self._token_bytes is not None:
+            text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
+        self.held_out_sums += torch.stack([sums.nats, sums.tokens, text]).to(self.held_out_sums.dtype)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publishes the held-out loss over all ranks for callbacks and loggers."""
+        total = self.trainer.strategy.reduce(self.held_out_sums.clone(), reduce_op="sum")
+        nats, tokens, text = total.tolist()
+        if tokens == 0:
+            raise ConfigError("data.source holds no held-out tokens, so there is nothing to validate on")
+        results = {"val/loss": nats / tokens}
+        if text > 0:
+            results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
+        self.latest.update(results)
+        self.log_dict(results, logger=False)

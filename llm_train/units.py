@@ -1,0 +1,141 @@
+"""Durations in steps or tokens, and the arithmetic of the global batch.
+
+A run is measured in optimizer steps by the machine and in tokens by the person; a ``Duration`` keeps
+the unit it was written in until the batch size is known. ``Batch`` is the contract that the number of
+tokens per optimizer step does not depend on how many devices there are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_train.errors import ConfigError
+
+_DURATION = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*(steps?|tokens?)\s*$")
+_SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: ``2000 steps`` or ``1.5B tokens``.
+
+    >>> Duration.parse("1.5M tokens")
+    Duration(count=1500000, unit='tokens')
+    >>> Duration.parse("1.5M tokens").steps(tokens_per_step=1000)
+    1500
+    >>> str(Duration.parse("200 steps"))
+    '200 steps'
+    """
+
+    count: int
+    unit: Literal["steps", "tokens"]
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Reads ``NUMBER[k|M|B|T] steps|tokens``.
+
+        Raises:
+            ConfigError: no unit, not a number, or not a whole count.
+        """
+        match = _DURATION.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ConfigError(
+                f"{text!r} is not a duration; write a count and its unit, as in '2000 steps' or '1.5B tokens'"
+            )
+        count = float(match[1].replace("_", "")) * _SUFFIX[match[2]]
+        if count != int(count):
+            raise ConfigError(f"{text!r} is not a whole number of {match[3]}")
+        return cls(int(count), "steps" if match[3].startswith("step") else "tokens")
+
+    def steps(self, tokens_per_step: int) -> int:
+        """Whole optimizer steps that cover the duration (rounded up)."""
+        return self.count if self.unit == "steps" else math.ceil(self.count / tokens_per_step)
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How the peak learning rate follows the size of the global batch.
+
+    With ``k = batch.tokens / reference_tokens`` the configured learning rate is multiplied by 1 (none),
+    ``k`` (linear: Goyal et al., arXiv:1706.02677) or ``sqrt(k)`` (Adam's noise scale: Malladi et al.,
+    arXiv:2205.10287).
+
+    Args:
+        rule: none, linear or sqrt.
+        reference_tokens: tokens per step for which the learning rate was chosen; 0 with rule none.
+    """
+
+    rule: Literal["none", "linear", "sqrt"] = "none"
+    reference_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rule == "none" and self.reference_tokens != 0:
+            raise ConfigError(
+                f"batch.scaling.reference_tokens={self.reference_tokens} has no effect with rule=none; "
+                "remove it or set batch.scaling.rule to linear or sqrt"
+            )
+        if self.rule != "none" and self.reference_tokens <= 0:
+            raise ConfigError(
+                f"batch.scaling.rule={self.rule} needs batch.scaling.reference_tokens, the tokens per step "
+                "for which the learning rate was chosen"
+            )
+
+    def factor(self, tokens: int) -> float:
+        """Multiplier on the configured learning rate for a global batch of ``tokens``."""
+        if self.rule == "none":
+            return 1.0
+        ratio = tokens / self.reference_tokens
+        return ratio if self.rule == "linear" else math.sqrt(ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The global batch: what one optimizer step sees, whatever runs it.
+
+    Args:
+        tokens: target tokens per optimizer step over all devices.
+        sequence: positions per sample.
+        per_device: samples in one forward and backward pass on one device.
+        scaling: rule that adapts the learning rate to ``tokens``.
+    """
+
+    tokens: int
+    sequence: int
+    per_device: int
+    scaling: Scaling = Scaling()
+
+    def __post_init__(self) -> None:
+        for key in ("tokens", "sequence", "per_device"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"batch.{key}={getattr(self, key)} must be at least 1")
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per optimizer step on each of ``world_size`` ranks.
+
+        Raises:
+            ConfigError: ``tokens`` is not a multiple of what the ranks do at once; names the nearest
+                values that are.
+
+        >>> Batch(tokens=524288, sequence=1024, per_device=16).accumulation(8)
+        4
+        """
+        unit = world_size * self.per_device * self.sequence
+        if self.tokens % unit:
+            below = self.tokens // unit * unit
+            nearest = f"{below} or {below + unit}" if below else f"{unit}"
+            raise ConfigError(
+                f"batch.tokens={self.tokens} is not a multiple of {world_size} ranks x {self.per_device} "
+                f"samples x {self.sequence} positions = {unit}; nearest: {nearest}"
+            )
+        return self.tokens // unit
+
+    @property
+    def samples(self) -> int:
+        """Samples per optimizer step."""
+        return self.tokens // self.sequence

@@ -1,0 +1,272 @@
+"""The store against a plain model of its rules, and against every kind of damage."""
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.errors import CheckpointError, ConfigError
+
+
+def save(store: CheckpointStore, step: int, content: str = "") -> Path:
+    stage = store.stage(step)
+    (stage / "state").mkdir()
+    (stage / "state" / "__0_0.distcp").write_bytes(content.encode() or os.urandom(1000))
+    (stage / "position.json").write_text(f'{{"samples": {step}}}')
+    return store.commit(step, {"step": step, "content": content})
+
+
+def test_a_checkpoint_comes_back_with_its_facts(tmp_path):
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    path = save(store, 200, "a")
+    assert path.name == "step-00000200"
+    manifest = store.read_manifest(path)
+    assert manifest.step == 200
+    assert manifest.facts == {"step": 200, "content": "a"}
+    assert sorted(manifest.files) == ["position.json", "state/__0_0.distcp"]
+    assert manifest.files["state/__0_0.distcp"].bytes == 1
+    assert store.verify(path) == []
+    assert store.newest().path == path
+    assert store.newest().skipped == []
+    assert sorted(p.name for p in store.root.iterdir()) == ["step-00000200"]
+
+
+def test_facts_with_odd_keys_and_values_survive(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.stage(1)
+    path = store.commit(1, {"by rank": {10: 1.5, 9: None}, "pair": (1, "ü"), "loss": float("nan")})
+    assert store.verify(path) == []
+    facts = store.read_manifest(path).facts
+    assert facts["by rank"] == {"10": 1.5, "9": None}
+    assert facts["pair"] == [1, "ü"]
+
+
+def test_a_leftover_stage_is_emptied_and_clean_removes_it(tmp_path):
+    store = CheckpointStore(tmp_path)
+    (store.stage(5) / "old").write_text("x")
+    assert list(store.stage(5).iterdir()) == []
+    (tmp_path / ".deleting-step-00000001").mkdir()
+    (tmp_path / "notes").mkdir()
+    store.clean()
+    assert [p.name for p in tmp_path.iterdir()] == ["notes"]
+    CheckpointStore(tmp_path / "absent").clean()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pruning_equals_a_plain_model(tmp_path, seed):
+    draw = random.Random(seed)
+    keep_last, keep_every = draw.randint(1, 4), draw.choice([0, 0, 20, 30])
+    store = CheckpointStore(tmp_path, keep_last, keep_every)
+    kept: list[int] = []  # in the order of saving
+    step = 0
+    for _ in range(25):
+        if draw.random() < 0.15 and kept:
+            step = draw.choice(kept)  # resumed from an earlier one; may save the same step again
+        else:
+            step += 10
+        save(store, step, f"{step}")
+        kept = [*(k for k in kept if k != step), step]
+        kept = [
+            k
+            for position, k in enumerate(kept)
+            if position >= len(kept) - keep_last or (keep_every and k % keep_every == 0)
+        ]
+        assert store.steps() == sorted(kept)
+        assert store.newest().path == tmp_path / f"step-{step:08d}"
+    assert all(not p.name.startswith(".") for p in tmp_path.iterdir())
+
+
+def test_after_going_back_the_last_written_is_the_newest(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1, keep_every=200)
+    for step in (200, 400, 300):
+        save(store, step)
+    assert store.newest().path == tmp_path / "step-00000300"
+    assert store.steps() == [200, 300, 400]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+STATE = "state/__0_0.distcp"
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "reason"),
+    [
+        (truncate, STATE, f"{STATE}: 1 byte short"),
+        (lambda p: p.write_bytes(bytes(1007)), STATE, f"{STATE}: 7 bytes long"),
+        (flip, STATE, f"{STATE}: crc32 "),
+        (Path.unlink, STATE, f"{STATE}: missing"),
+        (Path.unlink, "manifest.json", "no manifest.json"),
+        (cut, "manifest.json", "manifest.json is unreadable (JSONDecode"),
+        (lambda p: p.write_bytes(b""), "manifest.json", "manifest.json is unreadable (JSONDecode"),
+        (
+            lambda p: p.write_bytes(b"\xff\x00"),
+            "manifest.json",
+            "manifest.json is unreadable (JSONDecode",
+        ),
+        (lambda p: p.write_text("[1, 2]"), "manifest.json", "manifest.json is unreadable (TypeErr"),
+        (lambda p: p.write_text("17"), "manifest.json", "manifest.json is unreadable (AttributeE"),
+        (lambda p: p.write_text('{"crc32": 1}'), "manifest.json", "manifest.json has format None"),
+        (lambda p: shutil.rmtree(p.parent), STATE, f"{STATE}: missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_with_its_reason(tmp_path, harm, name, reason):
+    store = CheckpointStore(tmp_path)
+    old, new = save(store, 200), save(store, 400)
+    harm(new / name)
+    found = store.newest()
+    assert found.path == old
+    [(path, why)] = found.skipped
+    assert path == new
+    assert why.startswith(reason)
+    assert "\n" not in why
+    with pytest.raises(CheckpointError, match=r"^\S+step-00000400 is not a complete checkpoint: "):
+        store.resolve(str(new))
+
+
+def test_every_flipped_bit_of_the_manifest_is_seen_or_harmless(tmp_path):
+    store = CheckpointStore(tmp_path)
+    path = save(store, 200, "content")
+    file, manifest = path / "manifest.json", store.read_manifest(path)
+    good = file.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1 << (position % 8)
+        file.write_bytes(bad)
+        if not store.verify(path):
+            assert store.read_manifest(path) == manifest
+
+
+def test_old_damage_is_not_reported_once_a_newer_one_is_good(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=3)
+    broken = save(store, 200)
+    (broken / "manifest.json").unlink()
+    save(store, 400)
+    assert store.newest().skipped == []
+    (tmp_path / "step-00000600").mkdir()
+    assert store.newest().skipped == [(tmp_path / "step-00000600", "no manifest.json")]
+
+
+def test_sizes_alone_miss_a_flipped_bit_and_files_beside_do_not_matter(tmp_path):
+    store = CheckpointStore(tmp_path)
+    path = save(store, 200)
+    (path / "notes.txt").write_text("good one")
+    assert store.verify(path) == []
+    flip(path / STATE)
+    assert store.newest(verify=False).path == path
+    assert store.newest().path is None
+
+
+def test_resolve(tmp_path):
+    run = tmp_path / "run"
+    store = CheckpointStore(run / "checkpoints")
+    assert store.resolve("auto").path is None
+    with pytest.raises(
+        CheckpointError, match=r"run does not exist; give a checkpoint, a run direc"
+    ):
+        store.resolve(run)
+    path = save(store, 200)
+    for where in ("auto", str(path), run, run / "checkpoints"):
+        assert store.resolve(where).path == path
+    truncate(path / STATE)
+    message = f"holds no complete checkpoint; found: step-00000200 ({STATE}: 1 byte short)"
+    for where, folder in (("auto", store.root), (run, run)):
+        with pytest.raises(CheckpointError) as caught:
+            store.resolve(where)
+        assert str(caught.value) == f"{folder} {message}"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"empty holds no complete checkpoint; found: nothing$"
+    ):
+        store.resolve(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        store.resolve(path / "position.json")
+
+
+def test_many_problems_make_a_short_line(tmp_path):
+    store = CheckpointStore(tmp_path)
+    stage = store.stage(1)
+    for index in range(50):
+        (stage / f"{index:02d}").write_text("x")
+    path = store.commit(1, {})
+    for index in range(50):
+        (path / f"{index:02d}").unlink()
+    assert len(store.verify(path)) == 50
+    [(_, why)] = store.newest().skipped
+    assert why == "00: missing; 01: missing; 02: missing; and 47 more"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
+def test_a_failed_save_says_so_and_leaves_the_old_one(tmp_path, monkeypatch, call, error):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    old = save(store, 200)
+
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(
+            CheckpointError, match=r"cannot save step 400 in .*; the checkpoints saved"
+        ):
+            save(store, 400)
+    assert store.newest().path == old
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000200"]
+    assert save(store, 400) == store.newest().path
+
+
+def test_a_full_disk_while_replacing_keeps_the_old_one(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    save(store, 200, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            save(store, 200, "new")
+    assert store.read_manifest(store.newest().path).facts["content"] == "old"
+
+
+def test_a_stage_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot save step 1 in .*Not a directory"):
+        CheckpointStore(tmp_path / "file" / "checkpoints").stage(1)
+
+
+def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_save(tmp_path, monkeypatch, caplog):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    save(store, 200)
+
+    def fail(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        assert save(store, 400) == store.newest().path
+    assert "cannot delete the old checkpoint" in caplog.text
+
+
+def test_rules_that_keep_nothing_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^keep_last=0 would delete every checkpoint"):
+        CheckpointStore(tmp_path, keep_last=0)
+    with pytest.raises(ConfigError, match=r"^keep_every=-5 is negative"):
+        CheckpointStore(tmp_path, keep_every=-5)
