@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from llm_train.data.prepare import Prepared, recipe_differences
+from llm_train.data.prepare import Prepared
+from llm_train.data.recipe import recipe_differences
 from llm_train.data.token_shards import TokenShards
 from llm_train.derived import Derived
 from llm_train.errors import LLMTrainError

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
@@ -61,9 +62,10 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a verb; {_nearest(verb, list(VERBS))}")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     flags, rest = _flags(verb, arguments[1:])
     from llm_train import run
+
+    _quieten_libraries()
 
     if verb == "report":
         return run.report(Path(flags.run))
@@ -77,6 +79,17 @@ def _dispatch(arguments: list[str]) -> int:
     if verb == "validate":
         return run.validate(settings, flags.checkpoint)
     return run.fit(settings, flags.resume)
+
+
+def _quieten_libraries() -> None:
+    """Hides advice that does not apply here; real warnings of the libraries stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Windows of a memory map are read faster than a worker process can hand them over.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Held-out sums are already those of all ranks when they are logged.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
 
 
 def _flags(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

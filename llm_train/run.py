@@ -87,6 +87,7 @@ def fit(settings: Settings, resume: str) -> int:
     if trainer.is_global_zero:
         _record(settings, table, metrics, start)
     trainer.fit(settings.task, datamodule=settings.data)
+    _leave_process_group()
     return _conclude(settings, trainer, saver)
 
 
@@ -106,6 +107,7 @@ def validate(settings: Settings, checkpoint: str) -> int:
     trainer = _trainer(settings, derived, [_Loader(path)], None)
     _bind(settings, derived, trainer)
     trainer.validate(settings.task, datamodule=settings.data, verbose=False)
+    _leave_process_group()
     say(f"{path}: step {facts['step']}")
     say(_format("held out", _held_out(settings)))
     return 0
@@ -124,7 +126,7 @@ def generate(flags: Any, load: Callable[..., Settings]) -> int:
             f"{path} holds no tokenizer.json, so its token ids mean no text: it was trained on tokens "
             "without a tokenizer"
         )
-    from llm_train.data.encoding import load_tokenizer
+    from llm_train.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_file)
     settings = load(["-c", str(path / "config.yaml")], flags.allow_import)
@@ -318,6 +320,13 @@ def _peak(settings: Settings) -> float:
     fp32 = "tf32" if torch.get_float32_matmul_precision() != "highest" else "fp32"
     dtype = "bf16" if precision.startswith("bf16") else fp32
     return dense_peak_flops(torch.cuda.get_device_name(0), dtype) or 0.0
+
+
+def _leave_process_group() -> None:
+    """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 # --- around a run -----------------------------------------------------------------------------------

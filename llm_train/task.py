@@ -9,11 +9,13 @@ Metrics gather on the device in ``sums`` until a log point reads them (``callbac
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -25,12 +27,10 @@ from llm_train.loss.causal_lm import CausalLM
 from llm_train.network.base import LanguageModel, Network
 from llm_train.network.flops import Counts, count
 from llm_train.network.init import initialise, materialise
-from llm_train.optimizer.adamw import AdamW
 from llm_train.optimizer.base import Optimizer
 from llm_train.recompute.base import Recompute
 from llm_train.recompute.none import NoRecompute
 from llm_train.schedule.base import Multiplier, Schedule
-from llm_train.schedule.warmup_cosine import WarmupCosine
 from llm_train.stopwatch import Stopwatch
 
 IGNORE = -100  # torch's own default; held-out windows mark the absence of a token with -1
@@ -41,9 +41,9 @@ class Task(pl.LightningModule):
 
     Args:
         network: the architecture.
-        loss: what is minimised.
         optimizer: how parameters move.
         schedule: the learning rate over the run, as a factor on its peak.
+        loss: what is minimised.
         recompute: what blocks keep between forward and backward.
         compile: none, or blocks to compile each block with torch.compile.
     """
@@ -53,9 +53,9 @@ class Task(pl.LightningModule):
     def __init__(
         self,
         network: Network,
+        optimizer: Optimizer,
+        schedule: Schedule,
         loss: Loss = CausalLM(),  # noqa: B008 - frozen
-        optimizer: Optimizer = AdamW(),  # noqa: B008 - frozen
-        schedule: Schedule = WarmupCosine(),  # noqa: B008 - frozen
         recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
         compile: Literal["none", "blocks"] = "none",
     ) -> None:
@@ -143,6 +143,13 @@ class Task(pl.LightningModule):
         self.held_out_sums = torch.zeros(3, dtype=wide, device=device)
         if self._token_bytes is not None:
             self._token_bytes = self._token_bytes.to(device)
+
+    def on_fit_start(self) -> None:
+        """Gives each rank dropout of its own; a resumed run replaces this state by the saved one."""
+        seed = self.derived.seed + 1_000_003 * self.trainer.global_rank
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
     # --- training ---------------------------------------------------------------------------------
 

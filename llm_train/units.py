@@ -18,9 +18,10 @@ _DURATION = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([
 _SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
-@dataclass(frozen=True)
 class Duration:
     """A length of training: ``2000 steps`` or ``1.5B tokens``.
+
+    A value, but no dataclass: a parser would take that for a group of keys, and this is one scalar.
 
     >>> Duration.parse("1.5M tokens")
     Duration(count=1500000, unit='tokens')
@@ -30,8 +31,11 @@ class Duration:
     '200 steps'
     """
 
-    count: int
-    unit: Literal["steps", "tokens"]
+    __slots__ = ("count", "unit")
+
+    def __init__(self, count: int, unit: Literal["steps", "tokens"]) -> None:
+        self.count = count
+        self.unit = unit
 
     @classmethod
     def parse(cls, text: str) -> Duration:
@@ -56,6 +60,15 @@ class Duration:
 
     def __str__(self) -> str:
         return f"{self.count} {self.unit}"
+
+    def __repr__(self) -> str:
+        return f"Duration(count={self.count}, unit={self.unit!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Duration) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
 
 @dataclass(frozen=True, kw_only=True)

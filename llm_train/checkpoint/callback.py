@@ -152,7 +152,6 @@ class Checkpoints(pl.Callback):
             for other in range(saved_ranks):
                 path = self.resume_from / _rank_file(other)
                 pl_module.sums += torch.load(path, weights_only=True)["sums"].to(pl_module.sums)
-        torch.manual_seed(pl_module.derived.seed + 1_000_003 * rank + trainer.global_step)
 
 
 def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_size: int) -> None:

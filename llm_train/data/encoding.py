@@ -1,8 +1,8 @@
 """Text to token ids on all cores, in order, in bounded memory.
 
-Threads, not processes: the tokenizers library releases the interpreter lock while it encodes, and on
-2 cores two threads took 1.45 s where two forked processes took 1.58 s and the library's own thread
-pool 1.89 s (6 MB of Python source). Threads also share one tokenizer and start at once.
+Threads, not processes: the tokenizers library releases the interpreter lock while it encodes, and
+on 2 cores two threads took 1.45 s where two forked processes took 1.58 s and the library's own
+thread pool 1.89 s (6 MB of Python source). Threads also share one tokenizer and start at once.
 """
 
 from __future__ import annotations

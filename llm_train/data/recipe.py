@@ -1,7 +1,7 @@
 """A recipe as plain values: to be kept beside the tokens and compared with another one.
 
-The plain form is what a YAML file would say: ``class_path`` and the fields. Fields that do not change
-the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.
+The plain form is what a YAML file would say: ``class_path`` and the fields. Fields that do not
+change the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.
 """
 
 from __future__ import annotations

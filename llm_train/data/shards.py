@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -119,20 +121,20 @@ class ShardWriter:
 class ShardTokens(Tokens):
     """The shards of one split as one row of token ids.
 
-    Maps are opened on first use and left out of pickles: a pickled memory map would carry the tokens
-    themselves into every DataLoader worker.
+    Maps are opened on first use and left out of pickles: a pickled memory map would carry the
+    tokens themselves into every DataLoader worker.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
         self._dtype = little_endian(manifest.dtype)
         shards = manifest.splits[split].shards
         self._paths = [directory / shard.name for shard in shards]
-        lengths = [shard.bytes // self._dtype.itemsize for shard in shards]
-        self._ends = np.cumsum([0, *lengths])[1:]
+        lengths = (shard.bytes // self._dtype.itemsize for shard in shards)
+        self._borders = [0, *accumulate(lengths)]
         self._maps: list[npt.NDArray[Any]] | None = None
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._ends.size else 0
+        return self._borders[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": None}
@@ -141,9 +143,9 @@ class ShardTokens(Tokens):
         """Copies tokens ``start .. start + out.size`` into ``out``, across shards if need be."""
         maps = self._open()
         done = 0
-        shard = int(np.searchsorted(self._ends, start, side="right"))
+        shard = bisect_right(self._borders, start) - 1
         while done < out.size:
-            first = int(self._ends[shard - 1]) if shard else 0
+            first = self._borders[shard]
             part = maps[shard][start + done - first : start + out.size - first]
             out[done : done + part.size] = part
             done += part.size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,12 +81,7 @@ class Tokenize(Recipe):
             DataError: no training text, or nothing held out although the split asks for it.
         """
         provenance = self.provenance()
-        texts = Texts(
-            train=lambda: (
-                p.text for p in self.split.divide(self._documents) if p.split == "train"
-            ),
-            everything=lambda: (document.text for document in self._documents()),
-        )
+        texts = Texts(train=self._train_texts, everything=self._texts)
         self.tokenizer.build(texts).save(str(directory / TOKENIZER))
         # Encode with what will be loaded later, not with the object that was trained.
         tokenizer = load_tokenizer(directory / TOKENIZER)
@@ -95,15 +90,16 @@ class Tokenize(Recipe):
         boundary = self.tokenizer.boundary
         end_of_text = token_id(tokenizer, boundary) if boundary else -1
         skipped = _SkipLog()
+        size = provenance.get("bytes")
         with tqdm(
-            total=provenance.get("bytes"),
+            total=size if isinstance(size, int) else None,
             unit="B",
             unit_scale=True,
             desc="tokenizing",
             disable=not progress,
         ) as bar:
             splits, references = self._encode(
-                directory, tokenizer, lengths, end_of_text, skipped, bar
+                directory, tokenizer, lengths, end_of_text, skipped, bar.update
             )
         self._check(splits)
         recipe = recipe_dict(self)
@@ -125,6 +121,13 @@ class Tokenize(Recipe):
     def _documents(self) -> Iterator[Document]:
         return (item for item in self.corpus.read() if isinstance(item, Document))
 
+    def _texts(self) -> Iterator[str]:
+        return (document.text for document in self._documents())
+
+    def _train_texts(self) -> Iterator[str]:
+        pieces = self.split.divide(self._documents)
+        return (piece.text for piece in pieces if piece.split == "train")
+
     def _encode(
         self,
         directory: Path,
@@ -132,7 +135,7 @@ class Tokenize(Recipe):
         lengths: Ids,
         end_of_text: int,
         skipped: _SkipLog,
-        bar: tqdm[None],
+        advance: Callable[[int], object],
     ) -> tuple[dict[SplitName, StoredSplit], dict[str, float | None]]:
         dtype = dtype_for(vocabulary_size(tokenizer))
         counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
@@ -154,7 +157,7 @@ class Tokenize(Recipe):
                 counts[piece.split].update(
                     documents=1, text_bytes=piece.text_bytes, decoded_bytes=piece.decoded_bytes
                 )
-                bar.update(piece.text_bytes)
+                advance(piece.text_bytes)
             splits = {
                 name: StoredSplit(
                     sha256=writer.finish(),

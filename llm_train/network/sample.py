@@ -48,12 +48,15 @@ def _last_logits(hidden: Tensor, projection: Projection) -> Tensor:
 
 
 def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache | None) -> Tensor:
-    """Logits (V,) on the CPU after ``tokens``; the network's mode is as before afterwards."""
+    """Logits (V,) on the CPU after ``tokens``; the network's mode is as before afterwards.
+
+    Compiled blocks run eagerly: a growing cache is a new shape, and a new compilation, each token.
+    """
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             out: Tensor = network(torch.tensor([tokens], device=device), _last_logits, cache)
         return out.cpu()
     finally:

@@ -13,7 +13,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
-        """Constructs the optimizer; every parameter that requires a gradient is in exactly one group.
+        """Constructs the optimizer; each parameter that requires a gradient is in just one group.
 
         Each group's ``lr`` is its peak learning rate before batch scaling; the task multiplies it.
         """

@@ -16,23 +16,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 
-def checkpoint_block(
-    block: nn.Module, context_fn: Callable[[], ContextPair] = noop_context_fn
-) -> None:
+def checkpoint_block(block: nn.Module, context_fn: Callable[[], ContextPair] | None = None) -> None:
     """Replaces ``block.forward`` by one that recomputes in backward.
 
-    Only while training with gradients: evaluation, generation with a key-value cache and anything
+    Only when training with gradients: evaluation, generation with a key-value cache and anything
     under ``no_grad`` call the original directly. Random numbers (dropout) are replayed in the
     recomputation.
 
     Args:
         block: changed in place.
-        context_fn: contexts of forward and recomputation, as ``torch.utils.checkpoint`` takes them.
+        context_fn: contexts of forward and recomputation, as ``torch.utils.checkpoint`` takes them:
+            a ``functools.partial``, the only kind that torch.compile understands. None is none.
     """
     assert "forward" not in vars(block), "this block already has a forward of its own"
 
@@ -40,6 +39,10 @@ def checkpoint_block(
         original = type(self).forward
         if not (self.training and torch.is_grad_enabled()):
             return original(self, *args, **kwargs)
+        if context_fn is None:  # naming torch's own default here would stop torch.compile
+            return checkpoint(
+                original, self, *args, use_reentrant=False, preserve_rng_state=True, **kwargs
+            )
         return checkpoint(
             original,
             self,

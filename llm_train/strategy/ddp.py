@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from llm_train.strategy.base import Placement
 
@@ -22,5 +24,12 @@ class DDP(Placement, DDPStrategy):
             timeout=timedelta(minutes=timeout_minutes),
             bucket_cap_mb=bucket_cap_mb,
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            **_no_buffer_broadcast(),
         )
+
+
+def _no_buffer_broadcast() -> dict[str, bool]:
+    """Rotary tables are the same everywhere; torch renamed the argument that says so in 2.13."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}

@@ -9,6 +9,7 @@ micro-batch of a step only.
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,25 @@ class FSDP(Placement, ModelParallelStrategy):
         accumulation = self.lightning_module.trainer.accumulate_grad_batches
         network: FSDPModule = self.lightning_module.network
         network.set_requires_gradient_sync((batch_idx + 1) % accumulation == 0)
+
+    def save_state(self, directory: Path) -> None:
+        """Writes the shards."""
+        self._reshard()
+        super().save_state(directory)
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads into the shards."""
+        self._reshard()
+        super().load_state(directory, with_optimizer=with_optimizer)
+
+    def _reshard(self) -> None:
+        """A forward without a backward, as in validation, leaves the root group gathered.
+
+        Its parameters are then full tensors whose memory torch frees behind our back.
+        """
+        for module in self.lightning_module.network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _policy(self) -> MixedPrecisionPolicy:
         if self.precision_plugin.precision in ("bf16-mixed", "bf16-true"):

@@ -12,6 +12,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,7 +100,8 @@ def save(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
     """Writes the state of this rank; replicated tensors are shared out among the ranks."""
     tensors, scalars = _collect(network, optimizer)
     alone = not dist.is_initialized()
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(directory), no_dist=alone)
+    with _quiet():
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(directory), no_dist=alone)
     if alone or dist.get_rank() == 0:
         (directory / _SCALARS).write_text(json.dumps(scalars))
 
@@ -121,13 +125,22 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
         for parameter, state in states.items():
             for key, value in state.items():
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
-    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    with _quiet():
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     if optimizer is not None:
         scalars = json.loads((directory / _SCALARS).read_text())
         for name, parameter in _parameters(network).items():
             states.setdefault(parameter, {}).update(scalars.get(name, {}))
         optimizer.state.clear()
         optimizer.state.update({p: s for p, s in states.items() if s})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process is what was asked for; DCP warns about it all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -110,6 +110,14 @@ class ZeRO(Placement, DeepSpeedStrategy):
             warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping.*")
             super().setup(trainer)
 
+    def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        """Takes back Lightning's division by the accumulation: DeepSpeed divides by it as well.
+
+        Adam hides the difference, clipping does not: every gradient would be too small by that factor.
+        """
+        accumulation = self.lightning_module.trainer.accumulate_grad_batches
+        return super().backward(closure_loss * accumulation, *args, **kwargs)
+
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
         result = super(Placement, self).optimizer_step(optimizer, closure, model, **kwargs)
@@ -154,3 +162,26 @@ def _prepare_import() -> None:
             "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; pip install 'llm-train[deepspeed]' "
             "or choose DDP or FSDP"
         ) from error
+
+
+def load_weights(directory: Path, network: nn.Module) -> None:
+    """Puts the fp32 master weights out of DeepSpeed's files into an unsharded ``network``.
+
+    Raises:
+        CheckpointError: names do not fit.
+    """
+    _prepare_import()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    stored = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG)
+    weights = {name.removeprefix("network."): value for name, value in stored.items()}
+    wanted = {name for name, _ in network.named_parameters()}
+    if not wanted <= set(weights):
+        missing = sorted(wanted - set(weights))
+        raise CheckpointError(
+            f"{directory} does not fit the network: {len(missing)} parameters missing (first: {missing[0]}); "
+            "use the configuration saved beside the checkpoint"
+        )
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(weights[name])

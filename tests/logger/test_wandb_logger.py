@@ -1,16 +1,19 @@
 """W&B as it is installed, without a network: offline files, and servers that are not there.
 
-Each scenario is a process of its own: wandb keeps a service per process and ends it at exit.
+Each scenario is a process of its own: wandb keeps one service per process.
 """
 
 import http.server
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,53 +22,98 @@ from llm_train.logger import WandB
 
 pytest.importorskip("wandb")
 
+# Imports once, then forks a process per line read (a JSON list: arguments, answer, environment).
 SCRIPT = """
-import logging, sys, time
+import json, logging, os, sys, traceback
 from pathlib import Path
+import wandb
 from llm_train.logger import WandB
-logging.basicConfig(format="%(message)s")
-logger = WandB(project="p", tags=("a",), mode=sys.argv[2], init_timeout_seconds=float(sys.argv[3]))
-logger.attach(Path(sys.argv[1]))
-start = time.monotonic()
-logger.log_hyperparams({"width": 128, "nested": {"a": 1}})
-for step in (0, 10, 10, 20, 10, 30):
-    logger.log_metrics({"train/loss": 1.0 + step, "progress/tokens": step * 1000.0}, step=step)
-print("mode", logger.mode, "id", logger.version, "seconds", time.monotonic() - start)
-logger.finalize("success")
-logger.log_metrics({"val/loss": 1.0}, step=30)
-logger.finish()
+
+def train(directory, mode, seconds):
+    logger = WandB(project="p", tags=("a",), mode=mode, init_timeout_seconds=seconds)
+    logger.attach(Path(directory))
+    logger.log_hyperparams({"width": 128, "nested": {"a": 1}})
+    for step in (0, 10, 10, 20, 10, 30):
+        logger.log_metrics({"train/loss": 1.0 + step, "progress/tokens": step * 1000.0}, step=step)
+    told = {"mode": logger.mode, "id": logger.version}
+    logger.finalize("success")
+    logger.log_metrics({"val/loss": 1.0}, step=30)
+    logger.finish()
+    return told
+
+for line in sys.stdin:
+    *arguments, answer, environment = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.environ.update(environment)
+            warnings = []
+            handler = logging.Handler()
+            handler.emit = lambda record: warnings.append(record.getMessage())
+            logging.getLogger("llm_train").addHandler(handler)
+            told = train(*arguments)
+            Path(answer).write_text(json.dumps({**told, "warnings": warnings}))
+            wandb.teardown()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+Train = Callable[..., dict[str, Any]]
 
-def train(run_dir: Path, mode: str, timeout: float = 3.0, **environment: str) -> dict[str, str]:
-    """Runs the script and returns what it says at its end, and its warnings."""
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The process that forks; its own output goes to a file, to be read when something is wrong."""
+    home = tmp_path_factory.mktemp("home")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(run_dir), mode, str(timeout)],
-        env={
-            **clean,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "HOME": str(run_dir.parent),
-            "NETRC": str(run_dir.parent / "netrc"),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"^mode (\w+) id (\w*) seconds (\S+)$", done.stdout, re.MULTILINE)
-    assert found, done.stdout + done.stderr
-    warnings = re.findall(r"^W&B .*", done.stderr, re.MULTILINE)
-    return {"mode": found[1], "id": found[2], "warnings": "\n".join(warnings)}
+    own = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "HOME": str(home),
+        "NETRC": str(home / "n"),
+    }
+    with (
+        open(home / "stderr", "w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env={**clean, **own},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        yield process, home / "stderr"
+        process.stdin.close()
 
 
-def test_offline_keeps_its_id_over_a_second_start(tmp_path):
+@pytest.fixture
+def train(server, tmp_path) -> Train:
+    """Trains in a process of its own and returns what it says at its end, and its warnings."""
+    process, errors = server
+
+    def run(directory: Path, mode: str, seconds: float = 3.0, **environment: str) -> dict[str, Any]:
+        answer = tmp_path / "answer.json"
+        line = json.dumps([str(directory), mode, seconds, str(answer), environment])
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        # wandb writes to standard output too; the code is the only line that is a number.
+        code = next(text for text in process.stdout if re.fullmatch(r"-?[0-9]+\n", text))
+        assert code == "0\n", errors.read_text()
+        return json.loads(answer.read_text())
+
+    return run
+
+
+def test_offline_keeps_its_id_over_a_second_start(train, tmp_path):
     run = tmp_path / "run"
     first, second = train(run, "auto"), train(run, "offline")
     assert first == second  # no key: "auto" is offline
     assert first["mode"] == "offline"
-    assert first["warnings"] == ""
+    assert first["warnings"] == []
     assert (run / "wandb_id.txt").read_text().strip() == first["id"] != ""
     files = sorted((run / "wandb").glob(f"offline-run-*-{first['id']}/run-{first['id']}.wandb"))
     assert len(files) >= 1
@@ -73,29 +121,29 @@ def test_offline_keeps_its_id_over_a_second_start(tmp_path):
     assert b"trainer/step" in files[0].read_bytes()
 
 
-def test_an_unreachable_server_costs_little_and_stops_nothing(tmp_path):
+def test_an_unreachable_server_costs_little_and_stops_nothing(train, tmp_path):
     with socket.socket() as probe:  # a port where nobody listens
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     told = train(tmp_path / "run", "auto", WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
     assert told["mode"] == "offline"
-    assert told["warnings"].startswith("W&B online failed (URLError: ")
-    assert told["warnings"].endswith("; going on offline")
-    assert told["warnings"].count("\n") == 0
+    [warning] = told["warnings"]
+    assert warning.startswith("W&B online failed (URLError: ")
+    assert warning.endswith("; going on offline")
     assert list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{told['id']}"))
 
 
-def test_online_without_a_key_asks_nobody(tmp_path):
+def test_online_without_a_key_asks_nobody(train, tmp_path):
     told = train(tmp_path / "run", "online")
     assert told["mode"] == "offline"
-    assert "no API key in WANDB_API_KEY or netrc" in told["warnings"]
+    assert "no API key in WANDB_API_KEY or netrc" in told["warnings"][0]
 
 
-def test_when_nothing_can_be_written_nothing_is_logged_and_training_goes_on(tmp_path):
+def test_when_nothing_can_be_written_nothing_is_logged_and_training_goes_on(train, tmp_path):
     (tmp_path / "run").write_text("a file where the run directory should be")
     told = train(tmp_path / "run", "offline")
     assert told["mode"] == "disabled"
-    assert told["warnings"].startswith("W&B offline failed (FileExistsError: ")
+    assert told["warnings"][0].startswith("W&B offline failed (FileExistsError: ")
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
@@ -112,24 +160,24 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_a_broken_server_stops_nothing(tmp_path):
+def test_a_broken_server_stops_nothing(train, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         told = train(tmp_path / "run", "online", WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
         server.shutdown()
     assert told["mode"] == "offline"
-    assert told["warnings"].startswith("W&B online failed (CommError: ")
+    assert told["warnings"][0].startswith("W&B online failed (CommError: ")
     assert list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{told['id']}"))
 
 
 @pytest.mark.slow
-def test_a_silent_server_stops_nothing(tmp_path):
+def test_a_silent_server_stops_nothing(train, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         told = train(tmp_path / "run", "online", 2.0, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
     assert told["mode"] == "offline"
-    assert told["warnings"].startswith("W&B online failed (TimeoutError: ")
+    assert told["warnings"][0].startswith("W&B online failed (TimeoutError: ")
 
 
 def test_auto_follows_the_environment_and_keys(monkeypatch, tmp_path):

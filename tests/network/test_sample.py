@@ -146,6 +146,18 @@ def test_the_seed_decides_and_the_run_is_not_disturbed():
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.filterwarnings(  # dynamo itself looks at the gradient of a block's input
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)
+def test_compiled_blocks_generate_the_same():
+    expected = list(generate(built(BASE), PROMPT, max_new_tokens=30))
+    network = built(BASE)
+    for block in network.blocks():
+        block.compile(backend="eager", fullgraph=True)
+    network(PROMPT[None], logits).sum()  # compiled for training shapes
+    assert list(generate(network, PROMPT, max_new_tokens=30)) == expected
+
+
 def test_stop_ends_the_text_and_is_not_part_of_it():
     network = built(BASE)
     text = list(generate(network, PROMPT, max_new_tokens=15, seed=1))

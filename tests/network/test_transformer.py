@@ -1,6 +1,7 @@
 """The decoder against a second implementation, and the properties that do not need one."""
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -252,51 +253,14 @@ def test_derived_widths():
 
 
 def test_a_sequence_that_is_too_long_is_refused():
-    message = r"a sequence of 10 tokens is longer than max_sequence=9; shorten it or raise"
-    with pytest.raises(ConfigError, match=message):
+    message = "a sequence of 10 tokens is longer than max_sequence=9; shorten it"
+    with pytest.raises(ConfigError, match=re.escape(message)):
         built(MODERN)(torch.zeros(1, 10, dtype=torch.long), logits)
 
 
 def test_unknown_parameter_names_have_no_distribution():
-    with pytest.raises(KeyError, match="no initial distribution for parameter layers.0.bonus"):
+    with pytest.raises(KeyError, match=r"no initial distribution for parameter layers\.0\.bonus"):
         built(MODERN).initial("layers.0.bonus")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"width": 100, "heads": 3}, "width=100 is not a multiple of heads=3; nearest: 99 or 102"),
-        ({"width": 2, "heads": 3}, "width=2 is not a multiple of heads=3; nearest: 3"),
-        (
-            {"width": 12, "heads": 6, "kv_heads": 4},
-            "kv_heads=4 does not divide heads=6; use one of 1, 2, 3, 6, or 0 for as many as heads",
-        ),
-        (
-            {"width": 15, "heads": 3, "kv_heads": 0},
-            "width=15 / heads=3 gives 5 features a head, but positions=rotary turns pairs; "
-            "make it even or use positions=learned",
-        ),
-        (
-            {"positions": "learned", "rotary_base": 500000.0},
-            "rotary_base=500000 has no effect with positions=learned; "
-            "remove it or use positions=rotary",
-        ),
-        ({"layers": 0}, "layers=0 must be at least 1"),
-        ({"vocab_size": -5}, "vocab_size=-5 must be at least 1"),
-        ({"pad_vocab_to": 0}, "pad_vocab_to=0 must be at least 1"),
-        ({"mlp_width": -1}, "mlp_width=-1 must be at least 0 (0 derives it)"),
-        ({"dropout": 1.0}, "dropout=1 must be at least 0 and below 1"),
-        ({"soft_cap": -30.0}, "soft_cap=-30 must be a finite number of at least 0"),
-        ({"norm_eps": 0.0}, "norm_eps=0 must be a finite number above 0"),
-        ({"init_std": float("nan")}, "init_std=nan must be a finite number of at least 0"),
-        ({"norm": "batchnorm"}, "norm=batchnorm must be layernorm or rmsnorm"),
-        ({"activation": "silu"}, "activation=silu must be gelu or swiglu or relu2"),
-    ],
-)
-def test_faulty_configurations(changes, message):
-    with pytest.raises(ConfigError) as caught:
-        replace(MODERN, **changes)
-    assert str(caught.value) == message
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointPolicy
 
 from llm_train.errors import ConfigError
 from llm_train.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
+from llm_train.recompute.selective import _policy
 
 B, T, D, HEADS, LAYERS = 2, 16, 32, 4, 4
 
@@ -136,6 +138,19 @@ def test_saved_bytes_match_autograds_own_count_where_it_sees_everything():
     assert output.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["flash", "efficient", "cudnn"])
+def test_attention_with_dropout_is_recomputed_and_without_is_kept(kind):
+    # These run on CUDA alone, so the decision is tested, not the run.
+    overload = getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention").default
+    policy = _policy(frozenset([overload]))
+    position = [a.name for a in overload._schema.arguments].index("dropout_p")
+    others = [None] * position
+    assert policy(None, overload, *others) == CheckpointPolicy.MUST_SAVE
+    assert policy(None, overload, *others, 0.0) == CheckpointPolicy.MUST_SAVE
+    assert policy(None, overload, *others, 0.1) == CheckpointPolicy.PREFER_RECOMPUTE
+    assert policy(None, overload, *others, dropout_p=0.1) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
 def test_a_block_runs_twice_in_training_and_once_otherwise():
     model = built(EveryNth(n=2))
     model(IDS).sum().backward()
@@ -221,7 +236,7 @@ def test_other_faulty_settings_are_refused():
 
 
 @pytest.mark.slow
-# torch's own compiler calls torch.jit functions that torch deprecates, and looks at its inputs' grad
+# torch's own compiler calls torch.jit functions that torch deprecates, and reads its inputs' grad
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("policy", [EveryBlock(), EveryNth(n=2), Selective()], ids=name)

@@ -20,7 +20,7 @@ class HuggingFace(Corpus):
     """One split of a data set; a document's key is the split's name, a colon and the row number.
 
     Attributes:
-        path: name on the hub, a directory written by ``save_to_disk``, or a directory of data files.
+        path: name on the hub, a directory written by ``save_to_disk``, or one of data files.
         name: configuration of the data set; "" is its default.
         split: of the data set, slices included, as in ``train[:1%]``.
         field: the column that holds the text.
@@ -59,7 +59,7 @@ class HuggingFace(Corpus):
             yield document(key, text) if isinstance(text, str) else Skipped(key, "not a string")
 
     def provenance(self) -> Mapping[str, str | int]:
-        """For a directory written by ``save_to_disk`` the hash of its state; else nothing is cheap."""
+        """The hash of the state that ``save_to_disk`` writes; elsewhere nothing is cheap."""
         states = sorted(Path(self.path).rglob("state.json")) if self._saved() else []
         digest = hashlib.sha256(b"".join(state.read_bytes() for state in states))
         return {"state": digest.hexdigest()} if states else {}
@@ -72,7 +72,8 @@ class HuggingFace(Corpus):
             import datasets
         except ImportError:
             raise ConfigError(
-                "the corpus HuggingFace needs the package datasets; pip install 'llm-train[datasets]'"
+                "the corpus HuggingFace needs the package datasets; "
+                "run pip install 'llm-train[datasets]'"
             ) from None
         rows: Any
         if self._saved():

@@ -27,9 +27,9 @@ class TextFiles(Corpus):
 
     Attributes:
         paths: files, directories or glob patterns.
-        separator: where one file holds many documents, the text between them, which belongs to none
-            (``"\n\n\n"``, ``"<|endoftext|>"``); such files are read in pieces and may be larger than
-            memory. "" means that a file is one document.
+        separator: the text between documents where a file holds many (``"\n\n\n"``,
+            ``"<|endoftext|>"``); it belongs to none of them. Such files are read in pieces and may
+            be larger than memory. "" means that a file is one document.
     """
 
     paths: list[str]

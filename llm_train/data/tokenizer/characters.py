@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
+from llm_train.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Characters(Tokenizer):
         seen: set[str] = set()
         for text in texts.everything():
             seen.update(text)
+        if not seen:
+            raise DataError("the corpus has no text; check its paths")
         alphabet = {character: number for number, character in enumerate(sorted(seen))}
         # Without an unknown token the model refuses characters it does not have.
         tokenizer = tokenizers.Tokenizer(models.WordLevel(alphabet))

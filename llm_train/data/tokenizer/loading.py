@@ -50,7 +50,7 @@ def token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
         raise ConfigError(
-            f"end_of_text={token!r} is not a token of this tokenizer; name one that is, or '' for none"
+            f"end_of_text={token!r} is not a token of this tokenizer; name one, or '' for none"
         )
     return int(found)
 
@@ -69,8 +69,8 @@ def byte_lengths(tokenizer: tokenizers.Tokenizer) -> Ids:
     kinds = _decoders(plain["decoder"])
     if kinds not in (["ByteLevel"], ["Fuse"]):
         raise ConfigError(
-            f"a tokenizer with the decoder {' + '.join(kinds) or 'none'} is not supported: bits per "
-            "byte need a byte-level tokenizer (decoder ByteLevel); train one with TrainBPE"
+            f"a tokenizer with the decoder {' + '.join(kinds) or 'none'} is not supported: bits "
+            "per byte need a byte-level tokenizer (decoder ByteLevel); train one with TrainBPE"
         )
     lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int32)
     for token, number in tokenizer.get_vocab(with_added_tokens=False).items():

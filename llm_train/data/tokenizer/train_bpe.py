@@ -22,8 +22,8 @@ class TrainBPE(Tokenizer):
     that held-out bits per byte stay honest.
 
     Attributes:
-        vocab_size: ids, the 256 bytes and ``<|endoftext|>`` (id 0) included; a small corpus may give
-            fewer.
+        vocab_size: ids, the 256 bytes and ``<|endoftext|>`` (id 0) included; a small corpus may
+            give fewer.
         min_frequency: a pair seen less often is not merged.
         sample_bytes: learn from the first so many bytes of training text; 0 means all of it.
     """

@@ -1,0 +1,66 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONFIG := configs/quickstart.yaml
+RUN := runs/quickstart
+# Two cores are shared by all ranks of a test, and by nothing else.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-dist test-faults test-slow test-gpu check fix configs docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("llm_train needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+train: $(STAMP) ## train on the Python standard library: the quickstart
+	$(BIN)/llm-train prepare -c $(CONFIG)
+	$(BIN)/llm-train fit -c $(CONFIG) --resume auto
+	@echo && echo "sample" && $(BIN)/llm-train generate $(RUN) --prompt 'def ' --tokens 120
+	@echo && $(BIN)/llm-train report $(RUN)
+
+test: $(STAMP) ## the default test suite
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+test-dist: $(STAMP) ## only the tests with several processes
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'distributed and not gpu and not faults'
+
+test-faults: $(STAMP) ## kill and resume at 20 random points per strategy
+	$(TEST_ENV) $(BIN)/python -m pytest -m faults
+
+test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'slow and not gpu and not faults'
+
+test-gpu: $(STAMP) ## tests and a one-minute smoke on one CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(STAMP) ## format, lint, types, imports, YAML, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/yamllint --strict .
+	$(BIN)/codespell
+
+fix: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+configs: $(STAMP) ## every shipped configuration parses and builds
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_configs.py
+
+docs: $(STAMP) ## write docs/configuration.md from the code
+	$(BIN)/python scripts/configuration_reference.py
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) data runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,335 @@
+import filecmp
+import gzip
+import json
+import logging
+import lzma
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import normalizers
+
+from llm_train.data import (
+    Characters,
+    HashSplit,
+    Prepared,
+    StandardLibrary,
+    TailSplit,
+    TextFiles,
+    Tokenize,
+    TokenizerFile,
+    TokenShards,
+    TrainBPE,
+    load_tokenizer,
+    prepare,
+    recipe_dict,
+    recipe_differences,
+    recipe_hash,
+    verify,
+)
+from llm_train.data.references import CompressedSize
+from llm_train.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for number in range(600):  # several batches
+        words = " ".join(f"wörd{(number * i) % 89}" for i in range(20))
+        (directory / f"{number:03d}.txt").write_text(f"Document {number} 👩\n{words}\n")
+    (directory / "empty.txt").touch()
+    (directory / "latin.txt").write_bytes(b"\xff")
+    return directory
+
+
+@pytest.fixture
+def recipe(corpus: Path) -> Tokenize:
+    return Tokenize(
+        corpus=TextFiles(paths=[str(corpus)]),
+        tokenizer=TrainBPE(vocab_size=320),
+        split=HashSplit(fraction=0.1),
+        workers=1,
+    )
+
+
+def stored(path: Path, split: str) -> np.ndarray:
+    return np.concatenate([np.fromfile(file, "<u2") for file in sorted(path.glob(f"{split}-*"))])
+
+
+def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    manifest = prepare(recipe, path, progress=False)
+    tokenizer = load_tokenizer(path)
+    split = recipe.split
+    assert isinstance(split, HashSplit)
+    for name in ("train", "held_out"):
+        files = [
+            file
+            for file in sorted(corpus.glob("[0-9]*"))
+            if split.held_out(file.name) == (name == "held_out")
+        ]
+        ids = stored(path, name)
+        documents = np.split(ids, np.flatnonzero(ids == manifest.end_of_text) + 1)
+        assert documents.pop().size == 0
+        assert [tokenizer.decode(d[:-1].tolist()) for d in documents] == [
+            file.read_text() for file in files
+        ]
+        described = manifest.splits[name]
+        assert described.documents == len(files)
+        assert described.tokens == ids.size
+        assert described.text_bytes == sum(file.stat().st_size for file in files)
+        assert described.decoded_bytes == described.text_bytes
+    assert manifest.skipped == {"empty": 1, "not UTF-8": 1}
+    assert manifest.skipped_examples == [("empty.txt", "empty"), ("latin.txt", "not UTF-8")]
+
+
+def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
+    manifest = prepare(recipe, tmp_path / "tokens", progress=False)
+    split = recipe.split
+    assert isinstance(split, HashSplit)
+    files = [file for file in sorted(corpus.glob("[0-9]*")) if split.held_out(file.name)]
+    data = b"".join(file.read_bytes() for file in files)
+    assert manifest.references == {
+        "gzip_9": len(gzip.compress(data, 9)) * 8 / len(data),
+        "xz_9": len(lzma.compress(data, preset=9)) * 8 / len(data),
+    }
+
+
+def test_compressors_stop_at_the_limit() -> None:
+    size = CompressedSize(limit_bytes=10)
+    size.add(b"123456")
+    size.add(b"123456")
+    assert size.bits_per_byte() == {"gzip_9": None, "xz_9": None}
+    assert CompressedSize().bits_per_byte() == {"gzip_9": None, "xz_9": None}
+
+
+def test_workers_do_not_change_a_byte(recipe: Tokenize, tmp_path: Path) -> None:
+    for workers in (1, 2, 5):
+        prepare(replace(recipe, workers=workers), tmp_path / f"{workers}", progress=False)
+    names = sorted(file.name for file in (tmp_path / "1").iterdir())
+    assert "manifest.json" in names
+    for other in ("2", "5"):
+        assert sorted(file.name for file in (tmp_path / other).iterdir()) == names
+        same, _, _ = filecmp.cmpfiles(tmp_path / "1", tmp_path / other, names, shallow=False)
+        assert sorted(same) == names
+
+
+def test_environment_is_left_as_found(
+    recipe: Tokenize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    prepare(recipe, tmp_path / "a", progress=False)
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
+def test_preparing_again_is_no_work(
+    recipe: Tokenize, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens"
+    first = prepare(recipe, path, progress=False)
+    inode = path.stat().st_ino
+    with caplog.at_level(logging.INFO, "llm_train"):
+        assert prepare(replace(recipe, workers=2), path, progress=False) == first
+    assert "up to date" in caplog.text
+    assert path.stat().st_ino == inode
+
+
+def test_another_recipe_is_refused_and_forced(recipe: Tokenize, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    prepare(recipe, path, progress=False)
+    other = replace(recipe, tokenizer=TrainBPE(vocab_size=300), split=TailSplit(fraction=0.1))
+    assert recipe_differences(path, recipe) == []
+    assert recipe_differences(path, other) == [
+        "tokenizer.vocab_size: 320 -> 300",
+        "split: HashSplit -> TailSplit",
+    ]
+    with pytest.raises(ConfigError, match=r"vocab_size: 320 -> 300; split: .*--force"):
+        prepare(other, path, progress=False)
+    assert prepare(other, path, force=True, progress=False).vocab_size == 300
+    assert recipe_differences(path, other) == []
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["corpus", "tokens"]
+
+
+def test_changed_text_is_not_up_to_date(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    prepare(recipe, path, progress=False)
+    (corpus / "000.txt").write_text("longer than it was: " * 50)
+    with pytest.raises(ConfigError, match=r"bytes: .*--force"):
+        prepare(recipe, path, progress=False)
+    assert recipe_differences(path, recipe) == []
+
+
+def test_tokens_without_their_text_are_usable(
+    recipe: Tokenize, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokens"
+    first = prepare(recipe, path, progress=False)
+    corpus.rename(tmp_path / "elsewhere")
+    assert prepare(recipe, path, progress=False) == first
+    assert "cannot tell whether the text has changed" in caplog.text
+
+
+def test_force_never_removes_anything_else(recipe: Tokenize, tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.mkdir()
+    (path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds no prepared tokens"):
+        prepare(recipe, path, force=True, progress=False)
+    assert (path / "thesis.txt").exists()
+
+
+def test_prepared_refuses(tmp_path: Path, recipe: Tokenize) -> None:
+    with pytest.raises(ConfigError, match="made elsewhere"):
+        prepare(Prepared(), tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+    prepare(recipe, tmp_path / "tokens", progress=False)
+    assert recipe_differences(tmp_path / "tokens", Prepared()) == []
+
+
+def test_an_error_leaves_nothing(recipe: Tokenize, tmp_path: Path) -> None:
+    failing = replace(recipe, split=HashSplit(fraction=1e-12))
+    with pytest.raises(DataError, match="holds nothing out"):
+        prepare(failing, tmp_path / "new/tokens", progress=False)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+INTERRUPTED = """
+import sys, time
+from collections.abc import Iterator
+from llm_train.data import *
+
+class Stuck(Corpus):
+    def read(self):
+        for number in range(4000):
+            yield Document(str(number), f"document {number} of many")
+        Stuck.passes = getattr(Stuck, "passes", 0) + 1
+        if Stuck.passes == 2:
+            print("stuck", flush=True)
+            time.sleep(600)
+    def provenance(self):
+        return {}
+
+import dataclasses
+Stuck = dataclasses.dataclass(frozen=True, kw_only=True)(Stuck)
+prepare(Tokenize(corpus=Stuck(), tokenizer=TrainBPE(vocab_size=300), split=HashSplit(fraction=0.1),
+                 workers=1), sys.argv[1], progress=False)
+"""
+
+
+def test_a_killed_prepare_leaves_nothing_that_looks_complete(
+    recipe: Tokenize, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokens"
+    staged = tmp_path / "tokens.partial"
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stuck\n"
+        with pytest.raises(ConfigError, match="another process is preparing"):
+            prepare(recipe, path, progress=False)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert list(staged.glob("train-*.bin"))
+    assert not (staged / "manifest.json").exists()
+    assert not path.exists()
+    assert TokenShards(path=str(path)).check()
+    prepare(recipe, path, progress=False)
+    assert not staged.exists()
+    verify(path, checksums=True)
+
+
+def test_characters_of_one_file_as_published(tmp_path: Path) -> None:
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 20
+    (tmp_path / "input.txt").write_text(text)
+    recipe = Tokenize(
+        corpus=TextFiles(paths=[str(tmp_path / "input.txt")]),
+        tokenizer=Characters(),
+        split=TailSplit(fraction=0.1),
+    )
+    path = tmp_path / "tokens"
+    manifest = prepare(recipe, path, progress=False)
+    alphabet = sorted(set(text))
+    cut = int(0.9 * len(text))
+    assert manifest.vocab_size == len(alphabet)
+    assert manifest.end_of_text == -1
+    assert stored(path, "train").tolist() == [alphabet.index(c) for c in text[:cut]]
+    assert stored(path, "held_out").tolist() == [alphabet.index(c) for c in text[cut:]]
+    assert manifest.splits["held_out"].text_bytes == len(text) - cut
+
+
+def test_a_tokenizer_that_changes_its_input_is_reported(
+    recipe: Tokenize, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare(recipe, tmp_path / "first", progress=False)
+    tokenizer = load_tokenizer(tmp_path / "first")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    lossy = replace(recipe, tokenizer=TokenizerFile(path=str(tmp_path / "tokenizer.json")))
+    manifest = prepare(lossy, tmp_path / "second", progress=False)
+    train = manifest.splits["train"]
+    assert train.decoded_bytes < train.text_bytes
+    assert "changes its input" in caplog.text
+
+
+def test_recipe_as_plain_values(recipe: Tokenize, corpus: Path) -> None:
+    plain = recipe_dict(recipe)
+    assert plain == {
+        "class_path": "Tokenize",
+        "corpus": {"class_path": "TextFiles", "paths": [str(corpus)], "separator": ""},
+        "tokenizer": {
+            "class_path": "TrainBPE",
+            "vocab_size": 320,
+            "min_frequency": 2,
+            "sample_bytes": 0,
+        },
+        "split": {"class_path": "HashSplit", "fraction": 0.1, "salt": ""},
+        "shard_tokens": 100_000_000,
+    }
+    backwards = dict(reversed(plain.items()))
+    assert list(backwards) != list(plain)
+    assert recipe_hash(backwards) == recipe_hash(plain)
+    assert recipe_hash(recipe_dict(replace(recipe, workers=7))) == recipe_hash(plain)
+    assert recipe_hash(recipe_dict(replace(recipe, shard_tokens=7))) != recipe_hash(plain)
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_class_from_elsewhere_is_recorded_with_its_module() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Other(StandardLibrary):
+        depth: int = 1
+
+    recipe = Tokenize(corpus=Other(), tokenizer=TrainBPE(), split=HashSplit())
+    name = recipe_dict(recipe)["corpus"]["class_path"]
+    assert name.startswith(__name__)
+    assert name.endswith("Other")
+
+
+@pytest.mark.parametrize(("field", "value"), [("workers", -1), ("shard_tokens", 0)])
+def test_tokenize_refuses_nonsense(field: str, value: int) -> None:
+    parts = {"corpus": StandardLibrary(), "tokenizer": TrainBPE(), "split": HashSplit()}
+    with pytest.raises(ConfigError, match=f"{field}={value} must be at least"):
+        Tokenize(**parts, **{field: value})
+
+
+@pytest.mark.slow
+def test_standard_library_from_end_to_end(tmp_path: Path) -> None:
+    recipe = Tokenize(
+        corpus=StandardLibrary(),
+        tokenizer=TrainBPE(vocab_size=4096),
+        split=HashSplit(fraction=0.05),
+    )
+    manifest = prepare(recipe, tmp_path / "tokens", progress=False)
+    train, held_out = manifest.splits["train"], manifest.splits["held_out"]
+    assert manifest.vocab_size == 4096
+    assert 0.02 < held_out.text_bytes / (train.text_bytes + held_out.text_bytes) < 0.1
+    assert 3.0 < train.text_bytes / train.tokens < 4.0
+    assert 1.5 < manifest.references["gzip_9"] < 2.3
+    assert 1.2 < manifest.references["xz_9"] < 1.9
+    verify(tmp_path / "tokens", checksums=True)

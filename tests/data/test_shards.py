@@ -1,0 +1,175 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_train.data import HashSplit, TextFiles, Tokenize, TokenShards, TrainBPE, prepare, verify
+from llm_train.data.base import NO_TOKEN
+from llm_train.data.manifest import Manifest
+from llm_train.data.shards import ShardTokens, ShardWriter, dtype_for
+from llm_train.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    for number in range(40):
+        words = " ".join(f"word{(number * i) % 97}" for i in range(50 + number))
+        (directory / f"{number:02d}.txt").write_text(f"Document {number}\n{words}\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pristine(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "shards"
+    recipe = Tokenize(
+        corpus=TextFiles(paths=[str(corpus)]),
+        tokenizer=TrainBPE(vocab_size=300),
+        split=HashSplit(fraction=0.2),
+        shard_tokens=1000,
+    )
+    prepare(recipe, path, progress=False)
+    return path
+
+
+@pytest.fixture
+def shards(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "shards"))
+
+
+def test_reader_joins_shards(shards: Path) -> None:
+    manifest = Manifest.load(shards)
+    files = sorted(shards.glob("train-*.bin"))
+    assert len(files) > 3
+    everything = np.concatenate([np.fromfile(file, "<u2") for file in files])
+    tokens = ShardTokens(shards, manifest, "train")
+    assert len(tokens) == everything.size == manifest.splits["train"].tokens
+    for start, length in ((0, 1), (999, 2), (0, everything.size), (990, 2020), (1000, 1000)):
+        out = np.empty(length, dtype=np.int32)
+        tokens.read(start, out)
+        assert np.array_equal(out, everything[start : start + length])
+
+
+def test_every_shard_but_the_last_is_full(shards: Path) -> None:
+    for split in Manifest.load(shards).splits.values():
+        sizes = [shard.bytes // 2 for shard in split.shards]
+        assert set(sizes[:-1]) <= {1000}
+        assert 0 < sizes[-1] <= 1000
+
+
+@pytest.mark.parametrize("vocab_size", [2**16, 2**16 + 1])
+def test_writer_keeps_the_largest_id(tmp_path: Path, vocab_size: int) -> None:
+    dtype = dtype_for(vocab_size)
+    with ShardWriter(tmp_path, "train", dtype, shard_tokens=2) as writer:
+        writer.add(np.array([0, vocab_size - 1, 1], dtype=np.int32))
+        writer.finish()
+    read = np.concatenate(
+        [np.fromfile(tmp_path / f.name, "<" + np.dtype(dtype).str[1:]) for f in writer.shards]
+    )
+    assert read.tolist() == [0, vocab_size - 1, 1]
+    assert [shard.bytes for shard in writer.shards] == [2 * read.itemsize, read.itemsize]
+
+
+def test_source_windows_hold_the_held_out_tokens(shards: Path) -> None:
+    source = TokenShards(path=str(shards))
+    assert source.check() == []
+    windows = source.held_out_windows(64)
+    rows = windows.batch(np.arange(len(windows)))
+    stored = np.concatenate([np.fromfile(f, "<u2") for f in sorted(shards.glob("held_out-*.bin"))])
+    targets = rows[:, 1:]
+    assert np.array_equal(targets[targets != NO_TOKEN], stored[1:])
+    assert rows[0, 0] == stored[0]
+    manifest = Manifest.load(shards)
+    lengths = source.token_bytes()
+    assert lengths is not None
+    assert lengths[stored].sum() == manifest.splits["held_out"].text_bytes
+    assert source.vocab_size() == manifest.vocab_size == 300
+    assert source.description()["held_out_tokens"] == stored.size
+
+
+def test_windows_pickle_without_their_tokens(shards: Path) -> None:
+    windows = TokenShards(path=str(shards)).train_windows(64, 1)
+    before = windows.batch(np.arange(10))
+    pickled = pickle.dumps(windows)
+    assert len(pickled) < 2000
+    assert np.array_equal(pickle.loads(pickled).batch(np.arange(10)), before)
+
+
+def test_fingerprint_is_of_tokens_not_of_shards(shards: Path, corpus: Path, tmp_path: Path) -> None:
+    def prepared(name: str, shard_tokens: int, salt: str) -> str:
+        recipe = Tokenize(
+            corpus=TextFiles(paths=[str(corpus)]),
+            tokenizer=TrainBPE(vocab_size=300),
+            split=HashSplit(fraction=0.2, salt=salt),
+            shard_tokens=shard_tokens,
+        )
+        prepare(recipe, tmp_path / name, progress=False)
+        return TokenShards(path=str(tmp_path / name)).fingerprint()
+
+    fingerprint = TokenShards(path=str(shards)).fingerprint()
+    assert prepared("a", 777, "") == fingerprint
+    assert prepared("b", 1000, "other") != fingerprint
+
+
+def test_missing_directory_says_what_to_run(tmp_path: Path) -> None:
+    source = TokenShards(path=str(tmp_path / "none"))
+    [problem] = source.check()
+    assert "llm-train prepare -c" in problem
+    assert "data.source.path" in problem
+    with pytest.raises(DataError, match="llm-train prepare"):
+        source.vocab_size()
+
+
+def test_truncated_shard_is_named(shards: Path) -> None:
+    victim = shards / "train-00001.bin"
+    victim.write_bytes(victim.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"train-00001\.bin has 1998 bytes, its manifest says 2000"):
+        TokenShards(path=str(shards)).train_windows(8, 0)
+    assert "train-00001.bin" in TokenShards(path=str(shards)).check()[0]
+
+
+def test_missing_shard_is_named(shards: Path) -> None:
+    (shards / "held_out-00000.bin").unlink()
+    with pytest.raises(DataError, match=r"held_out-00000\.bin is missing"):
+        verify(shards)
+
+
+@pytest.mark.parametrize("name", ["train-00002.bin", "tokenizer.json", "token_bytes.npy"])
+def test_flipped_bit_is_found_by_checksums(shards: Path, name: str) -> None:
+    victim = shards / name
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    verify(shards)
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        verify(shards, checksums=True)
+
+
+def test_intact_shards_verify(shards: Path) -> None:
+    assert verify(shards, checksums=True) == Manifest.load(shards)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not a manifest"),
+        ("{}", "not a manifest"),
+        ('{"version": 99}', "format version 99"),
+    ],
+)
+def test_damaged_manifest_is_named(shards: Path, content: str, message: str) -> None:
+    (shards / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        Manifest.load(shards)
+
+
+def test_manifest_with_a_field_missing(shards: Path) -> None:
+    plain = json.loads((shards / "manifest.json").read_text())
+    del plain["splits"]["train"]["tokens"]
+    (shards / "manifest.json").write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="not a manifest"):
+        verify(shards)

@@ -1,0 +1,210 @@
+"""The report of small runs: the numbers on the page are the numbers in the file."""
+
+import base64
+import html.parser
+import io
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.report import Run, write_report
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def run_directory(root: Path, steps: int = 200, bad: tuple[int, ...] = ()) -> Path:
+    """A run of ``steps`` steps at a tenth of a second, resumed at half, with validation."""
+    draw = random.Random(0)
+    lines: list[dict[str, object]] = [{"event": "start", "step": 0, "time": at(0.0)}]
+
+    def log(step: int, seconds: float) -> None:
+        loss = "nan" if step in bad else 2.0 + math.exp(-step / 50) + draw.gauss(0, 0.01)
+        lines.append(
+            {
+                "step": step,
+                "time": at(seconds),
+                "train/loss": loss,
+                "optimizer/lr": 1e-3 * min(1, step / 20),
+                "grad/norm": "inf" if step in bad else 0.5 + draw.random(),
+                "throughput/tokens_per_s": 20480.0,
+                "throughput/mfu": 0.41,
+                "memory/peak_gib": 1.25,
+                "progress/tokens": step * 2048,
+            }
+        )
+
+    for step in range(1, steps // 2 + 11):  # ten steps that the resume undoes
+        log(step, step / 10)
+    lines.append({"event": "resume", "step": steps // 2, "time": at(500.0), "path": "<x> & y"})
+    for step in range(steps // 2 + 1, steps + 1):
+        log(step, 500 + (step - steps // 2) / 10)
+    for step, loss in ((steps // 2, 2.25), (steps - 1, 2.0625), (steps, 2.125)):
+        record = {"step": step, "val/loss": loss, "val/bits_per_byte": loss / 2}
+        lines.append({**record, "time": at(500 + steps / 20)})
+    return written(root / "my run", lines)
+
+
+def at(seconds: float) -> str:
+    return f"2026-01-02T03:{int(seconds // 60):02d}:{seconds % 60:06.3f}+00:00"
+
+
+def written(directory: Path, lines: list[dict[str, object]]) -> Path:
+    directory.mkdir(parents=True)
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text)
+    return directory
+
+
+def pixels(png: bytes) -> np.ndarray:
+    import matplotlib.image
+
+    return matplotlib.image.imread(io.BytesIO(png), format="png")
+
+
+class Reader(html.parser.HTMLParser):
+    """Checks that tags nest, and keeps the text of table cells and all attributes."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.cells[-1] += data
+
+
+def read(page: Path) -> tuple[dict[str, str], Reader]:
+    reader = Reader()
+    reader.feed(page.read_text("utf-8"))
+    reader.close()
+    assert reader.open == []
+    return dict(zip(reader.cells[::2], reader.cells[1::2], strict=True)), reader
+
+
+def test_the_page_says_what_the_files_say(tmp_path):
+    run = run_directory(tmp_path)
+    derived = {
+        "batch": {"tokens per step": "16 x 128 = 2,048", "accumulation": 2},
+        "data": {"gzip -9 bits per byte": 1.92, "xz -9 bits per byte": "1.61", "tokens": 3912345},
+        "<script>alert(1)</script>": {"a & b": '"<img src=http://x>"'},
+    }
+    (run / "derived.json").write_text(json.dumps(derived))
+    (run / "config.yaml").write_text("seed: 1337  # <b>not bold</b>\n")
+    page, picture = write_report(run)
+    assert (page, picture) == (run / "report.html", run / "report.png")
+    cells, reader = read(page)
+    assert cells["validation loss, last"] == "2.1250 nats per token at step 200"
+    assert cells["validation loss, best"] == "2.0625 nats per token at step 199"
+    assert cells["bits per byte, best"] == "1.0312 at step 199"
+    assert cells["for comparison: gzip -9 bits per byte"] == "1.9200"
+    assert cells["for comparison: xz -9 bits per byte"] == "1.61"
+    assert cells["tokens"] == "3,912,345"  # the derived table, which comes later
+    assert cells["throughput, median"] == "20.5k tokens/s"
+    assert cells["model FLOPs utilisation, median"] == "41.0%"
+    assert cells["peak memory"] == "1.25 GiB"
+    assert cells["running time"] == "21 s"  # 110 steps and 100 steps; the pause does not count
+    assert cells["resumes"] == "1"
+    assert cells["tokens per step"] == "16 x 128 = 2,048"
+    assert cells["a & b"] == '"<img src=http://x>"'
+    assert "resume at step 100: path <x> & y" in cells.values()
+    text = page.read_text("utf-8")
+    assert "&lt;b&gt;not bold&lt;/b&gt;" in text
+    assert "<script" not in text
+    sources = [value for name, value in reader.attributes if name in ("src", "href")]
+    assert len(sources) == 1
+    image = re.fullmatch(r"data:image/png;base64,(.*)", sources[0])
+    assert image is not None
+    assert base64.b64decode(image[1]) == picture.read_bytes()
+
+
+def test_nothing_is_fetched(tmp_path):
+    page, _ = write_report(run_directory(tmp_path))
+    assert not re.search(r"https?://|//cdn|@import|url\(", page.read_text("utf-8"))
+
+
+def test_the_picture_is_drawn(tmp_path):
+    _, picture = write_report(run_directory(tmp_path))
+    image = pixels(picture.read_bytes())
+    height, width, _ = image.shape
+    assert 800 <= width <= 3000
+    assert 500 <= height <= 2500
+    # Something in each quarter: loss on top, the three small panels below.
+    for part in (image[: height // 2, : width // 2], image[: height // 2, width // 2 :]):
+        assert part[..., :3].std() > 0.05
+    for column in range(3):
+        part = image[height * 2 // 3 :, column * width // 3 : (column + 1) * width // 3]
+        assert part[..., :3].std() > 0.05
+
+
+def test_losses_that_are_not_finite(tmp_path):
+    page, _ = write_report(run_directory(tmp_path, bad=(150, 151, 200)))
+    cells, _ = read(page)
+    assert cells["losses that are not finite"] == "3, the first at step 150"
+    assert cells["training loss, last"].endswith("at step 199")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"step": 10, "train/loss": 5.5, "progress/tokens": 40960, "time": at(1)}],
+        [{"step": 0, "val/loss": 5.5}],
+        [{"step": 0, "train/loss": 5.5, "progress/tokens": 0}],
+        [{"step": 3, "train/loss": "nan", "grad/norm": "nan", "optimizer/lr": 0.0}],
+        [{"step": 3, "something/else": 1}],
+        [{"step": step, "train/loss": "inf", "grad/norm": 10.0**step} for step in range(100)],
+    ],
+    ids=["one", "step 0", "no tokens yet", "only nan", "no known metric", "all infinite"],
+)
+def test_little_to_draw(tmp_path, lines):
+    page, picture = write_report(written(tmp_path / "a $run$ <1>", lines))
+    read(page)
+    assert pixels(picture.read_bytes())[..., :3].std() > 0.02
+
+
+def test_what_a_resume_undid_is_not_shown(tmp_path):
+    run = run_directory(tmp_path)
+    series = Run.read(run).series("train/loss")
+    assert series.steps == list(range(1, 201))
+    assert series.x[-1] == 200 * 2048
+
+
+def test_errors_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(LLMTrainError, match=r"^\S+ has no metrics\.jsonl; give the directory of"):
+        write_report(tmp_path)
+    only_events = written(tmp_path / "a", [{"event": "start", "step": 0}])
+    with pytest.raises(LLMTrainError, match=r"^\S+ holds no metrics yet"):
+        write_report(only_events)
+    run = written(tmp_path / "b", [{"step": 1, "train/loss": 1.0}])
+    (run / "derived.json").write_text("{")
+    with pytest.raises(LLMTrainError, match=r"^\S+derived\.json is not JSON: "):
+        write_report(run)
+    (run / "derived.json").unlink()
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"pip install llm-train\[report\]"):
+        write_report(run)
+
+
+def test_no_global_state_is_left(tmp_path):
+    before = dict(matplotlib.rcParams)
+    write_report(run_directory(tmp_path))
+    assert dict(matplotlib.rcParams) == before
