@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llm_train import check as checks
 from llm_train.callbacks import GracefulStop, Metrics, Progress
 from llm_train.checkpoint.callback import Checkpoints
-from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.data.prepare import prepare as prepare_tokens
 from llm_train.data.sampler import Share
 from llm_train.data.token_shards import TokenShards
@@ -71,24 +71,21 @@ def fit(settings: Settings, resume: str) -> int:
     for section, values in table.items():
         say(_format(section, values))
     store = _store(settings, derived)
-    start = _starting_point(store, settings, resume)
-    if start is not None:
-        _show_changes(start, settings)
+    _require_empty(store, settings, resume)
     metrics = JSONLMetrics()
     saver = Checkpoints(
         store,
         every=settings.checkpoint.every.steps(settings.batch.tokens),
         facts={"samples_per_step": derived.samples_per_step, "sequence": derived.sequence},
         files=_files_for_checkpoints(settings),
-        resume_from=start,
+        resume=resume,
+        announce=lambda found: _record(settings, table, metrics, found),
     )
     trainer = _trainer(settings, derived, [saver], metrics)
     _bind(settings, derived, trainer)
-    if trainer.is_global_zero:
-        _record(settings, table, metrics, start)
     trainer.fit(settings.task, datamodule=settings.data)
     _leave_process_group()
-    return _conclude(settings, trainer, saver)
+    return _conclude(settings, trainer)
 
 
 def validate(settings: Settings, checkpoint: str) -> int:
@@ -192,22 +189,12 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
     )
 
 
-def _starting_point(store: CheckpointStore, settings: Settings, resume: str) -> Path | None:
-    if not resume:
-        if store.steps():
-            raise ConfigError(
-                f"{settings.run_dir} already holds checkpoints up to step {store.steps()[-1]}; continue with "
-                "--resume auto, or start another run with --trainer.default_root_dir=DIRECTORY"
-            )
-        return None
-    found = store.resolve(resume)
-    for path, reason in found.skipped:
-        say(f"skipped {path}: {reason}")
-    if found.path is None:
-        say(f"nothing to resume in {settings.run_dir}; starting at step 0")
-    else:
-        say(f"resuming from {found.path}")
-    return found.path
+def _require_empty(store: CheckpointStore, settings: Settings, resume: str) -> None:
+    if store.steps() and not resume:
+        raise ConfigError(
+            f"{settings.run_dir} already holds checkpoints up to step {store.steps()[-1]}; continue with "
+            "--resume auto, or start another run with --trainer.default_root_dir=DIRECTORY"
+        )
 
 
 def _trainer(
@@ -366,17 +353,24 @@ def _files_for_checkpoints(settings: Settings) -> dict[str, str]:
 
 
 def _record(
-    settings: Settings, table: dict[str, Any], metrics: JSONLMetrics, start: Path | None
+    settings: Settings, table: dict[str, Any], metrics: JSONLMetrics, found: Found
 ) -> None:
-    """Writes what is about to run, once for the directory and once for the date."""
+    """Says and writes what is about to run, once for the directory and once for the date."""
+    for path, reason in found.skipped:
+        say(f"\nskipped {path}: {reason}")
+    if found.path is not None:
+        say(f"\nresuming from {found.path}")
+        _show_changes(found.path, settings)
     run_dir = settings.run_dir
     (run_dir / "records").mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    (run_dir / "config.yaml").write_text(settings.text)
-    (run_dir / "records" / f"{stamp}.yaml").write_text(settings.text)
-    (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n")
-    step = 0 if start is None else int(_facts(start)["step"])
-    metrics.log_event("start" if start is None else "resume", step)
+    (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
+    (run_dir / "records" / f"{stamp}.yaml").write_text(settings.text, encoding="utf-8")
+    (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    if found.path is None:
+        metrics.log_event("start", 0)
+    else:
+        metrics.log_event("resume", int(_facts(found.path)["step"]))
 
 
 def _show_changes(start: Path, settings: Settings) -> None:
@@ -401,7 +395,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def _conclude(settings: Settings, trainer: pl.Trainer, saver: Checkpoints) -> int:
+def _conclude(settings: Settings, trainer: pl.Trainer) -> int:
     number = settings.task.stop_signal
     path = settings.run_dir / "checkpoints"
     step = trainer.global_step

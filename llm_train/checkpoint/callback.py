@@ -9,17 +9,19 @@ the position in the data, and overwrites sharded files in place.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.trainer import call
 
-from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.errors import CheckpointError, LLMTrainError
+
+T = TypeVar("T")
 
 
 class StatefulStrategy(Protocol):
@@ -38,7 +40,8 @@ class Checkpoints(pl.Callback):
         every: optimizer steps between checkpoints; 0 saves at the end only.
         facts: plain values to keep in each manifest.
         files: text files to keep in each checkpoint, by name.
-        resume_from: a verified checkpoint directory to continue from.
+        resume: auto, a path, or "" to start at step 0.
+        announce: called on rank 0 with what was found, before the network is built.
     """
 
     def __init__(
@@ -48,13 +51,16 @@ class Checkpoints(pl.Callback):
         every: int,
         facts: Mapping[str, Any],
         files: Mapping[str, str],
-        resume_from: Path | None,
+        resume: str,
+        announce: Callable[[Found], None],
     ) -> None:
         self.store = store
         self.every = every
         self.facts = dict(facts)
         self.files = dict(files)
-        self.resume_from = resume_from
+        self.resume = resume
+        self.announce = announce
+        self.resume_from: Path | None = None
         self.last_saved = -1
         self._random_state: dict[str, Any] | None = None
 
@@ -86,24 +92,20 @@ class Checkpoints(pl.Callback):
                     f"the loss is not finite at step {step}; not saving over good checkpoints"
                 )
             strategy: Any = trainer.strategy
-            main = trainer.is_global_zero
-            stage = Path(strategy.broadcast(self.store.stage(step) if main else None))
+            stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
             (stage / "state").mkdir(exist_ok=True)
             strategy.barrier()
             strategy.save_state(stage / "state")
             torch.save(_rank_state(pl_module), stage / _rank_file(trainer.global_rank))
-            if main:
-                self._write_shared(trainer, stage)
             strategy.barrier()
-            if main:
-                self.store.commit(step, {**self.facts, **self._position(trainer)})
-            strategy.barrier()
+            _on_main(trainer, lambda: self._finish(trainer, stage))
             self.last_saved = step
 
-    def _write_shared(self, trainer: pl.Trainer, stage: Path) -> None:
+    def _finish(self, trainer: pl.Trainer, stage: Path) -> None:
         torch.save({"callbacks": call._call_callbacks_state_dict(trainer)}, stage / "callbacks.pt")
         for name, text in self.files.items():
-            (stage / name).write_text(text)
+            (stage / name).write_text(text, encoding="utf-8")
+        self.store.commit(trainer.global_step, {**self.facts, **self._position(trainer)})
 
     def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
         data: Any = trainer.datamodule
@@ -121,13 +123,26 @@ class Checkpoints(pl.Callback):
 
     # --- resuming -----------------------------------------------------------------------------------
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Chooses the checkpoint to continue from, once for all ranks, before anything is built."""
+        found = _on_main(trainer, lambda: self._find(trainer))
+        self.resume_from = found
+
+    def _find(self, trainer: pl.Trainer) -> Path | None:
+        self.store.clean()
+        found = self.store.resolve(self.resume) if self.resume else Found(None)
+        if found.path is not None:
+            facts = self.store.read_manifest(found.path).facts
+            require_loadable(found.path, facts, trainer.strategy, trainer.world_size)
+        self.announce(found)
+        return found.path
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Restores everything but the random state, which the loaders' start-up would disturb."""
         if self.resume_from is None:
             return
         facts = self.store.read_manifest(self.resume_from).facts
         strategy: Any = trainer.strategy
-        require_loadable(self.resume_from, facts, strategy, trainer.world_size)
         strategy.load_state(self.resume_from / "state", with_optimizer=True)
         data: Any = trainer.datamodule
         data.restore(facts["data"], steps_done=facts["step"])
@@ -152,6 +167,24 @@ class Checkpoints(pl.Callback):
             for other in range(saved_ranks):
                 path = self.resume_from / _rank_file(other)
                 pl_module.sums += torch.load(path, weights_only=True)["sums"].to(pl_module.sums)
+
+
+def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
+    """Runs ``action`` on rank 0 and gives its result, or its failure, to every rank.
+
+    A failure that only rank 0 knew of would leave the others waiting for it until the timeout.
+    """
+    outcome: tuple[Any, str] = (None, "")
+    if trainer.is_global_zero:
+        try:
+            outcome = (action(), "")
+        except (OSError, LLMTrainError) as error:
+            outcome = (None, str(error))
+    result, failure = trainer.strategy.broadcast(outcome)
+    if failure:
+        raise CheckpointError(failure)
+    value: T = result
+    return value
 
 
 def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_size: int) -> None:

@@ -1,0 +1,59 @@
+"""The examples of docs/extending.md: one file each, named by class_path, no edit elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llm_train.testing.ranks import llm_train
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+MODULES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture
+def example_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package is put on the path too: the processes run in a directory of their own.
+    paths = [str(EXAMPLES), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
+def allow() -> list[str]:
+    return [flag for module in MODULES for flag in ("--allow-import", module)]
+
+
+def test_all_examples_train_two_steps(tmp_path: Path, example_path: None) -> None:
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "tokens.npy", generator.integers(0, 50, 3000).astype(np.uint16))
+    done = llm_train(
+        "fit", "-c", str(EXAMPLES / "all.yaml"), "--trainer.accelerator=cpu", *allow(), cwd=tmp_path
+    )
+    assert "done: 2 steps" in done.stdout
+    lines = (tmp_path / "runs/examples/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["step"] for r in records if "weights/norm" in r] == [1, 2]
+    last = [r for r in records if "train/loss" in r][-1]
+    assert last["train/loss"] == pytest.approx(np.log(50), abs=0.2)  # plain nats, not smoothed
+    assert last["optimizer/lr"] == pytest.approx(0.001)  # warm-up of two steps is over
+
+
+def test_an_example_needs_to_be_allowed(tmp_path: Path, example_path: None) -> None:
+    done = llm_train("check", "-c", str(EXAMPLES / "all.yaml"), cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_configuration_uses_every_example() -> None:
+    used = set(re.findall(r"class_path: (\w+)\.", (EXAMPLES / "all.yaml").read_text()))
+    assert used == set(MODULES)
+
+
+def test_extending_shows_every_example() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text()
+    missing = [module for module in MODULES if f"(examples/{module}.py)" not in text]
+    assert not missing
