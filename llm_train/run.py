@@ -55,10 +55,13 @@ def prepare(settings: Settings, *, force: bool) -> int:
 
 
 def check(settings: Settings) -> int:
-    """Prints every derived number, or all problems."""
-    _require_sound(settings)
+    """Prints every derived number, or all problems; needs neither the devices nor the data."""
+    _require_sound(settings, running=False)
     for section, values in checks.table(settings).items():
-        say(_format(section, values))
+        if values:
+            say(_format(section, values))
+    for note in checks.notes(settings):
+        say(f"\nnote: {note}")
     say("\nno problems found")
     return 0
 
@@ -175,8 +178,8 @@ def report(run_dir: Path) -> int:
 # --- building a run -------------------------------------------------------------------------------
 
 
-def _require_sound(settings: Settings) -> None:
-    found = checks.problems(settings)
+def _require_sound(settings: Settings, *, running: bool = True) -> None:
+    found = checks.problems(settings, running=running)
     if found:
         raise ConfigError("\n".join(found))
 
@@ -230,9 +233,11 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=str(settings.run_dir),
-        callbacks=[meter, *(settings.trainer.get("callbacks") or []), GracefulStop(), Progress()],
+        callbacks=[meter, *(settings.trainer.get("callbacks") or []), GracefulStop()],
         logger=loggers or False,
     )
+    if settings.trainer.get("enable_progress_bar") is not False:
+        arguments["callbacks"].append(Progress())
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
     trainer = pl.Trainer(**arguments)

@@ -14,6 +14,8 @@ from llm_train.errors import ConfigError
 from llm_train.task import Task
 from llm_train.units import Batch, Duration
 
+_NEVER = Duration(0, "steps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
@@ -25,14 +27,15 @@ class CheckpointPolicy:
         keep_every: checkpoints at multiples of this are kept for good; 0 steps keeps none.
     """
 
-    every: Duration = Duration(0, "steps")
+    every: Duration = _NEVER
     keep_last: int = 2
-    keep_every: Duration = Duration(0, "steps")
+    keep_every: Duration = _NEVER
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ConfigError(
-                f"checkpoint.keep_last={self.keep_last} must be at least 1: the newest is what one resumes from"
+                f"checkpoint.keep_last={self.keep_last} must be at least 1: "
+                "the newest is what one resumes from"
             )
 
 
@@ -68,7 +71,7 @@ class Settings:
 
     @property
     def run_dir(self) -> Path:
-        """Where the run writes: trainer.default_root_dir, else runs/ and the configuration's name."""
+        """Where the run writes: trainer.default_root_dir, else runs/NAME of the configuration."""
         return Path(self.trainer.get("default_root_dir") or f"runs/{self.name}")
 
     @property

@@ -1,4 +1,4 @@
-"""A schedule: warm-up, then one over the square root of the step (arXiv:1706.03762, section 5.3)."""
+"""A schedule: warm-up, then the inverse square root of the step (arXiv:1706.03762, section 5.3)."""
 
 from __future__ import annotations
 

@@ -72,11 +72,12 @@ class SignMomentum(optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], parameter: torch.Tensor) -> None:
-        state = self.state[parameter]
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"]
-        direction = torch.lerp(parameter.grad, momentum, group["betas"][0]).sign()
+        direction = torch.lerp(gradient, momentum, group["betas"][0]).sign()
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-group["lr"])
-        momentum.lerp_(parameter.grad, 1.0 - group["betas"][1])
+        momentum.lerp_(gradient, 1.0 - group["betas"][1])

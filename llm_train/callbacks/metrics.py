@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import resource
+import signal
 import sys
 from typing import Any
 
@@ -76,7 +77,10 @@ class Metrics(pl.Callback):
                 "model.optimizer's learning rate or lengthen the warmup, and resume from a checkpoint before it"
             )
         if stop:
+            pl_module.stop_signal = pl_module.stop_signal or signal.SIGTERM  # it came to another rank
             halt(trainer)
+        if step == pl_module.derived.total_steps:
+            trainer.should_stop = True  # or Lightning would not validate a last step that is no multiple
 
     @staticmethod
     def _read(trainer: pl.Trainer, pl_module: Any) -> tuple[float, float, bool, float]:

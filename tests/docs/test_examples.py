@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llm_train.testing.ranks import llm_train
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,22 @@
+"""Finds every problem of a configuration at once, and prints every number that follows from it.
+
+A parser sees one key at a time. What is left are rules between keys: batch against ranks, sequence
+against network, precision against strategy, settings that would have no effect. Nothing here
+touches a device, so a configuration for a thousand GPUs can be checked on a laptop.
+"""
+
+from llm_train.check.problems import notes, problems
+from llm_train.check.table import derive, table
+from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED, STRATEGIES, strategy_name
+
+__all__ = [
+    "ACCELERATORS",
+    "PRECISIONS",
+    "REPLACED",
+    "STRATEGIES",
+    "derive",
+    "notes",
+    "problems",
+    "strategy_name",
+    "table",
+]

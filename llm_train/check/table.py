@@ -1,0 +1,188 @@
+"""Every number that follows from the settings, by section, as arithmetic where that is short."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_train.check.trainer import precision_of, strategy_name
+from llm_train.derived import Derived
+from llm_train.network.base import LanguageModel
+from llm_train.peaks import dense_peak_flops
+from llm_train.settings import Settings
+from llm_train.units import Duration, Scaling
+
+_ASSUMED_MFU = 0.4
+_REFERENCE_DEVICES = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
+
+
+def derive(settings: Settings) -> Derived:
+    """The numbers of the run for the ranks it will have."""
+    log_every = settings.trainer.get("log_every_n_steps")
+    return Derived.of(
+        seed=settings.seed,
+        batch=settings.batch,
+        budget=settings.budget,
+        validate_every=settings.validate_every,
+        log_every=10 if log_every is None else log_every,
+        world_size=settings.world_size,
+    )
+
+
+def on_meta(settings: Settings) -> LanguageModel:
+    """The network without memory."""
+    with torch.device("meta"):
+        return settings.task.network_config.build()
+
+
+def table(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every derived number, by section, as plain values."""
+    derived = derive(settings)
+    return {
+        "network": _network(settings, derived),
+        "batch": _batch(settings, derived),
+        "learning rate": _learning_rate(settings, derived),
+        "schedule": _schedule(settings, derived),
+        "run": _run(settings, derived),
+        "time": _time(settings, derived),
+        "data": _data(settings, derived),
+    }
+
+
+def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
+    counts = settings.task.counts
+    flops = counts.flops_per_token(derived.sequence, causal=True)
+    lookup = {
+        id(module.weight): module.weight.numel()
+        for module in on_meta(settings).modules()
+        if isinstance(module, nn.Embedding)
+    }
+    embedding = sum(lookup.values())
+    return {
+        "class": type(settings.task.network_config).__name__,
+        "parameters": counts.parameters,
+        "parameters_embedding": embedding,
+        "parameters_without_embedding": counts.parameters - embedding,
+        "parameters_matmul": counts.matmul_parameters,
+        "flops_per_token_causal": flops,
+        "flops_per_token_non_causal": counts.flops_per_token(derived.sequence, causal=False),
+        "flops_total_causal": f"{flops * derived.total_tokens:.3e}",
+        "recompute": type(settings.task.recompute).__name__,
+        "compile": settings.task.compile_unit,
+    }
+
+
+def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
+    parameters = settings.task.counts.parameters
+    return {
+        "tokens_per_step": (
+            f"{derived.tokens_per_step:,} = {derived.world_size} ranks x {derived.accumulation} "
+            f"micro-batches x {derived.per_device} samples x {derived.sequence} positions"
+        ),
+        "samples_per_step": derived.samples_per_step,
+        "total_steps": derived.total_steps,
+        "total_tokens": derived.total_tokens,
+        "tokens_per_parameter": round(derived.total_tokens / parameters, 3),
+    }
+
+
+def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
+    optimizer: Any = settings.task.optimizer_config
+    with torch.device("meta"):
+        built = optimizer.build(on_meta(settings).named_parameters())
+    scaling, factor = settings.batch.scaling, derived.learning_rate_factor
+    rows: dict[str, Any] = {
+        "optimizer": type(optimizer).__name__,
+        "scaling": _scaling(scaling, derived.tokens_per_step, factor),
+    }
+    for index, group in enumerate(built.param_groups):
+        rows[f"group_{index}"] = (
+            f"peak {group['lr'] * factor:.6g} = {group['lr']:g} x {factor:.6g}, "
+            f"weight decay {group.get('weight_decay', 0.0):g}, {len(group['params'])} tensors, "
+            f"{sum(p.numel() for p in group['params']):,} parameters"
+        )
+    return rows
+
+
+def _scaling(scaling: Scaling, tokens: int, factor: float) -> str:
+    if scaling.rule == "none":
+        return "none: the configured learning rate is the peak"
+    ratio = f"{tokens:,} / {scaling.reference_tokens:,} tokens"
+    formula = f"sqrt({ratio})" if scaling.rule == "sqrt" else ratio
+    return f"{scaling.rule}: x {formula} = {factor:.6g}"
+
+
+def _schedule(settings: Settings, derived: Derived) -> dict[str, Any]:
+    schedule: Any = settings.task.schedule
+    multiplier = schedule.build(
+        total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
+    )
+    rows: dict[str, Any] = {"class": type(schedule).__name__}
+    for field in dataclasses.fields(schedule) if dataclasses.is_dataclass(schedule) else ():
+        value = getattr(schedule, field.name)
+        rows[field.name] = _steps(value, derived) if isinstance(value, Duration) else value
+    for name, step in (
+        ("first_step", 0),
+        ("middle", derived.total_steps // 2),
+        ("last_step", derived.total_steps - 1),
+    ):
+        rows[f"factor_{name}"] = round(multiplier(step), 6)
+    return rows
+
+
+def _steps(duration: Duration, derived: Derived) -> str:
+    steps = duration.steps(derived.tokens_per_step)
+    return f"{steps:,} steps" + ("" if duration.unit == "steps" else f" ({duration})")
+
+
+def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
+    policy = settings.checkpoint
+    every, keep = (_steps(duration, derived) for duration in (policy.every, policy.keep_every))
+    check = _steps(settings.validate_every, derived)
+    return {
+        "directory": str(settings.run_dir),
+        "ranks": derived.world_size,
+        "accelerator": "cuda" if settings.on_cuda else "cpu",
+        "strategy": strategy_name(settings),
+        "precision": precision_of(settings),
+        "gradient_clip": settings.trainer.get("gradient_clip_val") or "none",
+        "seed": str(derived.seed),
+        "validate_every": check if derived.validate_every else "at the end",
+        "checkpoint_every": every if policy.every.count else "at the end",
+        "checkpoints_kept": f"the newest {policy.keep_last}"
+        + (f", and every {keep}" if policy.keep_every.count else ""),
+        "log_every": f"{derived.log_every:,} steps",
+    }
+
+
+def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
+    """Hours at an assumed utilisation, on the device here or, without one, on two known ones."""
+    if not settings.on_cuda:
+        return {}
+    names = [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else _REFERENCE_DEVICES
+    dtype = "bf16" if precision_of(settings).startswith("bf16") else "fp32"
+    flops = settings.task.counts.flops_per_token(derived.sequence, causal=True)
+    rows: dict[str, Any] = {}
+    for name in names:
+        peak = dense_peak_flops(name, dtype)
+        if peak is not None:
+            seconds = flops * derived.total_tokens / (derived.world_size * peak * _ASSUMED_MFU)
+            rows[f"hours on {derived.world_size} x {name}"] = (
+                f"{seconds / 3600:.3g}, assuming an MFU of {_ASSUMED_MFU:.0%} against "
+                f"{peak / 1e12:g} TFLOP/s {dtype}"
+            )
+    return rows
+
+
+def _data(settings: Settings, derived: Derived) -> dict[str, Any]:
+    source = settings.data.source
+    if source.check():
+        return {}
+    facts: dict[str, Any] = dict(source.description())
+    tokens = facts.get("train_tokens")
+    if isinstance(tokens, int) and tokens:
+        facts["epochs"] = round(derived.total_tokens / tokens, 3)
+    return facts

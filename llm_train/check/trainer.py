@@ -1,0 +1,225 @@
+"""Rules about Lightning's Trainer arguments: which work here, and which another key replaces."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import Accelerator
+
+from llm_train.settings import Settings
+from llm_train.strategy import Placement, SingleDevice
+
+STRATEGIES = ("auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+PROFILERS = ("simple", "advanced", "pytorch", "xla")
+
+# Trainer arguments that another key replaces or that would break an invariant, with the way out.
+REPLACED = {
+    "max_steps": "set budget, in steps or tokens",
+    "max_epochs": "set budget, in steps or tokens",
+    "min_epochs": "set budget, in steps or tokens",
+    "min_steps": "set budget, in steps or tokens",
+    "accumulate_grad_batches": (
+        "it follows from batch.tokens, batch.per_device and the number of ranks"
+    ),
+    "val_check_interval": "set validate_every, in steps or tokens",
+    "check_val_every_n_epoch": "set validate_every, in steps or tokens",
+    "enable_checkpointing": "set checkpoint.every",
+    "num_sanity_val_steps": "held-out data are checked before the run starts",
+    "overfit_batches": "set budget and a small data.source",
+    "limit_train_batches": "set budget",
+    "limit_test_batches": "there is no test loop; validate scores held-out data",
+    "limit_predict_batches": "there is no predict loop; generate writes text",
+    "use_distributed_sampler": "ranks share samples by index",
+    "reload_dataloaders_every_n_epochs": "there is one endless epoch",
+    "fast_dev_run": "use --budget='2 steps'",
+    "barebones": "every part of a run is needed",
+    "enable_model_summary": "the derived table counts parameters",
+    "sync_batchnorm": "there is no batch normalisation",
+    "gradient_clip_algorithm": "gradients are clipped by global norm on every strategy",
+    "inference_mode": "validation always runs without gradients",
+    "model_registry": "checkpoints are directories; upload them with a tool of your choice",
+    "enable_autolog_hparams": "loggers receive the resolved configuration",
+}
+_FORBIDDEN_CALLBACKS = {
+    "ModelCheckpoint": "set checkpoint.every",
+    "OnExceptionCheckpoint": "set checkpoint.every",
+    "GradientAccumulationScheduler": "accumulation follows from batch",
+    "StochasticWeightAveraging": "it changes learning rate and schedule behind model.schedule",
+    "ThroughputMonitor": "throughput is measured without synchronising every batch",
+    "LearningRateFinder": "it trains before the run starts",
+    "BatchSizeFinder": "the global batch is a contract",
+}
+
+
+def strategy_name(settings: Settings) -> str:
+    """The class that will run, whatever way it was written."""
+    strategy = settings.trainer.get("strategy", "auto")
+    if not isinstance(strategy, str):
+        return type(strategy).__name__
+    if strategy == "auto":
+        return "DDP" if settings.world_size > 1 else "SingleDevice"
+    names = {"single": "SingleDevice", "ddp": "DDP", "fsdp": "FSDP"}
+    return names.get(strategy, "ZeRO")
+
+
+def precision_of(settings: Settings) -> str:
+    """The precision by its full name; Lightning also takes short ones."""
+    precision = str(settings.trainer.get("precision") or "32-true")
+    return {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+
+
+def replaced(settings: Settings) -> Iterator[str]:
+    """Arguments that would be overwritten."""
+    defaults = settings.trainer["__defaults__"]
+    for key, way_out in REPLACED.items():
+        value = settings.trainer.get(key, defaults.get(key))
+        if value != defaults.get(key):
+            yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
+
+
+def values(settings: Settings) -> Iterator[str]:
+    """Arguments that Lightning would refuse only when the run starts, or never."""
+    clip = settings.trainer.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        yield (
+            f"trainer.gradient_clip_val={clip} must not be negative; "
+            "remove it to switch clipping off"
+        )
+    profiler = settings.trainer.get("profiler")
+    if isinstance(profiler, str) and profiler not in PROFILERS:
+        yield f"trainer.profiler={profiler} is not one of {', '.join(PROFILERS)}"
+    if isinstance(settings.trainer.get("logger"), bool):
+        yield (
+            f"trainer.logger={_shown(settings.trainer['logger'])} has no effect: metrics.jsonl is "
+            "always written; remove it, or name further loggers by class_path"
+        )
+
+
+def devices(settings: Settings) -> Iterator[str]:
+    """Accelerator, devices and nodes, as far as they can be judged without any."""
+    accelerator = settings.trainer.get("accelerator", "auto")
+    if accelerator not in ACCELERATORS:
+        kind = type(accelerator).__name__ if isinstance(accelerator, Accelerator) else accelerator
+        yield f"trainer.accelerator={kind} is not one of {', '.join(ACCELERATORS)}"
+    wanted = settings.trainer.get("devices", "auto")
+    if isinstance(wanted, list):
+        if not wanted or len(set(wanted)) < len(wanted):
+            yield f"trainer.devices={wanted} must name each device once, and at least one"
+        if not settings.on_cuda:
+            yield (
+                f"trainer.devices={wanted} names devices by index, which CPUs do not have; "
+                f"write trainer.devices={max(len(wanted), 1)}"
+            )
+    nodes = settings.trainer.get("num_nodes", 1)
+    if nodes < 1:
+        yield f"trainer.num_nodes={nodes} must be at least 1"
+    yield from _launcher(settings)
+
+
+def _launcher(settings: Settings) -> Iterator[str]:
+    """What torchrun started against what the configuration asks for."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return
+    started = int(os.environ["LOCAL_WORLD_SIZE"])
+    if settings.devices != started:
+        yield (
+            f"trainer.devices={settings.trainer['devices']} but torchrun started {started} "
+            "processes on this node; remove trainer.devices, or give torchrun "
+            f"--nproc-per-node {settings.devices}"
+        )
+    nodes = int(settings.trainer.get("num_nodes") or 1)
+    world = int(os.environ.get("WORLD_SIZE", started))
+    if nodes != 1 and nodes * started != world:
+        yield (
+            f"trainer.num_nodes={nodes} x {started} processes a node = {nodes * started}, but "
+            f"torchrun started {world}; remove trainer.num_nodes, or give torchrun --nnodes {nodes}"
+        )
+
+
+def present(settings: Settings) -> Iterator[str]:
+    """Whether the devices are here; asked only when a run is about to start."""
+    if not settings.on_cuda:
+        return
+    here = torch.cuda.device_count()
+    wanted = settings.trainer.get("devices", "auto")
+    needed = max(wanted) + 1 if isinstance(wanted, list) and wanted else settings.devices
+    if here < needed:
+        yield (
+            f"trainer.accelerator={settings.trainer.get('accelerator')} needs {needed} CUDA "
+            f"devices and this machine has {here}; set trainer.devices, or trainer.accelerator=cpu"
+        )
+
+
+def strategy(settings: Settings) -> Iterator[str]:
+    """Strategies of ours only, and what each of them cannot do."""
+    chosen = settings.trainer.get("strategy", "auto")
+    if isinstance(chosen, str):
+        if chosen not in STRATEGIES:
+            yield (
+                f"trainer.strategy={chosen} is not one of {', '.join(STRATEGIES)}; for options "
+                "write class_path: DDP, FSDP or ZeRO with init_args"
+            )
+            return
+    elif not isinstance(chosen, Placement):
+        yield (
+            f"trainer.strategy={type(chosen).__name__} cannot place weights or save state exactly; "
+            "use DDP, FSDP or ZeRO of llm_train"
+        )
+        return
+    if isinstance(chosen, SingleDevice) and (chosen.root_device.type == "cuda") != settings.on_cuda:
+        yield (
+            f"trainer.strategy.init_args.device={chosen.root_device} does not fit "
+            f"trainer.accelerator={settings.trainer.get('accelerator')}; "
+            "write trainer.strategy=single"
+        )
+    name = strategy_name(settings)
+    if name == "SingleDevice" and settings.world_size > 1:
+        yield (
+            f"trainer.strategy=single cannot use {settings.world_size} ranks; "
+            "choose ddp, fsdp or zero1-3"
+        )
+    if name == "ZeRO" and importlib.util.find_spec("deepspeed") is None:
+        yield (
+            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+            "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
+        )
+
+
+def precision(settings: Settings) -> Iterator[str]:
+    """Precisions that keep the promises about master weights and reduction."""
+    name = precision_of(settings)
+    if name not in PRECISIONS:
+        yield (
+            f"trainer.precision={name} is not supported (no loss scaling here); choose "
+            f"{', '.join(PRECISIONS)}"
+        )
+    if name == "bf16-true" and strategy_name(settings) == "ZeRO":
+        yield (
+            "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
+            "write bf16-mixed, which is what DeepSpeed does"
+        )
+
+
+def callbacks(settings: Settings) -> Iterator[str]:
+    """Callbacks that would undo what the run promises."""
+    given = settings.trainer.get("callbacks") or []
+    if not isinstance(given, list):
+        yield "trainer.callbacks must be a list; put a dash before class_path"
+        return
+    for index, callback in enumerate(given):
+        for base in type(callback).__mro__:
+            if base.__name__ in _FORBIDDEN_CALLBACKS:
+                way_out = _FORBIDDEN_CALLBACKS[base.__name__]
+                yield f"trainer.callbacks[{index}]={base.__name__} does not work here: {way_out}"
+                break
+
+
+def _shown(value: Any) -> str:
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)

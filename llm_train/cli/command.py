@@ -1,0 +1,195 @@
+"""Verbs, their flags, and how a failure leaves the program: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from llm_train.errors import ConfigError, LLMTrainError
+
+if TYPE_CHECKING:
+    from llm_train.settings import Settings
+
+VERBS = {
+    "prepare": "make the tokens that data.source reads, as data.recipe says",
+    "fit": "train",
+    "validate": "score a checkpoint on the held-out data",
+    "check": "find all problems of a configuration and print every derived number",
+    "generate": "write text with a checkpoint",
+    "report": "draw what a run did as HTML and PNG",
+}
+EPILOG = """\
+Every setting is a YAML key and an option: 'batch: {per_device: 4}' is --batch.per_device=4.
+Several -c are laid over each other, later over earlier; options come last and win.
+  llm-train VERB --print_config -c FILE    the resolved configuration, which runs as it is
+  llm-train VERB --help                    every option of a verb
+A configuration names classes to run: treat one from somebody else as a program."""
+_GRACE_SECONDS = 30.0
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs one verb and exits: 0 done, 2 wrong input, 128 + n after signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+    except LLMTrainError as error:
+        _report(str(error))
+        code = 2
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def load_settings(
+    arguments: Sequence[str], allow_import: Sequence[str] = (), options: Sequence[str] = ()
+) -> Settings:
+    """See ``parser.load_settings``, which takes seconds to import."""
+    from llm_train.cli import parser
+
+    return parser.load_settings(arguments, allow_import, options)
+
+
+def _report(message: str) -> None:
+    """Prints each problem once, whatever the number of ranks.
+
+    The launcher kills all ranks when the first one leaves, so the others must wait until rank 0 has
+    spoken. One that is still alive after the grace period failed on its own, and says so.
+    """
+    rank, prefix = _rank(), ""
+    if rank != 0:
+        sys.stdout.flush()
+        time.sleep(_GRACE_SECONDS)
+        prefix = f"rank {rank}: "
+    for line in message.splitlines():
+        sys.stderr.write(f"llm-train: error: {prefix}{line}\n")
+    sys.stderr.flush()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0
+    if verb == "--version":
+        from llm_train import __version__
+
+        sys.stdout.write(f"llm-train {__version__}\n")
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"{verb!r} is not a verb; {_nearest(verb, list(VERBS))}")
+    flags, rest, options = _flags(verb, arguments[1:])
+    _quieten_libraries()
+    return _run(verb, flags, rest, options)
+
+
+def _overview() -> str:
+    lines = ["usage: llm-train VERB [-c FILE.yaml ...] [--key=value ...]", ""]
+    lines += [f"  {name:9} {summary}" for name, summary in VERBS.items()]
+    return "\n".join([*lines, "", EPILOG, ""])
+
+
+def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[str]) -> int:
+    from llm_train import run
+
+    if verb == "report":
+        return run.report(Path(flags.run))
+    if verb == "generate":
+        return run.generate(flags, load_settings)
+    settings = load_settings(rest, flags.allow_import, options)
+    verbs: dict[str, Callable[[], int]] = {
+        "prepare": lambda: run.prepare(settings, force=flags.force),
+        "check": lambda: run.check(settings),
+        "validate": lambda: run.validate(settings, flags.checkpoint),
+        "fit": lambda: run.fit(settings, flags.resume),
+    }
+    return verbs[verb]()
+
+
+def _quieten_libraries() -> None:
+    """Hides advice that does not apply here; real warnings of the libraries stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Windows of a memory map are read faster than a worker process can hand them over.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Held-out sums are already those of all ranks when they are logged.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
+
+
+def _flags(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Splits the few options that are not settings from those that are, and names the former."""
+    parser = _FlagParser(
+        prog=f"llm-train {verb}", description=VERBS[verb], allow_abbrev=False, add_help=False
+    )
+    _add_flags(parser, verb)
+    options = [option for action in parser._actions for option in action.option_strings]
+    if {"-h", "--help"} & set(arguments):
+        if verb in ("report", "generate"):
+            parser.print_help()
+            sys.exit(0)
+        parser.usage = f"llm-train {verb} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"
+        parser.print_help()
+        sys.stdout.write("\n")
+    flags, rest = parser.parse_known_args(arguments)
+    if rest and verb in ("report", "generate"):
+        name = rest[0].partition("=")[0]
+        raise ConfigError(f"llm-train {verb} has no option {name}; {_nearest(name, options)}")
+    return flags, rest, options
+
+
+def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
+    if verb == "report":
+        parser.add_argument("run", help="run directory, for instance runs/quickstart")
+        return
+    if verb == "generate":
+        parser.add_argument("checkpoint", help="checkpoint or run directory")
+        parser.add_argument("--prompt", default="", help="text to continue")
+        parser.add_argument("--tokens", type=int, default=200, help="most tokens to add")
+        parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+        parser.add_argument(
+            "--top-k", type=int, default=0, help="keep the k likeliest; 0 keeps all"
+        )
+        parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability")
+        parser.add_argument("--stop", default="", help="token text that ends the sample")
+        parser.add_argument("--seed", type=int, default=0, help="same seed, same text")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    elif verb == "prepare":
+        parser.add_argument("--force", action="store_true", help="replace what is there")
+    elif verb == "fit":
+        parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
+    elif verb == "validate":
+        parser.add_argument(
+            "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"
+        )
+    parser.add_argument(
+        "--allow-import",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="module that a class_path may import besides llm_train, torch and lightning",
+    )
+
+
+class _FlagParser(argparse.ArgumentParser):
+    """Reports like everything else: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """Like ``schema.nearest``, which would import torch."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

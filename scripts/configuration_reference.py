@@ -1,0 +1,285 @@
+"""Writes docs/configuration.md from the code: ``make docs``. With ``--check`` it only compares.
+
+Every name, type, default and sentence comes from signatures and docstrings; a test writes the page
+again and compares. What a reader may put after ``class_path`` is what a family exports in its
+``__all__`` and derives from the family's base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+
+# YAML key, package, base classes of what the key takes (by name, in the package's base module).
+FAMILIES = (
+    ("model.network", "llm_train.network", "Network"),
+    ("model.loss", "llm_train.loss", "Loss"),
+    ("model.optimizer", "llm_train.optimizer", "Optimizer"),
+    ("model.schedule", "llm_train.schedule", "Schedule"),
+    ("model.recompute", "llm_train.recompute", "Recompute"),
+    ("data.source", "llm_train.data", "TokenSource"),
+    ("data.recipe", "llm_train.data", "Recipe"),
+    ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
+    ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
+    ("data.recipe.init_args.split", "llm_train.data", "Split"),
+    ("trainer.strategy", "llm_train.strategy", "Placement"),
+    ("trainer.logger", "llm_train.logger", "Logger"),
+)
+
+# Every run has these anyway.
+ALWAYS_ON = ("JSONLMetrics",)
+
+# The least that a run needs; what else it prints are defaults.
+SMALLEST = """\
+budget: 1000 steps
+batch: {tokens: 4096, sequence: 128, per_device: 8}
+model:
+  network:
+    class_path: Transformer
+    init_args: {vocab_size: 256, layers: 2, width: 64, heads: 2, max_sequence: 128}
+  optimizer: {class_path: AdamW, init_args: {learning_rate: 0.001}}
+  schedule: {class_path: WarmupCosine, init_args: {warmup: 100 steps}}
+data:
+  source: {class_path: RandomTokens}
+"""
+
+HONOURED = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "gradient_clip_val",
+    "log_every_n_steps",
+    "logger",
+    "callbacks",
+    "default_root_dir",
+)
+
+
+def usable(package: str, base: str) -> list[type]:
+    """The classes of a family that ``class_path`` may name by their short names."""
+    family = importlib.import_module(package)
+    root = getattr(family, base, None)
+    if root is None:
+        from lightning.pytorch import loggers
+
+        root = getattr(loggers, base)
+    exported = [getattr(family, name) for name in family.__all__]
+    return sorted(
+        (
+            each
+            for each in exported
+            if inspect.isclass(each)
+            and issubclass(each, root)
+            and each is not root
+            and not inspect.isabstract(each)
+            and each.__name__ not in ALWAYS_ON
+        ),
+        key=lambda each: each.__name__,
+    )
+
+
+def type_text(annotation: Any) -> str:
+    """An annotation as a reader would write it."""
+    text = re.sub(r"\b(?:[a-z_]\w*\.)+", "", inspect.formatannotation(annotation))
+    choices = re.fullmatch(r"Literal\[(.*)\]", text)
+    if choices:
+        return " \\| ".join(part.strip().strip("'\"") for part in choices[1].split(","))
+    return text.replace("Duration", "duration").replace("|", "\\|")
+
+
+def default_text(value: Any) -> str:
+    """A default as YAML would say it."""
+    if value is inspect.Parameter.empty:
+        return "required"
+    if dataclasses.is_dataclass(value):
+        return f"`{type(value).__name__}`"
+    if isinstance(value, tuple) and len(value) > 3:
+        return "see there"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return '`""`' if value == "" else f"`{value}`".replace("|", "\\|")
+
+
+def sentences(text: str | None) -> str:
+    """Running text on one line, safe in a table."""
+    joined = " ".join((text or "").replace("``", "`").split())
+    return joined.replace("|", "\\|")
+
+
+def table(kind: Any) -> Iterator[str]:
+    """The arguments of a class: name, type, default, meaning."""
+    meanings = {
+        parameter.arg_name: parameter.description
+        for parameter in docstring_parser.parse(inspect.getdoc(kind) or "").params
+    }
+    parameters = list(inspect.signature(kind, eval_str=True).parameters.values())
+    if not parameters:
+        yield "No arguments."
+        return
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for each in parameters:
+        assert meanings.get(each.name), f"{kind.__name__}.{each.name} is not documented"
+        yield (
+            f"| `{each.name}` | {type_text(each.annotation)} | {default_text(each.default)} "
+            f"| {sentences(meanings[each.name])} |"
+        )
+
+
+def about(kind: Any) -> str:
+    """The docstring without its sections, formulas as they are."""
+    parsed = docstring_parser.parse(inspect.getdoc(kind) or "")
+    parts = [parsed.short_description or "", parsed.long_description or ""]
+    text = "\n\n".join(part for part in parts if part)
+    kept = re.split(r"\n\s*(?=>>> )", text)[0]
+    return kept.replace("``", "`").strip()
+
+
+def top_level() -> Iterator[str]:
+    """The keys beside model, data and trainer, with the defaults that a parse gives them."""
+    import yaml
+
+    from llm_train.cli import load_settings
+    from llm_train.settings import Settings
+
+    example = yaml.safe_load(SMALLEST)
+    arguments = [f"--budget={example['budget']}"]
+    for section in ("batch", "model", "data"):
+        arguments += [f"--{section}.{key}={value}" for key, value in example[section].items()]
+    plain = load_settings(arguments).plain
+    meanings = {
+        parameter.arg_name: parameter.description
+        for parameter in docstring_parser.parse(inspect.getdoc(Settings) or "").params
+    }
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for key, kind in (("seed", "int"), ("budget", "duration"), ("validate_every", "duration")):
+        default = "required" if key == "budget" else f"`{plain[key]}`"
+        yield f"| `{key}` | {kind} | {default} | {sentences(meanings[key])} |"
+
+
+def trainer_section() -> Iterator[str]:
+    """What of Lightning's Trainer arguments may be set, and what another key replaces."""
+    from llm_train import check
+    from llm_train.check import trainer as check_trainer
+
+    yield textwrap.fill(
+        "Lightning's own Trainer arguments. These are the usual ones: "
+        + ", ".join(f"`{key}`" for key in HONOURED)
+        + ". Others that Lightning knows are passed on as they are, except those in the table "
+        "below, which would have no effect or would break an invariant and are refused.",
+        width=100,
+        break_on_hyphens=False,
+    )
+    yield ""
+    yield f"`trainer.strategy` also takes these words: {_words(check.STRATEGIES)}."
+    yield ""
+    yield f"`trainer.precision` is one of {_words(check.PRECISIONS)}; unset means `32-true`."
+    yield ""
+    yield "| refused argument | instead |"
+    yield "|---|---|"
+    for key, way_out in check.REPLACED.items():
+        if way_out is not None:
+            yield f"| `trainer.{key}` | {sentences(way_out)} |"
+    yield ""
+    yield "| refused callback | why, or what instead |"
+    yield "|---|---|"
+    for key, way_out in check_trainer._FORBIDDEN_CALLBACKS.items():
+        yield f"| `{key}` | {sentences(way_out)} |"
+
+
+def _words(values: tuple[str, ...]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def page() -> str:
+    """The whole page."""
+    from llm_train.data.module import TokenData
+    from llm_train.settings import CheckpointPolicy
+    from llm_train.task import Task
+    from llm_train.units import Batch, Scaling
+
+    lines = [
+        "# Configuration reference",
+        "",
+        "Written from the code by `make docs`; do not edit.",
+        "",
+        "A key takes the classes listed under it, as `class_path` and `init_args`; a class of your",
+        "own is named with its module ([extending](extending.md)). Several `-c` files are merged",
+        "from left to right, and `--key=value` wins over all of them. A *duration* is a count with",
+        "its unit: `2000 steps`, `1.5B tokens`, with k, M, B or T for powers of a thousand.",
+        "",
+        "The smallest configuration:",
+        "",
+        "```yaml",
+        *SMALLEST.splitlines(),
+        "```",
+        "",
+        "## Top level",
+        "",
+        *top_level(),
+        "",
+        "## batch",
+        "",
+        about(Batch),
+        "",
+        *table(Batch),
+        "",
+        "### batch.scaling",
+        "",
+        about(Scaling),
+        "",
+        *table(Scaling),
+        "",
+        "## checkpoint",
+        "",
+        about(CheckpointPolicy),
+        "",
+        *table(CheckpointPolicy),
+        "",
+        "## model",
+        "",
+        about(Task),
+        "",
+        *table(Task),
+        "",
+        "## data",
+        "",
+        about(TokenData),
+        "",
+        *table(TokenData),
+        "",
+        "## trainer",
+        "",
+        *trainer_section(),
+    ]
+    for key, package, base in FAMILIES:
+        lines += ["", f"## {key}", ""]
+        for kind in usable(package, base):
+            lines += [f"### {kind.__name__}", "", about(kind), "", *table(kind), ""]
+        lines.pop()
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text(encoding="utf-8") != page():
+            sys.exit(f"{PAGE} is not what the code says; run `make docs`")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
+        print(f"wrote {PAGE}", file=sys.stderr)

@@ -1,0 +1,417 @@
+"""Wrong input: one line on stderr that names the key, exit code 2, nothing built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_train.cli import main
+from llm_train.network import Transformer
+from llm_train.testing.configs import tiny, write
+
+NET = ("model", "network", "init_args")
+ARGS = "model__network__init_args__"
+
+
+def put(*path: str, **values: Any) -> Any:
+    """An edit of a configuration: sets ``values`` at ``path``."""
+
+    def edit(config: dict[str, Any]) -> None:
+        for name in path:
+            config = config[name]
+        config.update(values)
+
+    return edit
+
+
+def rename(*path: str, old: str, new: str = "") -> Any:
+    """An edit of a configuration: renames a key, or removes it."""
+
+    def edit(config: dict[str, Any]) -> None:
+        for name in path:
+            config = config[name]
+        value = config.pop(old)
+        if new:
+            config[new] = value
+
+    return edit
+
+
+def sgd(**init_args: Any) -> dict[str, Any]:
+    inner = {"class_path": "torch.optim.SGD", "init_args": init_args}
+    return {"class_path": "TorchOptimizer", "init_args": {"optimizer": inner}}
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], verb: str, *arguments: str
+) -> list[str]:
+    """The lines on stderr, without their prefix, after a command that must exit with 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, *arguments])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2, captured.err
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert all(line.startswith("llm-train: error: ") for line in lines), captured.err
+    return [line.removeprefix("llm-train: error: ") for line in lines]
+
+
+FIFTEEN = {
+    "nested typo": (
+        rename(*NET, old="layers", new="layerz"),
+        [],
+        "model.network.init_args.layerz is not a setting of Transformer; did you mean layers?",
+    ),
+    "wrong type": (
+        put(*NET, width="wide"),
+        [],
+        "model.network.init_args.width=wide is not a whole number; write 12, for instance",
+    ),
+    "missing field": (
+        rename(*NET, old="vocab_size"),
+        [],
+        "model.network.init_args.vocab_size (a whole number) is missing, and Transformer needs it; "
+        "add it",
+    ),
+    "unknown class": (
+        put("model", "network", class_path="Transfromer"),
+        [],
+        "model.network.class_path=Transfromer is not a known Network; did you mean Transformer?",
+    ),
+    "wrong argument of a torch class": (
+        put("model", optimizer=sgd(lr=0.1, momentun=0.9)),
+        [],
+        "model.optimizer.init_args.optimizer.init_args.momentun is not a setting of SGD; "
+        "did you mean momentum?",
+    ),
+    "failed cross-field rule": (
+        put("batch", tokens=100),
+        [],
+        "batch.tokens=100 is not a multiple of 1 ranks x 2 samples x 16 positions = 32; "
+        "nearest: 96 or 128",
+    ),
+    "bad choice": (
+        put(*NET, norm="batchnorm"),
+        [],
+        "model.network.init_args.norm=batchnorm is not one of layernorm, rmsnorm",
+    ),
+    "bad Trainer value": (
+        put("trainer", precision="bf17"),
+        [],
+        "trainer.precision=bf17 is not one of 32-true, bf16-mixed, bf16-true",
+    ),
+    "section typo": (
+        rename(old="model", new="modle"),
+        [],
+        "modle is not a setting; did you mean model?",
+    ),
+    "top-level typo": (
+        rename(old="budget", new="buget"),
+        [],
+        "buget is not a setting; did you mean budget?",
+    ),
+    "float for int": (
+        put(*NET, layers=2.5),
+        [],
+        "model.network.init_args.layers=2.5 is not a whole number; write 2 or 3",
+    ),
+    "bool for int": (
+        put(*NET, layers=True),
+        [],
+        "model.network.init_args.layers=true is not a whole number; write 12, for instance",
+    ),
+    "duplicate key": (
+        None,  # in the text: a mapping cannot hold a key twice
+        [],
+        "seed is written twice, in lines 1 and 40 of {file}; remove one",
+    ),
+    "abbreviation": (
+        put(),
+        ["--trainer.prec=32-true"],
+        "--trainer.prec is not an option; did you mean --trainer.precision?",
+    ),
+    "forbidden import": (
+        put("model", "network", class_path="os.system"),
+        [],
+        "model.network.class_path=os.system may not be imported: only llm_train, torch and "
+        "lightning may; if you trust that code, add --allow-import os",
+    ),
+}
+
+MORE = {
+    "whole float for int": (
+        put(*NET, layers=2.0),
+        [],
+        "model.network.init_args.layers=2.0 is not a whole number; write 2",
+    ),
+    "failed rule inside a part": (
+        put(*NET, width=15),
+        [],
+        "model.network: width=15 is not a multiple of heads=2; nearest: 14 or 16",
+    ),
+    "failed rule inside an optimizer": (
+        put("model", "optimizer", "init_args", learning_rate=-1.0),
+        [],
+        "model.optimizer: learning_rate=-1.0 is not a finite number > 0; a usual value is 3e-4",
+    ),
+    "Trainer value of the wrong type": (
+        put("trainer", gradient_clip_val="high"),
+        [],
+        "trainer.gradient_clip_val=high is not a number or null; correct or remove it",
+    ),
+    "Trainer typo": (
+        put("trainer", devics=1),
+        [],
+        "trainer.devics is not a setting of Trainer; did you mean devices?",
+    ),
+    "typo in a group": (
+        put("batch", token=3),
+        [],
+        "batch.token is not a setting of Batch; did you mean tokens?",
+    ),
+    "abbreviation of a top-level key": (
+        put(),
+        ["--see=3"],
+        "--see is not an option; did you mean --seed?",
+    ),
+    "abbreviation of a flag": (
+        put(),
+        ["--allow=os"],
+        "--allow is not an option; did you mean --allow-import?",
+    ),
+    "typo in an option": (
+        put(),
+        ["--model.network.init_args.layerz=3"],
+        "model.network.init_args.layerz is not a setting of Transformer; did you mean layers?",
+    ),
+    "no value": (put(), ["--seed"], "--seed needs a value; write --seed=VALUE"),
+    "file without -c": (
+        put(),
+        ["other.yaml"],
+        "'other.yaml' is not an option; a configuration file is given as -c other.yaml",
+    ),
+    "duration without a unit": (
+        put(budget=3),
+        [],
+        "budget=3 is not a duration; write a count and its unit, as in '2000 steps' or "
+        "'1.5B tokens'",
+    ),
+    "class of another family": (
+        put("model", "network", class_path="llm_train.optimizer.AdamW"),
+        [],
+        "model.network.class_path=llm_train.optimizer.AdamW is not a Network; known: Transformer",
+    ),
+    "class that torch does not have": (
+        put("model", optimizer={**sgd(lr=0.1), "init_args": {"optimizer": "torch.optim.SDG"}}),
+        [],
+        "model.optimizer.init_args.optimizer=torch.optim.SDG does not exist: torch.optim has no "
+        "SDG; did you mean SGD?",
+    ),
+    "settings beside class_path": (
+        put("model", "optimizer", learning_rate=0.1),
+        [],
+        "learning_rate must stand under model.optimizer.init_args; indent accordingly",
+    ),
+    "no class": (
+        put("model", network=None),
+        [],
+        "model.network (a class_path: Transformer) is missing; add it",
+    ),
+    "item of a list": (
+        put("trainer", callbacks=[{"class_path": "Timer", "init_args": {"durationn": 3}}]),
+        [],
+        "trainer.callbacks[0].init_args.durationn is not a setting of Timer; did you mean "
+        "duration?",
+    ),
+    "item of a list that refuses its settings": (
+        put(
+            "trainer",
+            callbacks=[
+                {"class_path": "LearningRateMonitor"},
+                {"class_path": "Timer", "init_args": {"duration": "x"}},
+            ],
+        ),
+        [],
+        "trainer.callbacks[1]: Timer refuses its settings: `Timer(duration='x')` is not a valid "
+        "duration. Expected a string in the format DD:HH:MM:SS.",
+    ),
+    "choice of a strategy": (
+        put("trainer", strategy={"class_path": "ZeRO", "init_args": {"stage": 4}}),
+        [],
+        "trainer.strategy.init_args.stage=4 is not one of 1, 2, 3",
+    ),
+    "nested part": (
+        put(
+            "data",
+            recipe={
+                "class_path": "Tokenize",
+                "init_args": {
+                    "corpus": {"class_path": "StandardLibrary"},
+                    "tokenizer": {"class_path": "TrainBPE"},
+                    "split": {"class_path": "HashSplit", "init_args": {"fraction": 5.0}},
+                },
+            },
+        ),
+        [],
+        "data.recipe.init_args.split: fraction=5.0 must lie in [0, 1): the part of the text held "
+        "out",
+    ),
+    "group that is no group": (
+        put(batch="x"),
+        [],
+        "batch must be a group of settings, not a single value",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*FIFTEEN, *MORE])
+def test_one_line_and_nothing_built(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    edit, arguments, message = {**FIFTEEN, **MORE}[name]
+    config = tiny(tmp_path / "run")
+    if edit is not None:
+        edit(config)
+    file = write(tmp_path / "faulty.yaml", config)
+    if edit is None:
+        file.write_text(file.read_text() + "seed: 8\n")
+    monkeypatch.setattr(Transformer, "build", lambda self: pytest.fail("a model was built"))
+    assert refused(capsys, "fit", "-c", str(file), *arguments) == [message.format(file=file)]
+    assert not (tmp_path / "run").exists()
+
+
+def test_there_are_fifteen() -> None:
+    assert len(FIFTEEN) == 15
+
+
+def test_several_parts_are_reported_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(
+        tmp_path / "run", **{f"{ARGS}width": 15}, model__optimizer__init_args__weight_decay=-1.0
+    )
+    config["checkpoint"] = {"keep_last": 0}
+    file = write(tmp_path / "faulty.yaml", config)
+    lines = refused(capsys, "check", "-c", str(file))
+    assert sorted(lines) == [
+        "checkpoint.keep_last=0 must be at least 1: the newest is what one resumes from",
+        "model.network: width=15 is not a multiple of heads=2; nearest: 14 or 16",
+        "model.optimizer: weight_decay=-1.0 is not a finite number >= 0; a usual value is 0.1",
+    ]
+
+
+EVIL = """\
+from pathlib import Path
+Path({marker!r}).write_text("ran")
+from dataclasses import dataclass
+from llm_train.network import Transformer
+
+@dataclass(frozen=True, kw_only=True)
+class Evil(Transformer):
+    pass
+"""
+
+
+def test_a_foreign_module_does_not_run_until_it_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "evil_module.py").write_text(EVIL.format(marker=str(marker)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = tiny(tmp_path / "run", model__network__class_path="evil_module.Evil")
+    file = write(tmp_path / "evil.yaml", config)
+    message = (
+        "model.network.class_path=evil_module.Evil may not be imported: only llm_train, torch and "
+        "lightning may; if you trust that code, add --allow-import evil_module"
+    )
+    assert refused(capsys, "check", "-c", str(file)) == [message]
+    assert not marker.exists()
+
+    with pytest.raises(SystemExit) as exit_:
+        main(["check", "-c", str(file), "--allow-import", "evil_module"])
+    assert exit_.value.code == 0
+    assert marker.exists()
+    assert "Evil" in capsys.readouterr().out
+
+    assert refused(capsys, "check", "-c", str(file)) == [message], "allowed for one command only"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "-c {file} is empty; write settings as in 'budget: 2000 steps'"),
+        ("- 1\n", "-c {file} holds a list; write settings as in 'budget: 2000 steps'"),
+        (
+            "a: [1\n",
+            "-c {file} is not valid YAML: line 2, column 1: expected ',' or ']', but got "
+            "'<stream end>'",
+        ),
+        (
+            "model:\n  network:\n    init_args: {layers: 1, width: 2, layers: 3}\n",
+            "model.network.init_args.layers is written twice, in lines 3 and 3 of {file}; "
+            "remove one",
+        ),
+        (
+            "trainer:\n  callbacks:\n  - class_path: A\n    class_path: B\n",
+            "trainer.callbacks[0].class_path is written twice, in lines 3 and 4 of {file}; "
+            "remove one",
+        ),
+    ],
+)
+def test_documents(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "document.yaml"
+    file.write_text(text)
+    assert refused(capsys, "check", "-c", str(file)) == [message.format(file=file)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chek"], "'chek' is not a verb; did you mean check?"),
+        (["fit"], "no configuration; give one with -c FILE.yaml; configs/ holds some"),
+        (
+            ["fit", "-c", "nowhere.yaml"],
+            "-c nowhere.yaml: no such file; configs/ holds the ready-made ones",
+        ),
+        (
+            ["fit", "--resume"],
+            "llm-train fit: argument --resume: expected one argument; see llm-train fit --help",
+        ),
+        (
+            ["generate"],
+            "llm-train generate: the following arguments are required: checkpoint; "
+            "see llm-train generate --help",
+        ),
+        (
+            ["report"],
+            "llm-train report: the following arguments are required: run; "
+            "see llm-train report --help",
+        ),
+        (
+            ["generate", "x", "--promt=a"],
+            "llm-train generate has no option --promt; did you mean --prompt?",
+        ),
+        (
+            ["generate", "x", "--tokens=many"],
+            "llm-train generate: argument --tokens: invalid int value: 'many'; "
+            "see llm-train generate --help",
+        ),
+        (
+            ["check", "--allow-import=a-b", "-c", "{file}"],
+            "--allow-import a-b cannot be allowed; give the name of a module",
+        ),
+    ],
+)
+def test_verbs(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    verb, *rest = arguments
+    assert refused(capsys, verb, *(a.format(file=file) for a in rest)) == [message]

@@ -1,0 +1,75 @@
+"""docs/configuration.md is what the code says, and lists exactly what class_path accepts."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from llm_train.testing.ranks import environment, llm_train
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "configuration.md"
+SCRIPT = ROOT / "scripts" / "configuration_reference.py"
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("configuration_reference", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def listed() -> dict[str, set[str]]:
+    """Key -> names of the classes under it."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {s.splitlines()[0]: set(re.findall(r"^### (\w+)$", s, re.MULTILINE)) for s in sections}
+
+
+def test_page_is_up_to_date() -> None:
+    # In a process of its own: parsing sets the parser up for the whole interpreter.
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--check"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_short_names_are_the_exported_subclasses(reference: ModuleType) -> None:
+    found = listed()
+    for key, package, base in reference.FAMILIES:
+        family = importlib.import_module(package)
+        root = getattr(family, base, None)
+        if root is None:  # Lightning's own base
+            continue
+        exported = {
+            name
+            for name in family.__all__
+            if inspect.isclass(kind := getattr(family, name))
+            and issubclass(kind, root)
+            and not inspect.isabstract(kind)
+            and kind is not root
+        }
+        assert found[key] == exported, key
+
+
+def test_smallest_configuration_is_sound(reference: ModuleType, tmp_path: Path) -> None:
+    example = PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    assert example == reference.SMALLEST
+    assert set(yaml.safe_load(example)) == {"budget", "batch", "model", "data"}
+    (tmp_path / "smallest.yaml").write_text(example, encoding="utf-8")
+    done = llm_train("check", "-c", "smallest.yaml", "--trainer.accelerator=cpu", cwd=tmp_path)
+    assert "no problems found" in done.stdout

@@ -1,0 +1,208 @@
+"""Every command in the documentation's ``sh`` blocks is one that works.
+
+Cheaply: verbs and flags must parse, files and targets must exist. The README's sequence of verbs
+is run for real on a tiny corpus, and its torchrun command with two processes after it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_train.testing.ranks import environment, llm_train
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+# Runs several command lines in one process: importing torch and lightning costs seconds.
+RUNNER = """
+import contextlib, io, json, sys
+from llm_train.cli import main
+results = []
+for arguments in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+    results.append([code, out.getvalue(), err.getvalue()])
+json.dump(results, sys.stdout)
+"""
+
+# What makes the quickstart a matter of seconds.
+TINY = [
+    "--model.network.init_args.layers=1",
+    "--model.network.init_args.width=16",
+    "--model.network.init_args.heads=2",
+    "--budget=2 steps",
+    "--validate_every=0 steps",
+    "--checkpoint.every=0 steps",
+    "--batch.tokens=1024",
+    "--batch.per_device=1",
+    "--model.schedule.init_args.warmup=1 steps",
+    "--trainer.accelerator=cpu",
+]
+CORPUS = [
+    "--data.recipe.init_args.corpus.class_path=TextFiles",
+    "--data.recipe.init_args.corpus.init_args.paths=[text]",
+    "--data.recipe.init_args.split.class_path=TailSplit",
+    "--data.recipe.init_args.tokenizer.init_args.vocab_size=300",
+]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page's ``sh`` blocks, environment assignments left out."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    plain = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
+    return [shlex.split(line) for line in plain if line.strip()]
+
+
+ALL = [command for page in PAGES for command in commands(page)]
+
+
+def verb_and_options(words: list[str]) -> list[str]:
+    """What follows the program: ``llm-train``, or ``torchrun ... -m llm_train``."""
+    return words[1:] if words[0] == "llm-train" else words[words.index("llm_train") + 1 :]
+
+
+def run_all(arguments: list[list[str]], cwd: Path) -> list[tuple[int, str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment(),
+        timeout=300,
+        check=True,
+    )
+    results: list[tuple[int, str, str]] = json.loads(done.stdout)
+    return results
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that looks like a fresh checkout to the commands."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "text").mkdir()
+    for number, page in enumerate(PAGES):
+        (folder / "text" / f"{number}.txt").write_text(page.read_text("utf-8"), "utf-8")
+    (folder / "my.yaml").write_text((ROOT / "configs/quickstart.yaml").read_text("utf-8"), "utf-8")
+    return folder
+
+
+def test_only_known_programs() -> None:
+    assert {words[0] for words in ALL} <= {"make", "pip", "llm-train", "torchrun"}
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert {words[1] for words in ALL if words[0] == "make"} <= targets
+
+
+def test_extras_exist() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = set(re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \|", section("Installation"), re.MULTILINE))
+    assert {name for row in named for name in row if name} == set(project["optional-dependencies"])
+
+
+def test_verbs_are_the_command_lines(place: Path) -> None:
+    [(code, out, _)] = run_all([["--help"]], place)
+    assert code == 0
+    verbs = set(re.findall(r"^  (\w+) ", out, re.MULTILINE))
+    assert set(re.findall(r"^\| `(\w+)` \|", section("Verbs"), re.MULTILINE)) == verbs
+
+
+def test_commands_parse(place: Path) -> None:
+    lines = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
+    parsed = [line for line in lines if line[0] not in ("generate", "report")]
+    others = [line for line in lines if line[0] in ("generate", "report")]
+    assert parsed
+    assert others
+    results = run_all([*([*line, "--print_config"] for line in parsed), *others], place)
+    for line, (code, out, err) in zip(parsed, results, strict=False):
+        assert code == 0, f"{line}: {err}"
+        assert yaml.safe_load(out)["model"]["network"]
+    for line, (code, _, err) in zip(others, results[len(parsed) :], strict=True):
+        assert code == 2
+        assert "does not exist" in err or "no metrics.jsonl" in err, f"{line}: {err}"
+
+
+def test_annotated_configuration_parses(place: Path) -> None:
+    [example] = re.findall(r"^```yaml\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
+    (place / "annotated.yaml").write_text(example, "utf-8")
+    [(code, out, err)] = run_all([["fit", "-c", "annotated.yaml", "--print_config"]], place)
+    assert code == 0, err
+    plain = yaml.safe_load(out)
+    assert plain["batch"]["scaling"] == {"rule": "sqrt", "reference_tokens": 8192}
+    units(plain["batch"], plain["budget"])
+
+
+def units(batch: dict[str, Any], budget: str) -> None:
+    from llm_train.units import Batch, Duration, Scaling
+
+    whole = Batch(**{**batch, "scaling": Scaling(**batch["scaling"])})
+    assert whole.accumulation(1) > 1
+    assert Duration.parse(budget).steps(whole.tokens) > 500
+
+
+def test_every_preset_is_listed() -> None:
+    listed = set(re.findall(r"\]\((configs/[\w./-]+\.yaml)\)", section("Presets")))
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert there - listed == set()  # what is listed and not there, test_links finds
+
+
+def test_every_strategy_word_is_listed() -> None:
+    from llm_train.check import STRATEGIES
+
+    listed = re.findall(r"^\| `(\w+)` \|", section("Strategies"), re.MULTILINE)
+    assert {"auto", *listed} == set(STRATEGIES)
+
+
+@pytest.mark.distributed
+def test_readme_sequence_runs(place: Path) -> None:
+    """The verbs in the order of the README, then its torchrun command, on a tiny corpus."""
+    words = [w[1:] for w in commands(ROOT / "README.md") if w[0] == "llm-train"]
+    sequence, after = words[:4], words[4:6]
+    assert [w[0] for w in words[:6]] == [
+        "prepare",
+        "check",
+        "fit",
+        "validate",
+        "generate",
+        "report",
+    ]
+    results = run_all([*([*line, *TINY, *CORPUS] for line in sequence), *after], place)
+    for line, (code, _, err) in zip([*sequence, *after], results, strict=True):
+        assert code == 0, f"{line}: {err}"
+    assert "bits per byte" in results[3][1]
+    assert (place / "runs/quickstart/report.html").is_file()
+
+    torchrun, resumed = [w for w in commands(ROOT / "README.md") if w[0] == "torchrun"]
+    assert torchrun[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "llm_train"]
+    launched = llm_train(*verb_and_options(torchrun), *TINY, *CORPUS, ranks=2, cwd=place)
+    assert "done: 2 steps" in launched.stdout
+    assert resumed[:5] == torchrun[:5]
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    """The text under a heading of the second level."""
+    return re.split(rf"^## {title}$", readme(), flags=re.MULTILINE)[1].split("\n## ")[0]

@@ -1,0 +1,110 @@
+"""A run killed at random steps and resumed each time equals the run left alone, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.logger.records import read_metrics
+from llm_train.strategy.state import Reader
+from llm_train.testing.configs import tiny, write
+from llm_train.testing.nursery import Nursery
+
+STEPS = 40
+# strategy -> ranks; 0 is a plain process without a launcher
+RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
+EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
+
+
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", RANKS)
+def test_three_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
+    kill_and_compare(strategy, nursery, tmp_path, kills=3)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", RANKS)
+def test_twenty_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
+    kill_and_compare(strategy, nursery, tmp_path, kills=20)
+
+
+def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: int) -> None:
+    """Trains twice, once without and once with ``kills`` kills, and compares everything recorded."""
+    ranks = RANKS[strategy]
+    log = folder / "log.txt"
+    arguments = {}
+    for name in ("alone", "killed"):
+        config = tiny(
+            folder / name,
+            steps=STEPS,
+            checkpoint__every="3 steps",
+            checkpoint__keep_last=2,
+            validate_every="7 steps",
+            trainer__strategy=strategy,
+        )
+        arguments[name] = ["fit", "-c", str(write(folder / f"{name}.yaml", config))]
+    assert set(nursery.run(*arguments["alone"], ranks=ranks, log=log)) == {0}, log.read_text()
+
+    draw = random.Random(f"{strategy}-{kills}")
+    landed = 0
+    metrics = folder / "killed" / "metrics.jsonl"
+    for number, step in enumerate(sorted(draw.sample(range(1, STEPS - 4), kills))):
+        resume = ["--resume", "auto"] if number else []
+        statuses = nursery.run(
+            *arguments["killed"],
+            *resume,
+            ranks=ranks,
+            log=log,
+            metrics=metrics,
+            step=step,
+            delay_seconds=draw.uniform(0, 0.03),
+        )
+        landed += statuses == [-9] * max(1, ranks)
+    assert landed == kills, log.read_text()
+    finish = nursery.run(*arguments["killed"], "--resume", "auto", ranks=ranks, log=log)
+    assert set(finish) == {0}, log.read_text()
+
+    alone, killed = (recorded(folder / name) for name in arguments)
+    assert len(alone) == STEPS
+    assert killed == alone
+    first, second = (final_state(folder / name) for name in arguments)
+    assert first.keys() == second.keys()
+    assert first
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
+    """What must be the same, by step."""
+    return {
+        record["step"]: {key: record[key] for key in EXACT if key in record}
+        for record in read_metrics(run_dir / "metrics.jsonl")
+    }
+
+
+def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint: weights, and optimizer state where the format is ours."""
+    path = CheckpointStore(run_dir / "checkpoints").newest().path
+    assert path is not None
+    assert path.name == f"step-{STEPS:08d}"
+    if not (path / "state" / ".metadata").exists():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            str(path / "state"), tag="zero"
+        )
+        return state
+    reader = Reader(path / "state")
+    stored = reader.read_metadata().state_dict_metadata
+    tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
