@@ -72,7 +72,8 @@ def fit(settings: Settings, resume: str) -> int:
     derived = checks.derive(settings)
     table = checks.table(settings)
     for section, values in table.items():
-        say(_format(section, values))
+        if values:
+            say(_format(section, values))
     store = _store(settings, derived)
     _require_empty(store, settings, resume)
     metrics = JSONLMetrics()

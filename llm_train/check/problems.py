@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm_train.check import trainer
-from llm_train.check.table import derive, on_meta
+from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
 from llm_train.errors import LLMTrainError
 from llm_train.optimizer import MuonAdamW
 from llm_train.settings import Settings
+
+Rule = Callable[[Settings], Iterator[str]]
 
 
 def problems(settings: Settings, *, running: bool = True) -> list[str]:
@@ -22,32 +22,25 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
 
     Args:
         settings: what to look at.
-        running: a run is about to start here, so that devices and prepared data must be present.
+        running: a run is about to start here, so that devices and prepared data must be present,
+            and nothing is built while a problem is known.
     """
-    rules = [
-        _batch,
-        _checkpoint,
-        _network,
-        _schedule,
-        _recompute,
-        _optimizer,
-        trainer.replaced,
-        trainer.values,
-        trainer.devices,
-        trainer.strategy,
-        _zero,
-        trainer.precision,
-        trainer.callbacks,
-        *([trainer.present] if running else []),
-    ]
+    found = _ask(settings, _RULES)
+    found.extend(_ask(settings, [trainer.present] if running else []))
+    found.extend(_data(settings, running=running))
+    if not (running and found):
+        found.extend(_ask(settings, _RULES_THAT_BUILD))
+    return list(dict.fromkeys(found))
+
+
+def _ask(settings: Settings, rules: Iterable[Rule]) -> list[str]:
     found: list[str] = []
     for rule in rules:
         try:
             found.extend(rule(settings))
         except LLMTrainError as error:
             found.append(_dotted(str(error)))
-    found.extend(_data(settings, running=running))
-    return list(dict.fromkeys(found))
+    return found
 
 
 def notes(settings: Settings) -> list[str]:
@@ -63,7 +56,8 @@ def notes(settings: Settings) -> list[str]:
 def _dotted(text: str) -> str:
     """Parts name themselves as in 'schedule.warmup'; the key begins one level higher."""
     parts = ("schedule", "optimizer", "recompute", "network", "loss")
-    return f"model.{text}" if text.startswith(tuple(f"{part}." for part in parts)) else text
+    own = tuple(f"{part}{end}" for part in parts for end in (".", ":"))
+    return f"model.{text}" if text.startswith(own) else text
 
 
 def _batch(settings: Settings) -> Iterator[str]:
@@ -111,8 +105,7 @@ def _recompute(settings: Settings) -> Iterator[str]:
 
 def _optimizer(settings: Settings) -> Iterator[str]:
     optimizer: Any = settings.task.optimizer_config
-    with torch.device("meta"):
-        optimizer.build(on_meta(settings).named_parameters())
+    optimizer.build(stand_ins(settings))
     yield from ()
 
 
@@ -179,3 +172,19 @@ def _vocabulary(key: str, wanted: int, known: int) -> str:
         f"{key} has {wanted} token ids but model.network knows {known}; "
         f"set model.network.init_args.vocab_size to {wanted}"
     )
+
+
+_RULES: tuple[Rule, ...] = (
+    _batch,
+    _checkpoint,
+    _network,
+    _schedule,
+    trainer.replaced,
+    trainer.values,
+    trainer.devices,
+    trainer.strategy,
+    _zero,
+    trainer.precision,
+    trainer.callbacks,
+)
+_RULES_THAT_BUILD: tuple[Rule, ...] = (_recompute, _optimizer)  # without memory

@@ -38,6 +38,18 @@ def on_meta(settings: Settings) -> LanguageModel:
         return settings.task.network_config.build()
 
 
+def stand_ins(settings: Settings) -> list[tuple[str, nn.Parameter]]:
+    """The network's parameters by name, on the CPU and all of one number: shapes without memory.
+
+    An optimizer may ask for the device of its parameters, and meta would be a wrong answer.
+    """
+    zero = torch.zeros(1)
+    return [
+        (name, nn.Parameter(zero.expand(parameter.shape), parameter.requires_grad))
+        for name, parameter in on_meta(settings).named_parameters()
+    ]
+
+
 def table(settings: Settings) -> dict[str, dict[str, Any]]:
     """Every derived number, by section, as plain values."""
     derived = derive(settings)
@@ -91,8 +103,7 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
 
 def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
     optimizer: Any = settings.task.optimizer_config
-    with torch.device("meta"):
-        built = optimizer.build(on_meta(settings).named_parameters())
+    built = optimizer.build(stand_ins(settings))
     scaling, factor = settings.batch.scaling, derived.learning_rate_factor
     rows: dict[str, Any] = {
         "optimizer": type(optimizer).__name__,

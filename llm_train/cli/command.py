@@ -58,11 +58,13 @@ def load_settings(
 def _report(message: str) -> None:
     """Prints each problem once, whatever the number of ranks.
 
-    The launcher kills all ranks when the first one leaves, so the others must wait until rank 0 has
+    torchrun kills all ranks when the first one leaves, so the others must wait until rank 0 has
     spoken. One that is still alive after the grace period failed on its own, and says so.
     """
     rank, prefix = _rank(), ""
     if rank != 0:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return
         sys.stdout.flush()
         time.sleep(_GRACE_SECONDS)
         prefix = f"rank {rank}: "
@@ -105,6 +107,8 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         return run.report(Path(flags.run))
     if verb == "generate":
         return run.generate(flags, load_settings)
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     settings = load_settings(rest, flags.allow_import, options)
     verbs: dict[str, Callable[[], int]] = {
         "prepare": lambda: run.prepare(settings, force=flags.force),
@@ -112,7 +116,11 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         "validate": lambda: run.validate(settings, flags.checkpoint),
         "fit": lambda: run.fit(settings, flags.resume),
     }
-    return verbs[verb]()
+    try:
+        return verbs[verb]()
+    except MisconfigurationException as error:  # a combination that only Lightning knows about
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
 
 
 def _quieten_libraries() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def load(text: str) -> Any:
 
 
 def spell_out(arguments: Sequence[str]) -> list[str]:
-    """Brings every spelling of the configuration option to ``-c FILE``.
+    """Brings every spelling of the configuration option to ``-c FILE``, files before options.
+
+    A parser works from left to right, so an option written before ``-c`` would lose to the file.
 
     Raises:
         ConfigError: a file is missing or unreadable, is not a mapping, or has a key twice.
@@ -74,7 +76,19 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
             expanded.append(argument)
     for file in files(expanded):
         _check_document(file)
-    return expanded
+    return _files_first(expanded)
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "-c":
+            first.extend([word, *islice(words, 1)])
+        else:
+            rest.append(word)
+    return first + rest
 
 
 def files(arguments: Sequence[str]) -> list[str]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llm_train.cli import schema
-from llm_train.cli.schema import Owner, nearest
+from llm_train.cli.place import Place, item_number, join
+from llm_train.cli.schema import nearest
 
 _KEY = re.compile(r'^Parser key "(?P<key>[^"]+)"(?: element \d+)?:(?P<rest>.*)$', re.S)
 _CLASS = re.compile(r"^Problem with given class_path '(?P<name>[^']+)':(?P<rest>.*)$", re.S)
@@ -51,41 +51,6 @@ _NO_VALUE = re.compile(
     r"^argument (?:\S*/)?(?P<option>\S+): expected (?:one|at least one) argument"
 )
 _YAML_WORDS = {"True": "true", "False": "false", "None": "null"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a message is about.
-
-    Attributes:
-        path: dotted key so far; "" at the top.
-        owner: what has the settings there.
-        hint: type of the value there.
-        raw: what the files say there, to number list items.
-    """
-
-    path: str
-    owner: Owner | None
-    hint: Any = Any
-    raw: Any = None
-
-    def inside(self, key: str) -> Place:
-        """The setting ``key`` of this place's owner."""
-        raw = self.raw
-        for name in key.split("."):
-            raw = raw.get(name) if isinstance(raw, Mapping) else None
-        hint = schema.type_at(self.owner, key)
-        owner = hint if schema.is_group(hint) else None
-        return Place(path=_join(self.path, key), owner=owner, hint=hint, raw=raw)
-
-    def instance(self, name: str, rest: str) -> Place:
-        """The settings of class ``name``, which was chosen here, perhaps as one of a list."""
-        path, raw = self.path, self.raw
-        if isinstance(raw, list):
-            index = _item(raw, name, rest)
-            path, raw = (path, None) if index is None else (f"{path}[{index}]", raw[index])
-        raw = raw.get("init_args") if isinstance(raw, Mapping) else None
-        return Place(path=f"{path}.init_args", owner=schema.loaded(name), raw=raw)
 
 
 def explain(
@@ -139,7 +104,9 @@ def _value(text: str, place: Place, choices: Mapping[str, Sequence[str]]) -> str
         if _about_import(match["rest"]):
             return _class(match["rest"].strip(), place, match["name"])
         return _part(match["rest"], place.instance(match["name"], match["rest"]), choices)
-    if _UNKNOWN_CLASS.match(text) or _WRONG_CLASS.search(text) or "is abstract" in text:
+    if re.search(r"is abstract|^Not a valid subclass of", text):
+        return _without_class(place, schema.class_names(place.hint))
+    if _UNKNOWN_CLASS.match(text) or _WRONG_CLASS.search(text):
         return _class(text, place, "")
     if text.startswith("Not of type "):
         return f"{place.path}={text.partition(': ')[2]}"
@@ -197,14 +164,14 @@ def _unknown_key(key: str, place: Place) -> str:
         place = place.inside(names.pop(0))
         known = schema.settings_of(place.owner)
     whose = f" of {place.owner.__name__}" if isinstance(place.owner, type) else ""
-    full = _join(place.path, names[0])
+    full = join(place.path, names[0])
     if place.owner is None:
         return f"{full} is not a known setting; remove it"
     return f"{full} is not a setting{whose}; {nearest(names[0], list(known))}"
 
 
 def _missing(keys: Sequence[str], place: Place) -> str:
-    needs = [f"{_join(place.path, key)} ({_needed(place, key)})" for key in keys]
+    needs = [f"{join(place.path, key)} ({_needed(place, key)})" for key in keys]
     verb, them = ("is", "it") if len(needs) == 1 else ("are", "them")
     who = f", and {place.owner.__name__} needs {them}" if isinstance(place.owner, type) else ""
     return f"{', '.join(needs)} {verb} missing{who}; add {them}"
@@ -220,7 +187,7 @@ def _class(text: str, place: Place, name: str) -> str:
     """A complaint about which class was named."""
     key = place.path if isinstance(place.raw, str) else f"{place.path}.class_path"
     if isinstance(place.raw, list):
-        index = _item(place.raw, _named(text) or name, text)
+        index = item_number(place.raw, _named(text) or name, text)
         key = f"{place.path}.class_path" if index is None else f"{place.path}[{index}].class_path"
     known = schema.class_names(place.hint)
     names = [family.__name__ for family in schema.families(place.hint)]
@@ -245,8 +212,6 @@ def _class(text: str, place: Place, name: str) -> str:
         )
     if match := _WRONG_CLASS.search(text):
         return f"{key}={match['name']} is not a {match['base']}; {nearest(match['name'], known)}"
-    if "is abstract" in text:
-        return _without_class(place, known)
     unknown = _named(text) or name
     return f"{key}={unknown} is not a known {base}; {nearest(unknown, known)}"
 
@@ -256,6 +221,11 @@ def _without_class(place: Place, known: Sequence[str]) -> str:
     stray = [key for key in raw if key not in ("class_path", "init_args", "dict_kwargs")]
     if "class_path" in raw and stray:
         return f"{', '.join(stray)} must stand under {place.path}.init_args; indent accordingly"
+    if "class_path" in raw:
+        return (
+            f"{place.path} has settings before its class is known; give the file that names "
+            f"{place.path}.class_path first"
+        )
     return (
         f"{place.path}.class_path is missing; name the class, and put its settings under "
         f"{place.path}.init_args; known: {', '.join(known)}"
@@ -280,21 +250,3 @@ def _about_import(text: str) -> bool:
 def _named(text: str) -> str:
     match = _UNKNOWN_CLASS.match(text) or _WRONG_CLASS.search(text)
     return match["name"] if match else ""
-
-
-def _item(items: Sequence[Any], name: str, rest: str) -> int | None:
-    """Which item of a list names that class and has what the complaint is about."""
-    short = name.rpartition(".")[2]
-    fits = [
-        index
-        for index, item in enumerate(items)
-        if str(item.get("class_path") if isinstance(item, Mapping) else item).endswith(short)
-    ]
-    quoted = re.search(r"(?:Option '|Parser key \")([^'\"]+)", rest)
-    if len(fits) > 1 and quoted:
-        fits = [index for index in fits if quoted[1] in (items[index].get("init_args") or {})]
-    return fits[0] if fits else None
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key

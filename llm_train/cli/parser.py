@@ -116,9 +116,9 @@ def load_settings(
                 load_from_checkpoint_support=False,
                 parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "llm-train"},
             )
+            return _settings(cli, arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(explain(str(error), ROOTS, raw, CHOICES, options)) from error
-    return _settings(cli, arguments)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def closest(word: str, known: Sequence[str]) -> str:
 def families(hint: Any) -> list[type]:
     """The classes in a type whose subclasses a ``class_path`` may name."""
     if get_origin(hint) is collections.abc.Callable:
-        return [kind for kind in get_args(hint)[-1:] if isinstance(kind, type)]
+        return families(get_args(hint)[-1])
     if isinstance(hint, type) and get_origin(hint) is None:
         plain = (int, float, bool, str, dict, list, tuple, type(None))
         return [] if hint in plain else [hint]

@@ -58,8 +58,7 @@ class AdamW(Optimizer):
         """Constructs torch's AdamW over two decay groups."""
         groups = decay_groups(named_parameters, self.weight_decay)
         fusable = can_fuse(p for group in groups for _, p in group["params"])
-        on_meta = any(p.is_meta for group in groups for _, p in group["params"])
-        if self.fused == "on" and not fusable and not on_meta:  # meta: only counted, never stepped
+        if self.fused == "on" and not fusable:
             raise ConfigError(
                 "optimizer.fused=on needs floating-point parameters on a CPU or a CUDA device; "
                 "write auto"

@@ -1,7 +1,7 @@
 """Muon for the matrices of the blocks, AdamW for everything else.
 
-What is unusual: the split is by name and shape. Muon's are the two-dimensional parameters with a
-path component ``blocks`` in their name (networks name their layers ``blocks.<i>....``): orthogonal
+What is unusual: the split is by name and shape. Muon's are the two-dimensional parameters of
+repeated layers, which a number in the path gives away (``layers.<i>....``): orthogonal
 updates suit matrices between hidden states, not embedding and head, whose rows are tokens. A fused
 matrix (query, key and value in one, gate and up in one) is orthogonalized as the one matrix it is.
 """
@@ -99,8 +99,8 @@ class MuonAdamW(Optimizer):
         hidden = [pair for pair in named if is_muons(*pair)]
         if not hidden:
             raise ConfigError(
-                "optimizer: MuonAdamW found no two-dimensional parameter with 'blocks' in its "
-                "name; name the network's layers blocks.<i>, or use AdamW"
+                "model.optimizer: MuonAdamW found no matrix in a numbered layer (layers.<i>.*); "
+                "keep the network's layers in a ModuleList, or use AdamW"
             )
         groups = [Group(params=hidden, algorithm="muon", **self._muon_settings())]
         rest = [pair for pair in named if not is_muons(*pair)]
@@ -123,11 +123,11 @@ class MuonAdamW(Optimizer):
 
 
 def is_muons(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon updates this parameter: a matrix inside a block.
+    """Whether Muon updates this parameter: a matrix inside a repeated layer.
 
-    >>> is_muons("network.blocks.0.up.weight", nn.Parameter(nn.Linear(2, 3).weight))
+    >>> is_muons("layers.0.mlp.up.weight", nn.Parameter(nn.Linear(2, 3).weight))
     True
     >>> is_muons("head.weight", nn.Parameter(nn.Linear(2, 3).weight))
     False
     """
-    return "blocks" in name.split(".") and dimensions(parameter) == 2
+    return any(part.isdigit() for part in name.split(".")) and dimensions(parameter) == 2

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_train.cli import main
 from llm_train.network import Transformer
+from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 
 NET = ("model", "network", "init_args")
@@ -42,20 +42,6 @@ def rename(*path: str, old: str, new: str = "") -> Any:
 def sgd(**init_args: Any) -> dict[str, Any]:
     inner = {"class_path": "torch.optim.SGD", "init_args": init_args}
     return {"class_path": "TorchOptimizer", "init_args": {"optimizer": inner}}
-
-
-def refused(
-    capsys: pytest.CaptureFixture[str], verb: str, *arguments: str
-) -> list[str]:
-    """The lines on stderr, without their prefix, after a command that must exit with 2."""
-    with pytest.raises(SystemExit) as exit_:
-        main([verb, *arguments])
-    captured = capsys.readouterr()
-    assert exit_.value.code == 2, captured.err
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert all(line.startswith("llm-train: error: ") for line in lines), captured.err
-    return [line.removeprefix("llm-train: error: ") for line in lines]
 
 
 FIFTEEN = {
@@ -125,7 +111,7 @@ FIFTEEN = {
     "duplicate key": (
         None,  # in the text: a mapping cannot hold a key twice
         [],
-        "seed is written twice, in lines 1 and 40 of {file}; remove one",
+        "seed is written twice, in lines 1 and 41 of {file}; remove one",
     ),
     "abbreviation": (
         put(),
@@ -159,7 +145,7 @@ MORE = {
     "Trainer value of the wrong type": (
         put("trainer", gradient_clip_val="high"),
         [],
-        "trainer.gradient_clip_val=high is not a number or null; correct or remove it",
+        "trainer.gradient_clip_val=high is not a number or null; correct it or remove it",
     ),
     "Trainer typo": (
         put("trainer", devics=1),
@@ -270,7 +256,6 @@ MORE = {
 def test_one_line_and_nothing_built(
     name: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     edit, arguments, message = {**FIFTEEN, **MORE}[name]
@@ -281,7 +266,7 @@ def test_one_line_and_nothing_built(
     if edit is None:
         file.write_text(file.read_text() + "seed: 8\n")
     monkeypatch.setattr(Transformer, "build", lambda self: pytest.fail("a model was built"))
-    assert refused(capsys, "fit", "-c", str(file), *arguments) == [message.format(file=file)]
+    assert refused("fit", "-c", str(file), *arguments) == [message.format(file=file)]
     assert not (tmp_path / "run").exists()
 
 
@@ -289,15 +274,13 @@ def test_there_are_fifteen() -> None:
     assert len(FIFTEEN) == 15
 
 
-def test_several_parts_are_reported_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_parts_are_reported_at_once(tmp_path: Path) -> None:
     config = tiny(
         tmp_path / "run", **{f"{ARGS}width": 15}, model__optimizer__init_args__weight_decay=-1.0
     )
     config["checkpoint"] = {"keep_last": 0}
     file = write(tmp_path / "faulty.yaml", config)
-    lines = refused(capsys, "check", "-c", str(file))
+    lines = refused("check", "-c", str(file))
     assert sorted(lines) == [
         "checkpoint.keep_last=0 must be at least 1: the newest is what one resumes from",
         "model.network: width=15 is not a multiple of heads=2; nearest: 14 or 16",
@@ -318,7 +301,7 @@ class Evil(Transformer):
 
 
 def test_a_foreign_module_does_not_run_until_it_is_allowed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "evil_module.py").write_text(EVIL.format(marker=str(marker)))
@@ -329,16 +312,15 @@ def test_a_foreign_module_does_not_run_until_it_is_allowed(
         "model.network.class_path=evil_module.Evil may not be imported: only llm_train, torch and "
         "lightning may; if you trust that code, add --allow-import evil_module"
     )
-    assert refused(capsys, "check", "-c", str(file)) == [message]
+    assert refused("check", "-c", str(file)) == [message]
     assert not marker.exists()
 
-    with pytest.raises(SystemExit) as exit_:
-        main(["check", "-c", str(file), "--allow-import", "evil_module"])
-    assert exit_.value.code == 0
+    outcome = run("check", "-c", str(file), "--allow-import", "evil_module")
+    assert outcome.code == 0
     assert marker.exists()
-    assert "Evil" in capsys.readouterr().out
+    assert "Evil" in outcome.out
 
-    assert refused(capsys, "check", "-c", str(file)) == [message], "allowed for one command only"
+    assert refused("check", "-c", str(file)) == [message], "allowed for one command only"
 
 
 @pytest.mark.parametrize(
@@ -363,12 +345,10 @@ def test_a_foreign_module_does_not_run_until_it_is_allowed(
         ),
     ],
 )
-def test_documents(
-    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documents(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "document.yaml"
     file.write_text(text)
-    assert refused(capsys, "check", "-c", str(file)) == [message.format(file=file)]
+    assert refused("check", "-c", str(file)) == [message.format(file=file)]
 
 
 @pytest.mark.parametrize(
@@ -409,9 +389,7 @@ def test_documents(
         ),
     ],
 )
-def test_verbs(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verbs(arguments: list[str], message: str, tmp_path: Path) -> None:
     file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
     verb, *rest = arguments
-    assert refused(capsys, verb, *(a.format(file=file) for a in rest)) == [message]
+    assert refused(verb, *(a.format(file=file) for a in rest)) == [message]

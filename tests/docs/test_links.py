@@ -31,7 +31,7 @@ def test_links(page: Path) -> None:
 
 
 def test_the_map_names_what_is_there() -> None:
-    """Paths in backquotes of the architecture are files or folders of the package or the project."""
+    """Paths in backquotes are files or folders of the package or of the project."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:\w+/)+\w*(?:\.py)?|\w+\.py)`", text)) - {"base.py"}
     assert len(named) > 20

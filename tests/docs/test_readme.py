@@ -13,12 +13,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 from llm_train.testing.ranks import environment, llm_train
+from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -60,6 +61,14 @@ CORPUS = [
 ]
 
 
+class Result(NamedTuple):
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page's ``sh`` blocks, environment assignments left out."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
@@ -68,7 +77,7 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line) for line in plain if line.strip()]
 
 
-ALL = [command for page in PAGES for command in commands(page)]
+ALL = [words for page in PAGES for words in commands(page)]
 
 
 def verb_and_options(words: list[str]) -> list[str]:
@@ -76,7 +85,7 @@ def verb_and_options(words: list[str]) -> list[str]:
     return words[1:] if words[0] == "llm-train" else words[words.index("llm_train") + 1 :]
 
 
-def run_all(arguments: list[list[str]], cwd: Path) -> list[tuple[int, str, str]]:
+def run_all(arguments: list[list[str]], cwd: Path) -> list[Result]:
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
         input=json.dumps(arguments),
@@ -87,8 +96,7 @@ def run_all(arguments: list[list[str]], cwd: Path) -> list[tuple[int, str, str]]
         timeout=300,
         check=True,
     )
-    results: list[tuple[int, str, str]] = json.loads(done.stdout)
-    return results
+    return [Result(*each) for each in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")
@@ -120,44 +128,81 @@ def test_extras_exist() -> None:
     assert {name for row in named for name in row if name} == set(project["optional-dependencies"])
 
 
-def test_verbs_are_the_command_lines(place: Path) -> None:
-    [(code, out, _)] = run_all([["--help"]], place)
+LINES = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
+PARSED = [line for line in LINES if line[0] not in ("generate", "report")]
+OTHERS = [line for line in LINES if line[0] in ("generate", "report")]
+
+
+class Results(NamedTuple):
+    """Exit code, standard output and standard error of each line."""
+
+    help: Result
+    parsed: list[Result]
+    others: list[Result]
+    annotated: Result
+    smallest: Result
+    forbidden: Result
+
+
+@pytest.fixture(scope="module")
+def results(place: Path) -> Results:
+    """All lines of all tests in one process."""
+    (place / "annotated.yaml").write_text(first_yaml(ROOT / "README.md"), "utf-8")
+    (place / "smallest.yaml").write_text(first_yaml(ROOT / "docs/configuration.md"), "utf-8")
+    lines = [
+        ["--help"],
+        ["fit", "-c", "annotated.yaml", "--print_config"],
+        ["check", "-c", "smallest.yaml", "--trainer.accelerator=cpu"],
+        ["check", "-c", str(ROOT / "docs/examples/all.yaml")],
+        *([*line, "--print_config"] for line in PARSED),
+        *OTHERS,
+    ]
+    usage, annotated, smallest, forbidden, *rest = run_all(lines, place)
+    parsed, others = rest[: len(PARSED)], rest[len(PARSED) :]
+    return Results(usage, parsed, others, annotated, smallest, forbidden)
+
+
+def test_verbs_are_the_command_lines(results: Results) -> None:
+    code, out, _ = results.help
     assert code == 0
-    verbs = set(re.findall(r"^  (\w+) ", out, re.MULTILINE))
+    verbs = set(re.findall(r"^  (\w+)  +\w", out, re.MULTILINE))
     assert set(re.findall(r"^\| `(\w+)` \|", section("Verbs"), re.MULTILINE)) == verbs
 
 
-def test_commands_parse(place: Path) -> None:
-    lines = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
-    parsed = [line for line in lines if line[0] not in ("generate", "report")]
-    others = [line for line in lines if line[0] in ("generate", "report")]
-    assert parsed
-    assert others
-    results = run_all([*([*line, "--print_config"] for line in parsed), *others], place)
-    for line, (code, out, err) in zip(parsed, results, strict=False):
+def test_commands_parse(results: Results) -> None:
+    assert PARSED
+    for line, (code, out, err) in zip(PARSED, results.parsed, strict=True):
         assert code == 0, f"{line}: {err}"
         assert yaml.safe_load(out)["model"]["network"]
-    for line, (code, _, err) in zip(others, results[len(parsed) :], strict=True):
+    assert OTHERS
+    for line, (code, _, err) in zip(OTHERS, results.others, strict=True):
         assert code == 2
         assert "does not exist" in err or "no metrics.jsonl" in err, f"{line}: {err}"
 
 
-def test_annotated_configuration_parses(place: Path) -> None:
-    [example] = re.findall(r"^```yaml\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
-    (place / "annotated.yaml").write_text(example, "utf-8")
-    [(code, out, err)] = run_all([["fit", "-c", "annotated.yaml", "--print_config"]], place)
+def test_annotated_configuration(results: Results) -> None:
+    code, out, err = results.annotated
     assert code == 0, err
     plain = yaml.safe_load(out)
-    assert plain["batch"]["scaling"] == {"rule": "sqrt", "reference_tokens": 8192}
-    units(plain["batch"], plain["budget"])
+    scaling = Scaling(**plain["batch"]["scaling"])
+    batch = Batch(**{**plain["batch"], "scaling": scaling})
+    assert scaling.factor(batch.tokens) == 2.0
+    assert batch.accumulation(1) == 8
+    assert batch.accumulation(2) == 4
+    assert Duration.parse(plain["budget"]).steps(batch.tokens) > 500
 
 
-def units(batch: dict[str, Any], budget: str) -> None:
-    from llm_train.units import Batch, Duration, Scaling
+def test_smallest_configuration_is_sound(results: Results) -> None:
+    code, out, err = results.smallest
+    assert code == 0, err
+    assert "no problems found" in out
 
-    whole = Batch(**{**batch, "scaling": Scaling(**batch["scaling"])})
-    assert whole.accumulation(1) > 1
-    assert Duration.parse(budget).steps(whole.tokens) > 500
+
+def test_examples_need_to_be_allowed(results: Results) -> None:
+    code, _, err = results.forbidden
+    assert code == 2
+    assert "Traceback" not in err
+    assert "--allow-import" in err
 
 
 def test_every_preset_is_listed() -> None:
@@ -197,6 +242,10 @@ def test_readme_sequence_runs(place: Path) -> None:
     launched = llm_train(*verb_and_options(torchrun), *TINY, *CORPUS, ranks=2, cwd=place)
     assert "done: 2 steps" in launched.stdout
     assert resumed[:5] == torchrun[:5]
+
+
+def first_yaml(page: Path) -> str:
+    return page.read_text("utf-8").split("```yaml\n")[1].split("```")[0]
 
 
 def readme() -> str:

@@ -247,7 +247,7 @@ def test_torchs_distributed_state_dict_carries_it(config):
 
 
 def test_muon_refuses_what_it_cannot_do():
-    with pytest.raises(ConfigError, match="found no two-dimensional parameter with 'blocks'"):
+    with pytest.raises(ConfigError, match="found no matrix in a numbered layer"):
         MuonAdamW(learning_rate=0.1).build(nn.Linear(2, 2).named_parameters())
     flat = nn.Parameter(torch.ones(4))
     optimizer = MuonAdamW(learning_rate=0.1).build(Tiny().named_parameters())

@@ -1,0 +1,51 @@
+"""The command line in this process: a second start costs milliseconds instead of seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import NamedTuple
+
+from llm_train.cli import main
+
+_PREFIX = "llm-train: error: "
+
+
+class Outcome(NamedTuple):
+    """What a command left behind.
+
+    Attributes:
+        code: exit status.
+        out: standard output.
+        err: standard error.
+    """
+
+    code: object
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of a refusal, which must be all there is on standard error."""
+        lines = self.err.splitlines()
+        assert all(line.startswith(_PREFIX) for line in lines), self.err
+        return [line.removeprefix(_PREFIX) for line in lines]
+
+
+def run(*arguments: str) -> Outcome:
+    """Runs ``llm-train`` with ``arguments``."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as exit_:
+            code = exit_.code
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: str) -> list[str]:
+    """The lines on standard error of a command that must exit with 2 and print nothing else."""
+    outcome = run(*arguments)
+    assert (outcome.code, outcome.out) == (2, ""), outcome
+    return outcome.errors

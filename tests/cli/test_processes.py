@@ -1,0 +1,151 @@
+"""The command line as a process: under torchrun, and without the packages it may do without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_train.testing.configs import tiny, write
+from llm_train.testing.ranks import environment, llm_train
+
+BLOCKER = """\
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+
+def installed(name, path=None, target=None):
+    return None if name.split(".")[0] in {names!r} else find_spec(name, path, target)
+
+PathFinder.find_spec = staticmethod(installed)
+
+from importlib.metadata import Distribution, PackageNotFoundError
+
+from_name = Distribution.from_name
+
+def distribution(name):
+    if name in {names!r}:
+        raise PackageNotFoundError(name)
+    return from_name(name)
+
+Distribution.from_name = staticmethod(distribution)
+"""
+
+
+def python(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.distributed
+def test_two_ranks_print_one_line(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run")
+    network = config["model"]["network"]["init_args"]
+    network["layerz"] = network.pop("layers")
+    file = write(tmp_path / "faulty.yaml", config)
+    done = llm_train("fit", "-c", str(file), ranks=2, cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if "llm-train" in line]
+    assert ours == [
+        "llm-train: error: model.network.init_args.layerz is not a setting of Transformer; did you "
+        "mean layers?"
+    ]
+    assert "usage:" not in done.stderr
+    assert "exitcode  : 2 (pid:" in done.stderr
+    assert "jsonargparse" not in done.stderr  # the only traceback is the launcher's own
+    assert done.stdout == ""
+
+
+def test_nothing_optional_is_imported(tmp_path: Path) -> None:
+    """matplotlib is missing from the list: torchmetrics, below Lightning, imports it."""
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    code = """
+import sys
+from llm_train.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as exit_:
+    optional = {"deepspeed", "wandb", "datasets", "transformers", "tensorboard", "pandas"}
+    print(exit_.code, sorted(optional & set(sys.modules)))
+"""
+    done = python(code, "check", "-c", str(file), cwd=tmp_path)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from llm_train.cli import main
+for argument in ("--help", "--version"):
+    try:
+        main([argument])
+    except SystemExit as exit_:
+        print(exit_.code, "torch" in sys.modules)
+"""
+    done = python(code, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert (lines[-1], lines.count("0 False")) == ("0 False", 2), done.stderr
+
+
+def test_checks_and_trains_without_the_optional_packages(tmp_path: Path) -> None:
+    """And says in one line which package a configuration would need."""
+    names = {"wandb", "deepspeed", "datasets", "tensorboard", "tensorboardX"}
+    config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
+    plain = write(tmp_path / "plain.yaml", config)
+    loggers = {
+        "wandb": {"class_path": "llm_train.logger.WandB"},
+        "tensorboard": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "x"}},
+    }
+    for name, logger in loggers.items():
+        write(tmp_path / f"{name}.yaml", {"trainer": {"logger": logger}})
+    corpus = {"class_path": "HuggingFace", "init_args": {"path": "nowhere"}}
+    recipe = {"corpus": corpus, "tokenizer": {"class_path": "TrainBPE"}}
+    recipe["split"] = {"class_path": "HashSplit", "init_args": {"fraction": 0.1}}
+    overlay = {
+        "source": {"class_path": "TokenShards", "init_args": {"path": str(tmp_path / "tokens")}},
+        "recipe": {"class_path": "Tokenize", "init_args": recipe},
+    }
+    write(tmp_path / "datasets.yaml", {"data": overlay})
+    code = (
+        BLOCKER.format(names=names)
+        + f"""
+from llm_train.testing.command import run
+base = ["-c", {str(plain)!r}]
+for arguments in (
+    ["check", *base],
+    ["fit", *base],
+    ["check", *base, "-c", "wandb.yaml"],
+    ["check", *base, "-c", "tensorboard.yaml"],
+    ["check", *base, "--trainer.strategy=zero1"],
+    ["prepare", *base, "-c", "datasets.yaml"],
+):
+    outcome = run(*arguments)
+    last = outcome.err if outcome.code else outcome.out
+    print("RESULT", outcome.code, last.strip().splitlines()[-1])
+"""
+    )
+    done = python(code, cwd=tmp_path)
+    found = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if "RESULT" in line]
+    error = "2 llm-train: error: "
+    assert found == [
+        "0 no problems found",
+        f"0 wrote {tmp_path}/run/metrics.jsonl, config.yaml, derived.json and checkpoints/",
+        f"{error}trainer.logger: the logger WandB needs the package wandb, which is not installed: "
+        "pip install llm-train[wandb], or set mode: disabled",
+        f"{error}trainer.logger: TensorBoardLogger needs the package tensorboard, which is not "
+        "installed; pip install 'llm-train[tensorboard]'",
+        f"{error}trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+        "pip install 'llm-train[deepspeed]', or choose ddp or fsdp",
+        f"{error}the corpus HuggingFace needs the package datasets; "
+        "run pip install 'llm-train[datasets]'",
+    ], done.stderr

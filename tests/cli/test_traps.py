@@ -1,0 +1,190 @@
+"""The traps that LightningCLI leaves open, each closed; and what a configuration file means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from llm_train.cli import load_settings
+from llm_train.cli.documents import load
+from llm_train.testing.command import refused, run
+from llm_train.testing.configs import tiny, write
+
+ADAMW = "model__optimizer__init_args__"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("3E+4", 3e4),
+        ("-1.5", -1.5),
+        (".5", 0.5),
+        ("1_000.5", 1000.5),
+        ("'3e-4'", "3e-4"),
+        ("on", "on"),
+        ("no", "no"),
+        ("true", True),
+        ("2024-05-01", "2024-05-01"),
+        ("0x10", 16),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_scalars(text: str, value: object) -> None:
+    assert load(text) == value
+
+
+def settings(tmp_path: Path, *arguments: str, **overrides: Any) -> Any:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", **overrides))
+    return load_settings(["-c", str(file), *arguments])
+
+
+@pytest.mark.parametrize("written", ["3e-4", "'3e-4'", "0.0003"])
+def test_a_learning_rate_is_a_number_however_it_is_written(tmp_path: Path, written: str) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    file.write_text(file.read_text().replace("learning_rate: 0.01", f"learning_rate: {written}"))
+    assert load_settings(["-c", str(file)]).task.optimizer_config.learning_rate == 3e-4
+
+
+def test_words_that_yaml_1_1_takes_for_booleans(tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    file.write_text(
+        file.read_text().replace("learning_rate: 0.01", "{learning_rate: 1, fused: on}")
+    )
+    file.write_text(file.read_text().replace("init_args:\n      {", "init_args: {"))
+    assert load_settings(["-c", str(file)]).task.optimizer_config.fused == "on"
+
+
+@pytest.mark.parametrize("spelling", [["-c", "{}"], ["-c={}"], ["-c{}"], ["--config={}"]])
+def test_spellings_of_the_option(tmp_path: Path, spelling: list[str]) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    assert load_settings([part.format(file) for part in spelling]).seed == 7
+
+
+# --- merging --------------------------------------------------------------------------------------
+
+
+def test_later_files_win_and_options_win_over_files(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.yaml", tiny(tmp_path / "run"))
+    overlay = write(
+        tmp_path / "overlay.yaml",
+        {"seed": 8, "model": {"network": {"init_args": {"layers": 3}}}, "batch": {"tokens": 256}},
+    )
+    found = load_settings(["-c", str(base), "-c", str(overlay), "--batch.tokens=512"])
+    network = found.task.network_config
+    assert (found.seed, network.layers, network.width) == (8, 3, 16)
+    assert (found.batch.tokens, found.batch.sequence) == (512, 16)
+    assert found.name == "base"
+    assert load_settings(["--seed=9", "-c", str(base)]).seed == 9, "wherever the option stands"
+    assert refused("check", "-c", str(overlay), "-c", str(base)) == [
+        "model.network has settings before its class is known; give the file that names "
+        "model.network.class_path first"
+    ]
+
+
+def test_another_class_keeps_the_settings_it_knows_and_loses_the_others(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.yaml", tiny(tmp_path / "run", **{f"{ADAMW}fused": "off"}))
+    overlay = write(
+        tmp_path / "overlay.yaml", {"model": {"optimizer": {"class_path": "MuonAdamW"}}}
+    )
+    found = load_settings(["-c", str(base), "-c", str(overlay)])
+    optimizer = found.plain["model"]["optimizer"]
+    assert optimizer["class_path"] == "llm_train.optimizer.MuonAdamW"
+    assert optimizer["init_args"]["learning_rate"] == 0.01
+    assert "fused" not in optimizer["init_args"]
+
+
+def test_print_config_runs_again_as_it_is(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.yaml", tiny(tmp_path / "run"))
+    arguments = ["-c", str(base), "--model.network.init_args.layers=3", "--trainer.strategy=ddp"]
+    printed = run("fit", *arguments, "--print_config")
+    assert (printed.code, printed.err) == (0, "")
+    again = tmp_path / "printed.yaml"
+    again.write_text(printed.out)
+    first, second = load_settings(arguments), load_settings(["-c", str(again)])
+    assert first.text == second.text
+    assert first.plain == second.plain
+    assert second.task.network_config == first.task.network_config
+    assert second.task.network_config.layers == 3
+    assert first.budget == second.budget
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(first.text)  # what a run writes into its directory
+    assert load_settings(["-c", str(saved)]).text == first.text
+    assert run("fit", "-c", str(again), "--print_config").out == printed.out
+
+
+# --- running twice --------------------------------------------------------------------------------
+
+
+def test_no_live_objects_in_hyper_parameters(tmp_path: Path) -> None:
+    assert not settings(tmp_path).task.hparams
+    assert not settings(tmp_path).data.hparams
+
+
+def test_a_folder_is_not_reused_by_accident(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    config = tiny(directory, steps=2, model__schedule={"class_path": "Constant"})
+    file = write(tmp_path / "tiny.yaml", config)
+    assert run("fit", "-c", str(file)).code == 0
+    assert len(list((directory / "records").iterdir())) == 1
+    checkpoint = directory / "checkpoints" / "step-00000002"
+    for name in ("rank-00000.pt", "callbacks.pt"):
+        torch.load(checkpoint / name, weights_only=True)
+    plain = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    assert plain["model"]["network"]["class_path"] == "llm_train.network.Transformer"
+
+    again = run("fit", "-c", str(file))
+    assert again.code == 2
+    assert again.errors == [
+        f"{directory} already holds checkpoints up to step 2; continue with --resume auto, or "
+        "start another run with --trainer.default_root_dir=DIRECTORY"
+    ]
+    longer = ["--budget=4 steps", f"--{ADAMW.replace('__', '.')}learning_rate=0.02"]
+    resumed = run("fit", "-c", str(file), "--resume", "auto", *longer)
+    assert resumed.code == 0
+    table = [line.split("  ") for line in resumed.out.splitlines() if " -> " in line]
+    changes = {row[1].strip(): row[-1].strip() for row in table}
+    assert changes == {
+        "budget": "2 steps -> 4 steps",
+        "model.optimizer.init_args.learning_rate": "0.01 -> 0.02",
+    }
+    assert "done: 4 steps" in resumed.out
+    records = sorted((directory / "records").iterdir())
+    assert yaml.safe_load(records[-1].read_text())["budget"] == "4 steps"
+    assert yaml.safe_load((directory / "config.yaml").read_text())["budget"] == "4 steps"
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def test_help_lists_what_has_an_effect(tmp_path: Path) -> None:
+    outcome = run("fit", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert len(lines) < 120
+    assert max(map(len, lines)) <= 100
+    assert "  --batch.tokens=INT              target tokens per optimizer step" in outcome.out
+    assert "the architecture: Transformer (required)" in outcome.out
+    assert "--resume auto|PATH" in outcome.out
+    assert "max_epochs" not in outcome.out
+
+
+def test_help_of_a_class() -> None:
+    outcome = run("check", "--model.schedule.help=WarmupCosine")
+    assert outcome.code == 0
+    assert "as a fraction of the peak" in " ".join(outcome.out.split())
+
+
+def test_overview_and_version() -> None:
+    from llm_train import __version__
+
+    assert run("--version").out == f"llm-train {__version__}\n"
+    overview = run()
+    assert overview.code == 0
+    assert overview.out == run("--help").out
+    assert "  fit       train\n" in overview.out

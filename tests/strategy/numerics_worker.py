@@ -1,0 +1,100 @@
+"""One rank of the numerics tests: what a sharded step reduces, in which dtype, and how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+
+from llm_train import run
+from llm_train.cli import main
+
+REDUCING = {"reduce_scatter_tensor", "reduce_scatter_single", "all_reduce"}
+
+
+class Reductions:
+    """Counts torch.distributed's reductions of whole tensors while it is active, by dtype."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.originals: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        for name in REDUCING & set(dir(dist)):
+            self.originals[name] = getattr(dist, name)
+            setattr(dist, name, self._counted(name))
+
+    def __exit__(self, *_: object) -> None:
+        for name, original in self.originals.items():
+            setattr(dist, name, original)
+
+    def _counted(self, name: str) -> Any:
+        original = self.originals[name]
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+            if max(tensor.numel() for tensor in tensors) > 8:  # not the metrics of a log point
+                self.counts[f"{name} {tensors[0].dtype}"] += 1
+            return original(*args, **kwargs)
+
+        return counted
+
+
+class Probe(pl.Callback):
+    """Counts the reductions of each optimizer step and looks at dtypes after the last one."""
+
+    def __init__(self) -> None:
+        self.reductions = Reductions()
+        self.facts: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.reductions.__enter__()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.reductions.__exit__()
+        optimizer = trainer.optimizers[0]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        states = [s for state in optimizer.state.values() for s in state.values() if s.numel() > 1]
+        rotary = {b.dtype for n, b in pl_module.network.named_buffers() if "rotary" in n}
+        table = pl_module.network.rotary
+        rotary |= {t.dtype for t in vars(table).values() if isinstance(t, torch.Tensor)}
+        self.facts = {
+            "collectives": self.reductions.counts,
+            "parameters": sorted({str(p.dtype) for p in parameters}),
+            "optimizer": sorted({str(s.dtype) for s in states}),
+            "rotary": sorted(str(d) for d in rotary),
+        }
+
+
+def train(path: Path) -> dict[str, Any]:
+    """Trains the configuration in ``path`` in this process and returns what was seen."""
+    probe = Probe()
+    build = run._trainer
+
+    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
+        built = build(*args, **kwargs)
+        built.callbacks.insert(0, probe)
+        return built
+
+    run._trainer = trainer
+    try:
+        main(["fit", "-c", str(path)])
+    except SystemExit as stop:
+        assert stop.code == 0
+    finally:
+        run._trainer = build
+    return probe.facts
+
+
+if __name__ == "__main__":
+    import json
+    import os
+    import sys
+
+    facts = {Path(path).stem: train(Path(path)) for path in sys.argv[2:]}
+    if os.environ.get("RANK", "0") == "0":
+        Path(sys.argv[1]).write_text(json.dumps(facts))
