@@ -66,7 +66,8 @@ class Derived:
             raise ConfigError(f"budget={budget} is no training at all; give at least 1 steps")
         if log_every < 1:
             raise ConfigError(
-                f"trainer.log_every_n_steps={log_every} must be at least 1: logging cannot be switched off"
+                f"trainer.log_every_n_steps={log_every} must be at least 1: logging cannot be "
+                "switched off"
             )
         return cls(
             seed=seed,

@@ -1,7 +1,8 @@
 """The errors a user can cause, one class for each thing that was wrong.
 
 Every message is one line that names the key, the value, the rule and the way out; the command line
-prints it as it is, without a traceback. Anything else that escapes is a bug and keeps its traceback.
+prints it as it is, without a traceback. Anything else that escapes is a bug and keeps its
+traceback.
 """
 
 

@@ -99,7 +99,8 @@ def validate(settings: Settings, checkpoint: str) -> int:
     found = _store(settings, derived).resolve(checkpoint)
     if found.path is None:
         raise CheckpointError(
-            f"{settings.run_dir} holds no checkpoint to validate; train first, or give --checkpoint PATH"
+            f"{settings.run_dir} holds no checkpoint to validate; train first, or give "
+            "--checkpoint PATH"
         )
     path = found.path
     facts = _facts(path)
@@ -124,8 +125,8 @@ def generate(flags: Any, load: Callable[..., Settings]) -> int:
     tokenizer_file = path / "tokenizer.json"
     if not tokenizer_file.is_file():
         raise CheckpointError(
-            f"{path} holds no tokenizer.json, so its token ids mean no text: it was trained on tokens "
-            "without a tokenizer"
+            f"{path} holds no tokenizer.json, so its token ids mean no text: it was trained on "
+            "tokens without a tokenizer"
         )
     from llm_train.data.tokenizer import load_tokenizer
 
@@ -196,8 +197,9 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
 def _require_empty(store: CheckpointStore, settings: Settings, resume: str) -> None:
     if store.steps() and not resume:
         raise ConfigError(
-            f"{settings.run_dir} already holds checkpoints up to step {store.steps()[-1]}; continue with "
-            "--resume auto, or start another run with --trainer.default_root_dir=DIRECTORY"
+            f"{settings.run_dir} already holds checkpoints up to step {store.steps()[-1]}; "
+            "continue with --resume auto, or start another run with "
+            "--trainer.default_root_dir=DIRECTORY"
         )
 
 
@@ -207,7 +209,7 @@ def _trainer(
     callbacks: list[pl.Callback],
     metrics: JSONLMetrics | None,
 ) -> pl.Trainer:
-    """Lightning's Trainer with the user's arguments and ours where ours follow from the settings."""
+    """Lightning's Trainer with the user's arguments, and ours where the settings imply them."""
     arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
     counts = settings.task.counts
     meter = Metrics(
@@ -322,7 +324,7 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-# --- around a run -----------------------------------------------------------------------------------
+# --- around a run ---------------------------------------------------------------------------------
 
 
 class _Loader(pl.Callback):
@@ -358,9 +360,7 @@ def _files_for_checkpoints(settings: Settings) -> dict[str, str]:
     return files
 
 
-def _record(
-    settings: Settings, table: dict[str, Any], metrics: JSONLMetrics, found: Found
-) -> None:
+def _record(settings: Settings, table: dict[str, Any], metrics: JSONLMetrics, found: Found) -> None:
     """Says and writes what is about to run, once for the directory and once for the date."""
     for path, reason in found.skipped:
         say(f"\nskipped {path}: {reason}")
@@ -434,7 +434,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 

@@ -1,4 +1,4 @@
-"""A clock that runs only while training, so that throughput does not depend on how often one saves."""
+"""A clock that runs only while training, so that saving often does not change the throughput."""
 
 from __future__ import annotations
 

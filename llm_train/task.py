@@ -110,8 +110,9 @@ class Task(pl.LightningModule):
     def configure_model(self) -> None:
         """Builds, recomputes, compiles, shards, then initialises: in this order for a reason.
 
-        Recomputation changes what a block's forward is, compilation must see that, and sharding hooks
-        must stay outside compiled code. Weights come last so that only shards of them ever exist.
+        Recomputation changes what a block's forward is, compilation must see that, and sharding
+        hooks must stay outside compiled code. Weights come last so that only shards of them ever
+        exist.
         """
         if hasattr(self, "network"):
             return
@@ -145,17 +146,18 @@ class Task(pl.LightningModule):
             self._token_bytes = self._token_bytes.to(device)
 
     def on_fit_start(self) -> None:
-        """Gives each rank dropout of its own; a resumed run replaces this state by the saved one."""
+        """Gives each rank dropout of its own; a resumed run puts the saved state in its place."""
         seed = self.derived.seed + 1_000_003 * self.trainer.global_rank
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that libraries draw from
         torch.manual_seed(seed)
 
     # --- training ---------------------------------------------------------------------------------
 
     def forward(self, inputs: Tensor, targets: Tensor) -> LossSum:
         """Loss sums of ``targets`` (B, T) given ``inputs`` (B, T)."""
-        return self.network(inputs, partial(self.loss, targets=targets))
+        sums: LossSum = self.network(inputs, partial(self.loss, targets=targets))
+        return sums
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
@@ -182,7 +184,7 @@ class Task(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Does nothing: our strategies free gradients right after the update, not after a forward."""
+        """Does nothing: our strategies free gradients after the update, not after a forward."""
 
     def configure_gradient_clipping(
         self,
@@ -225,14 +227,18 @@ class Task(pl.LightningModule):
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
-        self.held_out_sums += torch.stack([sums.nats, sums.tokens, text]).to(self.held_out_sums.dtype)
+        self.held_out_sums += torch.stack([sums.nats, sums.tokens, text]).to(
+            self.held_out_sums.dtype
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the held-out loss over all ranks for callbacks and loggers."""
         total = self.trainer.strategy.reduce(self.held_out_sums.clone(), reduce_op="sum")
         nats, tokens, text = total.tolist()
         if tokens == 0:
-            raise ConfigError("data.source holds no held-out tokens, so there is nothing to validate on")
+            raise ConfigError(
+                "data.source holds no held-out tokens, so there is nothing to validate on"
+            )
         results = {"val/loss": nats / tokens}
         if text > 0:
             results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text

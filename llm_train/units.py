@@ -1,8 +1,8 @@
 """Durations in steps or tokens, and the arithmetic of the global batch.
 
-A run is measured in optimizer steps by the machine and in tokens by the person; a ``Duration`` keeps
-the unit it was written in until the batch size is known. ``Batch`` is the contract that the number of
-tokens per optimizer step does not depend on how many devices there are.
+A run is measured in optimizer steps by the machine and in tokens by the person; a ``Duration``
+keeps the unit it was written in until the batch size is known. ``Batch`` is the contract that the
+number of tokens per optimizer step does not depend on how many devices there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Literal
 
 from llm_train.errors import ConfigError
 
-_DURATION = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*(steps?|tokens?)\s*$")
+_DURATION = re.compile(
+    r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*(steps?|tokens?)\s*$"
+)
 _SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
@@ -47,7 +49,8 @@ class Duration:
         match = _DURATION.match(text) if isinstance(text, str) else None
         if match is None:
             raise ConfigError(
-                f"{text!r} is not a duration; write a count and its unit, as in '2000 steps' or '1.5B tokens'"
+                f"{text!r} is not a duration; write a count and its unit, as in '2000 steps' or "
+                "'1.5B tokens'"
             )
         count = float(match[1].replace("_", "")) * _SUFFIX[match[2]]
         if count != int(count):
@@ -75,9 +78,9 @@ class Duration:
 class Scaling:
     """How the peak learning rate follows the size of the global batch.
 
-    With ``k = batch.tokens / reference_tokens`` the configured learning rate is multiplied by 1 (none),
-    ``k`` (linear: Goyal et al., arXiv:1706.02677) or ``sqrt(k)`` (Adam's noise scale: Malladi et al.,
-    arXiv:2205.10287).
+    With ``k = batch.tokens / reference_tokens`` the configured learning rate is multiplied by 1
+    (none), ``k`` (linear: Goyal et al., arXiv:1706.02677) or ``sqrt(k)`` (Adam's noise scale:
+    Malladi et al., arXiv:2205.10287).
 
     Args:
         rule: none, linear or sqrt.
@@ -90,13 +93,13 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.rule == "none" and self.reference_tokens != 0:
             raise ConfigError(
-                f"batch.scaling.reference_tokens={self.reference_tokens} has no effect with rule=none; "
-                "remove it or set batch.scaling.rule to linear or sqrt"
+                f"batch.scaling.reference_tokens={self.reference_tokens} has no effect with "
+                "rule=none; remove it or set batch.scaling.rule to linear or sqrt"
             )
         if self.rule != "none" and self.reference_tokens <= 0:
             raise ConfigError(
-                f"batch.scaling.rule={self.rule} needs batch.scaling.reference_tokens, the tokens per step "
-                "for which the learning rate was chosen"
+                f"batch.scaling.rule={self.rule} needs batch.scaling.reference_tokens, the tokens "
+                "per step for which the learning rate was chosen"
             )
 
     def factor(self, tokens: int) -> float:
@@ -132,8 +135,8 @@ class Batch:
         """Micro-batches per optimizer step on each of ``world_size`` ranks.
 
         Raises:
-            ConfigError: ``tokens`` is not a multiple of what the ranks do at once; names the nearest
-                values that are.
+            ConfigError: ``tokens`` is not a multiple of what the ranks do at once; names the
+                nearest values that are.
 
         >>> Batch(tokens=524288, sequence=1024, per_device=16).accumulation(8)
         4
@@ -143,8 +146,9 @@ class Batch:
             below = self.tokens // unit * unit
             nearest = f"{below} or {below + unit}" if below else f"{unit}"
             raise ConfigError(
-                f"batch.tokens={self.tokens} is not a multiple of {world_size} ranks x {self.per_device} "
-                f"samples x {self.sequence} positions = {unit}; nearest: {nearest}"
+                f"batch.tokens={self.tokens} is not a multiple of {world_size} ranks x "
+                f"{self.per_device} samples x {self.sequence} positions = {unit}; "
+                f"nearest: {nearest}"
             )
         return self.tokens // unit
 

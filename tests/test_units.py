@@ -29,7 +29,9 @@ def test_durations_read_and_write(text: str, count: int, unit: str) -> None:
     assert Duration.parse(str(duration)) == duration
 
 
-@pytest.mark.parametrize("text", ["2000", "steps", "-1 steps", "2000 epochs", "", "1..5 steps", "1e-3 steps"])
+@pytest.mark.parametrize(
+    "text", ["2000", "steps", "-1 steps", "2000 epochs", "", "1..5 steps", "1e-3 steps"]
+)
 def test_what_is_no_duration_says_how_to_write_one(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a duration; write a count and its unit"):
         Duration.parse(text)
@@ -54,7 +56,7 @@ def test_batch_that_does_not_divide_names_the_nearest() -> None:
         "nearest: 458752 or 524288"
     )
     assert Batch(tokens=458_752, sequence=2048, per_device=4).accumulation(8) == 7
-    with pytest.raises(ConfigError, match="nearest: 64$"):
+    with pytest.raises(ConfigError, match=r"nearest: 64$"):
         Batch(tokens=10, sequence=8, per_device=4).accumulation(2)
 
 
@@ -70,12 +72,14 @@ def test_scaling_rules(rule: str, reference: int, factor: float) -> None:
 def test_scaling_without_effect_is_refused() -> None:
     with pytest.raises(ConfigError, match="reference_tokens=5 has no effect with rule=none"):
         Scaling(reference_tokens=5)
-    with pytest.raises(ConfigError, match="rule=sqrt needs batch.scaling.reference_tokens"):
+    with pytest.raises(ConfigError, match=r"rule=sqrt needs batch\.scaling\.reference_tokens"):
         Scaling(rule="sqrt")
 
 
 def test_the_global_batch_does_not_depend_on_ranks() -> None:
-    batch = Batch(tokens=4096, sequence=64, per_device=4, scaling=Scaling(rule="sqrt", reference_tokens=1024))
+    batch = Batch(
+        tokens=4096, sequence=64, per_device=4, scaling=Scaling(rule="sqrt", reference_tokens=1024)
+    )
     runs = [
         Derived.of(
             seed=1,
@@ -87,7 +91,7 @@ def test_the_global_batch_does_not_depend_on_ranks() -> None:
         )
         for world_size in (1, 2, 4, 8, 16)
     ]
-    assert {(r.tokens_per_step, r.samples_per_step, r.total_steps, r.learning_rate_factor) for r in runs} == {
-        (4096, 64, 3, 2.0)
-    }
+    assert {
+        (r.tokens_per_step, r.samples_per_step, r.total_steps, r.learning_rate_factor) for r in runs
+    } == {(4096, 64, 3, 2.0)}
     assert [r.accumulation * r.world_size for r in runs] == [16] * 5

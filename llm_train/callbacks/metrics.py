@@ -1,9 +1,9 @@
 """Reads the device's accumulators at log points: one reduction and one copy for everything.
 
-Between log points this callback does integer arithmetic only. At a log point it packs what ranks must
-agree on (nats, tokens, the wish to stop) into one tensor, sums it over ranks, and copies it together
-with the gradient norm to the host. Ranks therefore decide to stop at the same step without any
-collective of their own.
+Between log points this callback does integer arithmetic only. At a log point it packs what ranks
+must agree on (nats, tokens, the wish to stop) into one tensor, sums it over ranks, and copies it
+together with the gradient norm to the host. Ranks therefore decide to stop at the same step without
+any collective of their own.
 """
 
 from __future__ import annotations
@@ -74,13 +74,18 @@ class Metrics(pl.Callback):
         if not math.isfinite(loss):
             raise LLMTrainError(
                 f"train/loss={loss} at step {step}: the run cannot recover from this; lower "
-                "model.optimizer's learning rate or lengthen the warmup, and resume from a checkpoint before it"
+                "model.optimizer's learning rate or lengthen the warmup, and resume from a "
+                "checkpoint before it"
             )
         if stop:
-            pl_module.stop_signal = pl_module.stop_signal or signal.SIGTERM  # it came to another rank
+            pl_module.stop_signal = (
+                pl_module.stop_signal or signal.SIGTERM
+            )  # it came to another rank
             halt(trainer)
         if step == pl_module.derived.total_steps:
-            trainer.should_stop = True  # or Lightning would not validate a last step that is no multiple
+            trainer.should_stop = (
+                True  # or Lightning would not validate a last step that is no multiple
+            )
 
     @staticmethod
     def _read(trainer: pl.Trainer, pl_module: Any) -> tuple[float, float, bool, float]:

@@ -1,7 +1,7 @@
 """What the terminal shows: a bar where there is one, one line per log point where there is not.
 
-Lightning's bars read a metric from the device on every batch. This one moves at log points, when the
-values are on the host anyway.
+Lightning's bars read a metric from the device on every batch. This one moves at log points, when
+the values are on the host anyway.
 """
 
 from __future__ import annotations

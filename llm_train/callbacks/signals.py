@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM set a flag; ranks agree at a step boundary; then the run saves and ends.
 
-Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a tensor
-before every micro-batch. Both are replaced: the handler here stores one integer, and the agreement
-rides on the reduction of the next log point.
+Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a
+tensor before every micro-batch. Both are replaced: the handler here stores one integer, and the
+agreement rides on the reduction of the next log point.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Saves and restores a run between two optimizer steps, everything included.
 
-A checkpoint of step N is written when step N is over with its logging and validation: at the start of
-the next micro-batch, or at the end of training. So nothing of step N needs repeating after a resume,
-and no gradient is under way. Lightning's own checkpoint path is not used: it holds no RNG state, loses
-the position in the data, and overwrites sharded files in place.
+A checkpoint of step N is written when step N is over with its logging and validation: at the start
+of the next micro-batch, or at the end of training. So nothing of step N needs repeating after a
+resume, and no gradient is under way. Lightning's own checkpoint path is not used: it holds no RNG
+state, loses the position in the data, and overwrites sharded files in place.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,9 +28,14 @@ T = TypeVar("T")
 class StatefulStrategy(Protocol):
     """A strategy that can write and read parameters and optimizer state."""
 
-    def save_state(self, directory: Path) -> None: ...
-    def load_state(self, directory: Path, *, with_optimizer: bool) -> None: ...
-    def barrier(self) -> None: ...
+    def save_state(self, directory: Path) -> None:
+        """Writes what this rank holds."""
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads into the parameters and, if asked, the optimizer."""
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
 
 
 class Checkpoints(pl.Callback):
@@ -64,7 +70,7 @@ class Checkpoints(pl.Callback):
         self.last_saved = -1
         self._random_state: dict[str, Any] | None = None
 
-    # --- saving -------------------------------------------------------------------------------------
+    # --- saving -----------------------------------------------------------------------------------
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
@@ -107,7 +113,7 @@ class Checkpoints(pl.Callback):
             (stage / name).write_text(text, encoding="utf-8")
         self.store.commit(trainer.global_step, {**self.facts, **self._position(trainer)})
 
-    def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _position(self, trainer: Any) -> dict[str, Any]:
         data: Any = trainer.datamodule
         strategy: Any = trainer.strategy
         done = trainer.global_step - data.steps_done
@@ -121,7 +127,7 @@ class Checkpoints(pl.Callback):
             "state_format": strategy.state_format,
         }
 
-    # --- resuming -----------------------------------------------------------------------------------
+    # --- resuming ---------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Chooses the checkpoint to continue from, once for all ranks, before anything is built."""
@@ -137,7 +143,7 @@ class Checkpoints(pl.Callback):
         self.announce(found)
         return found.path
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Restores everything but the random state, which the loaders' start-up would disturb."""
         if self.resume_from is None:
             return
@@ -148,7 +154,7 @@ class Checkpoints(pl.Callback):
         data.restore(facts["data"], steps_done=facts["step"])
         _set_loop_position(trainer, facts["step"])
         shared = torch.load(self.resume_from / "callbacks.pt", weights_only=True)
-        shared["pytorch-lightning_version"] = pl.__version__
+        shared["pytorch-lightning_version"] = version("lightning")
         call._call_callbacks_load_state_dict(trainer, shared)
         self._restore_rank(trainer, pl_module, facts["world_size"])
         self.last_saved = facts["step"]
@@ -196,12 +202,13 @@ def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_
     if facts["state_format"] != strategy.state_format:
         raise CheckpointError(
             f"{path} was written by {facts['strategy']} in {facts['state_format']} format, which "
-            f"{type(strategy).__name__} cannot read; resume with trainer.strategy={facts['strategy']}"
+            f"{type(strategy).__name__} cannot read; resume with "
+            f"trainer.strategy={facts['strategy']}"
         )
     if facts["state_format"] == "deepspeed" and facts["world_size"] != world_size:
         raise CheckpointError(
-            f"{path} was written by {facts['strategy']} on {facts['world_size']} ranks and DeepSpeed's "
-            f"files load on as many only, not on {world_size}"
+            f"{path} was written by {facts['strategy']} on {facts['world_size']} ranks and "
+            f"DeepSpeed's files load on as many only, not on {world_size}"
         )
 
 
@@ -209,8 +216,8 @@ def _set_loop_position(trainer: pl.Trainer, step: int) -> None:
     """Makes Lightning's progress counters say that ``step`` optimizer steps are done."""
     state = trainer.fit_loop.state_dict()
     micro = step * trainer.accumulate_grad_batches
-    batches = dict(ready=micro, started=micro, processed=micro, completed=micro)
-    epoch = dict(ready=1, started=1, processed=0, completed=0)
+    batches = {"ready": micro, "started": micro, "processed": micro, "completed": micro}
+    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     for scope in ("current", "total"):
         state["epoch_loop.batch_progress"][scope].update(batches)
         state["epoch_progress"][scope].update(epoch)
@@ -225,7 +232,8 @@ def _rank_file(rank: int) -> str:
 
 
 def _rank_state(pl_module: Any) -> dict[str, Any]:
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    # The global generator is the one that libraries draw from.
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, gauss = random.getstate()
     state = {
         "python": (version, list(words), gauss),
@@ -241,7 +249,8 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))
+    # The global generator is the one that libraries draw from.
+    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

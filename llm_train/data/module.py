@@ -65,8 +65,8 @@ class TokenData(pl.LightningDataModule):
     Args:
         source: where tokens come from.
         recipe: how ``llm-train prepare`` makes what the source reads.
-        workers: loader processes per rank; 0 reads in the training process, which is fast enough for
-            memory-mapped tokens.
+        workers: loader processes per rank; 0 reads in the training process, which is fast enough
+            for memory-mapped tokens.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class TokenData(pl.LightningDataModule):
         """
         if state["fingerprint"] != self.source.fingerprint():
             raise ConfigError(
-                f"data.source reads other tokens ({self.source.fingerprint()[:12]}) than the checkpoint was "
-                f"trained on ({state['fingerprint'][:12]}), so its position means nothing; point "
-                "data.source at the old tokens or start a new run"
+                f"data.source reads other tokens ({self.source.fingerprint()[:12]}) than the "
+                f"checkpoint was trained on ({state['fingerprint'][:12]}), so its position means "
+                "nothing; point data.source at the old tokens or start a new run"
             )
         self.consumed = int(state["consumed"])
         self.steps_done = steps_done

@@ -1,9 +1,9 @@
 """Which samples each rank reads, as arithmetic on one integer.
 
 A sample index counts from 0 over the whole life of a run. Optimizer step ``k`` owns samples
-``[k * S, (k + 1) * S)``; within it, micro-batch ``m`` of rank ``r`` owns a contiguous piece. Nothing is
-remembered: the position of a run is the number of samples it has consumed, and any number of ranks
-that divides the step reads the same samples in that step.
+``[k * S, (k + 1) * S)``; within it, micro-batch ``m`` of rank ``r`` owns a contiguous piece.
+Nothing is remembered: the position of a run is the number of samples it has consumed, and any
+number of ranks that divides the step reads the same samples in that step.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class HeldOutBatches(Sampler[np.ndarray]):
         self.windows = windows
 
     def __len__(self) -> int:
-        return -(-self.windows // (self.share.per_device * self.share.world_size))
+        together = self.share.per_device * self.share.world_size
+        return (self.windows + together - 1) // together
 
     def __iter__(self) -> Iterator[np.ndarray]:
         share = self.share

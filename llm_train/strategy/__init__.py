@@ -1,4 +1,7 @@
-"""Strategies: Lightning's own, with our defaults, placement of weights and state. YAML key: trainer.strategy."""
+"""Strategies: Lightning's own, with our defaults, placement of weights and state.
+
+YAML key: trainer.strategy.
+"""
 
 from llm_train.strategy.base import Placement
 from llm_train.strategy.ddp import DDP

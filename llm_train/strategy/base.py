@@ -1,4 +1,4 @@
-"""What our strategies add to Lightning's: where weights are born, and how state is written and read.
+"""What our strategies add to Lightning's: where weights are born, how state is written and read.
 
 A strategy is the only thing that knows how parameters are laid out over ranks, so it is asked to
 shard the network, to give access to a full parameter, and to save and load state. The task and the
@@ -21,7 +21,9 @@ from llm_train.strategy import state
 class Blocks(Protocol):
     """A network that can say what its repeated layers are."""
 
-    def blocks(self) -> Sequence[nn.Module]: ...
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated layers, in order."""
+        ...
 
 
 class Placement:
@@ -63,7 +65,7 @@ class Placement:
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        """Updates and frees the gradients at once, so that they do not live through the next forward."""
+        """Updates, then frees the gradients at once: they do not live through the next forward."""
         result = super().optimizer_step(optimizer, closure, model, **kwargs)  # type: ignore[misc]
         optimizer.zero_grad(set_to_none=True)
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from datetime import timedelta
+from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
@@ -12,10 +13,11 @@ from llm_train.strategy.base import Placement
 
 
 class DDP(Placement, DDPStrategy):
-    """DistributedDataParallel with views into the buckets instead of a second copy of the gradients.
+    """DistributedDataParallel with views into the buckets, not a second copy of the gradients.
 
     Args:
-        bucket_cap_mb: size of a gradient bucket in MiB; larger buckets mean fewer, later reductions.
+        bucket_cap_mb: size of a gradient bucket in MiB; larger buckets mean fewer, later
+            reductions.
         timeout_minutes: how long a collective may wait for a rank.
     """
 
@@ -28,7 +30,7 @@ class DDP(Placement, DDPStrategy):
         )
 
 
-def _no_buffer_broadcast() -> dict[str, bool]:
+def _no_buffer_broadcast() -> dict[str, Any]:
     """Rotary tables are the same everywhere; torch renamed the argument that says so in 2.13."""
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

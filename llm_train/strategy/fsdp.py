@@ -1,9 +1,9 @@
 """Fully sharded data parallelism through torch's ``fully_shard``, on GPUs and on CPUs.
 
 Built on Lightning's ModelParallelStrategy, because its FSDPStrategy cannot clip by norm, reduces in
-bf16 under mixed precision and refuses CPUs. Two things are different from stock: the mixed precision
-policy keeps fp32 master weights and reduces in fp32, and gradients are reduced on the last
-micro-batch of a step only.
+bf16 under mixed precision and refuses CPUs. Two things are different from stock: the mixed
+precision policy keeps fp32 master weights and reduces in fp32, and gradients are reduced on the
+last micro-batch of a step only.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Optimizer state is stored under the name of its parameter, not its position in a group, and the
 hyper-parameters of the groups are not stored at all: on resume they come from the configuration.
 A file written by one layout (replicated, sharded, another number of ranks) therefore loads into any
-other. DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an unpickler that
-constructs nothing but DCP's own records.
+other. DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an unpickler
+that constructs nothing but DCP's own records.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
 from llm_train.errors import CheckpointError
@@ -70,22 +71,22 @@ class _RecordsOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _TRUSTED.get(module, ()):
             raise CheckpointError(
-                f"checkpoint metadata asks for {module}.{name}, which no checkpoint of ours contains; "
-                "the file is damaged or hostile, do not load it"
+                f"checkpoint metadata asks for {module}.{name}, which no checkpoint of ours "
+                "contains; the file is damaged or hostile, do not load it"
             )
         return super().find_class(module, name)
 
 
-class Reader(dcp.FileSystemReader):
+class Reader(FileSystemReader):
     """A DCP reader that never executes what it reads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Parses ``.metadata`` with the restricted unpickler."""
         content = (Path(self.path) / ".metadata").read_bytes()
         metadata = cast(Metadata, _RecordsOnly(io.BytesIO(content)).load())
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = self.storage_meta()
-        metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
+        about = getattr(metadata, "storage_meta", None) or StorageMeta()
+        about.load_id = self.load_id
+        metadata.storage_meta = about
         return metadata
 
 
@@ -101,7 +102,7 @@ def save(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
     tensors, scalars = _collect(network, optimizer)
     alone = not dist.is_initialized()
     with _quiet():
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(directory), no_dist=alone)
+        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(directory), no_dist=alone)
     if alone or dist.get_rank() == 0:
         (directory / _SCALARS).write_text(json.dumps(scalars))
 
@@ -112,7 +113,9 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
     try:
         stored = reader.read_metadata().state_dict_metadata
     except FileNotFoundError as error:
-        raise CheckpointError(f"{directory} holds no .metadata: not a checkpoint of this kind") from error
+        raise CheckpointError(
+            f"{directory} holds no .metadata: not a checkpoint of this kind"
+        ) from error
     model = _model_tensors(network)
     _require_same_names(directory, set(model), {key for key in stored if key.startswith("model.")})
     for key, tensor in model.items():
@@ -126,7 +129,7 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
             for key, value in state.items():
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
     with _quiet():
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        state_dict_loader.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     if optimizer is not None:
         scalars = json.loads((directory / _SCALARS).read_text())
         for name, parameter in _parameters(network).items():
@@ -184,9 +187,13 @@ def _allocate_optimizer_state(
             if rest == key or "." in rest:
                 continue
             if parameter not in updated:
-                raise CheckpointError(f"checkpoint has optimizer state for {name}, which is frozen now")
+                raise CheckpointError(
+                    f"checkpoint has optimizer state for {name}, which is frozen now"
+                )
             if meta.size == parameter.shape:
-                value = torch.empty_like(parameter, dtype=meta.properties.dtype, requires_grad=False)
+                value = torch.empty_like(
+                    parameter, dtype=meta.properties.dtype, requires_grad=False
+                )
             else:  # a step counter, or a factored state, replicated on every rank
                 device = "cpu" if meta.size.numel() == 1 else parameter.device
                 value = torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
@@ -199,8 +206,8 @@ def _require_same_names(directory: Path, wanted: set[str], found: set[str]) -> N
     if missing or extra:
         example = f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}"
         raise CheckpointError(
-            f"{directory} does not fit the network: {len(missing)} parameters missing, {len(extra)} unknown "
-            f"({example}); use the configuration saved beside the checkpoint"
+            f"{directory} does not fit the network: {len(missing)} parameters missing, "
+            f"{len(extra)} unknown ({example}); use the configuration saved beside the checkpoint"
         )
 
 

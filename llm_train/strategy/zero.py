@@ -52,7 +52,7 @@ class ZeRO(Placement, DeepSpeedStrategy):
         self.config["steps_per_print"] = 10**9
         self.config["communication_data_type"] = "fp32"
 
-    # --- three overrides for the CPU ---------------------------------------------------------------
+    # --- three overrides for the CPU --------------------------------------------------------------
 
     def setup_environment(self) -> None:
         """Skips the guard that admits CUDA only."""
@@ -87,10 +87,10 @@ class ZeRO(Placement, DeepSpeedStrategy):
         )
         return engine, optimizer
 
-    # --- placement ----------------------------------------------------------------------------------
+    # --- placement --------------------------------------------------------------------------------
 
     def construction(self) -> AbstractContextManager[Any]:
-        """On the device: stage 3 partitions each module as it is constructed, and needs real memory."""
+        """On the device: stage 3 partitions each module once constructed, and needs real memory."""
         return nullcontext()
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
@@ -105,7 +105,10 @@ class ZeRO(Placement, DeepSpeedStrategy):
         return context
 
     def setup(self, trainer: Any) -> None:
-        """Silences the reminder that our clipping hook is not used: DeepSpeed clips, and we read its norm."""
+        """Silences the reminder that our clipping hook is not used.
+
+        DeepSpeed clips, and we read its norm.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping.*")
             super().setup(trainer)
@@ -113,7 +116,8 @@ class ZeRO(Placement, DeepSpeedStrategy):
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes back Lightning's division by the accumulation: DeepSpeed divides by it as well.
 
-        Adam hides the difference, clipping does not: every gradient would be too small by that factor.
+        Adam hides the difference, clipping does not: every gradient would be too small by that
+        factor.
         """
         accumulation = self.lightning_module.trainer.accumulate_grad_batches
         return super().backward(closure_loss * accumulation, *args, **kwargs)
@@ -131,7 +135,7 @@ class ZeRO(Placement, DeepSpeedStrategy):
         self.deepspeed_engine.save_checkpoint(str(directory), tag=_TAG, client_state={})
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads DeepSpeed's files and puts the configured hyper-parameters back over the stored ones."""
+        """Reads DeepSpeed's files and puts the configured hyper-parameters over the stored ones."""
         groups = [
             {k: v for k, v in g.items() if k != "params"} for g in self.optimizers[0].param_groups
         ]
@@ -142,7 +146,9 @@ class ZeRO(Placement, DeepSpeedStrategy):
             load_lr_scheduler_states=False,
         )
         if path is None:
-            raise CheckpointError(f"{directory} holds no DeepSpeed state that {type(self).__name__} can read")
+            raise CheckpointError(
+                f"{directory} holds no DeepSpeed state that {type(self).__name__} can read"
+            )
         for group, configured in zip(self.optimizers[0].param_groups, groups, strict=True):
             group.update(configured)
 
@@ -159,8 +165,8 @@ def _prepare_import() -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; pip install 'llm-train[deepspeed]' "
-            "or choose DDP or FSDP"
+            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+            "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
         ) from error
 
 
@@ -179,8 +185,8 @@ def load_weights(directory: Path, network: nn.Module) -> None:
     if not wanted <= set(weights):
         missing = sorted(wanted - set(weights))
         raise CheckpointError(
-            f"{directory} does not fit the network: {len(missing)} parameters missing (first: {missing[0]}); "
-            "use the configuration saved beside the checkpoint"
+            f"{directory} does not fit the network: {len(missing)} parameters missing "
+            f"(first: {missing[0]}); use the configuration saved beside the checkpoint"
         )
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -4,15 +4,17 @@ Importing torch, Lightning and DeepSpeed takes ten seconds a process; a fork tak
 itself never computes anything, so it has no threads that a fork would lose.
 
 Protocol: one JSON request a line on standard input, one JSON answer a line on standard output.
-Request: ``arguments``, ``ranks`` (0: no process group), ``log``, and for a kill ``metrics``, ``step``
-and ``delay_seconds``: a signal that long after ``metrics`` shows ``step``; ``signal`` (SIGKILL) and
-``victims`` (all ranks) may say which, and to whom.
+Request: ``arguments``, ``ranks`` (0: no process group), ``log``, and for a kill ``metrics``,
+``step`` and ``delay_seconds``: a signal that long after ``metrics`` shows ``step``; ``signal``
+(SIGKILL) and ``victims`` (all ranks) may say which, and to whom. ``script`` runs that file instead
+of the command line.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -45,11 +47,11 @@ class Nursery:
         self._process.wait(timeout=60)
         self._process.stdout.close()
 
-    def run(self, *arguments: str, ranks: int, log: Path, **kill: Any) -> list[int]:
-        """Runs the command line in forked ranks and returns their exit statuses, signals negative."""
+    def run(self, *arguments: str, ranks: int, log: Path, **options: Any) -> list[int]:
+        """Runs the command line in forked ranks, returns their exit statuses, signals negative."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"arguments": arguments, "ranks": ranks, "log": str(log), **kill}
+        request = {"arguments": arguments, "ranks": ranks, "log": str(log), **options}
         print(json.dumps(request, default=str), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
@@ -69,7 +71,7 @@ def _serve() -> None:
             for rank in request.get("victims", range(len(children))):
                 os.kill(children[rank], request.get("signal", signal.SIGKILL))
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(statuses), flush=True)
+        print(json.dumps(statuses), flush=True)  # noqa: T201 - this is the protocol
 
 
 def _fork(request: dict[str, Any], rank: int, port: int) -> int:
@@ -99,9 +101,14 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         )
     code = 70
     try:
-        from llm_train.cli import main
+        if "script" in request:
+            sys.argv = [request["script"], *request["arguments"]]
+            runpy.run_path(request["script"], run_name="__main__")
+            code = 0
+        else:
+            from llm_train.cli import main
 
-        main(request["arguments"])
+            main(request["arguments"])
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -28,7 +28,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         What each rank returned, in order of rank.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(  # type: ignore[no-untyped-call]
+        spawn(  # type: ignore[no-untyped-call]
             _rank_main, (world_size, folder, function, arguments), nprocs=world_size
         )
         results = [Path(folder) / f"result-{rank}.pt" for rank in range(world_size)]
@@ -39,8 +39,9 @@ def _rank_main(
     rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
     try:
         torch.save(function(rank, *arguments), Path(folder) / f"result-{rank}.pt")
         dist.barrier()
@@ -49,7 +50,11 @@ def _rank_main(
 
 
 def llm_train(
-    *arguments: str, ranks: int = 0, cwd: Path | None = None, check: bool = True, timeout: float = 300
+    *arguments: str,
+    ranks: int = 0,
+    cwd: Path | None = None,
+    check: bool = True,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own, under torchrun if ``ranks`` is given."""
     done = subprocess.run(

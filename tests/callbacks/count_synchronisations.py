@@ -14,16 +14,26 @@ import torch
 from llm_train import run
 from llm_train.cli import main
 
-WAITING = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
+WAITING = (
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "nonzero",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+)
 counts: collections.Counter[str] = collections.Counter()
-counting = False
+switch = {"counting": False}
 
 
 def watch(name: str) -> None:
     original = getattr(torch.Tensor, name)
 
     def wrapped(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if counting:
+        if switch["counting"]:
             counts[name] += 1
         return original(self, *args, **kwargs)
 
@@ -34,12 +44,10 @@ class Window(pl.Callback):
     """Counts from the first micro-batch on."""
 
     def on_train_batch_start(self, *_: Any) -> None:
-        global counting
-        counting = True
+        switch["counting"] = True
 
     def on_train_end(self, *_: Any) -> None:
-        global counting
-        counting = False
+        switch["counting"] = False
 
 
 def main_counted() -> None:
@@ -55,10 +63,9 @@ def main_counted() -> None:
         validate = validation.run
 
         def uncounted() -> Any:
-            global counting
-            before, counting = counting, False
+            before, switch["counting"] = switch["counting"], False
             result = validate()
-            counting = before
+            switch["counting"] = before
             return result
 
         validation.run = uncounted

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from llm_train.callbacks.progress import describe
 from llm_train.logger.records import read_lines, read_metrics
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.nursery import Nursery
-from llm_train.testing.ranks import command, environment
 
 COUNT = Path(__file__).with_name("count_synchronisations.py")
 
@@ -23,7 +20,7 @@ COUNT = Path(__file__).with_name("count_synchronisations.py")
 @pytest.mark.distributed
 @pytest.mark.parametrize(("strategy", "ranks"), [("single", 0), ("ddp", 2), ("fsdp", 2)])
 def test_no_host_synchronisation_between_log_points(
-    strategy: str, ranks: int, tmp_path: Path
+    strategy: str, ranks: int, nursery: Nursery, tmp_path: Path
 ) -> None:
     """Everything that would wait for a device is counted from the first step to the last."""
     config = tiny(
@@ -34,15 +31,14 @@ def test_no_host_synchronisation_between_log_points(
         trainer__log_every_n_steps=6,
     )
     path = write(tmp_path / "c.yaml", config)
-    launcher = [sys.executable]
-    if ranks:
-        launcher = command(ranks=ranks)[:-2]
-    arguments = [*launcher, str(COUNT), str(tmp_path / "counts"), "fit", "-c", str(path)]
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "log.txt"
+    arguments = [str(tmp_path / "counts"), "fit", "-c", str(path)]
+    statuses = nursery.run(*arguments, ranks=ranks, log=log, script=COUNT)
+    assert set(statuses) == {0}, log.read_text()
     for rank in range(max(1, ranks)):
         counts = json.loads((tmp_path / f"counts-{rank}.json").read_text())
-        # One packed read at each of the two log points; nothing else in 12 steps of 4 micro-batches.
+        # One packed read at each of the two log points; nothing else in 12 steps of 4
+        # micro-batches.
         assert counts == {"tolist": 2}
 
 
@@ -71,7 +67,9 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
     """With two ranks only one of them gets the signal."""
     paths = {}
     for name in ("alone", "stopped"):
-        config = tiny(tmp_path / name, steps=60, checkpoint__every="0 steps", validate_every="50 steps")
+        config = tiny(
+            tmp_path / name, steps=60, checkpoint__every="0 steps", validate_every="50 steps"
+        )
         paths[name] = str(write(tmp_path / f"{name}.yaml", config))
     log = tmp_path / "log.txt"
     statuses = nursery.run(
@@ -92,13 +90,19 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
         arguments = ["fit", "-c", paths[name], *resume]
         assert set(nursery.run(*arguments, ranks=ranks, log=log)) == {0}, log.read_text()
     curves = [
-        [(r["step"], r["train/loss"]) for r in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in r]
+        [
+            (r["step"], r["train/loss"])
+            for r in read_metrics(tmp_path / name / "metrics.jsonl")
+            if "train/loss" in r
+        ]
         for name in paths
     ]
     assert len(curves[0]) == 60
     assert curves[0] == curves[1]
     # Stopping must not cost a validation: whoever sent the signal may not wait for one.
-    validated = [r["step"] for r in read_lines(tmp_path / "stopped" / "metrics.jsonl") if "val/loss" in r]
+    validated = [
+        r["step"] for r in read_lines(tmp_path / "stopped" / "metrics.jsonl") if "val/loss" in r
+    ]
     assert validated == [50, 60]
 
 
@@ -128,4 +132,3 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
 def test_one_line_of_what_people_watch() -> None:
     assert describe({}) == ""
     assert describe({"train/loss": 1.0}) == "loss 1.0000"
-

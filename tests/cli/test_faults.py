@@ -62,9 +62,10 @@ FIFTEEN = {
         "add it",
     ),
     "unknown class": (
-        put("model", "network", class_path="Transfromer"),
+        put("model", "network", class_path="Transfromer"),  # codespell:ignore
         [],
-        "model.network.class_path=Transfromer is not a known Network; did you mean Transformer?",
+        "model.network.class_path=Transfromer is not a known Network; "  # codespell:ignore
+        "did you mean Transformer?",
     ),
     "wrong argument of a torch class": (
         put("model", optimizer=sgd(lr=0.1, momentun=0.9)),
@@ -89,9 +90,9 @@ FIFTEEN = {
         "trainer.precision=bf17 is not one of 32-true, bf16-mixed, bf16-true",
     ),
     "section typo": (
-        rename(old="model", new="modle"),
+        rename(old="model", new="modle"),  # codespell:ignore modle
         [],
-        "modle is not a setting; did you mean model?",
+        "modle is not a setting; did you mean model?",  # codespell:ignore modle
     ),
     "top-level typo": (
         rename(old="budget", new="buget"),
@@ -354,7 +355,7 @@ def test_documents(text: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chek"], "'chek' is not a verb; did you mean check?"),
+        (["chek"], "'chek' is not a verb; did you mean check?"),  # codespell:ignore chek
         (["fit"], "no configuration; give one with -c FILE.yaml; configs/ holds some"),
         (
             ["fit", "-c", "nowhere.yaml"],

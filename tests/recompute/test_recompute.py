@@ -214,6 +214,7 @@ def test_sharding_afterwards_gives_the_same_gradients(policy, mesh):
             r"recompute\.save: 'aten\.admm' is not an operator of torch; nearest: .*aten\.addmm",
         ),
         ("addmm", r"'addmm' is not an operator of torch; nearest: .*aten\.addmm"),
+        # The misspelling is the test; codespell:ignore-next-line
         ("aten.mm.defualt", r"'aten\.mm\.defualt' is not .*nearest: aten\.mm\.default"),
         ("flux.capacitor", r"'flux\.capacitor' is not an operator of torch; "),
         ("aten.native_dropout", r"'aten\.native_dropout' draws random numbers, .*leave it out"),

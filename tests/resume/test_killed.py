@@ -21,8 +21,6 @@ RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
 EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
 
 
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", RANKS)
 def test_three_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
@@ -37,7 +35,7 @@ def test_twenty_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
 
 
 def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: int) -> None:
-    """Trains twice, once without and once with ``kills`` kills, and compares everything recorded."""
+    """Trains twice, without and with ``kills`` kills, and compares everything recorded."""
     ranks = RANKS[strategy]
     log = folder / "log.txt"
     arguments = {}
@@ -91,7 +89,7 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights, and optimizer state where the format is ours."""
+    """Every tensor of the last checkpoint: weights; optimizer state where the format is ours."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"

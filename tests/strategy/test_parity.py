@@ -97,15 +97,15 @@ def test_deepspeed_files_are_refused_where_they_cannot_load(
     resume = ["--resume", str(saved), f"--trainer.default_root_dir={tmp_path / 'other'}"]
     assert nursery.run(*arguments, *resume, ranks=0, log=log) == [2]
     assert log.read_text().splitlines()[-1] == (
-        f"llm-train: error: {saved} was written by ZeRO on 2 ranks and DeepSpeed's files load on as many "
-        "only, not on 1"
+        f"llm-train: error: {saved} was written by ZeRO on 2 ranks and DeepSpeed's files load on "
+        "as many only, not on 1"
     )
     log.unlink()
     fsdp = ["--trainer.strategy=fsdp"]
     assert nursery.run(*arguments, *resume, *fsdp, ranks=2, log=log) == [2, 2]
     assert log.read_text().splitlines()[-1] == (
-        f"llm-train: error: {saved} was written by ZeRO in deepspeed format, which FSDP cannot read; "
-        "resume with trainer.strategy=ZeRO"
+        f"llm-train: error: {saved} was written by ZeRO in deepspeed format, which FSDP cannot "
+        "read; resume with trainer.strategy=ZeRO"
     )
     facts = json.loads((saved / "manifest.json").read_text())["facts"]
     assert facts["state_format"] == "deepspeed"

@@ -61,11 +61,15 @@ def test_other_shapes_and_names_are_refused(tmp_path: Path) -> None:
     network, optimizer = trained()
     state.save(tmp_path, network, optimizer)
     wider, _ = trained(width=5)
-    with pytest.raises(CheckpointError, match=r"model.0.weight has shape \(4, 5\) in the network but \(4, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"model.0.weight has shape \(4, 5\) in the network but \(4, 3\)"
+    ):
         state.load(tmp_path, wider, None)
-    with pytest.raises(CheckpointError, match="does not fit the network: 3 parameters missing, 5 unknown"):
+    with pytest.raises(
+        CheckpointError, match="does not fit the network: 3 parameters missing, 5 unknown"
+    ):
         state.load(tmp_path, nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.RMSNorm(4)}), None)
-    with pytest.raises(CheckpointError, match="holds no .metadata"):
+    with pytest.raises(CheckpointError, match=r"holds no \.metadata"):
         state.load(tmp_path / "nothing", network, None)
 
 
@@ -84,7 +88,7 @@ def test_hostile_metadata_runs_nothing(tmp_path: Path) -> None:
     state.save(tmp_path, network, optimizer)
     target = tmp_path / "written-by-a-pickle"
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(str(target))))
-    with pytest.raises(CheckpointError, match="checkpoint metadata asks for io.open"):
+    with pytest.raises(CheckpointError, match=r"checkpoint metadata asks for io\.open"):
         state.load(tmp_path, network, None)
     assert not target.exists()
 
@@ -93,7 +97,9 @@ def test_frozen_parameters_with_stored_state_are_named(tmp_path: Path) -> None:
     network, optimizer = trained()
     state.save(tmp_path, network, optimizer)
     only_norm = torch.optim.AdamW(network[1].parameters())
-    with pytest.raises(CheckpointError, match=r"optimizer state for 0\.(weight|bias), which is frozen now"):
+    with pytest.raises(
+        CheckpointError, match=r"optimizer state for 0\.(weight|bias), which is frozen now"
+    ):
         state.load(tmp_path, network, only_norm)
 
 

@@ -1,4 +1,4 @@
-"""The task against plain PyTorch: what a step minimises, how it is divided, clipped and scheduled."""
+"""The task against plain PyTorch: what a step minimises, how it is divided, clipped, scheduled."""
 
 from __future__ import annotations
 
@@ -46,12 +46,19 @@ class Masked(Task):
 
 
 def data(per_device: int) -> Tensor:
-    tokens = torch.randint(VOCAB, (STEPS * 8, SEQUENCE + 1), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(
+        VOCAB, (STEPS * 8, SEQUENCE + 1), generator=torch.Generator().manual_seed(1)
+    )
     return tokens.reshape(-1, per_device, SEQUENCE + 1)
 
 
 def train(
-    folder: Path, *, per_device: int, masked: bool, clip: float | None, scaling: Scaling = Scaling()  # noqa: B008
+    folder: Path,
+    *,
+    per_device: int,
+    masked: bool,
+    clip: float | None,
+    scaling: Scaling = Scaling(),  # noqa: B008
 ) -> tuple[Task, list[float], list[float]]:
     """Weights, learning rates and gradient norms after four steps through the Trainer."""
     derived = Derived.of(
@@ -98,7 +105,9 @@ class Seen(pl.Callback):
             self.losses.append(pl_module.latest["train/loss"])
 
 
-def plain(*, masked: bool, clip: float | None, factor: float = 1.0) -> tuple[nn.Module, list[float], list[float]]:
+def plain(
+    *, masked: bool, clip: float | None, factor: float = 1.0
+) -> tuple[nn.Module, list[float], list[float]]:
     """The same four steps as a loop over whole batches, with torch's own loss and clipping."""
     network = NETWORK.build()
     initialise(network, SEED)
