@@ -101,12 +101,12 @@ def _overview() -> str:
 
 
 def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[str]) -> int:
-    from llm_train import run
+    from llm_train import generation, run
 
     if verb == "report":
         return run.report(Path(flags.run))
     if verb == "generate":
-        return run.generate(flags, load_settings)
+        return generation.generate(flags, load_settings)
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     settings = load_settings(rest, flags.allow_import, options)

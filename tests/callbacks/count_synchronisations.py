@@ -54,7 +54,7 @@ def main_counted() -> None:
     for name in WAITING:
         watch(name)
     # A validation is no part of a step; it starts a loader and reads its result.
-    build = run._trainer
+    build = run.build_trainer
 
     def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
         built = build(*args, **kwargs)
@@ -71,7 +71,7 @@ def main_counted() -> None:
         validation.run = uncounted
         return built
 
-    run._trainer = trainer
+    run.build_trainer = trainer
     target = sys.argv[1]
     try:
         main(sys.argv[2:])

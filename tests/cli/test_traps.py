@@ -11,6 +11,7 @@ import yaml
 
 from llm_train.cli import load_settings
 from llm_train.cli.documents import load
+from llm_train.logger.records import read_metrics
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 
@@ -126,7 +127,7 @@ def test_no_live_objects_in_hyper_parameters(tmp_path: Path) -> None:
     assert not settings(tmp_path).data.hparams
 
 
-def test_a_folder_is_not_reused_by_accident(tmp_path: Path) -> None:
+def test_a_second_run_in_a_folder_loses_nothing(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     config = tiny(directory, steps=2, model__schedule={"class_path": "Constant"})
     file = write(tmp_path / "tiny.yaml", config)
@@ -137,13 +138,23 @@ def test_a_folder_is_not_reused_by_accident(tmp_path: Path) -> None:
         torch.load(checkpoint / name, weights_only=True)
     plain = yaml.safe_load((checkpoint / "config.yaml").read_text())
     assert plain["model"]["network"]["class_path"] == "llm_train.network.Transformer"
+    first = (directory / "metrics.jsonl").read_text()
 
     again = run("fit", "-c", str(file))
-    assert again.code == 2
-    assert again.errors == [
-        f"{directory} already holds checkpoints up to step 2; continue with --resume auto, or "
-        "start another run with --trainer.default_root_dir=DIRECTORY"
-    ]
+    assert again.code == 0
+    assert len(list((directory / "records").iterdir())) == 2
+    (earlier,) = (directory / "earlier").iterdir()
+    assert f"moved the run that was in {directory} to {earlier}" in again.out
+    assert (earlier / "metrics.jsonl").read_text() == first
+    assert (earlier / "checkpoints" / "step-00000002" / "manifest.json").is_file()
+    assert (checkpoint / "manifest.json").is_file()
+
+
+def test_resuming_applies_and_shows_changed_values(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    config = tiny(directory, steps=2, model__schedule={"class_path": "Constant"})
+    file = write(tmp_path / "tiny.yaml", config)
+    assert run("fit", "-c", str(file)).code == 0
     longer = ["--budget=4 steps", f"--{ADAMW.replace('__', '.')}learning_rate=0.02"]
     resumed = run("fit", "-c", str(file), "--resume", "auto", *longer)
     assert resumed.code == 0
@@ -154,9 +165,22 @@ def test_a_folder_is_not_reused_by_accident(tmp_path: Path) -> None:
         "model.optimizer.init_args.learning_rate": "0.01 -> 0.02",
     }
     assert "done: 4 steps" in resumed.out
+    rates = [
+        r["optimizer/lr"] for r in read_metrics(directory / "metrics.jsonl") if "train/loss" in r
+    ]
+    assert rates == [0.01, 0.01, 0.02, 0.02]
     records = sorted((directory / "records").iterdir())
     assert yaml.safe_load(records[-1].read_text())["budget"] == "4 steps"
     assert yaml.safe_load((directory / "config.yaml").read_text())["budget"] == "4 steps"
+
+
+def test_resuming_a_complete_run_repeats_its_result(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
+    file = write(tmp_path / "tiny.yaml", config)
+    first = run("fit", "-c", str(file))
+    again = run("fit", "-c", str(file), "--resume", "auto")
+    assert again.code == 0
+    assert again.out.split("\ndone: ")[1] == first.out.split("\ndone: ")[1]
 
 
 # --- help -----------------------------------------------------------------------------------------

@@ -27,14 +27,14 @@ class Forbid(pl.Callback):
 
 
 def main_forbidding() -> None:
-    build = run._trainer
+    build = run.build_trainer
 
     def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
         built = build(*args, **kwargs)
         built.callbacks.insert(0, Forbid())
         return built
 
-    run._trainer = trainer
+    run.build_trainer = trainer
     main(sys.argv[1:])
 
 

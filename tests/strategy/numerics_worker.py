@@ -73,21 +73,21 @@ class Probe(pl.Callback):
 def train(path: Path) -> dict[str, Any]:
     """Trains the configuration in ``path`` in this process and returns what was seen."""
     probe = Probe()
-    build = run._trainer
+    build = run.build_trainer
 
     def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
         built = build(*args, **kwargs)
         built.callbacks.insert(0, probe)
         return built
 
-    run._trainer = trainer
+    run.build_trainer = trainer
     try:
         main(["fit", "-c", str(path)])
     except SystemExit as stop:
         if stop.code != 0:
             raise
     finally:
-        run._trainer = build
+        run.build_trainer = build
     return probe.facts
 
 

@@ -1,0 +1,134 @@
+"""Settings to a Trainer: the user's arguments, and ours where the settings imply them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from llm_train import check as checks
+from llm_train.callbacks import GracefulStop, Metrics, Progress
+from llm_train.data.sampler import Share
+from llm_train.derived import Derived
+from llm_train.logger.jsonl import JSONLMetrics
+from llm_train.peaks import dense_peak_flops
+from llm_train.settings import Settings
+from llm_train.strategy import DDP, FSDP, SingleDevice, ZeRO
+
+
+def build_trainer(
+    settings: Settings,
+    derived: Derived,
+    callbacks: list[pl.Callback],
+    metrics: JSONLMetrics | None,
+) -> pl.Trainer:
+    """Constructs the Trainer.
+
+    Args:
+        settings: what was configured.
+        derived: the numbers of the run.
+        callbacks: run after all others at a step boundary.
+        metrics: the logger that every training has; None where nothing is trained or logged.
+    """
+    arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
+    counts = settings.task.counts
+    meter = Metrics(
+        flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
+        peak_flops=_peak(settings),
+    )
+    loggers: list[Any] = [] if metrics is None else [metrics, *_user_loggers(settings)]
+    if metrics is not None:
+        for logger in loggers:
+            if isinstance(logger, JSONLMetrics) or hasattr(logger, "attach"):
+                logger.attach(settings.run_dir)
+    arguments.update(
+        strategy=_strategy(settings),
+        devices=settings.devices,
+        num_nodes=_nodes(settings),
+        max_steps=derived.total_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=derived.accumulation,
+        val_check_interval=(derived.validate_every or derived.total_steps) * derived.accumulation,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=derived.log_every,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(settings.run_dir),
+        callbacks=[meter, *(settings.trainer.get("callbacks") or []), GracefulStop()],
+        logger=loggers or False,
+    )
+    if settings.trainer.get("enable_progress_bar") is not False:
+        arguments["callbacks"].append(Progress())
+    # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
+    arguments["callbacks"] += callbacks
+    trainer = pl.Trainer(**arguments)
+    assert trainer.world_size == derived.world_size, "the number of ranks was derived wrongly"
+    return trainer
+
+
+def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
+    """Tells task and data what follows from the settings for this rank."""
+    source = settings.data.source
+    lengths = source.token_bytes()
+    settings.task.bind(
+        derived,
+        dense=source.dense,
+        token_bytes=None if lengths is None else torch.from_numpy(lengths),
+    )
+    share = Share(
+        rank=trainer.global_rank,
+        world_size=derived.world_size,
+        per_device=derived.per_device,
+        accumulation=derived.accumulation,
+    )
+    settings.data.bind(
+        share=share,
+        sequence=derived.sequence,
+        seed=derived.seed,
+        steps_total=derived.total_steps,
+    )
+
+
+def _strategy(settings: Settings) -> Any:
+    strategy = settings.trainer.get("strategy", "auto")
+    if not isinstance(strategy, str):
+        return strategy
+    name = checks.strategy_name(settings)
+    if name == "SingleDevice":
+        return SingleDevice(_single_device(settings))
+    if name == "ZeRO":
+        return ZeRO(stage=int(strategy.removeprefix("zero")))  # type: ignore[arg-type]
+    return {"DDP": DDP, "FSDP": FSDP}[name]()
+
+
+def _single_device(settings: Settings) -> str:
+    if not settings.on_cuda:
+        return "cpu"
+    wanted = settings.trainer.get("devices")
+    return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}"
+
+
+def _nodes(settings: Settings) -> int:
+    if "GROUP_WORLD_SIZE" in os.environ:
+        return int(os.environ["GROUP_WORLD_SIZE"])
+    return int(settings.trainer.get("num_nodes") or 1)
+
+
+def _user_loggers(settings: Settings) -> list[Any]:
+    logger = settings.trainer.get("logger")
+    if logger is None or isinstance(logger, bool):
+        return []
+    return list(logger) if isinstance(logger, list) else [logger]
+
+
+def _peak(settings: Settings) -> float:
+    if not settings.on_cuda or not torch.cuda.is_available():
+        return 0.0
+    precision = str(settings.trainer.get("precision") or "32-true")
+    fp32 = "tf32" if torch.get_float32_matmul_precision() != "highest" else "fp32"
+    dtype = "bf16" if precision.startswith("bf16") else fp32
+    return dense_peak_flops(torch.cuda.get_device_name(0), dtype) or 0.0

@@ -1,0 +1,35 @@
+"""What goes to standard output: from rank 0, and never through a progress bar."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(text: str = "") -> None:
+    """Prints on rank 0."""
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def say_piece(text: str) -> None:
+    """Writes without a line end."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def section(title: str, values: Mapping[str, Any]) -> str:
+    """A titled list of names and values, aligned."""
+    if not values:
+        return ""
+    width = max(len(key) for key in values)
+    lines = [f"\n{title}"]
+    for key, value in values.items():
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        lines.append(f"  {key:{width}}  {text}")
+    return "\n".join(lines)
