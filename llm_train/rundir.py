@@ -39,9 +39,8 @@ def record(
     if not resume:
         _set_aside(run_dir)
     (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
-    (run_dir / RECORDS / f"{stamp}.yaml").write_text(settings.text, encoding="utf-8")
+    (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     if found.path is None:
         metrics.log_event("start", 0)

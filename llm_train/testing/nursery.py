@@ -24,6 +24,8 @@ from typing import Any, NoReturn
 
 from llm_train.testing.ranks import environment, free_port
 
+_GRACE_SECONDS = 5.0
+
 
 class Nursery:
     """The test's end of the pipe; use as a context manager."""
@@ -70,8 +72,25 @@ def _serve() -> None:
             time.sleep(request["delay_seconds"])
             for rank in request.get("victims", range(len(children))):
                 os.kill(children[rank], request.get("signal", signal.SIGKILL))
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        statuses = _reap(children)
         print(json.dumps(statuses), flush=True)  # noqa: T201 - this is the protocol
+
+
+def _reap(children: list[int]) -> list[int]:
+    """Exit statuses in order of rank; like torchrun, ends the others soon after one has failed."""
+    statuses: dict[int, int] = {}
+    give_up = float("inf")
+    while len(statuses) < len(children):
+        for child in set(children) - set(statuses):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+                if statuses[child]:
+                    give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
+            elif time.monotonic() > give_up:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    return [statuses[child] for child in children]
 
 
 def _fork(request: dict[str, Any], rank: int, port: int) -> int:
