@@ -30,6 +30,11 @@ def section(title: str, values: Mapping[str, Any]) -> str:
     width = max(len(key) for key in values)
     lines = [f"\n{title}"]
     for key, value in values.items():
-        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        lines.append(f"  {key:{width}}  {text}")
+        lines.append(f"  {key:{width}}  {_shown(value)}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -90,7 +90,6 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a verb; {_nearest(verb, list(VERBS))}")
     flags, rest, options = _flags(verb, arguments[1:])
-    _quieten_libraries()
     return _run(verb, flags, rest, options)
 
 
@@ -103,6 +102,7 @@ def _overview() -> str:
 def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[str]) -> int:
     from llm_train import generation, run
 
+    _quieten_libraries()
     if verb == "report":
         return run.report(Path(flags.run))
     if verb == "generate":
@@ -124,11 +124,16 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
 
 
 def _quieten_libraries() -> None:
-    """Hides advice that does not apply here; real warnings of the libraries stay."""
+    """Hides advice that does not apply here; real warnings of the libraries stay.
+
+    Comes after Lightning is imported, because that sets its own level.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Windows of a memory map are read faster than a worker process can hand them over.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The last step is always a log point.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # Held-out sums are already those of all ranks when they are logged.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")

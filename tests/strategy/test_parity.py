@@ -57,6 +57,36 @@ def test_two_ranks_equal_one_process(
     assert min(curve(alone, "grad/norm")) > 0.25  # the clipping was at work
 
 
+@pytest.mark.parametrize(
+    ("strategy", "policy"),
+    [("ddp", "EveryBlock"), ("fsdp", "EveryBlock"), ("fsdp", "Selective"), ("zero3", "EveryBlock")],
+)
+def test_recomputation_changes_no_strategy(
+    strategy: str, policy: str, alone: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    settings = config(tmp_path / "run", strategy, model__recompute__class_path=policy)
+    path = write(tmp_path / "c.yaml", settings)
+    log = tmp_path / "log.txt"
+    assert nursery.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
+    expected = curve(alone, "train/loss")
+    assert curve(tmp_path / "run", "train/loss") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["single", *SHARDED])
+def test_mixed_precision_stays_near_fp32(
+    strategy: str, alone: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    """bfloat16 keeps 8 bits: a loss of about 4 may differ in the second decimal, not in the first."""
+    settings = config(tmp_path / "run", strategy, trainer__precision="bf16-mixed")
+    path = write(tmp_path / "c.yaml", settings)
+    log = tmp_path / "log.txt"
+    ranks = 0 if strategy == "single" else 2
+    assert set(nursery.run("fit", "-c", str(path), ranks=ranks, log=log)) == {0}, log.read_text()
+    losses, exact = curve(tmp_path / "run", "train/loss"), curve(alone, "train/loss")
+    assert losses == pytest.approx(exact, rel=5e-3)
+    assert losses != pytest.approx(exact, rel=1e-6)
+
+
 def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
     """The real launcher, without naming a strategy: auto is DDP when there are two ranks."""
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", "auto"))
