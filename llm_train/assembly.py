@@ -90,6 +90,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         sequence=derived.sequence,
         seed=derived.seed,
         steps_total=derived.total_steps,
+        pin_memory=settings.on_cuda,
     )
 
 

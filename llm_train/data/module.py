@@ -89,19 +89,17 @@ class TokenData(pl.LightningDataModule):
         self._sequence = 0
         self._seed = 0
         self._steps_total = 0
+        self._pin_memory = False
 
-    def bind(self, *, share: Share, sequence: int, seed: int, steps_total: int) -> None:
-        """Says which part of the data this process reads, and for how many optimizer steps."""
+    def bind(
+        self, *, share: Share, sequence: int, seed: int, steps_total: int, pin_memory: bool
+    ) -> None:
+        """Says which part of the data this process reads, for how many steps, and for what device."""
+        self._pin_memory = pin_memory
         self._share = share
         self._sequence = sequence
         self._seed = seed
         self._steps_total = steps_total
-
-    def advance(self, steps: int) -> None:
-        """Records that ``steps`` more optimizer steps have consumed their samples."""
-        assert self._share is not None
-        self.consumed += steps * self._share.samples_per_step
-        self.steps_done += steps
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data: one integer, and what it is a position in."""
@@ -146,7 +144,7 @@ class TokenData(pl.LightningDataModule):
         return {
             "batch_size": None,
             "num_workers": self.workers,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self._pin_memory,
             "persistent_workers": self.workers > 0,
             # A generator of its own: iter(loader) draws a seed, and from the global generator that
             # would make dropout depend on how often a loader was started.

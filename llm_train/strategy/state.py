@@ -179,6 +179,12 @@ def _allocate_optimizer_state(
 ) -> dict[nn.Parameter, dict[str, Any]]:
     """Empty tensors for every stored state of the parameters this optimizer updates."""
     updated = {p for group in optimizer.param_groups for p in group["params"]}
+    counted_on_device = {
+        p
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if group.get("fused") or group.get("capturable")
+    }
     states: dict[nn.Parameter, dict[str, Any]] = {}
     for name, parameter in _parameters(network).items():
         prefix = f"optimizer.{name}."
@@ -195,7 +201,8 @@ def _allocate_optimizer_state(
                     parameter, dtype=meta.properties.dtype, requires_grad=False
                 )
             else:  # a step counter, or a factored state, replicated on every rank
-                device = "cpu" if meta.size.numel() == 1 else parameter.device
+                beside = parameter in counted_on_device or meta.size.numel() > 1
+                device = parameter.device if beside else torch.device("cpu")
                 value = torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
             states.setdefault(parameter, {})[rest] = value.detach()
     return states

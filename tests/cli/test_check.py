@@ -286,9 +286,6 @@ def test_what_only_lightning_knows_is_one_line_too(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="MuonAdamW looks for 'blocks' in names, Transformer says 'layers'"
-)
 def test_clipping_with_muon(tmp_path: Path) -> None:
     file = file_of(tmp_path, model__optimizer=MUON, trainer__gradient_clip_val=1)
     assert run("check", "-c", file).code == 0

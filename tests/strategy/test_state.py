@@ -57,6 +57,22 @@ def test_state_that_is_no_tensor_comes_back(tmp_path: Path) -> None:
     assert set(optimizer.state[weight]) == {"count", "momentum_buffer"}
 
 
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (None, "cpu")])
+def test_a_step_counter_goes_where_the_kernel_reads_it(
+    fused: bool | None, device: str, tmp_path: Path
+) -> None:
+    """Fused kernels want the counter beside the parameter; the others want it on the host."""
+    network, optimizer = trained()
+    state.save(tmp_path, network, optimizer)
+    stored = state.Reader(tmp_path).read_metadata().state_dict_metadata
+    elsewhere = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).to("meta")
+    other = torch.optim.AdamW(elsewhere.parameters())
+    other.param_groups[0]["fused"] = fused
+    allocated = state._allocate_optimizer_state(elsewhere, other, stored)
+    assert {values["step"].device.type for values in allocated.values()} == {device}
+    assert {values["exp_avg"].device.type for values in allocated.values()} == {"meta"}
+
+
 def test_other_shapes_and_names_are_refused(tmp_path: Path) -> None:
     network, optimizer = trained()
     state.save(tmp_path, network, optimizer)
