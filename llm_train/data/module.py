@@ -94,7 +94,7 @@ class TokenData(pl.LightningDataModule):
     def bind(
         self, *, share: Share, sequence: int, seed: int, steps_total: int, pin_memory: bool
     ) -> None:
-        """Says which part of the data this process reads, for how many steps, and for what device."""
+        """Says which part of the data this process reads, for how many steps."""
         self._pin_memory = pin_memory
         self._share = share
         self._sequence = sequence

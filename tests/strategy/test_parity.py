@@ -76,7 +76,7 @@ def test_recomputation_changes_no_strategy(
 def test_mixed_precision_stays_near_fp32(
     strategy: str, alone: Path, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """bfloat16 keeps 8 bits: a loss of about 4 may differ in the second decimal, not in the first."""
+    """bfloat16 keeps 8 bits: a loss of about 4 may differ in the second decimal."""
     settings = config(tmp_path / "run", strategy, trainer__precision="bf16-mixed")
     path = write(tmp_path / "c.yaml", settings)
     log = tmp_path / "log.txt"
