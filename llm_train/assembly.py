@@ -33,6 +33,7 @@ def build_trainer(
         metrics: the logger that every training has; None where nothing is trained or logged.
     """
     arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
+    wanted = settings.trainer.get("devices")
     counts = settings.task.counts
     meter = Metrics(
         flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
@@ -45,7 +46,7 @@ def build_trainer(
                 logger.attach(settings.run_dir)
     arguments.update(
         strategy=_strategy(settings),
-        devices=settings.devices,
+        devices=wanted if isinstance(wanted, list) else settings.devices,
         num_nodes=_nodes(settings),
         max_steps=derived.total_steps,
         max_epochs=-1,
@@ -76,7 +77,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
     lengths = source.token_bytes()
     settings.task.bind(
         derived,
-        dense=source.dense,
+        dense=settings.dense,
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(

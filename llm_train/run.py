@@ -61,16 +61,22 @@ def fit(settings: Settings, resume: str) -> int:
         if values:
             say(section(title, values))
     store = _store(settings, derived)
-    metrics = JSONLMetrics()
     saver = Checkpoints(
         store,
         every=settings.checkpoint.every.steps(settings.batch.tokens),
-        facts={"samples_per_step": derived.samples_per_step, "sequence": derived.sequence},
+        facts={
+            "seed": derived.seed,
+            "samples_per_step": derived.samples_per_step,
+            "sequence": derived.sequence,
+            "optimizer": type(settings.task.optimizer_config).__name__,
+        },
         files=rundir.files_for_checkpoints(settings),
         resume=resume,
-        announce=lambda found: rundir.record(settings, table, metrics, found, resume=bool(resume)),
+        announce=lambda found: rundir.record(
+            settings, table, trainer.loggers, found, resume=bool(resume)
+        ),
     )
-    trainer = build_trainer(settings, derived, [saver], metrics)
+    trainer = build_trainer(settings, derived, [saver], JSONLMetrics())
     bind(settings, derived, trainer)
     trainer.fit(settings.task, datamodule=settings.data)
     _leave_process_group()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,23 @@ from llm_train.terminal import say
 
 EARLIER = "earlier"
 RECORDS = "records"
+_WRITTEN = (
+    "checkpoints",
+    "metrics.jsonl",
+    "config.yaml",
+    "derived.json",
+    "report.html",
+    "report.png",
+    "wandb_id.txt",
+    "wandb",
+    "lightning_logs",
+)
 
 
 def record(
     settings: Settings,
     table: dict[str, Any],
-    metrics: JSONLMetrics,
+    loggers: Sequence[Any],
     found: Found,
     *,
     resume: bool,
@@ -36,22 +47,24 @@ def record(
         say(f"\nresuming from {found.path}")
         _show_changes(found.path, settings)
     run_dir = settings.run_dir
-    if not resume:
+    if not resume or (found.path and run_dir.resolve() not in found.path.resolve().parents):
         _set_aside(run_dir)
     (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    if found.path is None:
-        metrics.log_event("start", 0)
-    else:
-        metrics.log_event("resume", int(facts(found.path)["step"]))
+    event, step = ("start", 0) if found.path is None else ("resume", facts(found.path)["step"])
+    for logger in loggers:
+        if isinstance(logger, JSONLMetrics):
+            logger.log_event(event, int(step))
+        else:
+            logger.log_hyperparams(settings.plain)
 
 
 def _set_aside(run_dir: Path) -> None:
-    """Moves what an earlier run left in the directory, whole, to a folder of its own."""
-    left = [p for p in run_dir.glob("*") if p.name not in (EARLIER, RECORDS)]
-    if not any(p.name in ("checkpoints", "metrics.jsonl") for p in left):
+    """Moves what an earlier run wrote, and nothing else, to a folder of its own."""
+    left = [path for pattern in _WRITTEN for path in run_dir.glob(pattern)]
+    if not any(path.name in ("checkpoints", "metrics.jsonl") for path in left):
         return
     folder = run_dir / EARLIER / _stamp()
     folder.mkdir(parents=True)

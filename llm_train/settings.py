@@ -75,6 +75,11 @@ class Settings:
         return Path(self.trainer.get("default_root_dir") or f"runs/{self.name}")
 
     @property
+    def dense(self) -> bool:
+        """Every training target counts: none is absent, and none is a token the loss ignores."""
+        return self.data.source.dense and self.task.loss.ignore_index < 0
+
+    @property
     def world_size(self) -> int:
         """Number of ranks the run will have, without starting anything."""
         if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:

@@ -33,8 +33,6 @@ from llm_train.recompute.none import NoRecompute
 from llm_train.schedule.base import Multiplier, Schedule
 from llm_train.stopwatch import Stopwatch
 
-IGNORE = -100  # torch's own default; held-out windows mark the absence of a token with -1
-
 
 class Task(pl.LightningModule):
     """Causal language modelling: next-token prediction on windows of tokens.
@@ -75,6 +73,7 @@ class Task(pl.LightningModule):
         self._derived: Derived | None = None
         self._multiplier: Multiplier | None = None
         self._peaks: list[float] = []
+        self._stop_wanted = False
         self._dense = True
         self._token_bytes: Tensor | None = None
 
@@ -146,8 +145,9 @@ class Task(pl.LightningModule):
             self._token_bytes = self._token_bytes.to(device)
 
     def on_fit_start(self) -> None:
-        """Gives each rank dropout of its own; a resumed run puts the saved state in its place."""
+        """Gives each rank its own dropout; resuming on as many ranks restores the saved state."""
         seed = self.derived.seed + 1_000_003 * self.trainer.global_rank
+        seed += 7_919 * self.trainer.global_step
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that libraries draw from
         torch.manual_seed(seed)
@@ -163,6 +163,9 @@ class Task(pl.LightningModule):
         """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
         tokens = batch.long()
         targets = tokens[:, 1:]
+        if not self._dense:
+            targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
+            tokens = tokens.clamp(min=0)
         sums: LossSum = self(tokens[:, :-1], targets)
         self.sums += torch.stack([sums.nats.detach(), sums.tokens]).to(self.sums.dtype)
         if not self._dense:
@@ -212,6 +215,17 @@ class Task(pl.LightningModule):
         self._valid = torch.zeros_like(self._valid)
         return self.derived.tokens_per_step / valid.clamp(min=1)
 
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        """Postpones any wish to stop to the end of the optimizer step.
+
+        Lightning stops between micro-batches; the gradients and sums of the others would be lost.
+        """
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            self._stop_wanted |= self.trainer.should_stop
+            self.trainer.should_stop = False
+        elif self._stop_wanted:
+            self.trainer.should_stop = True
+
     # --- validation -------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -223,7 +237,9 @@ class Task(pl.LightningModule):
         tokens = batch.long()
         targets = tokens[:, 1:]
         absent = targets < 0
-        sums: LossSum = self(tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, IGNORE))
+        sums: LossSum = self(
+            tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, self.loss.ignore_index)
+        )
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()

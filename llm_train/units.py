@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 from llm_train.errors import ConfigError
@@ -52,7 +53,7 @@ class Duration:
                 f"{text!r} is not a duration; write a count and its unit, as in '2000 steps' or "
                 "'1.5B tokens'"
             )
-        count = float(match[1].replace("_", "")) * _SUFFIX[match[2]]
+        count = Decimal(match[1].replace("_", "")) * _SUFFIX[match[2]]
         if count != int(count):
             raise ConfigError(f"{text!r} is not a whole number of {match[3]}")
         return cls(int(count), "steps" if match[3].startswith("step") else "tokens")

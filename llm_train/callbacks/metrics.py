@@ -71,21 +71,19 @@ class Metrics(pl.Callback):
         pl_module.latest.update(metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LLMTrainError(
-                f"train/loss={loss} at step {step}: the run cannot recover from this; lower "
+                f"train/loss={loss}, grad/norm={norm} at step {step}: the run cannot recover "
+                "from this; lower "
                 "model.optimizer's learning rate or lengthen the warmup, and resume from a "
                 "checkpoint before it"
             )
-        if stop:
-            pl_module.stop_signal = (
-                pl_module.stop_signal or signal.SIGTERM
-            )  # it came to another rank
-            halt(trainer)
         if step == pl_module.derived.total_steps:
-            trainer.should_stop = (
-                True  # or Lightning would not validate a last step that is no multiple
-            )
+            # Or Lightning would not validate a last step that is no multiple of validate_every.
+            trainer.should_stop = True
+        elif stop:
+            pl_module.stop_signal = pl_module.stop_signal or signal.SIGTERM
+            halt(trainer)
 
     @staticmethod
     def _read(trainer: pl.Trainer, pl_module: Any) -> tuple[float, float, bool, float]:

@@ -16,7 +16,10 @@ import lightning.pytorch as pl
 
 from llm_train.callbacks.metrics import halt
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AT_ONCE: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 
 class GracefulStop(pl.Callback):
@@ -32,19 +35,21 @@ class GracefulStop(pl.Callback):
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = _nothing
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in _AT_ONCE:
                 self._previous[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._task.stop_signal = number
-        signal.signal(number, self._previous[number])
+        # Not Lightning's handler, which would wait for the other ranks inside the signal.
+        signal.signal(number, _AT_ONCE[number])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Alone, a process need not wait for the next log point."""
         boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if pl_module.stop_signal and boundary and trainer.world_size == 1:
+        last = trainer.global_step == pl_module.derived.total_steps
+        if pl_module.stop_signal and boundary and not last and trainer.world_size == 1:
             halt(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -73,6 +73,11 @@ def _batch(settings: Settings) -> Iterator[str]:
 def _checkpoint(settings: Settings) -> Iterator[str]:
     every = settings.checkpoint.every.steps(settings.batch.tokens)
     keep = settings.checkpoint.keep_every.steps(settings.batch.tokens)
+    if every > derive(settings).total_steps:
+        yield (
+            f"checkpoint.every={settings.checkpoint.every} is longer than the run and has no "
+            "effect; shorten it, or use '0 steps' to save at the end only"
+        )
     if keep and (not every or keep % every):
         yield (
             f"checkpoint.keep_every={settings.checkpoint.keep_every} is not a multiple of "
@@ -117,10 +122,10 @@ def _zero(settings: Settings) -> Iterator[str]:
             "model.optimizer=MuonAdamW needs whole matrices, and ZeRO flattens them; "
             "set trainer.strategy to ddp or fsdp, or use AdamW"
         )
-    if not settings.data.source.dense:
+    if not settings.dense:
         yield (
-            "data.source marks some targets as ignored, and DeepSpeed reduces before they are "
-            "counted; set trainer.strategy to ddp or fsdp"
+            "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
+            "before they are counted; set trainer.strategy to ddp or fsdp"
         )
 
 

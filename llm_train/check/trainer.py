@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.settings import Settings
 from llm_train.strategy import Placement, SingleDevice
@@ -33,6 +35,7 @@ REPLACED = {
     "num_sanity_val_steps": "held-out data are checked before the run starts",
     "overfit_batches": "set budget and a small data.source",
     "limit_train_batches": "set budget",
+    "limit_val_batches": "held-out data are scored in full; hold out less",
     "limit_test_batches": "there is no test loop; validate scores held-out data",
     "limit_predict_batches": "there is no predict loop; generate writes text",
     "use_distributed_sampler": "ranks share samples by index",
@@ -55,6 +58,9 @@ _FORBIDDEN_CALLBACKS = {
     "LearningRateFinder": "it trains before the run starts",
     "BatchSizeFinder": "the global batch is a contract",
 }
+
+
+_UNCALLED_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
 def strategy_name(settings: Settings) -> str:
@@ -218,6 +224,13 @@ def callbacks(settings: Settings) -> Iterator[str]:
                 way_out = _FORBIDDEN_CALLBACKS[base.__name__]
                 yield f"trainer.callbacks[{index}]={base.__name__} does not work here: {way_out}"
                 break
+        else:
+            if any(is_overridden(hook, callback, Callback) for hook in _UNCALLED_HOOKS):
+                yield (
+                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps its state through "
+                    "on_save_checkpoint, and checkpoints here hold what state_dict returns; use "
+                    "state_dict and load_state_dict"
+                )
 
 
 def _shown(value: Any) -> str:

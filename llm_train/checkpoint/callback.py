@@ -8,6 +8,7 @@ state, loses the position in the data, and overwrites sharded files in place.
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -23,6 +24,12 @@ from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.errors import CheckpointError, LLMTrainError
 
 T = TypeVar("T")
+# What a position in the data and a number of steps depend on, and the keys that set it.
+_FIXED = {
+    "seed": "seed",
+    "sequence": "batch.sequence",
+    "samples_per_step": "batch.tokens / batch.sequence",
+}
 
 
 class StatefulStrategy(Protocol):
@@ -93,10 +100,7 @@ class Checkpoints(pl.Callback):
         """Stages, fills and commits the checkpoint of the current step; collective over ranks."""
         with pl_module.stopwatch.paused():
             step = trainer.global_step
-            if not bool(torch.isfinite(pl_module.sums).all()):
-                raise LLMTrainError(
-                    f"the loss is not finite at step {step}; not saving over good checkpoints"
-                )
+            _require_finite(trainer, pl_module)
             strategy: Any = trainer.strategy
             stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
             (stage / "state").mkdir(exist_ok=True)
@@ -109,6 +113,7 @@ class Checkpoints(pl.Callback):
 
     def _finish(self, trainer: pl.Trainer, stage: Path) -> None:
         torch.save({"callbacks": call._call_callbacks_state_dict(trainer)}, stage / "callbacks.pt")
+        _require_plain(stage / "callbacks.pt")
         for name, text in self.files.items():
             (stage / name).write_text(text, encoding="utf-8")
         self.store.commit(trainer.global_step, {**self.facts, **self._position(trainer)})
@@ -140,6 +145,7 @@ class Checkpoints(pl.Callback):
         if found.path is not None:
             facts = self.store.read_manifest(found.path).facts
             require_loadable(found.path, facts, trainer.strategy, trainer.world_size)
+            require_same_run(found.path, facts, self.facts)
         self.announce(found)
         return found.path
 
@@ -175,6 +181,30 @@ class Checkpoints(pl.Callback):
                 pl_module.sums += torch.load(path, weights_only=True)["sums"].to(pl_module.sums)
 
 
+def _require_plain(path: Path) -> None:
+    """A state that only a pickle can hold would be found out when it is too late."""
+    try:
+        torch.load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            "trainer.callbacks: the state_dict of a callback holds objects that cannot be loaded "
+            f"safely ({str(error).splitlines()[0]}); let it return plain values and tensors"
+        ) from error
+
+
+def _require_finite(trainer: pl.Trainer, pl_module: Any) -> None:
+    """Refuses, on all ranks alike, to save a run that has gone wrong on any of them."""
+    values = [pl_module.sums]
+    if pl_module.gradient_norm is not None:
+        values.append(pl_module.gradient_norm.detach().reshape(1).to(pl_module.sums))
+    wrong = (~torch.isfinite(torch.cat(values))).sum()
+    if int(trainer.strategy.reduce(wrong, reduce_op="sum")):
+        raise LLMTrainError(
+            f"the loss or the gradient is not finite at step {trainer.global_step}; "
+            "not saving over good checkpoints"
+        )
+
+
 def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     """Runs ``action`` on rank 0 and gives its result, or its failure, to every rank.
 
@@ -184,13 +214,32 @@ def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     if trainer.is_global_zero:
         try:
             outcome = (action(), "")
-        except (OSError, LLMTrainError) as error:
-            outcome = (None, str(error))
+        except Exception as error:
+            outcome = (None, str(error) or type(error).__name__)
     result, failure = trainer.strategy.broadcast(outcome)
     if failure:
         raise CheckpointError(failure)
     value: T = result
     return value
+
+
+def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses changes after which the position of the run would mean something else.
+
+    Raises:
+        CheckpointError: another seed, sequence, global batch or optimizer.
+    """
+    for key, name in _FIXED.items():
+        if before[key] != now[key]:
+            raise CheckpointError(
+                f"{name} is {now[key]} but {path} was trained with {before[key]}, so its position "
+                "would mean other samples or steps; put the old value back, or start a new run"
+            )
+    if before["optimizer"] != now["optimizer"]:
+        raise CheckpointError(
+            f"model.optimizer is {now['optimizer']} but {path} holds the state of "
+            f"{before['optimizer']}; put the old one back, or start a new run"
+        )
 
 
 def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_size: int) -> None:

@@ -49,6 +49,9 @@ class LossSum(NamedTuple):
 class Loss(ABC):
     """Configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
+    ignore_index: int
+    """Targets with this value do not count; a field of the subclass, or a constant."""
+
     @abstractmethod
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,12 +45,11 @@ class Rotary(nn.Module):
         """(2, positions, head_dim / 2) in float32: cosines, then sines."""
         if device.type == "meta":
             return torch.empty(2, self.positions, self.head_dim // 2, device=device)
-        even = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
-        frequency = self.base ** (-even / self.head_dim)
-        angle = torch.outer(
-            torch.arange(self.positions, dtype=torch.float64, device="cpu"), frequency
-        )
-        return torch.stack((angle.cos(), angle.sin())).float().to(device)
+        # numpy, because DeepSpeed's construction context makes torch.arange return bfloat16.
+        even = np.arange(0, self.head_dim, 2, dtype=np.float64)
+        angle = np.outer(np.arange(self.positions), self.base ** (-even / self.head_dim))
+        table = np.stack((np.cos(angle), np.sin(angle))).astype(np.float32)
+        return torch.from_numpy(table).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
@@ -33,6 +34,7 @@ _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _TRUSTED = {
     "collections": {"OrderedDict"},
     "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # where Python 3.13 has them
     "torch": {
         "Size",
         "device",
@@ -143,7 +145,11 @@ def _quiet() -> Iterator[None]:
     """One process is what was asked for; DCP warns about it all the same."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:  # every rank gets it; not even an Exception in torch
+            first = next(iter(error.failures.values()))[0]
+            raise CheckpointError(f"the state could not be written or read: {first}") from error
 
 
 def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -201,7 +207,7 @@ def _allocate_optimizer_state(
                     parameter, dtype=meta.properties.dtype, requires_grad=False
                 )
             else:  # a step counter, or a factored state, replicated on every rank
-                beside = parameter in counted_on_device or meta.size.numel() > 1
+                beside = parameter in counted_on_device or rest != "step"
                 device = parameter.device if beside else torch.device("cpu")
                 value = torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
             states.setdefault(parameter, {})[rest] = value.detach()

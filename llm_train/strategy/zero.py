@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -89,9 +90,22 @@ class ZeRO(Placement, DeepSpeedStrategy):
 
     # --- placement --------------------------------------------------------------------------------
 
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Nothing: Lightning would hold it over initialisation, where it rounds to bfloat16."""
+        yield
+
     def construction(self) -> AbstractContextManager[Any]:
-        """On the device: stage 3 partitions each module once constructed, and needs real memory."""
-        return nullcontext()
+        """Real memory; stage 3 partitions each module as it is constructed."""
+        if self.stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        self._init_config_if_needed()
+        context: AbstractContextManager[Any] = deepspeed.zero.Init(
+            remote_device=self.remote_device, config_dict_or_path=self.config
+        )
+        return context
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Stage 3: the full parameter on every rank, written back from rank 0."""

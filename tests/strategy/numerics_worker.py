@@ -62,7 +62,12 @@ class Probe(pl.Callback):
         rotary = {b.dtype for n, b in pl_module.network.named_buffers() if "rotary" in n}
         table = pl_module.network.rotary
         rotary |= {t.dtype for t in vars(table).values() if isinstance(t, torch.Tensor)}
+        angle = torch.arange(table.positions).double()[:, None] * table.base ** (
+            -torch.arange(0, table.head_dim, 2).double() / table.head_dim
+        )
+        exact = torch.stack((angle.cos(), angle.sin()))
         self.facts = {
+            "rotary_error": (table.table.double().cpu() - exact).abs().max().item(),
             "collectives": self.reductions.counts,
             "parameters": sorted({str(p.dtype) for p in parameters}),
             "optimizer": sorted({str(s.dtype) for s in states}),

@@ -53,6 +53,17 @@ def test_ddp_mixed_keeps_master_weights_in_fp32(nursery: Nursery, tmp_path: Path
     assert facts["parameters"] == facts["optimizer"] == facts["rotary"] == ["torch.float32"]
 
 
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_keeps_rotary_tables_in_fp32(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
+    """DeepSpeed casts what is constructed under it; beyond 256 positions bfloat16 cannot count."""
+    settings = {"batch__sequence": 512, "batch__tokens": 2048, "batch__per_device": 1}
+    settings["model__network__init_args__max_sequence"] = 512
+    strategies = {"trainer__strategy": strategy, "trainer__precision": "bf16-mixed"}
+    facts = seen(nursery, tmp_path, **settings, **strategies)
+    assert facts["rotary"] == ["torch.float32"]
+    assert facts["rotary_error"] < 1e-6
+
+
 def scatters(facts: dict[str, Any]) -> dict[str, int]:
     """Number of reduce-scatters by dtype."""
     counts = facts["collectives"].items()

@@ -18,7 +18,7 @@ from llm_train.network import Transformer, initialise
 from llm_train.optimizer import AdamW
 from llm_train.schedule import WarmupCosine
 from llm_train.strategy import SingleDevice
-from llm_train.task import IGNORE, Task
+from llm_train.task import Task
 from llm_train.units import Batch, Duration, Scaling
 
 VOCAB, SEQUENCE, STEPS, SEED = 31, 12, 4, 5
@@ -38,7 +38,7 @@ class Masked(Task):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         tokens = batch.long()
-        self.masked_targets = tokens[:, 1:].masked_fill(tokens[:, 1:] % 3 == 0, IGNORE)
+        self.masked_targets = tokens[:, 1:].masked_fill(tokens[:, 1:] % 3 == 0, -100)
         return super().training_step(batch, batch_idx)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Any:
@@ -119,7 +119,7 @@ def plain(
             group["lr"] = 0.02 * factor * multiplier(step)
         targets = tokens[:, 1:]
         if masked:
-            targets = targets.masked_fill(targets % 3 == 0, IGNORE)
+            targets = targets.masked_fill(targets % 3 == 0, -100)
         logits = network(tokens[:, :-1], lambda hidden, projection: projection.logits(hidden))
         nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), clip or float("inf"))
