@@ -49,8 +49,8 @@ class LossSum(NamedTuple):
 class Loss(ABC):
     """Configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
-    ignore_index: int
-    """Targets with this value do not count; a field of the subclass, or a constant."""
+    ignore_index: int = -100
+    """Targets with this value do not count. A subclass may make it a field."""
 
     @abstractmethod
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
