@@ -280,8 +280,8 @@ def test_what_only_lightning_knows_is_one_line_too(tmp_path: Path) -> None:
     outcome = run("fit", "-c", file_of(tmp_path, trainer__max_time="soon"))
     assert outcome.code == 2
     assert outcome.errors == [
-        "trainer: Lightning refuses these settings: You have passed invalid value 2.5 for "
-        "limit_val_batches, it has to be in [0.0, 1.0] or an int."
+        "trainer: Lightning refuses these settings: `Timer(duration='soon')` is not a valid "
+        "duration. Expected a string in the format DD:HH:MM:SS."
     ]
     assert not (tmp_path / "run").exists()
 
