@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -22,12 +23,19 @@ _AT_ONCE: dict[int, Any] = {
 }
 
 
+# A scheduler signals the whole job and the launcher passes its copy on: one wish, not two.
+_IMPATIENCE_SECONDS = 3.0
+
+
 class GracefulStop(pl.Callback):
-    """Turns the first SIGINT or SIGTERM into an orderly end; a second one acts at once."""
+    """Turns SIGINT or SIGTERM into an orderly end; a later second one acts at once.
+
+    The handlers stay through the last save; Lightning puts back those of before when it tears down.
+    """
 
     def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
         self._task: Any = None
+        self._first = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
@@ -36,12 +44,16 @@ class GracefulStop(pl.Callback):
         loop._broadcast_sigterm_tensor = _nothing
         if threading.current_thread() is threading.main_thread():
             for number in _AT_ONCE:
-                self._previous[number] = signal.signal(number, self._remember)
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._task.stop_signal = number
-        # Not Lightning's handler, which would wait for the other ranks inside the signal.
-        signal.signal(number, _AT_ONCE[number])
+        now = time.monotonic()
+        if not self._task.stop_signal:
+            self._task.stop_signal, self._first = number, now
+        elif now - self._first > _IMPATIENCE_SECONDS:
+            # Not Lightning's handler, which would wait for the other ranks inside the signal.
+            signal.signal(number, _AT_ONCE[number])
+            signal.raise_signal(number)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -51,12 +63,6 @@ class GracefulStop(pl.Callback):
         last = trainer.global_step == pl_module.derived.total_steps
         if pl_module.stop_signal and boundary and not last and trainer.world_size == 1:
             halt(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Puts back the handlers that were there before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
 
 
 def _nothing() -> None:

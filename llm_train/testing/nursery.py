@@ -6,8 +6,8 @@ itself never computes anything, so it has no threads that a fork would lose.
 Protocol: one JSON request a line on standard input, one JSON answer a line on standard output.
 Request: ``arguments``, ``ranks`` (0: no process group), ``log``, and for a kill ``metrics``,
 ``step`` and ``delay_seconds``: a signal that long after ``metrics`` shows ``step``; ``signal``
-(SIGKILL) and ``victims`` (all ranks) may say which, and to whom. ``script`` runs that file instead
-of the command line.
+(SIGKILL) and ``victims`` (all ranks) may say which, and to whom, and ``repeat`` how often.
+``script`` runs that file instead of the command line.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ def _serve() -> None:
         if "step" in request:
             _wait_for_step(Path(request["metrics"]), request["step"], children)
             time.sleep(request["delay_seconds"])
-            for rank in request.get("victims", range(len(children))):
-                os.kill(children[rank], request.get("signal", signal.SIGKILL))
+            for _ in range(request.get("repeat", 1)):
+                for rank in request.get("victims", range(len(children))):
+                    os.kill(children[rank], request.get("signal", signal.SIGKILL))
+                time.sleep(0.02)
         statuses = _reap(children)
         print(json.dumps(statuses), flush=True)  # noqa: T201 - this is the protocol
 

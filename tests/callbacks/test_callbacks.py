@@ -106,6 +106,28 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
     assert validated == [50, 60]
 
 
+@pytest.mark.distributed
+def test_a_signal_and_the_launchers_copy_of_it_are_one_wish(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    config = tiny(tmp_path / "run", steps=60, checkpoint__every="0 steps")
+    path = write(tmp_path / "c.yaml", config)
+    statuses = nursery.run(
+        "fit",
+        "-c",
+        str(path),
+        ranks=2,
+        log=tmp_path / "log.txt",
+        metrics=tmp_path / "run" / "metrics.jsonl",
+        step=8,
+        delay_seconds=0.0,
+        signal=int(signal.SIGTERM),
+        repeat=2,
+    )
+    assert statuses == [143, 143], (tmp_path / "log.txt").read_text()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
     nursery: Nursery, tmp_path: Path
 ) -> None:
