@@ -9,17 +9,16 @@ state, loses the position in the data, and overwrites sharded files in place.
 from __future__ import annotations
 
 import pickle
-import random
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.trainer import call
 
+from llm_train.checkpoint.random_state import rank_state, set_random_state
 from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.errors import CheckpointError, LLMTrainError
 
@@ -30,19 +29,6 @@ _FIXED = {
     "sequence": "batch.sequence",
     "samples_per_step": "batch.tokens / batch.sequence",
 }
-
-
-class StatefulStrategy(Protocol):
-    """A strategy that can write and read parameters and optimizer state."""
-
-    def save_state(self, directory: Path) -> None:
-        """Writes what this rank holds."""
-
-    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads into the parameters and, if asked, the optimizer."""
-
-    def barrier(self) -> None:
-        """Waits for every rank."""
 
 
 class Checkpoints(pl.Callback):
@@ -84,7 +70,7 @@ class Checkpoints(pl.Callback):
     ) -> None:
         """Restores the random state before the first batch, and saves between two steps."""
         if self._random_state is not None:
-            _set_random_state(self._random_state)
+            set_random_state(self._random_state)
             self._random_state = None
         step = trainer.global_step
         boundary = batch_idx % trainer.accumulate_grad_batches == 0
@@ -106,7 +92,7 @@ class Checkpoints(pl.Callback):
             (stage / "state").mkdir(exist_ok=True)
             strategy.barrier()
             strategy.save_state(stage / "state")
-            torch.save(_rank_state(pl_module), stage / _rank_file(trainer.global_rank))
+            torch.save(rank_state(pl_module), stage / _rank_file(trainer.global_rank))
             strategy.barrier()
             _on_main(trainer, lambda: self._finish(trainer, stage))
             self.last_saved = step
@@ -278,28 +264,3 @@ def _set_loop_position(trainer: pl.Trainer, step: int) -> None:
 
 def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
-
-
-def _rank_state(pl_module: Any) -> dict[str, Any]:
-    # The global generator is the one that libraries draw from.
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    version, words, gauss = random.getstate()
-    state = {
-        "python": (version, list(words), gauss),
-        "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return {"random": state, "sums": pl_module.sums.cpu()}
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    # The global generator is the one that libraries draw from.
-    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -6,47 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
-
-
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """Calls ``function(rank, *arguments)`` in ``world_size`` processes with a gloo group.
-
-    Args:
-        function: importable by name; its result must be picklable with ``torch.save``.
-        world_size: number of processes.
-        *arguments: passed on to every rank.
-
-    Returns:
-        What each rank returned, in order of rank.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(  # type: ignore[no-untyped-call]
-            _rank_main, (world_size, folder, function, arguments), nprocs=world_size
-        )
-        results = [Path(folder) / f"result-{rank}.pt" for rank in range(world_size)]
-        return [torch.load(path, weights_only=False) for path in results]
-
-
-def _rank_main(
-    rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: Sequence[Any]
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
-    try:
-        torch.save(function(rank, *arguments), Path(folder) / f"result-{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def llm_train(

@@ -1,0 +1,37 @@
+"""The random generators of one rank, as values that load without running code."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def rank_state(pl_module: Any) -> dict[str, Any]:
+    """What this rank alone knows: its generators, and its sums since the last log point."""
+    # The global generator is the one that libraries draw from.
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    version, words, gauss = random.getstate()
+    state = {
+        "python": (version, list(words), gauss),
+        "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return {"random": state, "sums": pl_module.sums.cpu()}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts the generators back where ``rank_state`` found them."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    # The global generator is the one that libraries draw from.
+    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
