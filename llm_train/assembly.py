@@ -9,13 +9,14 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train import check as checks
-from llm_train.callbacks import GracefulStop, Metrics, Progress
+from llm_train.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.logger.jsonl import JSONLMetrics
 from llm_train.peaks import dense_peak_flops
 from llm_train.settings import Settings
 from llm_train.strategy import DDP, FSDP, SingleDevice, ZeRO
+from llm_train.trim import NoProfiler, trim
 
 
 def build_trainer(
@@ -37,6 +38,7 @@ def build_trainer(
     counts = settings.task.counts
     meter = Metrics(
         flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
+        full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
         peak_flops=_peak(settings),
     )
     loggers: list[Any] = [] if metrics is None else [metrics, *_user_loggers(settings)]
@@ -59,14 +61,17 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=str(settings.run_dir),
-        callbacks=[meter, *(settings.trainer.get("callbacks") or []), GracefulStop()],
+        callbacks=[meter, *_callbacks(settings)],
         logger=loggers or False,
     )
     if settings.trainer.get("enable_progress_bar") is not False:
         arguments["callbacks"].append(Progress())
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
+    if arguments.get("profiler") is None:
+        arguments["profiler"] = NoProfiler()
     trainer = pl.Trainer(**arguments)
+    trim(trainer)
     assert trainer.world_size == derived.world_size, "the number of ranks was derived wrongly"
     return trainer
 
@@ -93,6 +98,10 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         steps_total=derived.total_steps,
         pin_memory=settings.on_cuda,
     )
+
+
+def _callbacks(settings: Settings) -> list[pl.Callback]:
+    return [*(settings.trainer.get("callbacks") or []), GracefulStop(), GarbageCollection()]
 
 
 def _strategy(settings: Settings) -> Any:

@@ -1,35 +1,73 @@
-"""A clock that runs only while training, so that saving often does not change the throughput."""
+"""A clock that runs only while training, so that saving often does not change the throughput.
+
+On a CUDA device the marks are events in the stream, not readings of the host's clock: the host runs
+ahead of the device, and when it reaches a log point the device may still be working on the interval
+before. An interval's seconds can therefore be asked for later, without waiting now.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
+class Lap:
+    """An interval of training, pauses left out."""
+
+    def __init__(self, runs: list[tuple[Any, Any]]) -> None:
+        self._runs = runs
+
+    def wait(self) -> None:
+        """Waits until the device has reached the end of the interval."""
+        end = self._runs[-1][1]
+        if not isinstance(end, float):
+            end.synchronize()
+
+    @property
+    def seconds(self) -> float:
+        """Its length; ``wait`` comes first."""
+        return sum(_between(start, end) for start, end in self._runs)
+
+
 class Stopwatch:
-    """Seconds since the last lap, without the pauses."""
+    """Seconds between laps, without the pauses."""
 
     def __init__(self) -> None:
-        self._lap_start = time.perf_counter()
-        self._paused_seconds = 0.0
+        self._start = _mark()
+        self._runs: list[tuple[Any, Any]] = []
 
-    def lap(self) -> float:
-        """Ends a lap and returns its running seconds."""
-        now = time.perf_counter()
-        seconds = now - self._lap_start - self._paused_seconds
-        self._lap_start, self._paused_seconds = now, 0.0
-        return seconds
+    def lap(self) -> Lap:
+        """Ends a lap and begins the next."""
+        now = _mark()
+        lap = Lap([*self._runs, (self._start, now)])
+        self._start, self._runs = now, []
+        return lap
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock inside the block, which must leave the device idle."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # queued work belongs to the lap, not to the pause
-        start = time.perf_counter()
+        """Leaves out what happens inside the block."""
+        self._runs.append((self._start, _mark()))
         try:
             yield
         finally:
-            self._paused_seconds += time.perf_counter() - start
+            self._start = _mark()
+
+
+def _mark() -> Any:
+    """A point in time: an event on CUDA, once it is in use, else seconds."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        # CUDA came into use between the two: nothing was trained before.
+        return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
+    return float(start.elapsed_time(end)) / 1000

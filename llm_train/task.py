@@ -22,19 +22,21 @@ from torch.distributed.tensor import DTensor
 
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.loss.base import Loss, LossSum
+from llm_train.loss.base import Loss, LossSum, Scorer
 from llm_train.loss.causal_lm import CausalLM
 from llm_train.network.base import LanguageModel, Network
 from llm_train.network.flops import Counts, count
 from llm_train.network.init import initialise, materialise
+from llm_train.network.linear import Copies
 from llm_train.optimizer.base import Optimizer
 from llm_train.recompute.base import Recompute
 from llm_train.recompute.none import NoRecompute
 from llm_train.schedule.base import Multiplier, Schedule
 from llm_train.stopwatch import Stopwatch
+from llm_train.trim import DirectTransfer
 
 
-class Task(pl.LightningModule):
+class Task(DirectTransfer, pl.LightningModule):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -43,7 +45,8 @@ class Task(pl.LightningModule):
         schedule: the learning rate over the run, as a factor on its peak.
         loss: what is minimised.
         recompute: what blocks keep between forward and backward.
-        compile: none, or blocks to compile each block with torch.compile.
+        compile: blocks compiles each block with torch.compile, network all of forward and loss as
+            one graph (one device or ddp; no overlap of reductions with backward), none nothing.
     """
 
     network: LanguageModel
@@ -55,17 +58,21 @@ class Task(pl.LightningModule):
         schedule: Schedule,
         loss: Loss = CausalLM(),  # noqa: B008 - frozen
         recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
-        compile: Literal["none", "blocks"] = "none",
+        compile: Literal["none", "blocks", "network"] = "none",
     ) -> None:
         super().__init__()
         self.network_config = network
         self.loss = loss
+        self._loss: Scorer = loss
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.recompute = recompute
         self.compile_unit = compile
         self.stopwatch = Stopwatch()
         self.latest: dict[str, float] = {}
+        self.latest_step = 0
+        self.start_up: dict[str, float] = {}
+        self.settle: Callable[[], None] = _nothing
         self.stop_signal = 0
         self.gradient_norm: Tensor | None = None
         self.sums = torch.zeros(2)
@@ -76,6 +83,18 @@ class Task(pl.LightningModule):
         self._stop_wanted = False
         self._dense = True
         self._token_bytes: Tensor | None = None
+        self._copies: Copies | None = None
+        self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As ``nn.Module``'s, with a short cut for what Lightning writes around each hook.
+
+        Some 46 times a step, and each one would search parameters, buffers and modules.
+        """
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -119,14 +138,24 @@ class Task(pl.LightningModule):
         with strategy.construction():
             network = self.network_config.build()
         self.recompute.apply(network.blocks())
-        if self.compile_unit == "blocks":
-            for block in network.blocks():
-                block.compile()
+        self._compile(network)
         strategy.shard(network)
         if any(parameter.is_meta for parameter in network.parameters()):
             materialise(network, strategy.root_device)
         initialise(network, self.derived.seed, strategy.gathered)
+        if strategy.copy_dtype is not None:
+            self._copies = Copies(network, strategy.copy_dtype)
         self.network = network
+
+    def _compile(self, network: LanguageModel) -> None:
+        if self.compile_unit == "none":
+            return
+        if self.compile_unit == "network":
+            self._score = torch.compile(self._plain_score, dynamic=False)
+            return
+        self._loss = self.loss.compiled()
+        for block in network.blocks():
+            block.compile(dynamic=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer and remembers each group's peak learning rate."""
@@ -156,7 +185,10 @@ class Task(pl.LightningModule):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> LossSum:
         """Loss sums of ``targets`` (B, T) given ``inputs`` (B, T)."""
-        sums: LossSum = self.network(inputs, partial(self.loss, targets=targets))
+        return self._score(inputs, targets)
+
+    def _plain_score(self, inputs: Tensor, targets: Tensor) -> LossSum:
+        sums: LossSum = self.network(inputs, partial(self._loss, targets=targets))
         return sums
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -167,7 +199,9 @@ class Task(pl.LightningModule):
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
         sums: LossSum = self(tokens[:, :-1], targets)
-        self.sums += torch.stack([sums.nats.detach(), sums.tokens]).to(self.sums.dtype)
+        # float64 += float32, in place: no cast and no third tensor.
+        self.sums[0].add_(sums.nats)
+        self.sums[1].add_(sums.tokens)
         if not self._dense:
             self._valid = getattr(self, "_valid", 0) + sums.tokens
         return sums.objective / targets.numel()
@@ -185,6 +219,19 @@ class Task(pl.LightningModule):
         for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._refresh_copies()
+
+    def _refresh_copies(self) -> None:
+        if self._copies is not None:
+            self._copies.refresh()
+
+    def on_train_start(self) -> None:
+        """Weights may have been loaded since the copies were made."""
+        self._refresh_copies()
+
+    def on_validation_start(self) -> None:
+        """As at the start of training."""
+        self._refresh_copies()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Does nothing: our strategies free gradients after the update, not after a forward."""
@@ -260,3 +307,7 @@ class Task(pl.LightningModule):
             results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
         self.latest.update(results)
         self.log_dict(results, logger=False)
+
+
+def _nothing() -> None:
+    """Until the metrics callback has something to settle."""

@@ -4,6 +4,10 @@ Between log points this callback does integer arithmetic only. At a log point it
 must agree on (nats, tokens, the wish to stop) into one tensor, sums it over ranks, and copies it
 together with the gradient norm to the host. Ranks therefore decide to stop at the same step without
 any collective of their own.
+
+On a GPU the copy goes to pinned memory and is read at the *next* log point: the host never waits for
+the device to catch up, and what is logged for a step is what that step gave, one interval later.
+Validation, checkpoints and the last step read what is pending at once.
 """
 
 from __future__ import annotations
@@ -12,12 +16,28 @@ import math
 import resource
 import signal
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from llm_train.errors import LLMTrainError
+from llm_train.startup import compile_seconds, seconds_since_start
+from llm_train.stopwatch import Lap
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What a log point found, on its way to the host."""
+
+    step: int
+    steps: int
+    lap: Lap
+    values: Tensor  # (4,): nats, tokens, wish to stop, gradient norm
+    learning_rate: float
+    memory: dict[str, float]
 
 
 class Metrics(pl.Callback):
@@ -25,79 +45,137 @@ class Metrics(pl.Callback):
 
     Args:
         flops_per_token: model FLOPs per target token, attention at its causal cost.
+        full_flops_per_token: the same with attention over all pairs, as nanoGPT and PaLM count.
         peak_flops: dense peak of one device in the compute dtype, FLOP/s; 0 where unknown.
+        late: read one interval late; ``None``: on every device but the CPU, which is its own host.
     """
 
-    def __init__(self, flops_per_token: float = 0.0, peak_flops: float = 0.0) -> None:
+    def __init__(
+        self,
+        flops_per_token: float = 0.0,
+        full_flops_per_token: float = 0.0,
+        peak_flops: float = 0.0,
+        late: bool | None = None,
+    ) -> None:
         self.flops_per_token = flops_per_token
+        self.full_flops_per_token = full_flops_per_token
         self.peak_flops = peak_flops
+        self.late = late
         self._steps_at_lap = 0
+        self._first_step = 0
+        self._pending: _Reading | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Starts the clock when everything is built."""
+        if self.late is None:
+            self.late = trainer.strategy.root_device.type != "cpu"
+        pl_module.settle = lambda: self._settle(trainer, pl_module)
         pl_module.stopwatch.lap()
-        self._steps_at_lap = trainer.global_step
+        self._steps_at_lap = self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Publishes an interval when its last optimizer step is done."""
+        """Takes a reading when the last optimizer step of an interval is done."""
+        if (batch_idx + 1) % pl_module.derived.accumulation:
+            return
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if step == self._first_step + 1:
+            self._log_first_step(trainer, pl_module, step)
+        last = step == pl_module.derived.total_steps
+        if step % pl_module.derived.log_every and not last:
             return
-        if step % pl_module.derived.log_every and step != pl_module.derived.total_steps:
-            return
-        self._publish(trainer, pl_module, step)
+        self._settle(trainer, pl_module)
+        self._pending = self._take(trainer, pl_module, step)
+        if last or not self.late:
+            self._settle(trainer, pl_module)
+        if last:
+            # Or Lightning would not validate a last step that is no multiple of validate_every.
+            trainer.should_stop = True
 
-    def _publish(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        nats, tokens, stop, norm = self._read(trainer, pl_module)
-        seconds = pl_module.stopwatch.lap()
-        steps = step - self._steps_at_lap
-        self._steps_at_lap = step
+    def _take(self, trainer: pl.Trainer, pl_module: Any, step: int) -> _Reading:
+        sums = pl_module.sums
+        stop = torch.full_like(sums[:1], float(pl_module.stop_signal != 0))
+        packed = trainer.strategy.reduce(torch.cat([sums, stop]), reduce_op="sum")
+        norm = pl_module.gradient_norm
+        norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
+        found = torch.cat([packed, norm])
+        sums.zero_()
+        values = found
+        if found.device.type == "cuda":
+            values = torch.empty_like(found, device="cpu", pin_memory=True)
+            values.copy_(found, non_blocking=True)
+        lap = pl_module.stopwatch.lap()  # its mark comes after the copy in the stream
+        steps, self._steps_at_lap = step - self._steps_at_lap, step
+        return _Reading(
+            step=step,
+            steps=steps,
+            lap=lap,
+            values=values,
+            learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
+            memory=memory(trainer.strategy.root_device),
+        )
+
+    def _settle(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Publishes the pending reading, on all ranks at the same step."""
+        reading, self._pending = self._pending, None
+        if reading is None:
+            return
+        reading.lap.wait()
+        nats, tokens, stop, norm = reading.values.tolist()
         loss = nats / tokens if tokens else math.nan
         metrics = {
             "train/loss": loss,
-            "optimizer/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "optimizer/lr": reading.learning_rate,
             "grad/norm": norm,
-            "progress/tokens": float(step * pl_module.derived.tokens_per_step),
-            "memory/peak_gib": peak_memory_gib(trainer.strategy.root_device),
+            "progress/tokens": float(reading.step * pl_module.derived.tokens_per_step),
+            **reading.memory,
+            **self._throughput(trainer, pl_module, reading),
         }
-        if steps and seconds > 0:
-            per_second = steps * pl_module.derived.tokens_per_step / seconds
-            metrics["throughput/tokens_per_s"] = per_second
-            if self.peak_flops:
-                peak = self.peak_flops * trainer.world_size
-                metrics["throughput/mfu"] = per_second * self.flops_per_token / peak
         pl_module.latest.update(metrics)
+        pl_module.latest_step = reading.step
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+            logger.log_metrics(metrics, step=reading.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LLMTrainError(
-                f"train/loss={loss}, grad/norm={norm} at step {step}: the run cannot recover "
-                "from this; lower "
+                f"train/loss={loss}, grad/norm={norm} at step {reading.step}: the run cannot "
+                "recover from this; lower "
                 "model.optimizer's learning rate or lengthen the warmup, and resume from a "
                 "checkpoint before it"
             )
-        if step == pl_module.derived.total_steps:
-            # Or Lightning would not validate a last step that is no multiple of validate_every.
-            trainer.should_stop = True
-        elif stop:
+        if stop and reading.step != pl_module.derived.total_steps:
             pl_module.stop_signal = pl_module.stop_signal or signal.SIGTERM
             halt(trainer)
 
-    @staticmethod
-    def _read(trainer: pl.Trainer, pl_module: Any) -> tuple[float, float, bool, float]:
-        sums = pl_module.sums
-        packed = torch.cat([sums, sums.new_tensor([float(pl_module.stop_signal != 0)])])
-        packed = trainer.strategy.reduce(packed, reduce_op="sum")
-        norm = pl_module.gradient_norm
-        norm = sums.new_zeros(()) if norm is None else norm.detach().to(sums)
-        nats, tokens, stop, norm_value = torch.cat([packed, norm.reshape(1)]).tolist()
-        sums.zero_()
-        return nats, tokens, stop > 0, norm_value
+    def _throughput(self, trainer: Any, pl_module: Any, reading: _Reading) -> dict[str, float]:
+        seconds = reading.lap.seconds
+        if not reading.steps or seconds <= 0:
+            return {}
+        per_second = reading.steps * pl_module.derived.tokens_per_step / seconds
+        per_device = per_second / trainer.world_size
+        metrics = {
+            "throughput/tokens_per_s": per_second,
+            "throughput/tflops_per_s": per_device * self.flops_per_token / 1e12,
+        }
+        if self.peak_flops:
+            metrics["throughput/mfu"] = per_device * self.flops_per_token / self.peak_flops
+            full = per_device * self.full_flops_per_token / self.peak_flops
+            metrics["throughput/mfu_noncausal"] = full
+        return metrics
+
+    def _log_first_step(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
+        """Records how long it took until the first update had been given to the device."""
+        facts = {"seconds": round(seconds_since_start(), 3)}
+        if pl_module.compile_unit != "none":
+            facts["compile_seconds"] = round(compile_seconds(), 3)
+        pl_module.start_up = facts
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_event"):
+                logger.log_event("first_step", step, **facts)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stops the throughput clock."""
+        self._settle(trainer, pl_module)
         self._pause = pl_module.stopwatch.paused()
         self._pause.__enter__()
 
@@ -119,9 +197,13 @@ def halt(trainer: pl.Trainer) -> None:
     trainer.limit_val_batches = 0
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory allocated on a CUDA device, or peak resident memory of this process, in GiB."""
+def memory(device: torch.device) -> dict[str, float]:
+    """Peak memory so far in GiB: of the device's allocator, or this process's resident memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return {
+            "memory/peak_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+            "memory/reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+        }
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"memory/peak_gib": peak / 2**30}

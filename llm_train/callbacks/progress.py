@@ -22,6 +22,7 @@ class Progress(ProgressBar):
         self._enabled = True
         self._bar: Any = None
         self._shown = -1
+        self._start_up_due = True
         self._lines = not sys.stderr.isatty()
 
     def disable(self) -> None:
@@ -50,10 +51,19 @@ class Progress(ProgressBar):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves the bar when the metrics callback has published a new interval."""
-        step = trainer.global_step
-        due = step % pl_module.derived.log_every == 0 or step == pl_module.derived.total_steps
-        if not self._enabled or step == self._shown or not due:
+        self._show(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Shows the interval before a validation first."""
+        self._show(pl_module)
+
+    def _show(self, pl_module: Any) -> None:
+        step = pl_module.latest_step
+        if not self._enabled or self._bar is None or step <= self._shown:
             return
+        if self._start_up_due:
+            self._start_up_due = False
+            tqdm.write(describe_start_up(pl_module.start_up), file=sys.stderr)
         text = describe(pl_module.latest)
         if self._lines:
             total = pl_module.derived.total_steps
@@ -78,6 +88,18 @@ class Progress(ProgressBar):
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def describe_start_up(facts: dict[str, float]) -> str:
+    """How long the first step took to come.
+
+    >>> describe_start_up({"seconds": 40.31, "compile_seconds": 25.0})
+    'first step 40.3 s after the start, 25.0 s of them compiling'
+    """
+    text = f"first step {facts['seconds']:.1f} s after the start"
+    if "compile_seconds" in facts:
+        text += f", {facts['compile_seconds']:.1f} s of them compiling"
+    return text
 
 
 def describe(metrics: dict[str, float]) -> str:

@@ -84,6 +84,7 @@ class Checkpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stages, fills and commits the checkpoint of the current step; collective over ranks."""
+        pl_module.settle()  # a loss that is not finite must be known before anything is saved
         with pl_module.stopwatch.paused():
             step = trainer.global_step
             _require_finite(trainer, pl_module)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
 END_OF_TEXT = "<|endoftext|>"
 NO_TOKEN = -1
 
-Ids = npt.NDArray[np.int32]
+Ids = npt.NDArray[np.integer[Any]]
 
 
 class Document(NamedTuple):
@@ -144,10 +144,13 @@ class Windows(ABC):
 
     @abstractmethod
     def batch(self, indices: npt.ArrayLike) -> Ids:
-        """Windows number ``indices`` (N,) as (N, S + 1) int32; -1 marks a place without a token."""
+        """Windows number ``indices`` (N,) as (N, S + 1), any integer type that torch has.
+
+        -1 marks a place without a token; a source without such places may use uint16.
+        """
 
     def get(self, index: int) -> Ids:
-        """Window number ``index`` as (S + 1,) int32."""
+        """Window number ``index`` as (S + 1,)."""
         window: Ids = self.batch(np.asarray([index]))[0]
         return window
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -41,8 +42,24 @@ class _HeldOutWindows(Dataset[Tensor]):
         return torch.from_numpy(batch)
 
 
-class TokenLoader(DataLoader[Tensor]):
-    """A DataLoader that says it can continue where it stopped, because it can.
+class _DirectLoader(DataLoader[Tensor]):
+    """A DataLoader that, without workers, is a plain loop: its own machinery costs more than reading.
+
+    Pinned tensors come from torch's cache of pinned memory, so that copies to a GPU are enqueued.
+    """
+
+    def __iter__(self) -> Any:
+        """Batches in the sampler's order."""
+        return self._read() if self.num_workers == 0 else super().__iter__()
+
+    def _read(self) -> Iterator[Tensor]:
+        for indices in self.sampler:
+            batch: Tensor = self.dataset[indices]
+            yield batch.pin_memory() if self.pin_memory else batch
+
+
+class TokenLoader(_DirectLoader):
+    """A loader that says it can continue where it stopped, because it can.
 
     Lightning warns about every loader without ``state_dict``. Ours starts at the sample count that
     its sampler was made with, so there is nothing to store beside it.
@@ -138,7 +155,7 @@ class TokenData(pl.LightningDataModule):
         windows = self.source.held_out_windows(self._sequence)
         dataset = _HeldOutWindows(windows, self._sequence)
         sampler = HeldOutBatches(self._share, windows=len(windows))
-        return DataLoader(dataset, sampler=sampler, **self._loading())
+        return _DirectLoader(dataset, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -131,7 +131,13 @@ class ShardTokens(Tokens):
         self._paths = [directory / shard.name for shard in shards]
         lengths = (shard.bytes // self._dtype.itemsize for shard in shards)
         self._borders = [0, *accumulate(lengths)]
+        self._firsts = np.asarray(self._borders[:-1])
         self._maps: list[npt.NDArray[Any]] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As stored; 32-bit ids as signed integers, which torch can index with."""
+        return np.dtype(np.uint16 if self._dtype.itemsize == 2 else np.int32)
 
     def __len__(self) -> int:
         return self._borders[-1]
@@ -151,11 +157,39 @@ class ShardTokens(Tokens):
             done += part.size
             shard += 1
 
+    def rows(self, starts: npt.NDArray[np.int64], length: int) -> Ids:
+        """One gather per shard; windows that cross a border are put together by ``read``."""
+        maps = self._open()
+        if len(maps) == 1 and starts.size:
+            return _gather(maps[0], starts, length)
+        out = np.empty((starts.size, length), dtype=self.dtype)
+        shards = np.searchsorted(self._firsts, starts, side="right") - 1
+        offsets = starts - self._firsts[shards]
+        for row, shard, offset, start in zip(
+            out, shards.tolist(), offsets.tolist(), starts.tolist(), strict=True
+        ):
+            part = maps[shard][offset : offset + length]
+            if part.size == length:
+                row[:] = part
+            else:
+                self.read(start, row)
+        return out
+
     def _open(self) -> list[npt.NDArray[Any]]:
         if self._maps is None:
             # A plain array over the map: slicing np.memmap itself costs several times more.
-            self._maps = [np.asarray(np.memmap(p, self._dtype, mode="r")) for p in self._paths]
+            stored = self._dtype if self._dtype.itemsize == 2 else little_endian("int32")
+            self._maps = [np.asarray(np.memmap(p, stored, mode="r")) for p in self._paths]
         return self._maps
+
+
+def _gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> Ids:
+    """Copies windows by one indexing operation over all windows that exist."""
+    strides = (tokens.itemsize, tokens.itemsize)
+    every = np.lib.stride_tricks.as_strided(
+        tokens, (tokens.size - length + 1, length), strides, writeable=False
+    )
+    return np.asarray(every[starts])
 
 
 def verify(directory: Path, checksums: bool = False) -> Manifest:

@@ -8,6 +8,7 @@ not move: they tile the tokens from the first, so that each token after it is sc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,17 @@ from llm_train.data.order import keys, permute
 from llm_train.errors import DataError
 
 
+# Starts are computed for so many neighbouring samples at a time: a thousand cost little more than one.
+_BLOCK = 2048
+
+
 class Tokens(ABC):
     """A long row of token ids that is read in pieces. Cheap to pickle."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the ids that are read fastest: what training copies to the device."""
+        return np.dtype(np.int32)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -26,6 +36,13 @@ class Tokens(ABC):
     @abstractmethod
     def read(self, start: int, out: Ids) -> None:
         """Copies tokens ``start .. start + out.size`` into ``out``; all of them exist."""
+
+    def rows(self, starts: npt.NDArray[np.int64], length: int) -> Ids:
+        """(N, length) tokens from each of ``starts`` (N,) on, in an array of their own."""
+        out = np.empty((starts.size, length), dtype=self.dtype)
+        for row, start in zip(out, starts.tolist(), strict=True):
+            self.read(start, row)
+        return out
 
 
 class TrainWindows(Windows):
@@ -50,13 +67,35 @@ class TrainWindows(Windows):
         # One window fewer than would fit at offset 0, so that every offset below S has room.
         self._count = max(1, len(tokens) // sequence - 1)
         self._offsets = min(sequence, len(tokens) - self._count * sequence)
+        self._blocks: dict[int, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return self._count
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocks": {}}
+
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Position of the first token of each window."""
         samples = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if samples.size == 0:
+            return samples
+        first, last = int(samples.min()) // _BLOCK, int(samples.max()) // _BLOCK
+        if last - first > 1:  # scattered
+            return self._compute(samples)
+        parts = [self._block(number) for number in range(first, last + 1)]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole[samples - first * _BLOCK]
+
+    def _block(self, number: int) -> npt.NDArray[np.int64]:
+        if number not in self._blocks:
+            while len(self._blocks) > 1:
+                del self._blocks[min(self._blocks)]
+            first = number * _BLOCK
+            self._blocks[number] = self._compute(np.arange(first, first + _BLOCK))
+        return self._blocks[number]
+
+    def _compute(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         epochs, places = np.divmod(samples, self._count)
         out = np.empty_like(samples)
         for epoch in np.unique(epochs):
@@ -68,11 +107,7 @@ class TrainWindows(Windows):
 
     def batch(self, indices: npt.ArrayLike) -> Ids:
         """Windows number ``indices``, which may lie in any epoch, as (N, S + 1)."""
-        starts = self.starts(indices)
-        out = np.empty((starts.size, self._sequence + 1), dtype=np.int32)
-        for row, start in zip(out, starts.tolist(), strict=True):
-            self._tokens.read(start, row)
-        return out
+        return self._tokens.rows(self.starts(indices), self._sequence + 1)
 
 
 class HeldOutWindows(Windows):

@@ -28,6 +28,10 @@ class Projection(Protocol):
     def soft_cap(self) -> float:
         """``c`` in ``c * tanh(logits / c)``; 0 means none."""
 
+    @property
+    def weight_copy(self) -> Tensor | None:
+        """(V, D) the weight already in the dtype of products, or None."""
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) in float32; padding columns are -inf."""
 
@@ -46,6 +50,10 @@ class LossSum(NamedTuple):
     tokens: Tensor
 
 
+Scorer = Callable[..., LossSum]
+"""``(hidden, projection, targets)`` to sums: a loss, or a faster form of one."""
+
+
 class Loss(ABC):
     """Configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
@@ -55,6 +63,10 @@ class Loss(ABC):
     @abstractmethod
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""
+
+    def compiled(self) -> Scorer:
+        """The same with its element-wise work compiled; itself where nothing is gained by it."""
+        return self
 
 
 Readout = Callable[[Tensor, Projection], LossSum]

@@ -15,6 +15,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from llm_train.network.linear import through_copy
+
 R = TypeVar("R")
 
 
@@ -27,15 +29,18 @@ class Projection(NamedTuple):
             probability.
         soft_cap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, eq. 1); 0 means
             none.
+        weight_copy: (V, D) the weight in the dtype of products, where it is kept (``linear``).
     """
 
     weight: Tensor
     vocab_size: int
     soft_cap: float
+    weight_copy: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) in float32; padding columns are -inf."""
-        out = torch.nn.functional.linear(hidden, self.weight).float()
+        matrix = through_copy(self.weight, self.weight_copy)
+        out = torch.nn.functional.linear(hidden, matrix).float()
         if self.soft_cap > 0.0:
             out = self.soft_cap * torch.tanh(out / self.soft_cap)
         if self.vocab_size < self.weight.shape[0]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.network.base import Projection, R, Readout
+from llm_train.network.linear import WithCopy
 
 
-class Head(nn.Module):
+class Head(WithCopy, nn.Module):
     """Output projection without a bias.
 
     Args:
@@ -30,4 +31,6 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor, readout: Readout[R]) -> R:
         """Calls ``readout`` with (B, T, D) and the projection."""
-        return readout(hidden, Projection(self.weight, self.vocab_size, self.soft_cap))
+        return readout(
+            hidden, Projection(self.weight, self.vocab_size, self.soft_cap, self.weight_copy)
+        )

@@ -17,7 +17,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gelu", "swiglu", "relu2"]
+from llm_train.network.linear import Linear
+
+Activation = Literal["gelu", "gelu_erf", "swiglu", "relu2"]
 
 _SLAB = 64
 
@@ -32,7 +34,11 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-_ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu2": relu2}
+_ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_erf": F.gelu,
+    "relu2": relu2,
+}
 
 
 def default_hidden(activation: Activation, width: int) -> int:
@@ -50,8 +56,8 @@ class PlainMLP(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Activation, *, bias: bool) -> None:
         super().__init__()
         self.activation = _ELEMENTWISE[activation]
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -65,8 +71,8 @@ class GatedMLP(nn.Module):
     def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
         super().__init__()
         self.slab = math.gcd(hidden, _SLAB)
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.gate_up = Linear(width, 2 * hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

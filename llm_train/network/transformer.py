@@ -8,6 +8,8 @@ What differs from the textbook:
 - There is no ``logits`` output: the head runs the loss (``head.py``).
 - A tied head shares the embedding's ``Parameter``; ``Decoder._apply`` shares it again after moves
   that replace parameters (``to_empty`` from the meta device unties them without a word).
+- Under mixed precision the residual stream is in the low precision too, not only the products:
+  element-wise work is bound by memory, and half the bytes are half the time.
 - Dropout acts on embeddings, attention weights and both residual branches, as in GPT-2.
 
 Shapes: B batch, T positions, D width, V vocabulary (padded).
@@ -31,6 +33,7 @@ from llm_train.network.cache import Cache, CachedLanguageModel
 from llm_train.network.head import Head
 from llm_train.network.mlp import default_hidden, make_mlp
 from llm_train.network.norm import make_norm
+from llm_train.network.precision import activation_dtype
 from llm_train.network.rotary import Rotary
 
 _DEFAULT_ROTARY_BASE = 10_000.0
@@ -52,7 +55,8 @@ class Transformer(Network):
         mlp_width: hidden features of the feed-forward part; 0 means 4 * width, or for swiglu
             8/3 * width rounded up to a multiple of 64.
         norm: layernorm (GPT-2) or rmsnorm (Llama).
-        activation: gelu (tanh approximation, GPT-2), swiglu (Llama) or relu2 (squared ReLU).
+        activation: gelu (tanh approximation, GPT-2), gelu_erf (exact, as nanoGPT and GPT-NeoX),
+            swiglu (Llama) or relu2 (squared ReLU).
         positions: learned table (GPT-2) or rotary (Llama).
         rotary_base: wavelength base of rotary positions; 10000 in most networks, 500000 in Llama 3.
         max_sequence: longest sequence, and size of the position table.
@@ -76,7 +80,7 @@ class Transformer(Network):
     kv_heads: int = 0
     mlp_width: int = 0
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    activation: Literal["gelu", "swiglu", "relu2"] = "swiglu"
+    activation: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "swiglu"
     positions: Literal["learned", "rotary"] = "rotary"
     rotary_base: float = _DEFAULT_ROTARY_BASE
     qk_norm: bool = False
@@ -135,7 +139,7 @@ class Transformer(Network):
     def _check_choices(self) -> None:
         for key, choices in (
             ("norm", ("layernorm", "rmsnorm")),
-            ("activation", ("gelu", "swiglu", "relu2")),
+            ("activation", ("gelu", "gelu_erf", "swiglu", "relu2")),
             ("positions", ("learned", "rotary")),
             ("residual_init", ("depth", "zero")),
         ):
@@ -242,7 +246,7 @@ class Decoder(CachedLanguageModel):
         x = self.embedding(tokens)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(torch.arange(start, end, device=tokens.device))
-        x = self.dropout(x)
+        x = self.dropout(x.to(activation_dtype(x)))
         for index, block in enumerate(self.layers):
             x = block(x, self.rotary, None if cache is None else cache.layers[index])
         out: R = self.head(self.norm(x), readout)

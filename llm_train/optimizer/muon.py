@@ -18,6 +18,7 @@ keeps its shard of the result: right on any mesh, at the cost of redundant produ
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -36,6 +37,8 @@ LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
     # Liu et al., arXiv:2502.16982, eq. 4: the root mean square of an AdamW update, about 0.2.
     "match_rms": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
 }
+# Small matrices do not fill a GPU, so they go together; large ones would only take memory.
+_BATCH_ELEMENTS = 1 << 24
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -58,14 +61,30 @@ class MuonWithAdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             if group["algorithm"] == "muon":
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._muon(group, parameter)
+                self._muon(group)
             else:
                 self._adamw(group)
         return loss
 
-    def _muon(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _muon(self, group: dict[str, Any]) -> None:
+        """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""
+        ready: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(
+            list
+        )
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            update = self._momentum(group, parameter)
+            whole = update.full_tensor() if isinstance(update, DTensor) else update  # (R, C)
+            batch = ready[whole.shape, whole.device]
+            batch.append((parameter, whole))
+            if len(batch) * whole.numel() >= _BATCH_ELEMENTS:
+                self._update(group, ready.pop((whole.shape, whole.device)))
+        for batch in ready.values():
+            self._update(group, batch)
+
+    def _momentum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
+        """What Muon orthogonalizes, in the layout of the parameter."""
         if parameter.ndim != 2:
             raise ConfigError(
                 f"optimizer: MuonAdamW needs whole matrices, not shape {tuple(parameter.shape)} as "
@@ -75,22 +94,25 @@ class MuonWithAdamW(Optimizer):
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"]
+        momentum: Tensor = state["momentum_buffer"]
         momentum.lerp_(gradient, 1.0 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"])
+        return gradient.lerp(momentum, group["momentum"])
 
-        whole = update.full_tensor() if isinstance(update, DTensor) else update  # (R, C)
-        dtype = _newton_schulz_dtype(group["newton_schulz_dtype"], whole)
-        whole = orthogonalize(whole, group["newton_schulz_steps"], dtype).to(parameter.dtype)
-        if isinstance(parameter, DTensor):
-            # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
-            # part.
-            whole = distribute_tensor(
-                whole.contiguous(), parameter.device_mesh, parameter.placements, src_data_rank=None
-            )
-        scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*parameter.shape)
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-        parameter.add_(whole, alpha=-group["lr"] * scale)
+    def _update(self, group: dict[str, Any], batch: list[tuple[Tensor, Tensor]]) -> None:
+        """Moves matrices of one shape."""
+        matrices = torch.stack([whole for _, whole in batch])  # (N, R, C)
+        dtype = _newton_schulz_dtype(group["newton_schulz_dtype"], matrices)
+        moves = orthogonalize(matrices, group["newton_schulz_steps"], dtype)
+        scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*matrices.shape[1:])
+        for (parameter, _), whole in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
+            move = whole
+            if isinstance(parameter, DTensor):
+                # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
+                # part.
+                mesh, placements = parameter.device_mesh, parameter.placements
+                move = distribute_tensor(whole.contiguous(), mesh, placements, src_data_rank=None)
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+            parameter.add_(move, alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any]) -> None:
         """AdamW over the group, by the kernels of torch."""

@@ -37,6 +37,12 @@ class Placement:
 
     lightning_module: Any
     optimizers: list[Any]
+    precision_plugin: Any
+
+    @property
+    def copy_dtype(self) -> torch.dtype | None:
+        """Dtype in which weights are kept a second time for products; None: no copies are needed."""
+        return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
 
     def construction(self) -> AbstractContextManager[Any]:
         """Where modules are constructed: by default without memory."""

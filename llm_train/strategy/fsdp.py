@@ -33,6 +33,11 @@ class FSDP(Placement, ModelParallelStrategy):
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_after_forward = reshard_after_forward
 
+    @property
+    def copy_dtype(self) -> torch.dtype | None:
+        """None: fully_shard casts while it gathers."""
+        return None
+
     def setup_environment(self) -> None:
         """Uses every rank for data: Lightning's default would be one per node."""
         self._data_parallel_size = self.num_nodes * self.num_processes

@@ -55,6 +55,11 @@ class ZeRO(Placement, DeepSpeedStrategy):
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
+    @property
+    def copy_dtype(self) -> torch.dtype | None:
+        """None: the engine keeps its parameters in the low precision."""
+        return None
+
     def setup_environment(self) -> None:
         """Skips the guard that admits CUDA only."""
         if self._on_cuda:

@@ -76,6 +76,8 @@ def _mlp(x: Tensor, p: dict[str, Tensor], name: str, config) -> Tensor:
         if config.activation == "gelu":
             inner = math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)
             hidden = 0.5 * up * (1 + torch.tanh(inner))
+        elif config.activation == "gelu_erf":
+            hidden = 0.5 * up * (1 + torch.erf(up / math.sqrt(2)))
         else:
             hidden = torch.where(up > 0, up * up, torch.zeros_like(up))
     return _linear(hidden, p, f"{name}.down")

@@ -32,6 +32,7 @@ VARIANTS = {
     "gpt2": GPT2,
     "modern": MODERN,
     "relu2": replace(MODERN, activation="relu2", bias=True, tied=True, kv_heads=1),
+    "gelu-erf": replace(GPT2, activation="gelu_erf"),
     "odd-mlp": replace(MODERN, mlp_width=20, norm="layernorm", qk_norm=False),
 }
 

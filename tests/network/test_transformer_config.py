@@ -38,7 +38,7 @@ VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_
         ({"norm_eps": 0.0}, "norm_eps=0 must be a finite number above 0"),
         ({"init_std": float("nan")}, "init_std=nan must be a finite number of at least 0"),
         ({"norm": "batchnorm"}, "norm=batchnorm must be layernorm or rmsnorm"),
-        ({"activation": "silu"}, "activation=silu must be gelu or swiglu or relu2"),
+        ({"activation": "silu"}, "activation=silu must be gelu or gelu_erf or swiglu or relu2"),
     ],
 )
 def test_faulty_configurations(changes, message):

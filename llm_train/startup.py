@@ -1,0 +1,31 @@
+"""How long the program has been running, counted from its first instruction."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+_IMPORTED = time.monotonic()
+
+
+def seconds_since_start() -> float:
+    """Seconds since the operating system started this process; elsewhere than on Linux since import.
+
+    Under torchrun that is the rank's own process, not the launcher's.
+    """
+    try:
+        # Field 22 is the start in clock ticks after boot; the name before it may hold blanks.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - started
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED
+
+
+def compile_seconds() -> float:
+    """Seconds that torch.compile has spent in this process, forward and backward graphs alike."""
+    from torch._dynamo.utils import compilation_time_metrics
+
+    names = ("_compile.compile_inner", "backward._backward_impl")
+    return sum(sum(compilation_time_metrics.get(name, ())) for name in names)
