@@ -13,6 +13,7 @@ import torch
 from llm_train import check as checks
 from llm_train import rundir
 from llm_train.assembly import bind, build_trainer
+from llm_train.callbacks.profile import Profile
 from llm_train.checkpoint.callback import Checkpoints
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.prepare import prepare as prepare_tokens
@@ -52,10 +53,12 @@ def check(settings: Settings) -> int:
     return 0
 
 
-def fit(settings: Settings, resume: str) -> int:
+def fit(settings: Settings, resume: str, profile: bool = False) -> int:
     """Trains from the start or from a checkpoint."""
     _require_sound(settings)
     derived = checks.derive(settings)
+    save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
+    profiles = [Profile(settings.run_dir, derived, save_every=save_every)] if profile else []
     table = checks.table(settings)
     for title, values in table.items():
         if values:
@@ -63,7 +66,7 @@ def fit(settings: Settings, resume: str) -> int:
     store = _store(settings, derived)
     saver = Checkpoints(
         store,
-        every=settings.checkpoint.every.steps(settings.batch.tokens),
+        every=save_every,
         facts={
             "seed": derived.seed,
             "samples_per_step": derived.samples_per_step,
@@ -76,7 +79,7 @@ def fit(settings: Settings, resume: str) -> int:
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
-    trainer = build_trainer(settings, derived, [saver], JSONLMetrics())
+    trainer = build_trainer(settings, derived, [*profiles, saver], JSONLMetrics())
     bind(settings, derived, trainer)
     trainer.fit(settings.task, datamodule=settings.data)
     _leave_process_group()

@@ -29,6 +29,7 @@ _WRITTEN = (
     "wandb_id.txt",
     "wandb",
     "lightning_logs",
+    "profile",
 )
 
 

@@ -10,7 +10,7 @@ _IMPORTED = time.monotonic()
 
 
 def seconds_since_start() -> float:
-    """Seconds since the operating system started this process; elsewhere than on Linux since import.
+    """Seconds since the operating system started this process (since import if not on Linux).
 
     Under torchrun that is the rank's own process, not the launcher's.
     """

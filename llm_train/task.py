@@ -25,6 +25,7 @@ from llm_train.errors import ConfigError
 from llm_train.loss.base import Loss, LossSum, Scorer
 from llm_train.loss.causal_lm import CausalLM
 from llm_train.network.base import LanguageModel, Network
+from llm_train.network.float8 import to_float8
 from llm_train.network.flops import Counts, count
 from llm_train.network.init import initialise, materialise
 from llm_train.network.linear import Copies
@@ -47,6 +48,8 @@ class Task(DirectTransfer, pl.LightningModule):
         recompute: what blocks keep between forward and backward.
         compile: blocks compiles each block with torch.compile, network all of forward and loss as
             one graph (one device or ddp; no overlap of reductions with backward), none nothing.
+        float8: how the blocks' linear layers scale operands of FP8 products; none keeps them as
+            trainer.precision has them.
     """
 
     network: LanguageModel
@@ -59,6 +62,7 @@ class Task(DirectTransfer, pl.LightningModule):
         loss: Loss = CausalLM(),  # noqa: B008 - frozen
         recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
         compile: Literal["none", "blocks", "network"] = "none",
+        float8: Literal["none", "tensorwise", "rowwise"] = "none",
     ) -> None:
         super().__init__()
         self.network_config = network
@@ -68,6 +72,7 @@ class Task(DirectTransfer, pl.LightningModule):
         self.schedule = schedule
         self.recompute = recompute
         self.compile_unit = compile
+        self.float8: Literal["none", "tensorwise", "rowwise"] = float8
         self.stopwatch = Stopwatch()
         self.latest: dict[str, float] = {}
         self.latest_step = 0
@@ -128,7 +133,7 @@ class Task(DirectTransfer, pl.LightningModule):
     def configure_model(self) -> None:
         """Builds, recomputes, compiles, shards, then initialises: in this order for a reason.
 
-        Recomputation changes what a block's forward is, compilation must see that, and sharding
+        FP8 swaps modules, recomputation changes what a block's forward is, compilation must see that, and sharding
         hooks must stay outside compiled code. Weights come last so that only shards of them ever
         exist.
         """
@@ -137,6 +142,8 @@ class Task(DirectTransfer, pl.LightningModule):
         strategy: Any = self.trainer.strategy
         with strategy.construction():
             network = self.network_config.build()
+        if self.float8 != "none":
+            to_float8(network, self.float8, strategy.root_device)
         self.recompute.apply(network.blocks())
         self._compile(network)
         strategy.shard(network)

@@ -36,7 +36,7 @@ PUBLISHED = {
     "llama-3b": 3_212_749_824,
     "llama-8b": 8_030_261_248,
 }
-NEEDS = {"overlay-zero2": "deepspeed", "overlay-wandb": "wandb"}
+NEEDS = {"overlay-zero2": "deepspeed", "overlay-wandb": "wandb", "overlay-float8": "torchao"}
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ must agree on (nats, tokens, the wish to stop) into one tensor, sums it over ran
 together with the gradient norm to the host. Ranks therefore decide to stop at the same step without
 any collective of their own.
 
-On a GPU the copy goes to pinned memory and is read at the *next* log point: the host never waits for
-the device to catch up, and what is logged for a step is what that step gave, one interval later.
-Validation, checkpoints and the last step read what is pending at once.
+On a GPU the copy goes to pinned memory and is read at the *next* log point: the host never waits
+for the device to catch up, and what is logged for a step is what that step gave, one interval
+later. Validation, checkpoints and the last step read what is pending at once.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_train.check import trainer
+from llm_train.check import float8, trainer
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -26,7 +26,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
             and nothing is built while a problem is known.
     """
     found = _ask(settings, _RULES)
-    found.extend(_ask(settings, [trainer.present] if running else []))
+    found.extend(_ask(settings, [trainer.present, float8.present] if running else []))
     found.extend(_data(settings, running=running))
     if not (running and found):
         found.extend(_ask(settings, _RULES_THAT_BUILD))
@@ -191,5 +191,7 @@ _RULES: tuple[Rule, ...] = (
     _zero,
     trainer.precision,
     trainer.callbacks,
+    trainer.compilation,
+    float8.float8,
 )
-_RULES_THAT_BUILD: tuple[Rule, ...] = (_recompute, _optimizer)  # without memory
+_RULES_THAT_BUILD: tuple[Rule, ...] = (_recompute, _optimizer, float8.layers)  # without memory

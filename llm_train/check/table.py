@@ -84,6 +84,7 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "flops_total_causal": f"{flops * derived.total_tokens:.3e}",
         "recompute": type(settings.task.recompute).__name__,
         "compile": settings.task.compile_unit,
+        "float8": settings.task.float8,
     }
 
 

@@ -212,6 +212,16 @@ def precision(settings: Settings) -> Iterator[str]:
         )
 
 
+def compilation(settings: Settings) -> Iterator[str]:
+    """Sharding hooks stand around every block and cannot be part of one graph."""
+    name = strategy_name(settings)
+    if settings.task.compile_unit == "network" and name not in ("SingleDevice", "DDP"):
+        yield (
+            f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
+            "the blocks; write model.compile=blocks"
+        )
+
+
 def callbacks(settings: Settings) -> Iterator[str]:
     """Callbacks that would undo what the run promises."""
     given = settings.trainer.get("callbacks") or []

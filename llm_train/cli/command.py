@@ -114,7 +114,7 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         "prepare": lambda: run.prepare(settings, force=flags.force),
         "check": lambda: run.check(settings),
         "validate": lambda: run.validate(settings, flags.checkpoint),
-        "fit": lambda: run.fit(settings, flags.resume),
+        "fit": lambda: run.fit(settings, flags.resume, profile=flags.profile),
     }
     try:
         return verbs[verb]()
@@ -180,6 +180,9 @@ def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--force", action="store_true", help="replace what is there")
     elif verb == "fit":
         parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
+        parser.add_argument(
+            "--profile", action="store_true", help="record three steps and say where time went"
+        )
     elif verb == "validate":
         parser.add_argument(
             "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"

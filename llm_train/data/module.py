@@ -43,7 +43,7 @@ class _HeldOutWindows(Dataset[Tensor]):
 
 
 class _DirectLoader(DataLoader[Tensor]):
-    """A DataLoader that, without workers, is a plain loop: its own machinery costs more than reading.
+    """A DataLoader that, without workers, is a plain loop: its machinery costs more than reading.
 
     Pinned tensors come from torch's cache of pinned memory, so that copies to a GPU are enqueued.
     """

@@ -17,8 +17,7 @@ from llm_train.data.base import NO_TOKEN, Ids, Windows
 from llm_train.data.order import keys, permute
 from llm_train.errors import DataError
 
-
-# Starts are computed for so many neighbouring samples at a time: a thousand cost little more than one.
+# Starts are computed for so many neighbours at a time: a thousand cost little more than one.
 _BLOCK = 2048
 
 

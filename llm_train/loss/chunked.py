@@ -70,7 +70,7 @@ class ChunkedCausalLM(Loss):
         return self._score(hidden, projection, targets, chunk=_chunk)
 
     def compiled(self) -> Scorer:
-        """With one compiled graph for a chunk: its logits are then passed over twice, not ten times."""
+        """One compiled graph for a chunk: its logits are passed over twice, not ten times."""
         return partial(self._score, chunk=torch.compile(_chunk, dynamic=False))
 
     def _score(

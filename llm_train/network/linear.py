@@ -1,10 +1,10 @@
 """Linear layers whose weight is cast once per optimizer step instead of once per forward.
 
-Under autocast a float32 weight is cast each time its layer runs: for every micro-batch, and again in
-every recomputation. Here a module may hold a low-precision copy of its weight beside it. The product
-reads the copy, the gradient goes to the float32 weight, and whoever changes the weight refreshes the
-copy (``Copies.refresh``). Without a copy everything is as in ``nn.Linear``: strategies that cast
-while gathering, and precisions that cast nothing, need none.
+Under autocast a float32 weight is cast each time its layer runs: for every micro-batch, and again
+in every recomputation. Here a module may hold a low-precision copy of its weight beside it. The
+product reads the copy, the gradient goes to the float32 weight, and whoever changes the weight
+refreshes the copy (``Copies.refresh``). Without a copy all is as in ``nn.Linear``: strategies that
+cast while gathering, and precisions that cast nothing, need none.
 """
 
 from __future__ import annotations

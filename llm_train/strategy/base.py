@@ -41,7 +41,7 @@ class Placement:
 
     @property
     def copy_dtype(self) -> torch.dtype | None:
-        """Dtype in which weights are kept a second time for products; None: no copies are needed."""
+        """Dtype of the copies of weights that products read; None: no copies are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
 
     def construction(self) -> AbstractContextManager[Any]:

@@ -66,7 +66,7 @@ def test_two_ranks_print_one_line(tmp_path: Path) -> None:
 
 
 def test_nothing_optional_is_imported(tmp_path: Path) -> None:
-    """matplotlib is missing from the list: torchmetrics, below Lightning, imports it."""
+    """Not in the list: matplotlib and transformers, which torchmetrics, below Lightning, imports."""
     file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
     code = """
 import sys
@@ -74,7 +74,7 @@ from llm_train.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as exit_:
-    optional = {"deepspeed", "wandb", "datasets", "transformers", "tensorboard", "pandas"}
+    optional = {"deepspeed", "wandb", "datasets", "torchao", "tensorboard", "pandas"}
     print(exit_.code, sorted(optional & set(sys.modules)))
 """
     done = python(code, "check", "-c", str(file), cwd=tmp_path)
