@@ -9,7 +9,8 @@ RUN := runs/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-dist test-faults test-slow test-gpu check fix configs docs clean
+.PHONY: help setup train test test-dist test-faults test-slow test-gpu bench bench-gpu check fix \
+	configs docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +44,13 @@ test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 
 test-gpu: $(STAMP) ## tests and a one-minute smoke on one CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+bench: $(STAMP) ## ratios and counts on a CPU; NANOGPT=DIR adds nanoGPT and stock Lightning
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.cpu $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+bench-gpu: $(STAMP) ## tests and all measurements on one CUDA device
+	PYTHON=$(BIN)/python scripts/gpu_bench.sh
 
 check: $(STAMP) ## format, lint, types, imports, YAML, spelling
 	$(BIN)/ruff format --check .

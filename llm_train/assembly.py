@@ -12,6 +12,7 @@ from llm_train import check as checks
 from llm_train.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
+from llm_train.host_memory import keep_freed_memory
 from llm_train.logger.jsonl import JSONLMetrics
 from llm_train.peaks import dense_peak_flops
 from llm_train.settings import Settings
@@ -33,6 +34,8 @@ def build_trainer(
         callbacks: run after all others at a step boundary.
         metrics: the logger that every training has; None where nothing is trained or logged.
     """
+    if not settings.on_cuda:
+        keep_freed_memory()
     arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
     wanted = settings.trainer.get("devices")
     counts = settings.task.counts

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from llm_train.network.float8 import to_float8
 from llm_train.network.flops import Counts, count
 from llm_train.network.init import initialise, materialise
 from llm_train.network.linear import Copies
+from llm_train.network.sdpa import Kernel, attention_order
 from llm_train.optimizer.base import Optimizer
 from llm_train.recompute.base import Recompute
 from llm_train.recompute.none import NoRecompute
@@ -50,6 +52,8 @@ class Task(DirectTransfer, pl.LightningModule):
             one graph (one device or ddp; no overlap of reductions with backward), none nothing.
         float8: how the blocks' linear layers scale operands of FP8 products; none keeps them as
             trainer.precision has them.
+        attention: kernel that is tried first on a GPU; auto is cuDNN's on Hopper and later, else
+            FlashAttention.
     """
 
     network: LanguageModel
@@ -63,6 +67,7 @@ class Task(DirectTransfer, pl.LightningModule):
         recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
         compile: Literal["none", "blocks", "network"] = "none",
         float8: Literal["none", "tensorwise", "rowwise"] = "none",
+        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
         self.network_config = network
@@ -72,6 +77,7 @@ class Task(DirectTransfer, pl.LightningModule):
         self.schedule = schedule
         self.recompute = recompute
         self.compile_unit = compile
+        self.attention = attention
         self.float8: Literal["none", "tensorwise", "rowwise"] = float8
         self.stopwatch = Stopwatch()
         self.latest: dict[str, float] = {}
@@ -89,6 +95,7 @@ class Task(DirectTransfer, pl.LightningModule):
         self._dense = True
         self._token_bytes: Tensor | None = None
         self._copies: Copies | None = None
+        self._during_run = ExitStack()
         self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -172,13 +179,20 @@ class Task(DirectTransfer, pl.LightningModule):
         return optimizer
 
     def setup(self, stage: str) -> None:
-        """Puts the accumulators on the device that will add to them."""
+        """Sets the order of attention kernels and puts the accumulators on the device."""
+        self._during_run.enter_context(
+            attention_order(self.attention, self.trainer.strategy.root_device)
+        )
         device = self.trainer.strategy.root_device
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=wide, device=device)
         self.held_out_sums = torch.zeros(3, dtype=wide, device=device)
         if self._token_bytes is not None:
             self._token_bytes = self._token_bytes.to(device)
+
+    def teardown(self, stage: str) -> None:
+        """Puts back what ``setup`` changed."""
+        self._during_run.close()
 
     def on_fit_start(self) -> None:
         """Gives each rank its own dropout; resuming on as many ranks restores the saved state."""

@@ -220,6 +220,11 @@ def compilation(settings: Settings) -> Iterator[str]:
             f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
             "the blocks; write model.compile=blocks"
         )
+    if settings.task.attention != "auto" and not settings.on_cuda:
+        yield (
+            f"model.attention={settings.task.attention} has no effect on a CPU, which has one "
+            "kernel; remove it"
+        )
 
 
 def callbacks(settings: Settings) -> Iterator[str]:

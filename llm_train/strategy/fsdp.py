@@ -3,7 +3,8 @@
 Built on Lightning's ModelParallelStrategy, because its FSDPStrategy cannot clip by norm, reduces in
 bf16 under mixed precision and refuses CPUs. Two things are different from stock: the mixed
 precision policy keeps fp32 master weights and reduces in fp32, and gradients are reduced on the
-last micro-batch of a step only.
+last micro-batch of a step only. Without resharding after forward, parameters are also gathered, and
+cast, once a step: they stay gathered from the first micro-batch to the last.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class FSDP(Placement, ModelParallelStrategy):
 
     Args:
         reshard_after_forward: free gathered parameters between forward and backward. Off, they are
-            kept and gathered once: more memory, less communication (ZeRO-2).
+            kept and gathered once an optimizer step: more memory, less communication (ZeRO-2).
         timeout_minutes: how long a collective may wait for a rank.
     """
 
@@ -62,7 +63,10 @@ class FSDP(Placement, ModelParallelStrategy):
         """Holds back the reduction of gradients until the last micro-batch of the step."""
         accumulation = self.lightning_module.trainer.accumulate_grad_batches
         network: FSDPModule = self.lightning_module.network
-        network.set_requires_gradient_sync((batch_idx + 1) % accumulation == 0)
+        last = (batch_idx + 1) % accumulation == 0
+        network.set_requires_gradient_sync(last)
+        if not self.reshard_after_forward:
+            network.set_reshard_after_backward(last)
 
     def save_state(self, directory: Path) -> None:
         """Writes the shards."""

@@ -66,7 +66,7 @@ def test_two_ranks_print_one_line(tmp_path: Path) -> None:
 
 
 def test_nothing_optional_is_imported(tmp_path: Path) -> None:
-    """Not in the list: matplotlib and transformers, which torchmetrics, below Lightning, imports."""
+    """Not listed: matplotlib and transformers, which torchmetrics, below Lightning, imports."""
     file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
     code = """
 import sys

@@ -13,18 +13,24 @@ import torch.distributed as dist
 from llm_train import run
 from llm_train.cli import main
 
-REDUCING = {"reduce_scatter_tensor", "reduce_scatter_single", "all_reduce"}
+COUNTED = {
+    "reduce_scatter_tensor",
+    "reduce_scatter_single",
+    "all_reduce",
+    "all_gather_into_tensor",
+    "all_gather_single",
+}
 
 
 class Reductions:
-    """Counts torch.distributed's reductions of whole tensors while it is active, by dtype."""
+    """Counts reductions and gathers of whole tensors while it is active, by dtype."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.originals: dict[str, Any] = {}
 
     def __enter__(self) -> None:
-        for name in REDUCING & set(dir(dist)):
+        for name in COUNTED & set(dir(dist)):
             self.originals[name] = getattr(dist, name)
             setattr(dist, name, self._counted(name))
 

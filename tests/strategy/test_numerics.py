@@ -36,6 +36,17 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
     assert scatters(facts) == {"torch.float32": 3 * STEPS}
 
 
+@pytest.mark.parametrize("per_device", [1, 4])
+def test_without_resharding_parameters_are_gathered_once_a_step(
+    per_device: int, nursery: Nursery, tmp_path: Path
+) -> None:
+    """Three groups, with 4 micro-batches a step or 1; the validation at the end gathers again."""
+    strategy = {"class_path": "FSDP", "init_args": {"reshard_after_forward": False}}
+    facts = seen(nursery, tmp_path, trainer__strategy=strategy, batch__per_device=per_device)
+    gathers = {k: n for k, n in facts["collectives"].items() if k.startswith("all_gather")}
+    assert sum(gathers.values()) == 3 * (STEPS + 1)
+
+
 @pytest.mark.parametrize(
     ("precision", "weights"), [("bf16-mixed", "torch.float32"), ("bf16-true", "torch.bfloat16")]
 )

@@ -1,0 +1,47 @@
+"""Runs the command line and writes what torch.compile did: graphs, breaks, late compilations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch._dynamo.utils import counters
+
+from llm_train import run
+from llm_train.cli import main
+
+
+class Watch(pl.Callback):
+    """Notes the number of compiled graphs after the second step and after the last."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After every micro-batch; the last call of a step counts."""
+        graphs = int(counters["stats"]["unique_graphs"])
+        if trainer.global_step <= 2:
+            self.found["graphs"] = graphs
+        self.found["graph breaks"] = sum(counters["graph_break"].values())
+        self.found["compiled after step 2"] = graphs - self.found["graphs"]
+
+
+if __name__ == "__main__":
+    watch = Watch()
+    build = run.build_trainer
+
+    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
+        built = build(*args, **kwargs)
+        built.callbacks.insert(0, watch)
+        return built
+
+    run.build_trainer = trainer
+    try:
+        main(sys.argv[2:])
+    finally:
+        Path(sys.argv[1]).write_text(json.dumps(watch.found))

@@ -1,0 +1,113 @@
+"""Things that are counted, not timed: they are the same on every machine.
+
+Host synchronisations between log points, collectives per optimizer step, bytes kept for backward,
+graph breaks and recompilations. Each comes from a run of the command line or from the network
+itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_train.loss import CausalLM
+from llm_train.network import Transformer, initialise
+from llm_train.recompute import EveryBlock, NoRecompute, Selective, saved_bytes
+from llm_train.testing.configs import tiny, write
+from llm_train.testing.ranks import command, environment
+
+ROOT = Path(__file__).parents[1]
+_PROFILED_STEPS = 3
+
+
+def synchronisations(directory: Path) -> dict[str, Any]:
+    """Calls that make the host wait, over 12 steps of 4 micro-batches with 2 log points."""
+    config = tiny(
+        directory / "run", steps=12, checkpoint__every="0 steps", trainer__log_every_n_steps=6
+    )
+    path = write(directory / "synchronisations.yaml", config)
+    script = ROOT / "tests/callbacks/count_synchronisations.py"
+    _run([sys.executable, str(script), str(directory / "counts"), "fit", "-c", str(path)])
+    counts = json.loads((directory / "counts-0.json").read_text())
+    return {"at 2 log points": counts.get("tolist", 0), "elsewhere": sum(counts.values()) - 2}
+
+
+def collectives(directory: Path, strategy: str, accumulation: int) -> dict[str, float]:
+    """Collectives per optimizer step on 2 gloo ranks, from the trace of three steps."""
+    run = directory / f"{strategy}-{accumulation}"
+    config = tiny(
+        run,
+        steps=20,
+        batch__tokens=2 * 2 * 16 * accumulation,
+        checkpoint__every="0 steps",
+        trainer__strategy=strategy,
+        trainer__log_every_n_steps=100,
+    )
+    path = write(directory / f"{strategy}-{accumulation}.yaml", config)
+    _run(command("fit", "-c", str(path), "--profile", ranks=2))
+    with gzip.open(run / "profile" / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    counts = Counter(
+        e["name"].removeprefix("gloo:") for e in events if e.get("name", "").startswith("gloo:")
+    )
+    return {name: count / _PROFILED_STEPS for name, count in sorted(counts.items())}
+
+
+def kept_bytes() -> dict[str, float]:
+    """Bytes a block keeps for its backward, per token and unit of width, in float32."""
+    width, sequence, layers = 64, 32, 4
+    config = Transformer(
+        vocab_size=64, layers=layers, width=width, heads=4, max_sequence=sequence,
+        norm="layernorm", activation="gelu", positions="learned", tied=True, bias=True,
+    )  # fmt: skip
+    found = {}
+    for policy in (NoRecompute(), Selective(), EveryBlock()):
+        sizes = []
+        for count in (layers, 2 * layers):
+            network = Transformer(**{**vars(config), "layers": count}).build()
+            initialise(network, 0)
+            policy.apply(network.blocks())
+            tokens = torch.zeros(2, sequence, dtype=torch.long)
+            sizes.append(saved_bytes(network, tokens, partial(CausalLM(), targets=tokens)))
+        per_layer = (sizes[1] - sizes[0]) / layers / (2 * sequence)
+        found[type(policy).__name__] = per_layer / width
+    return found
+
+
+def compilation(directory: Path, unit: str) -> dict[str, int]:
+    """Graphs, graph breaks and compilations after the second step of a run."""
+    config = tiny(
+        directory / f"compile-{unit}",
+        steps=8,
+        model__compile=unit,
+        model__network__init_args__dropout=0.0,
+        validate_every="0 steps",
+        checkpoint__every="0 steps",
+    )
+    path = write(directory / f"compile-{unit}.yaml", config)
+    out = directory / f"compile-{unit}.json"
+    _run([sys.executable, "-m", "benchmarks.compilation", str(out), "fit", "-c", str(path)])
+    found: dict[str, int] = json.loads(out.read_text())
+    return found
+
+
+def _run(arguments: list[str]) -> None:
+    done = subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr[-2000:]}")

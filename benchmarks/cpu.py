@@ -1,0 +1,206 @@
+"""Everything that can be compared without a GPU: python -m benchmarks.cpu (make bench).
+
+Times are only compared within one run, between processes that take turns; counts are the same
+anywhere. Rows go to a JSON-lines file with the versions, and a table to the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import sys
+import tempfile
+from datetime import UTC, date, datetime
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks import counts, loader
+from benchmarks.duel import Peer, duel, ratio
+from benchmarks.work import Job, Shape, write_tokens
+
+ROOT = Path(__file__).parents[1]
+NANO = Shape(
+    name="nanoGPT's CPU configuration", vocab=65, layers=4, width=128, heads=4, kv_heads=4,
+    mlp=512, sequence=64, batch=12,
+)  # fmt: skip
+GPT2 = Shape(
+    name="GPT-2's 12 layers, width 128", vocab=50304, layers=12, width=128, heads=2, kv_heads=2,
+    mlp=512, sequence=256, batch=2,
+)  # fmt: skip
+ONE_LAYER = Shape(
+    name="one layer of width 8", vocab=64, layers=1, width=8, heads=1, kv_heads=1, mlp=32,
+    sequence=8, batch=1,
+)  # fmt: skip
+
+
+class Rows:
+    """Writes each row when it is known."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self.all: list[dict[str, Any]] = []
+        self._common = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": f"{platform.machine()}, {_processor()}",
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "lightning")},
+        }
+
+    def add(self, study: str, **values: Any) -> None:
+        """One measurement."""
+        self.all.append({"study": study, **values})
+        with self._out.open("a") as file:
+            file.write(json.dumps({"study": study, **values, **self._common}) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def peers(shape: Shape, directory: Path, nanogpt: str, threads: int) -> list[Peer]:
+    """Ours and whatever of the others is here."""
+    tokens = write_tokens(directory / f"{shape.vocab}.bin", shape.vocab, 1_000_000)
+    options = {"path": nanogpt}
+    wanted = [("llm_train", "ours", v) for v in ("eager", "compiled", "network")]
+    if nanogpt:
+        wanted += [("nanoGPT", "nanogpt", v) for v in ("eager", "compiled")]
+        wanted += [("stock Lightning", "stock_lightning", v) for v in ("eager", "compiled")]
+    if importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate"):
+        wanted += [("Hugging Face", "hugging_face", v) for v in ("eager", "compiled")]
+    return [
+        Peer(
+            name=f"{name}, {variant}",
+            module=f"benchmarks.peers.{module}",
+            job=Job(
+                shape=shape, device="cpu", dtype="float32", variant=variant, tokens=str(tokens),
+                warmup=5, threads=threads, options=options,
+            ),
+        )
+        for name, module, variant in wanted
+    ]  # fmt: skip
+
+
+def step_times(
+    rows: Rows, shape: Shape, steps: int, directory: Path, arguments: argparse.Namespace
+) -> None:
+    """Milliseconds per optimizer step, end to end, and the ratio to the best peer.
+
+    Many short rounds: a shared machine changes its speed within seconds, and what lasts longer than
+    a round slows all peers alike.
+    """
+    found = duel(
+        peers(shape, directory, arguments.nanogpt, arguments.threads),
+        directory,
+        rounds=arguments.rounds,
+        steps=steps,
+    )
+    found.sort(key=lambda peer: peer.median)
+    others = [peer for peer in found if not peer.name.startswith("llm_train")]
+    for peer in found:
+        row = {"shape": shape.name, "peer": peer.name, "milliseconds": round(peer.median, 2),
+               "spread": round(peer.spread, 2), "threads": arguments.threads,
+               "seconds_to_step_5": round(peer.first_step_seconds, 1)}  # fmt: skip
+        if others and peer.name.startswith("llm_train"):
+            # The best peer is the one against which this ratio is worst.
+            worst, spread = max(ratio(peer, other) for other in others)
+            row |= {"to_best_peer": round(worst, 3), "spread_of_ratio": round(spread, 3)}
+            sure = abs(1 - worst) > 2 * spread
+            row["verdict"] = ("faster" if worst < 1 else "slower") if sure else "equal"
+        rows.add("step time", **row)
+
+
+def tax(rows: Rows, directory: Path) -> None:
+    """Host CPU time per step above a bare loop, where nothing else takes time."""
+    tokens = write_tokens(directory / "tax.bin", ONE_LAYER.vocab, 100_000)
+    cases = {
+        "bare loop": ("bare", []),
+        "llm_train, log point every 10 steps": ("ours", []),
+        "llm_train, log point every step": ("ours", ["--trainer.log_every_n_steps=1"]),
+    }
+    found = duel(
+        [
+            Peer(
+                name=name,
+                module=f"benchmarks.peers.{module}",
+                job=Job(
+                    shape=ONE_LAYER, device="cpu", dtype="float32", variant="eager",
+                    tokens=str(tokens), warmup=100, threads=1, options={"overrides": overrides},
+                ),
+            )
+            for name, (module, overrides) in cases.items()
+        ],
+        directory,
+        rounds=15,
+        steps=300,
+    )  # fmt: skip
+    bare = found[0].cpu_median
+    for peer in found:
+        rows.add("framework tax", peer=peer.name, cpu_milliseconds=round(peer.cpu_median, 3),
+                 above_bare=round(peer.cpu_median - bare, 3))  # fmt: skip
+
+
+def everything_counted(rows: Rows, directory: Path) -> None:
+    """See ``counts``."""
+    rows.add("host synchronisations", **counts.synchronisations(directory))
+    for strategy in ("ddp", "fsdp"):
+        for accumulation in (1, 4):
+            found = counts.collectives(directory, strategy, accumulation)
+            rows.add("collectives a step, 2 ranks", strategy=strategy, accumulation=accumulation,
+                     **found)  # fmt: skip
+    rows.add("bytes kept per token, layer and unit of width, fp32", **counts.kept_bytes())
+    for unit in ("blocks", "network"):
+        rows.add("compilation", unit=unit, **counts.compilation(directory, unit))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line a row, studies under headings."""
+    lines: list[str] = []
+    for study, group in groupby(rows, key=lambda row: row["study"]):
+        lines.append(f"\n{study}")
+        for row in group:
+            cells = (
+                f"{k} {v:,.3f}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in row.items()
+                if k != "study"
+            )
+            lines.append("  " + "  ".join(cells))
+    return "\n".join(lines).lstrip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nanogpt", default="", help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--rounds", type=int, default=45, help="measurements of each peer")
+    parser.add_argument("--only", default="", help="steps, tax, counts, loader; with commas")
+    parser.add_argument("--out", type=Path, help="rows are appended to it")
+    arguments = parser.parse_args()
+    out = arguments.out or ROOT / "benchmarks/results" / f"cpu-{date.today().isoformat()}.jsonl"
+    rows = Rows(out)
+    wanted = set(filter(None, arguments.only.split(","))) or {"steps", "tax", "counts", "loader"}
+    if "steps" in wanted and not arguments.nanogpt:
+        sys.stderr.write("without --nanogpt DIR: no nanoGPT, no stock Lightning (its model)\n")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        if "counts" in wanted:
+            everything_counted(rows, directory)
+        if "loader" in wanted:
+            for row in loader.measure(directory):
+                rows.add("loader", **row)
+        if "tax" in wanted:
+            tax(rows, directory)
+        if "steps" in wanted:
+            for shape, steps in ((NANO, 4), (GPT2, 1)):
+                step_times(rows, shape, steps, directory, arguments)
+    print(table(rows.all))
+    print(f"\nrows: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Starts peers as processes and lets them run in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.work import Job
+
+
+@dataclass(kw_only=True)
+class Peer:
+    """A name for the table, the module that runs it, and its job."""
+
+    name: str
+    module: str
+    job: Job
+    milliseconds: list[float] = field(default_factory=list)
+    cpu_milliseconds: list[float] = field(default_factory=list)
+    first_step_seconds: float = 0.0
+    answer: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    _process: subprocess.Popen[str] | None = None
+    _log: Path | None = None
+
+    def start(self, directory: Path) -> None:
+        """Starts the process and waits until it has warmed up."""
+        self._log = directory / f"{self.name.replace(' ', '_').replace('/', '_')}.log"
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.job.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        begin = time.perf_counter()
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self.module, self.job.dump()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+        self._read()
+        self.first_step_seconds = time.perf_counter() - begin
+
+    def run(self, steps: int) -> None:
+        """Runs a round and keeps its milliseconds per step."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        self._read()
+        if not self.error:
+            self.milliseconds.append(1000 * self.answer["seconds"] / self.answer["steps"])
+            self.cpu_milliseconds.append(1000 * self.answer["cpu_seconds"] / self.answer["steps"])
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.communicate(timeout=60)
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            self.answer = json.loads(line)
+            return
+        assert self._log is not None
+        self._process.wait()
+        last = [text for text in self._log.read_text().splitlines() if text.strip()]
+        self.error = last[-1][:200] if last else f"exit {self._process.returncode}"
+        print(f"  {self.name}: {self.error}", file=sys.stderr)
+
+    @property
+    def median(self) -> float:
+        """Milliseconds per step, the middle of all rounds."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def cpu_median(self) -> float:
+        """Milliseconds of the process's CPU time per step, the middle of all rounds."""
+        return statistics.median(self.cpu_milliseconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, in milliseconds."""
+        low, _, high = statistics.quantiles(self.milliseconds, n=4)
+        return (high - low) / 2
+
+
+def duel(
+    peers: Sequence[Peer], directory: Path, *, rounds: int, steps: int, together: bool = True
+) -> list[Peer]:
+    """Lets peers alternate, and returns those that could run.
+
+    Args:
+        peers: processes to start.
+        directory: for their logs.
+        rounds: measurements of each.
+        steps: optimizer steps of one measurement.
+        together: keep all processes alive and alternate between them; False, where their memory
+            would not fit beside each other, runs one after the other.
+    """
+    order = random.Random(0)
+    if together:
+        for peer in peers:
+            peer.start(directory)
+        alive = [peer for peer in peers if not peer.error]
+        for _ in range(rounds):
+            for peer in order.sample(alive, len(alive)):
+                peer.run(steps)
+        for peer in alive:
+            peer.stop()
+    else:
+        for peer in order.sample(list(peers), len(peers)):
+            peer.start(directory)
+            for _ in range(0 if peer.error else rounds):
+                peer.run(steps)
+            peer.stop()
+    good = [peer for peer in peers if peer.milliseconds and not peer.error]
+    counts = {peer.answer["parameters"] for peer in good}
+    assert len(counts) <= 1, f"the peers do not have the same model: {counts}"
+    return good
+
+
+def ratio(ours: Peer, other: Peer) -> tuple[float, float]:
+    """(ours / other, its spread), from the ratios of rounds: what slows a round slows both.
+
+    The spread is half the distance between the quartiles of the rounds' ratios.
+    """
+    ratios = [a / b for a, b in zip(ours.milliseconds, other.milliseconds, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, (high - low) / 2

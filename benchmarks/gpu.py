@@ -1,0 +1,170 @@
+"""Everything there is to measure on one GPU, in one command: python -m benchmarks.gpu.
+
+Studies are processes with a time limit each, the most important first; every row is written when it
+is known. What no longer fits into ``--minutes`` is recorded as skipped. ``--rehearse`` sends tiny
+twins of all shapes through the same code on a CPU: its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.draw import picture, read, summary
+from benchmarks.judge import WHOLE_STUDY
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A module of ``benchmarks.studies``.
+
+    Attributes:
+        name: of the module, and in rows.
+        least: minutes below which it is not worth starting.
+        most: minutes after which it is ended.
+    """
+
+    name: str
+    least: float
+    most: float
+
+
+STUDIES = [
+    Study(name="throughput", least=2, most=16),
+    Study(name="peers", least=4, most=9),
+    Study(name="tax", least=2, most=4),
+    Study(name="memory", least=1.5, most=5),
+    Study(name="startup", least=2, most=6),
+    Study(name="shakespeare", least=1, most=4),
+    Study(name="float8", least=3, most=12),
+    Study(name="largest", least=3, most=12),
+    Study(name="loss", least=2, most=10),
+    Study(name="ablations", least=3, most=25),
+]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rehearse", action="store_true", help="tiny twins on a CPU")
+    parser.add_argument("--only", default="", help="studies, with commas between")
+    parser.add_argument("--shapes", default="", help="shapes of the throughput study")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="for everything")
+    parser.add_argument("--thorough", action="store_true", help="try every micro-batch")
+    parser.add_argument("--nanogpt", default="", help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--shakespeare", default="", help="karpathy/char-rnn's input.txt")
+    parser.add_argument("--wheels", default="", help="a directory; all in it are installed")
+    parser.add_argument("--out", type=Path, help="rows are appended to it")
+    arguments = parser.parse_args()
+    names = [study.name for study in STUDIES]
+    wanted = arguments.only.split(",") if arguments.only else names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"no study is called {', '.join(sorted(unknown))}; there are {names}")
+    arguments.only = wanted
+    for key in ("nanogpt", "shakespeare", "wheels"):
+        if (path := getattr(arguments, key)) and not Path(path).exists():
+            parser.error(f"--{key}={path} does not exist")
+    return arguments
+
+
+def install(directory: Path) -> None:
+    """Installs wheels without a network and without touching what is there."""
+    wheels = [str(wheel) for wheel in sorted(directory.glob("*.whl"))]
+    if not wheels:
+        sys.exit(f"there are no wheels in {directory}")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--find-links", str(directory), *wheels], check=True)
+
+
+def versions() -> dict[str, Any]:
+    """Of software and device, asked for in another process."""
+    command = [sys.executable, "-m", "benchmarks.studies.environment"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def record(out: Path, study: str, found: dict[str, Any], **facts: str) -> None:
+    """A row about a whole study."""
+    row = {"study": study, "case": WHOLE_STUDY, **facts, "versions": found}
+    with open(out, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"{study}: {facts}", flush=True)
+
+
+def run(study: Study, settings: dict[str, Any], out: Path, minutes: float) -> None:
+    """One study, ended with all its processes when its time is over."""
+    command = [sys.executable, "-m", f"benchmarks.studies.{study.name}"]
+    settings = {**settings, "study": study.name, "deadline": time.time() + 60 * minutes}
+    process = subprocess.Popen([*command, json.dumps(settings)], cwd=ROOT, start_new_session=True)
+    trouble = ""
+    try:
+        if code := process.wait(timeout=60 * minutes):
+            trouble = f"the process ended with {code}"
+    except subprocess.TimeoutExpired:
+        trouble = f"ended after {minutes:.1f} minutes"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # peers that outlived it
+        process.wait()
+    if trouble:
+        record(out, study.name, settings["versions"], error=trouble)
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.wheels:
+        install(Path(arguments.wheels))
+    found = versions()
+    if not arguments.rehearse and found["memory_gib"] is None:
+        sys.exit("there is no CUDA device; --rehearse runs tiny twins on the CPU")
+    found["rehearsal"] = arguments.rehearse
+    begin = time.time()
+    with tempfile.TemporaryDirectory(prefix="benchmark", ignore_cleanup_errors=True) as directory:
+        results = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
+        if arguments.rehearse:
+            results = Path(directory)
+        out = (arguments.out or results / f"gpu-{date.today()}.jsonl").resolve()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "out": str(out),
+            "directory": directory,
+            "rehearse": arguments.rehearse,
+            "nanogpt": arguments.nanogpt and str(Path(arguments.nanogpt).resolve()),
+            "shakespeare": arguments.shakespeare and str(Path(arguments.shakespeare).resolve()),
+            "thorough": arguments.thorough,
+            "shapes": [name for name in arguments.shapes.split(",") if name],
+            "versions": found,
+        }
+        for study in STUDIES:
+            if study.name not in arguments.only:
+                continue
+            left = arguments.minutes - (time.time() - begin) / 60
+            if left < study.least:
+                record(out, study.name, found, skipped="time")
+                continue
+            run(study, settings, out, min(study.most, left))
+        rows = read([out])
+        text = summary(rows)
+        out.with_suffix(".md").write_text(summary(rows, limit=1_000_000), "utf-8")
+        try:
+            picture(rows, out.with_suffix(".png"))
+        except ImportError:
+            print("matplotlib is not installed: no picture")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What all studies share: their settings, rows in a file, and one way to measure a peer.
+
+A row is one line of JSON with the versions beside the numbers, written as soon as it is known: an
+interrupted run keeps what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.duel import Peer
+from benchmarks.peers.ours import configuration, write_shards
+from benchmarks.shapes import Preset, gpu_presets
+from benchmarks.work import Job, Shape, write_tokens
+from llm_train.network import Counts, Transformer, count
+
+# What a user of ours would set on a GPU, beyond the defaults of benchmarks/peers/ours.py.
+RECIPE = ("--model.loss=ChunkedCausalLM",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a study's process is told.
+
+    Attributes:
+        study: its name in rows.
+        out: file of rows.
+        directory: for tokens, logs and runs; deleted afterwards.
+        rehearse: tiny shapes on the CPU.
+        deadline: seconds since the epoch after which the process is killed.
+        nanogpt: checkout of nanoGPT, or "".
+        shakespeare: text of Shakespeare, or "".
+        thorough: try all candidates where one would do.
+        shapes: names to which the throughput study keeps; empty: all.
+        versions: put into every row.
+    """
+
+    study: str
+    out: str
+    directory: str
+    rehearse: bool
+    deadline: float
+    nanogpt: str
+    shakespeare: str
+    thorough: bool
+    shapes: list[str]
+    versions: dict[str, Any]
+
+    @classmethod
+    def from_arguments(cls) -> Settings:
+        """Reads the settings from the command line."""
+        return cls(**json.loads(sys.argv[1]))
+
+    def dump(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @property
+    def device(self) -> str:
+        """Where models run."""
+        return "cpu" if self.rehearse else "cuda"
+
+    @property
+    def variant(self) -> str:
+        """Of the peers: compiling tiny models on a CPU takes longer than running them."""
+        return "eager" if self.rehearse else "compiled"
+
+    @property
+    def presets(self) -> dict[str, Preset]:
+        """The GPU's shapes, or their twins."""
+        return gpu_presets(self.rehearse)
+
+    def emit(self, case: str, **numbers: Any) -> None:
+        """Writes one row."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = {"study": self.study, "case": case, **numbers}
+        with open(self.out, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "time": now, "versions": self.versions}) + "\n")
+        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds")}
+        print(f"{self.study}: " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
+
+    def has(self, seconds: float, case: str) -> bool:
+        """Whether so much time is left; writes a row where it is not."""
+        if self.rehearse or time.time() + seconds < self.deadline:
+            return True
+        self.emit(case, skipped="time")
+        return False
+
+    def tokens(self, vocab: int) -> str:
+        """A file of random tokens and, beside it, the same as shards; made once."""
+        path = Path(self.directory) / f"tokens-{vocab}.bin"
+        if not path.exists():
+            # Files hold uint16: of a larger vocabulary the first 65,536 ids are read.
+            part = path.with_suffix(".part")
+            write_tokens(part, min(vocab, 1 << 16), 200_000 if self.rehearse else 20_000_000)
+            write_shards(str(part), vocab)
+            Path(f"{part}.shards").rename(f"{path}.shards")
+            part.rename(path)
+        return str(path)
+
+    def job(self, shape: Shape, *, overrides: Sequence[str] = (), **more: Any) -> Job:
+        """A job on this device; ``overrides`` are for ours, the last of a key counts."""
+        values: dict[str, Any] = {
+            "shape": shape,
+            "device": self.device,
+            "dtype": "float32" if self.rehearse else "bfloat16",
+            "variant": self.variant,
+            "tokens": self.tokens(shape.vocab),
+            "warmup": 3 if self.rehearse else 10,
+            "threads": 1 if self.rehearse else 8,
+            "options": {"path": self.nanogpt, "overrides": [*RECIPE, *overrides]},
+        }
+        return Job(**{**values, **more})
+
+    def ours(self, name: str, preset: Preset, *overrides: str, **more: Any) -> Peer:
+        """Our own process on a preset."""
+        job = self.job(preset.shape, overrides=(*preset.arguments(), *overrides), **more)
+        return Peer(name=name, module="benchmarks.peers.ours", job=job)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def counts(preset: Preset) -> Counts:
+    """Parameters and FLOPs of a preset, counted on the meta device."""
+    job = Job(
+        shape=preset.shape,
+        device="cpu",
+        dtype="float32",
+        variant="eager",
+        tokens="",
+        warmup=1,
+        threads=1,
+        options={},
+    )
+    arguments = configuration(job, Path())["model"]["network"]["init_args"]
+    with torch.device("meta"):
+        return count(Transformer(**{**arguments, **preset.network}).build())
+
+
+def at(preset: Preset, micro_batch: int) -> Preset:
+    """The preset with another micro-batch."""
+    return replace(preset, shape=preset.at(micro_batch, preset.shape.tokens_per_step))

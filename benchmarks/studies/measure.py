@@ -1,0 +1,84 @@
+"""Runs peers for a while and turns what they answered into the numbers of a row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.duel import Peer
+from benchmarks.shapes import Preset
+from benchmarks.studies.common import Settings, counts
+from llm_train.peaks import dense_peak_flops
+
+
+def start(settings: Settings, peer: Peer) -> bool:
+    """Starts a peer and lets it warm up; False when it could not."""
+    peer.start(Path(settings.directory))
+    return not peer.error
+
+
+def steps_per_round(settings: Settings, peer: Peer, seconds: float = 3.0) -> int:
+    """Steps that take about so long; whole log intervals where they are short enough."""
+    if settings.rehearse:
+        return 2
+    turn(peer, 1)
+    if peer.error:
+        return 1
+    steps = int(1000 * seconds / peer.milliseconds.pop())
+    return max(1, min(100, steps - steps % 10 if steps >= 10 else steps))
+
+
+def turn(peer: Peer, steps: int) -> None:
+    """One round of one peer, which may die in it."""
+    try:
+        peer.run(steps)
+    except (OSError, ValueError) as problem:
+        peer.error = peer.error or f"{type(problem).__name__}: {problem}"
+
+
+def alternate(peers: Sequence[Peer], *, rounds: int, steps: int) -> None:
+    """Rounds of all living peers in a new order each time; all have been started."""
+    order = random.Random(0)
+    for _ in range(rounds):
+        alive = [peer for peer in peers if not peer.error]
+        for peer in order.sample(alive, len(alive)):
+            turn(peer, steps)
+
+
+def alone(settings: Settings, peer: Peer, rounds: int = 7) -> Peer:
+    """Starts, measures and stops one peer."""
+    if start(settings, peer):
+        steps = steps_per_round(settings, peer)
+        alternate([peer], rounds=3 if settings.rehearse else rounds, steps=steps)
+    peer.stop()
+    return peer
+
+
+def numbers(settings: Settings, peer: Peer, preset: Preset) -> dict[str, Any]:
+    """A row: times, rates, both conventions of MFU, memory; or the error."""
+    shape = peer.job.shape
+    row: dict[str, Any] = {"micro_batch": shape.batch, "accumulation": shape.accumulation}
+    if peer.error or len(peer.milliseconds) < 2:
+        return {**row, "error": peer.error or "too few rounds"}
+    rate = 1000 * shape.tokens_per_step / peer.median
+    counted = counts(preset)
+    causal = counted.flops_per_token(shape.sequence)
+    full = counted.flops_per_token(shape.sequence, causal=False)
+    peak = dense_peak_flops(settings.versions.get("device", "cpu"), "bf16")
+    return {
+        **row,
+        "tokens_per_s": rate,
+        "spread_tokens_per_s": rate * peer.spread / peer.median,
+        "milliseconds": peer.median,
+        "spread": peer.spread,
+        "rounds": [round(value, 4) for value in peer.milliseconds],
+        "tflops": rate * causal / 1e12,
+        "mfu": rate * causal / peak if peak else None,
+        "mfu_full_attention": rate * full / peak if peak else None,
+        "parameters": peer.answer["parameters"],
+        "peak_gib": peer.answer.get("peak_gib"),
+        "reserved_gib": peer.answer.get("reserved_gib"),
+        "warm_up_seconds": peer.first_step_seconds,
+    }

@@ -1,0 +1,46 @@
+"""Every shape, ours, end to end: loader, optimizer, clipping and logging included.
+
+The first micro-batch that fits is measured; with ``--thorough`` all of them are, and the fastest is
+the shape's row. The peak of the same process is the row's memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.shapes import Preset
+from benchmarks.studies.common import Settings, at
+from benchmarks.studies.measure import alone, numbers
+
+
+def best(settings: Settings, name: str, preset: Preset) -> dict[str, Any]:
+    """Numbers of the fastest, or of the first, micro-batch that runs."""
+    rows: list[dict[str, Any]] = []
+    for micro_batch in preset.micro_batches:
+        candidate = at(preset, micro_batch)
+        case = f"{name} micro-batch {micro_batch}"
+        if not settings.has(90, case):
+            break
+        peer = alone(settings, settings.ours(case, candidate))
+        row = numbers(settings, peer, candidate)
+        rows.append(row)
+        if settings.thorough or "error" in row:
+            settings.emit(case, trial=True, **row)
+        elif "error" not in row:
+            break
+    if not rows:
+        return {"skipped": "time"}
+    return max(rows, key=lambda row: row.get("tokens_per_s", 0.0))
+
+
+def main() -> None:
+    settings = Settings.from_arguments()
+    for name, preset in settings.presets.items():
+        if settings.shapes and name not in settings.shapes:
+            continue
+        goals = {"must": preset.must, "aim": preset.aim, "roof": preset.roof}
+        settings.emit(name, **best(settings, name, preset), **goals)
+
+
+if __name__ == "__main__":
+    main()

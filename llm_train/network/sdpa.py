@@ -1,0 +1,46 @@
+"""Which kernel torch's scaled_dot_product_attention tries first.
+
+On Hopper and Blackwell cuDNN's fused attention is the fastest of those that come with torch, but
+torch does not always try it first. The order is a global state of torch; it is set around a run and
+put back. A kernel that cannot do a shape is passed over, so an order never makes a run fail. On a
+CPU there is nothing to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Kernel = Literal["auto", "cudnn", "flash", "efficient"]
+
+_KERNELS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_CUDNN_FROM = (9, 0)  # compute capability
+
+
+@contextmanager
+def attention_order(kernel: Kernel, device: torch.device) -> Iterator[None]:
+    """Tries ``kernel`` first inside the block, then flash, cuDNN, memory-efficient and plain.
+
+    Args:
+        kernel: ``auto`` is cudnn from compute capability 9.0 on, flash before.
+        device: of the run.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    first: str = kernel
+    if kernel == "auto":
+        capability = torch.cuda.get_device_capability(device)
+        first = "cudnn" if capability >= _CUDNN_FROM else "flash"
+    rest = [name for name in ("flash", "cudnn", "efficient", "math") if name != first]
+    with sdpa_kernel([_KERNELS[name] for name in (first, *rest)], set_priority=True):
+        yield

@@ -1,0 +1,122 @@
+"""What ARCHITECTURE.md lists as private interfaces is still there, with the meaning we rely on.
+
+An upgrade of Lightning, torch or DeepSpeed that renames one of them fails here, by name, and not
+somewhere in a run. Those that ``trim.py`` replaces are compared in ``test_trim.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer import call
+from torch.distributed.checkpoint import FileSystemReader
+
+
+@pytest.fixture
+def trainer() -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def test_the_broadcast_of_a_signal_belongs_to_the_loop_and_can_be_replaced(
+    trainer: pl.Trainer,
+) -> None:
+    loop: Any = trainer.fit_loop.epoch_loop
+    assert "received_sigterm" in inspect.getsource(type(loop)._broadcast_sigterm_tensor)
+    called = []
+    loop._broadcast_sigterm_tensor = lambda: called.append(1)
+    loop._broadcast_sigterm_tensor()
+    assert called == [1]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
+def test_progress_of_the_loops_has_the_keys_that_a_resume_sets(trainer: pl.Trainer) -> None:
+    trainer.fit(BoringModel())
+    state = trainer.fit_loop.state_dict()
+    batches = state["epoch_loop.batch_progress"]
+    assert set(batches["total"]) == {"ready", "started", "processed", "completed"}
+    assert batches["total"]["completed"] == batches["current"]["completed"] == 3
+    assert set(state["epoch_progress"]["total"]) == {"ready", "started", "processed", "completed"}
+    optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    assert optimizer["step"]["total"] == {"ready": 3, "completed": 3}
+    assert state["epoch_loop.state_dict"]["_batches_that_stepped"] == 3
+    trainer.fit_loop.load_state_dict(state)
+    assert trainer.global_step == 3
+
+
+def test_state_of_callbacks_is_gathered_and_given_back(trainer: pl.Trainer) -> None:
+    class Counter(pl.Callback):
+        count = 4
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": self.count}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self.count = state_dict["count"]
+
+    counter = Counter()
+    trainer.callbacks.append(counter)
+    stored = call._call_callbacks_state_dict(trainer)
+    counter.count = 0
+    call._call_callbacks_load_state_dict(trainer, {"callbacks": stored})
+    assert counter.count == 4
+
+
+def test_lightning_puts_signal_handlers_back(trainer: pl.Trainer) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connector.teardown()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
+    source = inspect.getsource(ModelParallelStrategy.setup_environment)
+    assert "self._data_parallel_size" in source
+    assert "self._tensor_parallel_size" in source
+
+
+def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:
+    for name in (
+        "setup_environment",
+        "setup_distributed",
+        "_init_deepspeed_distributed",
+        "_setup_model_and_optimizer",
+        "_init_config_if_needed",
+    ):
+        assert callable(getattr(DeepSpeedStrategy, name)), name
+    # The division that strategy/zero.py takes back.
+    loop = inspect.getsource(pl.loops.optimization.automatic.ClosureResult)
+    assert "normalize" in loop
+
+
+def test_the_metadata_of_a_checkpoint_is_read_by_one_method() -> None:
+    assert "pickle" in inspect.getsource(FileSystemReader.read_metadata)
+
+
+def test_apply_is_what_moves_and_casts_pass() -> None:
+    seen = []
+
+    class Watched(torch.nn.Linear):
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            seen.append(1)
+            return super()._apply(fn, recurse)
+
+    module = Watched(1, 1, device="meta")
+    module.to_empty(device="cpu").to(torch.float64).bfloat16().cpu()
+    assert len(seen) == 4
