@@ -45,7 +45,7 @@ test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 test-gpu: $(STAMP) ## tests and a one-minute smoke on one CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(STAMP) ## ratios and counts on a CPU; NANOGPT=DIR adds nanoGPT and stock Lightning
+bench: $(STAMP) ## ratios and counts on a CPU; NANOGPT=DIR where it cannot be cloned
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.cpu $(if $(NANOGPT),--nanogpt $(NANOGPT))
 

@@ -10,7 +10,6 @@ import argparse
 import importlib.util
 import json
 import platform
-import sys
 import tempfile
 from datetime import UTC, date, datetime
 from importlib.metadata import version
@@ -20,17 +19,13 @@ from typing import Any
 
 from benchmarks import counts, loader
 from benchmarks.duel import Peer, duel, ratio
+from benchmarks.peers.fetch import nanogpt
+from benchmarks.shapes import CPU
 from benchmarks.work import Job, Shape, write_tokens
 
 ROOT = Path(__file__).parents[1]
-NANO = Shape(
-    name="nanoGPT's CPU configuration", vocab=65, layers=4, width=128, heads=4, kv_heads=4,
-    mlp=512, sequence=64, batch=12,
-)  # fmt: skip
-GPT2 = Shape(
-    name="GPT-2's 12 layers, width 128", vocab=50304, layers=12, width=128, heads=2, kv_heads=2,
-    mlp=512, sequence=256, batch=2,
-)  # fmt: skip
+NANO = CPU["nanogpt-cpu"].shape
+GPT2 = CPU["gpt2-tiny-width"].shape
 ONE_LAYER = Shape(
     name="one layer of width 8", vocab=64, layers=1, width=8, heads=1, kv_heads=1, mlp=32,
     sequence=8, batch=1,
@@ -145,6 +140,39 @@ def tax(rows: Rows, directory: Path) -> None:
                  above_bare=round(peer.cpu_median - bare, 3))  # fmt: skip
 
 
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "as shipped: blocks compiled, chunked loss, fused AdamW": ("compiled", {}),
+    "nothing compiled": ("eager", {}),
+    "one graph, plain loss": ("network", {}),
+    "plain loss: all logits": ("compiled", {"overrides": ["--model.loss=CausalLM"]}),
+    "AdamW not fused": ("compiled", {"overrides": ["--model.optimizer.init_args.fused=off"]}),
+    "freed memory returned to the system": ("compiled", {"return_memory": True}),
+    "freed memory returned, nothing compiled": ("eager", {"return_memory": True}),
+    "a log point every step": ("compiled", {"overrides": ["--trainer.log_every_n_steps=1"]}),
+}
+
+
+def ablations(rows: Rows, directory: Path, arguments: argparse.Namespace) -> None:
+    """Each technique off, or set otherwise, at a time; ratios to what is shipped."""
+    tokens = write_tokens(directory / "ablations.bin", GPT2.vocab, 1_000_000)
+    peers_ = [
+        Peer(
+            name=name,
+            module="benchmarks.peers.ours",
+            job=Job(
+                shape=GPT2, device="cpu", dtype="float32", variant=variant, tokens=str(tokens),
+                warmup=5, threads=arguments.threads, options=options,
+            ),
+        )
+        for name, (variant, options) in ABLATIONS.items()
+    ]  # fmt: skip
+    shipped, *others = duel(peers_, directory, rounds=arguments.rounds, steps=1)
+    for peer in (shipped, *others):
+        to_shipped, spread = ratio(peer, shipped)
+        rows.add("ablations", case=peer.name, milliseconds=round(peer.median, 1),
+                 to_shipped=round(to_shipped, 3), spread_of_ratio=round(spread, 3))  # fmt: skip
+
+
 def everything_counted(rows: Rows, directory: Path) -> None:
     """See ``counts``."""
     rows.add("host synchronisations", **counts.synchronisations(directory))
@@ -175,17 +203,24 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nanogpt", default="", help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--nanogpt", default="", help="a checkout of karpathy/nanoGPT; else cloned")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--rounds", type=int, default=45, help="measurements of each peer")
-    parser.add_argument("--only", default="", help="steps, tax, counts, loader; with commas")
+    parser.add_argument(
+        "--only", default="", help="steps, tax, counts, loader, ablations; with commas"
+    )
     parser.add_argument("--out", type=Path, help="rows are appended to it")
     arguments = parser.parse_args()
     out = arguments.out or ROOT / "benchmarks/results" / f"cpu-{date.today().isoformat()}.jsonl"
     rows = Rows(out)
-    wanted = set(filter(None, arguments.only.split(","))) or {"steps", "tax", "counts", "loader"}
-    if "steps" in wanted and not arguments.nanogpt:
-        sys.stderr.write("without --nanogpt DIR: no nanoGPT, no stock Lightning (its model)\n")
+    studies = {"steps", "tax", "counts", "loader", "ablations"}
+    wanted = set(filter(None, arguments.only.split(","))) or studies
+    if unknown := wanted - studies:
+        parser.error(
+            f"no study is called {', '.join(sorted(unknown))}; there are {sorted(studies)}"
+        )
+    if "steps" in wanted:
+        arguments.nanogpt = nanogpt(arguments.nanogpt)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         if "counts" in wanted:
@@ -195,6 +230,8 @@ def main() -> None:
                 rows.add("loader", **row)
         if "tax" in wanted:
             tax(rows, directory)
+        if "ablations" in wanted:
+            ablations(rows, directory, arguments)
         if "steps" in wanted:
             for shape, steps in ((NANO, 4), (GPT2, 1)):
                 step_times(rows, shape, steps, directory, arguments)

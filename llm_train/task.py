@@ -140,9 +140,9 @@ class Task(DirectTransfer, pl.LightningModule):
     def configure_model(self) -> None:
         """Builds, recomputes, compiles, shards, then initialises: in this order for a reason.
 
-        FP8 swaps modules, recomputation changes what a block's forward is, compilation must see that, and sharding
-        hooks must stay outside compiled code. Weights come last so that only shards of them ever
-        exist.
+        FP8 swaps modules, recomputation changes what a block's forward is, compilation must see
+        both, and sharding hooks must stay outside compiled code. Weights come last so that only
+        shards of them ever exist.
         """
         if hasattr(self, "network"):
             return
@@ -175,7 +175,7 @@ class Task(DirectTransfer, pl.LightningModule):
         """Builds the optimizer and remembers each group's peak learning rate."""
         optimizer = self.optimizer_config.build(self.network.named_parameters())
         factor = self.derived.learning_rate_factor
-        self._peaks = [group["lr"] * factor for group in optimizer.param_groups]
+        self._peaks = [float(group["lr"]) * factor for group in optimizer.param_groups]
         return optimizer
 
     def setup(self, stage: str) -> None:
@@ -238,7 +238,10 @@ class Task(DirectTransfer, pl.LightningModule):
         assert self._multiplier is not None
         factor = self._multiplier(self.trainer.global_step)
         for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+            if isinstance(group["lr"], Tensor):  # torchao's compiled updates take it as an input
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._refresh_copies()
 

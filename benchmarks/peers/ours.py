@@ -1,6 +1,7 @@
 """llm_train, through its own command line: loader, Trainer, clipping, logging and all.
 
-Variants: eager, compiled. The option ``overrides`` holds further ``--key=value`` arguments.
+Variants: eager, compiled (each block), network (one graph). Options: ``overrides`` are further
+``--key=value`` arguments; ``return_memory`` leaves glibc its habit of giving freed memory back.
 """
 
 from __future__ import annotations
@@ -143,6 +144,10 @@ def main() -> None:
         config = configuration(job, directory)
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
+        if job.options.get("return_memory"):
+            from llm_train import assembly
+
+            assembly.keep_freed_memory = lambda: False
         pace = Pace(job)
         _attach(pace)
         llm_train(["fit", "-c", str(file), *job.options.get("overrides", [])])

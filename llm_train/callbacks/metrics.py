@@ -112,7 +112,7 @@ class Metrics(pl.Callback):
             steps=steps,
             lap=lap,
             values=values,
-            learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
+            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
             memory=memory(trainer.strategy.root_device),
         )
 

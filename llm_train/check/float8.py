@@ -26,7 +26,7 @@ def float8(settings: Settings) -> Iterator[str]:
     if importlib.util.find_spec("torchao") is None:
         yield (
             f"model.float8={recipe} needs torchao, which is not installed; "
-            "pip install 'llm-train[float8]', or set model.float8=none"
+            "pip install 'llm-train[torchao]', or set model.float8=none"
         )
     if strategy_name(settings) == "ZeRO":
         yield (

@@ -11,7 +11,7 @@ from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
 from llm_train.errors import LLMTrainError
-from llm_train.optimizer import MuonAdamW
+from llm_train.optimizer import MuonAdamW, StochasticAdamW
 from llm_train.settings import Settings
 
 Rule = Callable[[Settings], Iterator[str]]
@@ -114,6 +114,23 @@ def _optimizer(settings: Settings) -> Iterator[str]:
     yield from ()
 
 
+def _stochastic(settings: Settings) -> Iterator[str]:
+    if not isinstance(settings.task.optimizer_config, StochasticAdamW):
+        return
+    precision = trainer.precision_of(settings)
+    if precision != "bf16-true":
+        yield (
+            f"model.optimizer=StochasticAdamW needs trainer.precision=bf16-true, not {precision}: "
+            "fp32 weights have nothing to round; use AdamW with them"
+        )
+    name = trainer.strategy_name(settings)
+    if name not in ("SingleDevice", "FSDP"):
+        yield (
+            f"model.optimizer=StochasticAdamW under {name}: ranks would round the same weight "
+            "differently; set trainer.strategy to fsdp, or use AdamW"
+        )
+
+
 def _zero(settings: Settings) -> Iterator[str]:
     if trainer.strategy_name(settings) != "ZeRO":
         return
@@ -189,6 +206,7 @@ _RULES: tuple[Rule, ...] = (
     trainer.devices,
     trainer.strategy,
     _zero,
+    _stochastic,
     trainer.precision,
     trainer.callbacks,
     trainer.compilation,

@@ -141,7 +141,7 @@ def _torchao(recipe: Recipe, *, emulate: bool) -> tuple[Callable[..., nn.Module]
     except ImportError as error:
         raise ConfigError(
             f"model.float8={recipe} needs torchao, which cannot be imported "
-            f"({str(error).splitlines()[0]}); pip install 'llm-train[float8]', or set "
+            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
             "model.float8=none"
         ) from error
     config = Float8LinearConfig.from_recipe_name(recipe)

@@ -79,7 +79,7 @@ def test_without_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert refused("check", "-c", file_of(tmp_path)) == [
         "model.float8=rowwise needs torchao, which is not installed; "
-        "pip install 'llm-train[float8]', or set model.float8=none"
+        "pip install 'llm-train[torchao]', or set model.float8=none"
     ]
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from llm_train.logger.records import read_lines, read_metrics
+from llm_train.loss import CausalLM
 from llm_train.network import Transformer, initialise, materialise
+from llm_train.network.linear import Copies
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment, llm_train
 
@@ -41,8 +44,10 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
 
 
-@pytest.mark.parametrize("compiled", ["none", "blocks"])
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp", "zero2"])
+CASES = [(s, c) for s in ("single", "ddp", "fsdp", "zero2") for c in ("none", "blocks")]
+
+
+@pytest.mark.parametrize(("strategy", "compiled"), [*CASES, ("single", "network")])
 def test_every_strategy_learns_and_resumes(strategy: str, compiled: str, tmp_path: Path) -> None:
     """Killed with SIGKILL in the middle, continued, and compared with a run left alone."""
     ranks = 0 if strategy == "single" else 1
@@ -109,3 +114,46 @@ def test_no_synchronisation_between_log_points(tmp_path: Path) -> None:
     arguments = [*command()[:1], str(script), "fit", "-c", str(path)]
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "flash", "efficient"])
+def test_every_attention_kernel_gives_the_same_losses(kernel: str, tmp_path: Path) -> None:
+    found = {}
+    for name in ("auto", kernel):
+        settings = {"model__attention": name, "model__compile": "blocks"}
+        path = write(tmp_path / f"{name}.yaml", config(tmp_path / name, **settings))
+        llm_train("fit", "-c", str(path))
+        found[name] = losses(tmp_path / name)
+    assert found[kernel] == pytest.approx(found["auto"], rel=1e-2)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
+    reason="needs FP8 units",
+)
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_float8_learns_as_bf16_does(recipe: str, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    found = {}
+    for name in ("none", recipe):
+        settings = {"model__float8": name, "model__compile": "blocks"}
+        path = write(tmp_path / f"{name}.yaml", config(tmp_path / name, **settings))
+        llm_train("fit", "-c", str(path))
+        found[name] = losses(tmp_path / name)
+    assert found[recipe][STEPS] == pytest.approx(found["none"][STEPS], rel=0.03)
+
+
+def test_copies_of_weights_give_what_autocast_gives() -> None:
+    shape = Transformer(vocab_size=101, layers=2, width=64, heads=2, max_sequence=16)
+    tokens = torch.randint(101, (4, 17), device="cuda")
+    found = []
+    for copied in (False, True):
+        network = shape.build().cuda()
+        initialise(network, seed=3)
+        if copied:
+            Copies(network, torch.bfloat16)
+        with torch.autocast("cuda", torch.bfloat16):
+            sums = network(tokens[:, :-1], partial(CausalLM(), targets=tokens[:, 1:]))
+        sums.objective.backward()
+        found.append((sums.nats, [p.grad for p in network.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-3)
