@@ -133,6 +133,7 @@ class ShardTokens(Tokens):
         self._borders = [0, *accumulate(lengths)]
         self._firsts = np.asarray(self._borders[:-1])
         self._maps: list[npt.NDArray[Any]] | None = None
+        self._windows: dict[int, npt.NDArray[Any]] = {}
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -143,7 +144,7 @@ class ShardTokens(Tokens):
         return self._borders[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": None}
+        return {**self.__dict__, "_maps": None, "_windows": {}}
 
     def read(self, start: int, out: Ids) -> None:
         """Copies tokens ``start .. start + out.size`` into ``out``, across shards if need be."""
@@ -161,7 +162,9 @@ class ShardTokens(Tokens):
         """One gather per shard; windows that cross a border are put together by ``read``."""
         maps = self._open()
         if len(maps) == 1 and starts.size:
-            return _gather(maps[0], starts, length)
+            if length not in self._windows:
+                self._windows[length] = _every_window(maps[0], length)
+            return np.asarray(self._windows[length][starts])
         out = np.empty((starts.size, length), dtype=self.dtype)
         shards = np.searchsorted(self._firsts, starts, side="right") - 1
         offsets = starts - self._firsts[shards]
@@ -183,13 +186,11 @@ class ShardTokens(Tokens):
         return self._maps
 
 
-def _gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int) -> Ids:
-    """Copies windows by one indexing operation over all windows that exist."""
+def _every_window(tokens: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """A view whose row i is the window at i: (N - length + 1, length), without a copy."""
     strides = (tokens.itemsize, tokens.itemsize)
-    every = np.lib.stride_tricks.as_strided(
-        tokens, (tokens.size - length + 1, length), strides, writeable=False
-    )
-    return np.asarray(every[starts])
+    shape = (tokens.size - length + 1, length)
+    return np.lib.stride_tricks.as_strided(tokens, shape, strides, writeable=False)
 
 
 def verify(directory: Path, checksums: bool = False) -> Manifest:
