@@ -31,10 +31,8 @@ What follows from torchao 0.18's source, with either recipe:
 from __future__ import annotations
 
 import dataclasses
-import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -42,6 +40,7 @@ from torch import nn
 
 from llm_train.errors import ConfigError
 from llm_train.network.base import LanguageModel
+from llm_train.quiet import quiet
 
 Recipe = Literal["tensorwise", "rowwise"]
 
@@ -49,7 +48,6 @@ ALIGNMENT = 16
 """Dimensions of FP8 products must be multiples of this: 16 bytes of 8-bit values."""
 
 _OLDEST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
-_TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> int:
@@ -136,7 +134,7 @@ def _fits(module: nn.Module, name: str) -> bool:
 def _torchao(recipe: Recipe, *, emulate: bool) -> tuple[Callable[..., nn.Module], Any]:
     """What torchao offers for a recipe: its conversion and the configuration to give it."""
     try:
-        with _quiet():
+        with quiet():
             from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ConfigError(
@@ -146,17 +144,3 @@ def _torchao(recipe: Recipe, *, emulate: bool) -> tuple[Callable[..., nn.Module]
         ) from error
     config = Float8LinearConfig.from_recipe_name(recipe)
     return convert_to_float8_training, dataclasses.replace(config, emulate=emulate)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what importing torchao logs: kernels of its other parts that this host lacks."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -19,6 +19,7 @@ from torch import nn, optim
 from llm_train.errors import ConfigError
 from llm_train.optimizer.base import Optimizer
 from llm_train.optimizer.groups import check_numbers, decay_groups
+from llm_train.quiet import quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ class StochasticAdamW(Optimizer):
             ConfigError: torchao is not installed.
         """
         try:
-            from torchao.optim import _AdamW
+            with quiet():
+                from torchao.optim import _AdamW
         except ImportError as error:
             raise ConfigError(
                 "model.optimizer=StochasticAdamW needs torchao, which is not installed; "
