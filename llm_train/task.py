@@ -49,11 +49,12 @@ class Task(DirectTransfer, pl.LightningModule):
         loss: what is minimised.
         recompute: what blocks keep between forward and backward.
         compile: blocks compiles each block with torch.compile, network all of forward and loss as
-            one graph (one device or ddp; no overlap of reductions with backward), none nothing.
+            one graph (one device or ddp; no overlap of reductions with backward), graphs that one
+            graph replayed through CUDA graphs (one GPU, one micro-batch a step), none nothing.
         float8: how the blocks' linear layers scale operands of FP8 products; none keeps them as
             trainer.precision has them.
         attention: kernel that is tried first on a GPU; auto is cuDNN's on Hopper and later, else
-            FlashAttention.
+            FlashAttention; flash3 is FlashAttention 3 from its own package.
     """
 
     network: LanguageModel
@@ -65,7 +66,7 @@ class Task(DirectTransfer, pl.LightningModule):
         schedule: Schedule,
         loss: Loss = CausalLM(),  # noqa: B008 - frozen
         recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
-        compile: Literal["none", "blocks", "network"] = "none",
+        compile: Literal["none", "blocks", "network", "graphs"] = "none",
         float8: Literal["none", "tensorwise", "rowwise"] = "none",
         attention: Kernel = "auto",
     ) -> None:
@@ -164,8 +165,10 @@ class Task(DirectTransfer, pl.LightningModule):
     def _compile(self, network: LanguageModel) -> None:
         if self.compile_unit == "none":
             return
-        if self.compile_unit == "network":
-            self._score = torch.compile(self._plain_score, dynamic=False)
+        if self.compile_unit in ("network", "graphs"):
+            # Launching a kernel costs the host microseconds; a replayed graph is one launch.
+            mode = "reduce-overhead" if self.compile_unit == "graphs" else "default"
+            self._score = torch.compile(self._plain_score, dynamic=False, mode=mode)
             return
         self._loss = self.loss.compiled()
         for block in network.blocks():

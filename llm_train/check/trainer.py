@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from llm_train.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
 from llm_train.strategy import Placement, SingleDevice
 
@@ -220,10 +221,40 @@ def compilation(settings: Settings) -> Iterator[str]:
             f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
             "the blocks; write model.compile=blocks"
         )
+    if settings.task.compile_unit == "graphs":
+        yield from _graphs(settings, name)
+    if settings.task.attention == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
+        yield (
+            f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
+            "install FlashAttention 3, or write auto"
+        )
     if settings.task.attention != "auto" and not settings.on_cuda:
         yield (
             f"model.attention={settings.task.attention} has no effect on a CPU, which has one "
             "kernel; remove it"
+        )
+
+
+def _graphs(settings: Settings, name: str) -> Iterator[str]:
+    """A replayed graph writes gradients to the same memory each time."""
+    if not settings.on_cuda:
+        yield (
+            "model.compile=graphs has no effect on a CPU, which has no CUDA graphs; write "
+            "model.compile=network"
+        )
+    if name != "SingleDevice":
+        yield (
+            f"model.compile=graphs works on one device, not under {name}; write "
+            "model.compile=blocks"
+        )
+    micro_batches = settings.batch.tokens // (
+        settings.batch.per_device * settings.batch.sequence * settings.world_size
+    )
+    if micro_batches > 1:
+        yield (
+            f"model.compile=graphs with {micro_batches} micro-batches a step would overwrite the "
+            "gradients of the one before; raise batch.per_device until a step is one micro-batch, "
+            "or write model.compile=network"
         )
 
 

@@ -4,6 +4,9 @@ On Hopper and Blackwell cuDNN's fused attention is the fastest of those that com
 torch does not always try it first. The order is a global state of torch; it is set around a run and
 put back. A kernel that cannot do a shape is passed over, so an order never makes a run fail. On a
 CPU there is nothing to choose.
+
+FlashAttention 3 comes from its own package (``FLASH3_PACKAGE``); torch then runs it in the place of
+the version that it brings along.
 """
 
 from __future__ import annotations
@@ -13,9 +16,14 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import (
+    SDPBackend,
+    activate_flash_attention_impl,
+    restore_flash_attention_impl,
+    sdpa_kernel,
+)
 
-Kernel = Literal["auto", "cudnn", "flash", "efficient"]
+Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient"]
 
 _KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -23,6 +31,7 @@ _KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+FLASH3_PACKAGE = "flash_attn_interface"
 _CUDNN_FROM = (9, 0)  # compute capability
 
 
@@ -31,7 +40,8 @@ def attention_order(kernel: Kernel, device: torch.device) -> Iterator[None]:
     """Tries ``kernel`` first inside the block, then flash, cuDNN, memory-efficient and plain.
 
     Args:
-        kernel: ``auto`` is cudnn from compute capability 9.0 on, flash before.
+        kernel: ``auto`` is cudnn from compute capability 9.0 on, flash before; ``flash3`` is
+            FlashAttention 3, where it is installed.
         device: of the run.
     """
     if device.type != "cuda":
@@ -41,6 +51,13 @@ def attention_order(kernel: Kernel, device: torch.device) -> Iterator[None]:
     if kernel == "auto":
         capability = torch.cuda.get_device_capability(device)
         first = "cudnn" if capability >= _CUDNN_FROM else "flash"
+    if kernel == "flash3":
+        activate_flash_attention_impl("FA3")
+        first = "flash"
     rest = [name for name in ("flash", "cudnn", "efficient", "math") if name != first]
     with sdpa_kernel([_KERNELS[name] for name in (first, *rest)], set_priority=True):
-        yield
+        try:
+            yield
+        finally:
+            if kernel == "flash3":
+                restore_flash_attention_impl()

@@ -47,13 +47,17 @@ def losses(run_dir: Path) -> dict[int, float]:
 CASES = [(s, c) for s in ("single", "ddp", "fsdp", "zero2") for c in ("none", "blocks")]
 
 
-@pytest.mark.parametrize(("strategy", "compiled"), [*CASES, ("single", "network")])
+@pytest.mark.parametrize(
+    ("strategy", "compiled"), [*CASES, ("single", "network"), ("single", "graphs")]
+)
 def test_every_strategy_learns_and_resumes(strategy: str, compiled: str, tmp_path: Path) -> None:
     """Killed with SIGKILL in the middle, continued, and compared with a run left alone."""
     ranks = 0 if strategy == "single" else 1
     paths = {}
     for name in ("alone", "killed"):
-        settings = {"trainer__strategy": strategy, "model__compile": compiled}
+        settings: dict[str, Any] = {"trainer__strategy": strategy, "model__compile": compiled}
+        if compiled == "graphs":  # one micro-batch a step
+            settings["batch__per_device"] = 8
         paths[name] = str(write(tmp_path / f"{name}.yaml", config(tmp_path / name, **settings)))
     llm_train("fit", "-c", paths["alone"], ranks=ranks)
     kill_at(12, tmp_path / "killed", command("fit", "-c", paths["killed"], ranks=ranks))
