@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch._dynamo.utils import counters
 
-from llm_train import run
 from llm_train.cli import main
+from llm_train.testing.attach import attached
 
 
 class Watch(pl.Callback):
@@ -33,15 +33,8 @@ class Watch(pl.Callback):
 
 if __name__ == "__main__":
     watch = Watch()
-    build = run.build_trainer
-
-    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
-        built = build(*args, **kwargs)
-        built.callbacks.insert(0, watch)
-        return built
-
-    run.build_trainer = trainer
     try:
-        main(sys.argv[2:])
+        with attached(watch):
+            main(sys.argv[2:])
     finally:
         Path(sys.argv[1]).write_text(json.dumps(watch.found))

@@ -56,9 +56,12 @@ class Peer:
         """Runs a round and keeps its milliseconds per step."""
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        self._read()
+        try:
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
+            self._read()
+        except (OSError, ValueError) as problem:  # it died between two rounds, or in this one
+            self.error = self.error or f"{type(problem).__name__}: {problem}"
         if not self.error:
             self.milliseconds.append(1000 * self.answer["seconds"] / self.answer["steps"])
             self.cpu_milliseconds.append(1000 * self.answer["cpu_seconds"] / self.answer["steps"])
@@ -98,9 +101,16 @@ class Peer:
         return (high - low) / 2
 
 
-def duel(
-    peers: Sequence[Peer], directory: Path, *, rounds: int, steps: int, together: bool = True
-) -> list[Peer]:
+def alternate(peers: Sequence[Peer], *, rounds: int, steps: int) -> None:
+    """Rounds of all living peers in a new order each time; all have been started."""
+    order = random.Random(0)
+    for _ in range(rounds):
+        alive = [peer for peer in peers if not peer.error]
+        for peer in order.sample(alive, len(alive)):
+            peer.run(steps)
+
+
+def duel(peers: Sequence[Peer], directory: Path, *, rounds: int, steps: int) -> list[Peer]:
     """Lets peers alternate, and returns those that could run.
 
     Args:
@@ -108,25 +118,12 @@ def duel(
         directory: for their logs.
         rounds: measurements of each.
         steps: optimizer steps of one measurement.
-        together: keep all processes alive and alternate between them; False, where their memory
-            would not fit beside each other, runs one after the other.
     """
-    order = random.Random(0)
-    if together:
-        for peer in peers:
-            peer.start(directory)
-        alive = [peer for peer in peers if not peer.error]
-        for _ in range(rounds):
-            for peer in order.sample(alive, len(alive)):
-                peer.run(steps)
-        for peer in alive:
-            peer.stop()
-    else:
-        for peer in order.sample(list(peers), len(peers)):
-            peer.start(directory)
-            for _ in range(0 if peer.error else rounds):
-                peer.run(steps)
-            peer.stop()
+    for peer in peers:
+        peer.start(directory)
+    alternate(peers, rounds=rounds, steps=steps)
+    for peer in peers:
+        peer.stop()
     good = [peer for peer in peers if peer.milliseconds and not peer.error]
     counts = {peer.answer["parameters"] for peer in good}
     assert len(counts) <= 1, f"the peers do not have the same model: {counts}"

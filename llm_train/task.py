@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from llm_train.construction import CompileUnit, Construction, Float8
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.loss.base import Loss, LossSum, Scorer
 from llm_train.loss.causal_lm import CausalLM
 from llm_train.network.base import LanguageModel, Network
-from llm_train.network.float8 import to_float8
 from llm_train.network.flops import Counts, count
-from llm_train.network.init import initialise, materialise
 from llm_train.network.linear import Copies
 from llm_train.network.sdpa import Kernel, attention_order
 from llm_train.optimizer.base import Optimizer
@@ -36,10 +35,10 @@ from llm_train.recompute.base import Recompute
 from llm_train.recompute.none import NoRecompute
 from llm_train.schedule.base import Multiplier, Schedule
 from llm_train.stopwatch import Stopwatch
-from llm_train.trim import DirectTransfer
+from llm_train.trim import Trimmed
 
 
-class Task(DirectTransfer, pl.LightningModule):
+class Task(Trimmed, pl.LightningModule):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -66,8 +65,8 @@ class Task(DirectTransfer, pl.LightningModule):
         schedule: Schedule,
         loss: Loss = CausalLM(),  # noqa: B008 - frozen
         recompute: Recompute = NoRecompute(),  # noqa: B008 - frozen
-        compile: Literal["none", "blocks", "network", "graphs"] = "none",
-        float8: Literal["none", "tensorwise", "rowwise"] = "none",
+        compile: CompileUnit = "none",
+        float8: Float8 = "none",
         attention: Kernel = "auto",
     ) -> None:
         super().__init__()
@@ -76,15 +75,13 @@ class Task(DirectTransfer, pl.LightningModule):
         self._loss: Scorer = loss
         self.optimizer_config = optimizer
         self.schedule = schedule
-        self.recompute = recompute
-        self.compile_unit = compile
+        self.construction = Construction(recompute=recompute, compile=compile, float8=float8)
         self.attention = attention
-        self.float8: Literal["none", "tensorwise", "rowwise"] = float8
         self.stopwatch = Stopwatch()
         self.latest: dict[str, float] = {}
         self.latest_step = 0
         self.start_up: dict[str, float] = {}
-        self.settle: Callable[[], None] = _nothing
+        self.settle: Callable[[], None] = lambda: None  # until the metrics have something pending
         self.stop_signal = 0
         self.gradient_norm: Tensor | None = None
         self.sums = torch.zeros(2)
@@ -98,16 +95,6 @@ class Task(DirectTransfer, pl.LightningModule):
         self._copies: Copies | None = None
         self._during_run = ExitStack()
         self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As ``nn.Module``'s, with a short cut for what Lightning writes around each hook.
-
-        Some 46 times a step, and each one would search parameters, buffers and modules.
-        """
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -139,40 +126,16 @@ class Task(DirectTransfer, pl.LightningModule):
             return count(self.network_config.build())
 
     def configure_model(self) -> None:
-        """Builds, recomputes, compiles, shards, then initialises: in this order for a reason.
-
-        FP8 swaps modules, recomputation changes what a block's forward is, compilation must see
-        both, and sharding hooks must stay outside compiled code. Weights come last so that only
-        shards of them ever exist.
-        """
+        """Builds the network and, where the strategy wants them, copies of its weights."""
         if hasattr(self, "network"):
             return
         strategy: Any = self.trainer.strategy
-        with strategy.construction():
-            network = self.network_config.build()
-        if self.float8 != "none":
-            to_float8(network, self.float8, strategy.root_device)
-        self.recompute.apply(network.blocks())
-        self._compile(network)
-        strategy.shard(network)
-        if any(parameter.is_meta for parameter in network.parameters()):
-            materialise(network, strategy.root_device)
-        initialise(network, self.derived.seed, strategy.gathered)
+        network = self.construction.network(self.network_config, strategy, self.derived.seed)
         if strategy.copy_dtype is not None:
             self._copies = Copies(network, strategy.copy_dtype)
+        self._loss = self.construction.scorer(self.loss)
+        self._score = self.construction.whole(self._plain_score)
         self.network = network
-
-    def _compile(self, network: LanguageModel) -> None:
-        if self.compile_unit == "none":
-            return
-        if self.compile_unit in ("network", "graphs"):
-            # Launching a kernel costs the host microseconds; a replayed graph is one launch.
-            mode = "reduce-overhead" if self.compile_unit == "graphs" else "default"
-            self._score = torch.compile(self._plain_score, dynamic=False, mode=mode)
-            return
-        self._loss = self.loss.compiled()
-        for block in network.blocks():
-            block.compile(dynamic=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer and remembers each group's peak learning rate."""
@@ -334,7 +297,3 @@ class Task(DirectTransfer, pl.LightningModule):
             results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
         self.latest.update(results)
         self.log_dict(results, logger=False)
-
-
-def _nothing() -> None:
-    """Until the metrics callback has something to settle."""

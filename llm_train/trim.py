@@ -28,8 +28,18 @@ class NoProfiler(PassThroughProfiler):
         return _NOTHING
 
 
-class DirectTransfer:
+class Trimmed:
     """Mixed into a LightningModule, before it: a batch is one tensor and moves by one call."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As ``nn.Module``'s, with a short cut for what Lightning writes around each hook.
+
+        Some 46 times a step, and each one would search parameters, buffers and modules.
+        """
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def _on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int = 0) -> Tensor:
         return batch

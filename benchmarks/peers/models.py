@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import nn
 
-from benchmarks.work import Shape
+from benchmarks.work import Job, Shape
+
+
+def nanogpt(job: Job) -> nn.Module:
+    """GPT of the checkout that the job's option ``path`` names."""
+    sys.path.insert(0, job.options["path"])
+    from model import GPT, GPTConfig
+
+    shape = job.shape
+    return GPT(
+        GPTConfig(
+            block_size=shape.sequence,
+            vocab_size=shape.vocab,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            n_embd=shape.width,
+            dropout=0.0,
+            bias=shape.bias,
+        )
+    )
 
 
 def hugging_face(shape: Shape) -> nn.Module:

@@ -5,34 +5,21 @@ Variants: eager, compiled. The option ``path`` names a checkout.
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 
 import numpy as np
 import torch
 
+from benchmarks.peers.models import nanogpt
 from benchmarks.work import Job, Pacer, prepare
 
 
 def main() -> None:
     job = Job.from_arguments()
     device, shape = prepare(job), job.shape
-    sys.path.insert(0, job.options["path"])
-    from model import GPT, GPTConfig
-
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    model = GPT(
-        GPTConfig(
-            block_size=shape.sequence,
-            vocab_size=shape.vocab,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            n_embd=shape.width,
-            dropout=0.0,
-            bias=shape.bias,
-        )
-    ).to(device)
+    model = nanogpt(job).to(device)
     optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device.type)
     parameters = sum(p.numel() for p in model.parameters())
     step_model = torch.compile(model) if job.variant == "compiled" else model

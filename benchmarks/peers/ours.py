@@ -138,6 +138,7 @@ def main() -> None:
     prepare(job)
     write_shards(job.tokens, job.shape.vocab)
     from llm_train.cli import main as llm_train
+    from llm_train.testing.attach import attached
 
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -149,20 +150,8 @@ def main() -> None:
 
             assembly.keep_freed_memory = lambda: False
         pace = Pace(job)
-        _attach(pace)
-        llm_train(["fit", "-c", str(file), *job.options.get("overrides", [])])
-
-
-def _attach(callback: pl.Callback) -> None:
-    """Adds a callback that no YAML can hold."""
-    from llm_train import run
-
-    build = run.build_trainer
-
-    def with_pace(settings: Any, derived: Any, callbacks: list[Any], metrics: Any) -> pl.Trainer:
-        return build(settings, derived, [*callbacks, callback], metrics)
-
-    run.build_trainer = with_pace
+        with attached(pace, first=False):
+            llm_train(["fit", "-c", str(file), *job.options.get("overrides", [])])
 
 
 if __name__ == "__main__":

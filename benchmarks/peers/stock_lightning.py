@@ -5,7 +5,6 @@ Variants: eager, compiled. The option ``path`` names a checkout of nanoGPT.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
 from typing import Any
@@ -14,6 +13,7 @@ import lightning as L
 import torch
 
 from benchmarks.peers.loader import loader
+from benchmarks.peers.models import nanogpt
 from benchmarks.work import Job, Pacer, prepare
 
 
@@ -55,20 +55,7 @@ def main() -> None:
     job = Job.from_arguments()
     prepare(job)
     shape = job.shape
-    sys.path.insert(0, job.options["path"])
-    from model import GPT, GPTConfig
-
-    model = GPT(
-        GPTConfig(
-            block_size=shape.sequence,
-            vocab_size=shape.vocab,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            n_embd=shape.width,
-            dropout=0.0,
-            bias=shape.bias,
-        )
-    )
+    model = nanogpt(job)
     if job.variant == "compiled":
         model = torch.compile(model)
     with tempfile.TemporaryDirectory() as directory:

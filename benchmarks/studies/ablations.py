@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.duel import Peer
+from benchmarks.duel import Peer, alternate
 from benchmarks.studies.attention import KERNELS
 from benchmarks.studies.common import Settings
-from benchmarks.studies.measure import alternate, numbers, start, steps_per_round
+from benchmarks.studies.measure import numbers, start, steps_per_round
 
 _LOSS = "--model.loss=ChunkedCausalLM"
 _CHUNK = "--model.loss.init_args.chunk_tokens="

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.duel import Peer
+from benchmarks.duel import Peer, alternate
 from benchmarks.shapes import Preset
 from benchmarks.studies.common import Settings, counts
 from llm_train.peaks import dense_peak_flops
@@ -23,28 +21,11 @@ def steps_per_round(settings: Settings, peer: Peer, seconds: float = 3.0) -> int
     """Steps that take about so long; whole log intervals where they are short enough."""
     if settings.rehearse:
         return 2
-    turn(peer, 1)
+    peer.run(1)
     if peer.error:
         return 1
     steps = int(1000 * seconds / peer.milliseconds.pop())
     return max(1, min(100, steps - steps % 10 if steps >= 10 else steps))
-
-
-def turn(peer: Peer, steps: int) -> None:
-    """One round of one peer, which may die in it."""
-    try:
-        peer.run(steps)
-    except (OSError, ValueError) as problem:
-        peer.error = peer.error or f"{type(problem).__name__}: {problem}"
-
-
-def alternate(peers: Sequence[Peer], *, rounds: int, steps: int) -> None:
-    """Rounds of all living peers in a new order each time; all have been started."""
-    order = random.Random(0)
-    for _ in range(rounds):
-        alive = [peer for peer in peers if not peer.error]
-        for peer in order.sample(alive, len(alive)):
-            turn(peer, steps)
 
 
 def alone(settings: Settings, peer: Peer, rounds: int = 7) -> Peer:

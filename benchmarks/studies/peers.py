@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from importlib.util import find_spec
 
-from benchmarks.duel import Peer
+from benchmarks.duel import Peer, alternate
 from benchmarks.studies.common import Settings, at
-from benchmarks.studies.measure import alternate, numbers, start, steps_per_round
+from benchmarks.studies.measure import numbers, start, steps_per_round
 
 # Projects that are never committed; for these two there is no adapter to this shape yet.
 OTHERS = ("litgpt", "torchtitan")

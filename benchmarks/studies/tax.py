@@ -6,9 +6,9 @@ what is in it.
 
 from __future__ import annotations
 
-from benchmarks.duel import Peer
+from benchmarks.duel import Peer, alternate
 from benchmarks.studies.common import Settings, at
-from benchmarks.studies.measure import alternate, numbers, start, steps_per_round
+from benchmarks.studies.measure import numbers, start, steps_per_round
 
 
 def main() -> None:

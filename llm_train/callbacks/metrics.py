@@ -166,7 +166,7 @@ class Metrics(pl.Callback):
     def _log_first_step(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
         """Records how long it took until the first update had been given to the device."""
         facts = {"seconds": round(seconds_since_start(), 3)}
-        if pl_module.compile_unit != "none":
+        if pl_module.construction.compile != "none":
             facts["compile_seconds"] = round(compile_seconds(), 3)
         pl_module.start_up = facts
         for logger in trainer.loggers:

@@ -20,7 +20,7 @@ from llm_train.settings import Settings
 
 def float8(settings: Settings) -> Iterator[str]:
     """What model.float8 needs of other keys and of the installation."""
-    recipe = str(settings.task.float8)
+    recipe = str(settings.task.construction.float8)
     if recipe == "none":
         return
     if importlib.util.find_spec("torchao") is None:
@@ -38,7 +38,7 @@ def float8(settings: Settings) -> Iterator[str]:
 
 
 def _on_cuda(settings: Settings, recipe: str) -> Iterator[str]:
-    if settings.task.compile_unit == "none":
+    if settings.task.construction.compile == "none":
         yield (
             f"model.float8={recipe} with model.compile=none is slower than bf16, since scales and "
             "casts are not fused; set model.compile=blocks, or model.float8=none"
@@ -62,7 +62,7 @@ def _on_cuda(settings: Settings, recipe: str) -> Iterator[str]:
 
 def layers(settings: Settings) -> Iterator[str]:
     """At least one layer must have dimensions that FP8 products can have; builds on meta."""
-    recipe = str(settings.task.float8)
+    recipe = str(settings.task.construction.float8)
     if recipe == "none":
         return
     network = on_meta(settings)
@@ -72,7 +72,7 @@ def layers(settings: Settings) -> Iterator[str]:
 
 def present(settings: Settings) -> Iterator[str]:
     """Whether the devices that a run is about to use have FP8 units."""
-    recipe = str(settings.task.float8)
+    recipe = str(settings.task.construction.float8)
     if recipe == "none" or not settings.on_cuda or not torch.cuda.is_available():
         return
     wanted = settings.trainer.get("devices", "auto")

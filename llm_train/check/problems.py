@@ -104,7 +104,7 @@ def _schedule(settings: Settings) -> Iterator[str]:
 
 
 def _recompute(settings: Settings) -> Iterator[str]:
-    settings.task.recompute.apply(on_meta(settings).blocks())
+    settings.task.construction.recompute.apply(on_meta(settings).blocks())
     yield from ()
 
 

@@ -82,9 +82,9 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "flops_per_token_causal": flops,
         "flops_per_token_non_causal": counts.flops_per_token(derived.sequence, causal=False),
         "flops_total_causal": f"{flops * derived.total_tokens:.3e}",
-        "recompute": type(settings.task.recompute).__name__,
-        "compile": settings.task.compile_unit,
-        "float8": settings.task.float8,
+        "recompute": type(settings.task.construction.recompute).__name__,
+        "compile": settings.task.construction.compile,
+        "float8": settings.task.construction.float8,
     }
 
 

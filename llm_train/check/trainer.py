@@ -216,12 +216,12 @@ def precision(settings: Settings) -> Iterator[str]:
 def compilation(settings: Settings) -> Iterator[str]:
     """Sharding hooks stand around every block and cannot be part of one graph."""
     name = strategy_name(settings)
-    if settings.task.compile_unit == "network" and name not in ("SingleDevice", "DDP"):
+    if settings.task.construction.compile == "network" and name not in ("SingleDevice", "DDP"):
         yield (
             f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
             "the blocks; write model.compile=blocks"
         )
-    if settings.task.compile_unit == "graphs":
+    if settings.task.construction.compile == "graphs":
         yield from _graphs(settings, name)
     if settings.task.attention == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
         yield (

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from llm_train.autocast import autocast_dtype
 from llm_train.errors import ConfigError
 from llm_train.loss.base import Loss, LossSum, Projection, Scorer
 from llm_train.loss.causal_lm import check_z_loss
@@ -83,7 +84,7 @@ class ChunkedCausalLM(Loss):
             z_loss=self.z_loss,
             ignore_index=self.ignore_index,
             chunk_tokens=self.chunk_tokens,
-            dtype=_product_dtype(weight),
+            dtype=autocast_dtype(weight),
             # Inside a Function's forward gradients are off and needs_input_grad ignores no_grad, so
             # whether anybody wants a gradient must be asked here.
             gradients=torch.is_grad_enabled(),
@@ -108,14 +109,6 @@ class _Settings(NamedTuple):
 
 
 _Chunk = Callable[[Tensor, Tensor, Tensor, _Settings], tuple[Tensor, Tensor]]
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that ``F.linear`` would compute in: autocast's, which leaves float64 alone."""
-    kind = weight.device.type
-    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
 
 
 class _ChunkedSum(torch.autograd.Function):

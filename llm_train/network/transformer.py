@@ -25,6 +25,7 @@ from typing import Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from llm_train.autocast import autocast_dtype
 from llm_train.errors import ConfigError
 from llm_train.network.attention import Attention
 from llm_train.network.base import Initial, Network, R, Readout
@@ -33,7 +34,6 @@ from llm_train.network.cache import Cache, CachedLanguageModel
 from llm_train.network.head import Head
 from llm_train.network.mlp import default_hidden, make_mlp
 from llm_train.network.norm import make_norm
-from llm_train.network.precision import activation_dtype
 from llm_train.network.rotary import Rotary
 
 _DEFAULT_ROTARY_BASE = 10_000.0
@@ -246,7 +246,7 @@ class Decoder(CachedLanguageModel):
         x = self.embedding(tokens)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(torch.arange(start, end, device=tokens.device))
-        x = self.dropout(x.to(activation_dtype(x)))
+        x = self.dropout(x.to(autocast_dtype(x)))
         for index, block in enumerate(self.layers):
             x = block(x, self.rotary, None if cache is None else cache.layers[index])
         out: R = self.head(self.norm(x), readout)

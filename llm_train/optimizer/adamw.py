@@ -10,7 +10,7 @@ from torch import nn, optim
 
 from llm_train.errors import ConfigError
 from llm_train.optimizer.base import Optimizer
-from llm_train.optimizer.groups import check_numbers, decay_groups
+from llm_train.optimizer.groups import check_adamw, decay_groups
 
 FUSABLE_DEVICES = ("cpu", "cuda")
 
@@ -42,15 +42,7 @@ class AdamW(Optimizer):
     fused: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        check_numbers(
-            {
-                "learning_rate": self.learning_rate,
-                "betas[0]": self.betas[0],
-                "betas[1]": self.betas[1],
-                "eps": self.eps,
-                "weight_decay": self.weight_decay,
-            }
-        )
+        check_adamw(self)
         if self.fused not in ("auto", "on", "off"):
             raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, on, off")
 

@@ -78,6 +78,20 @@ def assert_covered(groups: Sequence[Group], named: Sequence[Named]) -> None:
     assert placed == sorted(id(parameter) for _, parameter in named), "groups do not add up"
 
 
+def check_adamw(config: Any, **more: float) -> None:
+    """``check_numbers`` for the fields that every AdamW has, and for ``more``."""
+    check_numbers(
+        {
+            "learning_rate": config.learning_rate,
+            **more,
+            "betas[0]": config.betas[0],
+            "betas[1]": config.betas[1],
+            "eps": config.eps,
+            "weight_decay": config.weight_decay,
+        }
+    )
+
+
 def check_numbers(values: Mapping[str, float]) -> None:
     """Refuses values that no optimizer takes.
 

@@ -20,7 +20,7 @@ from llm_train.optimizer.base import Optimizer
 from llm_train.optimizer.groups import (
     Group,
     assert_covered,
-    check_numbers,
+    check_adamw,
     decay_groups,
     dimensions,
     trainable,
@@ -61,17 +61,11 @@ class MuonAdamW(Optimizer):
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        check_numbers(
-            {
-                "learning_rate": self.learning_rate,
-                "muon_learning_rate": self.muon_learning_rate,
-                "momentum": self.momentum,
-                "muon_weight_decay": self.muon_weight_decay,
-                "betas[0]": self.betas[0],
-                "betas[1]": self.betas[1],
-                "eps": self.eps,
-                "weight_decay": self.weight_decay,
-            }
+        check_adamw(
+            self,
+            muon_learning_rate=self.muon_learning_rate,
+            momentum=self.momentum,
+            muon_weight_decay=self.muon_weight_decay,
         )
         if not 1 <= self.newton_schulz_steps <= 20:
             raise ConfigError(

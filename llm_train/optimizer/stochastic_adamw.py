@@ -18,7 +18,7 @@ from torch import nn, optim
 
 from llm_train.errors import ConfigError
 from llm_train.optimizer.base import Optimizer
-from llm_train.optimizer.groups import check_numbers, decay_groups
+from llm_train.optimizer.groups import check_adamw, decay_groups
 from llm_train.quiet import quiet
 
 
@@ -41,15 +41,7 @@ class StochasticAdamW(Optimizer):
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        check_numbers(
-            {
-                "learning_rate": self.learning_rate,
-                "betas[0]": self.betas[0],
-                "betas[1]": self.betas[1],
-                "eps": self.eps,
-                "weight_decay": self.weight_decay,
-            }
-        )
+        check_adamw(self)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs torchao's AdamW over two decay groups.

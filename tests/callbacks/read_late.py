@@ -1,14 +1,30 @@
-"""Runs the command line as on a GPU: metrics are read one interval late."""
+"""Runs the command line as on a GPU, and says when each reading was published."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
 
 from llm_train import assembly
 from llm_train.callbacks import Metrics
 from llm_train.cli import main
 
+
+class Late(Metrics):
+    """Reads one interval late on a CPU too."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, late=True)
+
+    def _settle(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pending = self._pending
+        super()._settle(trainer, pl_module)
+        if pending is not None:
+            sys.stderr.write(f"published {pending.step} at {trainer.global_step}\n")
+
+
 if __name__ == "__main__":
-    assembly.Metrics = partial(Metrics, late=True)
+    assembly.Metrics = Late
     main(sys.argv[1:])

@@ -46,6 +46,22 @@ def test_late_metrics_are_the_same_metrics(nursery: Nursery, tmp_path: Path) -> 
     assert order["late"] == order["at_once"]
 
 
+def test_a_reading_waits_for_the_next_log_point(nursery: Nursery, tmp_path: Path) -> None:
+    """Nothing but the last step asks for it earlier here."""
+    config = tiny(
+        tmp_path / "run", steps=11, trainer__log_every_n_steps=3, checkpoint__every="0 steps"
+    )
+    path, log = write(tmp_path / "c.yaml", config), tmp_path / "log.txt"
+    assert nursery.run("fit", "-c", str(path), ranks=0, log=log, script=LATE) == [0]
+    published = [line for line in log.read_text().splitlines() if line.startswith("published")]
+    assert published == [
+        "published 3 at 6",
+        "published 6 at 9",
+        "published 9 at 11",
+        "published 11 at 11",
+    ]
+
+
 @pytest.mark.distributed
 def test_ranks_agree_to_stop_one_interval_later(nursery: Nursery, tmp_path: Path) -> None:
     config = tiny(

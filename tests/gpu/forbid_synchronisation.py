@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from llm_train import run
 from llm_train.cli import main
+from llm_train.testing.attach import attached
 
 
 class Forbid(pl.Callback):
@@ -26,17 +26,6 @@ class Forbid(pl.Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def main_forbidding() -> None:
-    build = run.build_trainer
-
-    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
-        built = build(*args, **kwargs)
-        built.callbacks.insert(0, Forbid())
-        return built
-
-    run.build_trainer = trainer
-    main(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main_forbidding()
+    with attached(Forbid()):
+        main(sys.argv[1:])

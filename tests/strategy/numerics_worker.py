@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-from llm_train import run
 from llm_train.cli import main
+from llm_train.testing.attach import attached
 
 COUNTED = {
     "reduce_scatter_tensor",
@@ -84,21 +84,12 @@ class Probe(pl.Callback):
 def train(path: Path) -> dict[str, Any]:
     """Trains the configuration in ``path`` in this process and returns what was seen."""
     probe = Probe()
-    build = run.build_trainer
-
-    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
-        built = build(*args, **kwargs)
-        built.callbacks.insert(0, probe)
-        return built
-
-    run.build_trainer = trainer
     try:
-        main(["fit", "-c", str(path)])
+        with attached(probe):
+            main(["fit", "-c", str(path)])
     except SystemExit as stop:
         if stop.code != 0:
             raise
-    finally:
-        run.build_trainer = build
     return probe.facts
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from llm_train.callbacks import Metrics
+from llm_train.construction import CompileUnit
 from llm_train.derived import Derived
-from llm_train.loss import CausalLM
+from llm_train.loss import CausalLM, ChunkedCausalLM, Loss
 from llm_train.network import Transformer, initialise
+from llm_train.network.linear import WithCopy
 from llm_train.optimizer import AdamW
 from llm_train.schedule import WarmupCosine
 from llm_train.strategy import SingleDevice
@@ -59,6 +61,9 @@ def train(
     masked: bool,
     clip: float | None,
     scaling: Scaling = Scaling(),  # noqa: B008
+    precision: Any = "32-true",
+    compiled: CompileUnit = "none",
+    loss: Loss = CausalLM(),  # noqa: B008
 ) -> tuple[Task, list[float], list[float]]:
     """Weights, learning rates and gradient norms after four steps through the Trainer."""
     derived = Derived.of(
@@ -69,7 +74,7 @@ def train(
         log_every=1,
         world_size=1,
     )
-    task = (Masked if masked else Task)(NETWORK, OPTIMIZER, SCHEDULE, CausalLM())
+    task = (Masked if masked else Task)(NETWORK, OPTIMIZER, SCHEDULE, loss, compile=compiled)
     task.bind(derived, dense=not masked, token_bytes=None)
     seen = Seen()
     trainer = pl.Trainer(
@@ -78,6 +83,7 @@ def train(
         max_epochs=-1,
         accumulate_grad_batches=derived.accumulation,
         gradient_clip_val=clip,
+        precision=precision,
         callbacks=[Metrics(), seen],
         logger=False,
         enable_checkpointing=False,
@@ -158,3 +164,46 @@ def test_batch_scaling_multiplies_the_learning_rate(tmp_path: Path) -> None:
 def test_gradients_do_not_outlive_the_update(tmp_path: Path) -> None:
     task, _, _ = train(tmp_path, per_device=4, masked=False, clip=1.0)
     assert all(parameter.grad is None for parameter in task.network.parameters())
+
+
+def test_copies_follow_the_weights(tmp_path: Path) -> None:
+    """A copy that missed an update would train another network without a word."""
+    task, *_ = train(tmp_path, per_device=4, masked=False, clip=1.0, precision="bf16-mixed")
+    layers = [module for module in task.network.modules() if isinstance(module, WithCopy)]
+    initial = NETWORK.build()
+    initialise(initial, SEED)
+    before = [module for module in initial.modules() if isinstance(module, WithCopy)]
+    for layer, untrained in zip(layers, before, strict=True):
+        assert layer.weight_copy is not None
+        assert torch.equal(layer.weight_copy, layer.weight.bfloat16())
+        assert not torch.equal(layer.weight_copy, untrained.weight.bfloat16())
+
+
+def test_full_precision_needs_no_copies(tmp_path: Path) -> None:
+    task, *_ = train(tmp_path, per_device=4, masked=False, clip=1.0)
+    assert all(m.weight_copy is None for m in task.network.modules() if isinstance(m, WithCopy))
+
+
+@pytest.mark.slow
+# torch's own compiler calls torch.jit functions that torch deprecates, reads its inputs' grad, and
+# makes an instance of an autograd function while it traces it
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated.*")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+@pytest.mark.filterwarnings("ignore:.*The .grad attribute of a Tensor that is not a leaf.*")
+@pytest.mark.parametrize("loss", [CausalLM(), ChunkedCausalLM(chunk_tokens=24)])
+@pytest.mark.parametrize("compiled", ["blocks", "network"])
+def test_compiled_training_is_the_same_training(
+    compiled: CompileUnit, loss: Loss, tmp_path: Path
+) -> None:
+    torch._dynamo.reset()
+    found = {}
+    for unit in ("none", compiled):
+        torch._dynamo.utils.counters.clear()
+        task, _, norms = train(
+            tmp_path, per_device=4, masked=False, clip=1.0, compiled=unit, loss=loss
+        )
+        found[unit] = ([p.detach() for p in task.network.parameters()], norms)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert (graphs > 0) == (unit != "none")  # it did compile
+    torch.testing.assert_close(found[compiled][0], found["none"][0], rtol=1e-4, atol=1e-5)
+    assert found[compiled][1] == pytest.approx(found["none"][1], rel=1e-4)
