@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,7 @@ _TRUSTED = {
         "float64",
         "int32",
         "int64",
+        "uint8",
         "strided",
         "contiguous_format",
         "preserve_format",
@@ -65,6 +66,19 @@ _TRUSTED = {
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.planner": {"WriteItemType"},
 }
+
+
+@runtime_checkable
+class SplitsState(Protocol):
+    """An optimizer whose state consists of tensors that a file cannot hold as they are."""
+
+    def new_state(self, parameter: Tensor) -> dict[str, Any]:
+        """State as before the first step."""
+        ...
+
+    def split(self, parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """``state`` in plain tensors and DTensors that share its memory."""
+        ...
 
 
 class _RecordsOnly(pickle.Unpickler):
@@ -128,8 +142,11 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
         states = _allocate_optimizer_state(network, optimizer, stored)
         names = {parameter: name for name, parameter in _parameters(network).items()}
         for parameter, state in states.items():
-            for key, value in state.items():
+            parts = _storable(optimizer, parameter, state)
+            for key, value in parts.items():
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
+            if isinstance(optimizer, SplitsState):
+                _require_same_parts(directory, names[parameter], parts, stored)
     with _quiet():
         state_dict_loader.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     if optimizer is not None:
@@ -172,12 +189,19 @@ def _collect(
     scalars: dict[str, dict[str, Any]] = {}
     if optimizer is not None:
         for name, parameter in _parameters(network).items():
-            for key, value in optimizer.state.get(parameter, {}).items():
+            state = optimizer.state.get(parameter, {})
+            for key, value in _storable(optimizer, parameter, state).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value
                 else:
                     scalars.setdefault(name, {})[key] = value
     return tensors, scalars
+
+
+def _storable(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, state: dict[str, Any]
+) -> dict[str, Any]:
+    return optimizer.split(parameter, state) if isinstance(optimizer, SplitsState) else state
 
 
 def _allocate_optimizer_state(
@@ -202,6 +226,9 @@ def _allocate_optimizer_state(
                 raise CheckpointError(
                     f"checkpoint has optimizer state for {name}, which is frozen now"
                 )
+            if isinstance(optimizer, SplitsState):
+                states.setdefault(parameter, optimizer.new_state(parameter))
+                continue
             if meta.size == parameter.shape:
                 value = torch.empty_like(
                     parameter, dtype=meta.properties.dtype, requires_grad=False
@@ -212,6 +239,26 @@ def _allocate_optimizer_state(
                 value = torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
             states.setdefault(parameter, {})[rest] = value.detach()
     return states
+
+
+def _require_same_parts(
+    directory: Path, name: str, parts: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    """Refuses state in another format, or cut in a way that this layout cannot hold."""
+    prefix = f"optimizer.{name}."
+    sizes = {key.removeprefix(prefix): m.size for key, m in stored.items() if prefix in key}
+    found = {key: tuple(size) for key, size in sizes.items() if "." not in key}
+    wanted = {key: tuple(value.shape) for key, value in parts.items()}
+    if found != wanted:
+        raise CheckpointError(
+            f"{directory} holds {_listed(found)} of {name}, and model.optimizer here needs "
+            f"{_listed(wanted)}; put the old model.optimizer back, or resume on the layout that "
+            "saved it"
+        )
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{key} {shape}" for key, shape in sorted(shapes.items()) if shape)
 
 
 def _require_same_names(directory: Path, wanted: set[str], found: set[str]) -> None:
