@@ -37,7 +37,7 @@ def main() -> None:
             optimizer.step()
             found = sum(tensor_bytes(v) for s in optimizer.state.values() for v in s.values())
             assert found == predicted, (config, dtype, found, predicted)
-            mine = 2 * WIDTH * WIDTH // ranks + (WIDTH + 1) * (ROWS + 1 - rank) // ranks
+            mine = 2 * WIDTH * WIDTH // ranks + (WIDTH + 1) * (2 - rank)
             for tensors in ([p for _, p in named], [p.grad for _, p in named]):
                 assert sum(map(tensor_bytes, tensors)) == mine * dtype.itemsize
     dist.destroy_process_group()

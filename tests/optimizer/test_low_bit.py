@@ -151,7 +151,10 @@ def settings_of(tmp_path: Path, width: int = 64, kept: str = "8bit", **overrides
             "would round the same weight differently",
         ),
         ({"trainer__strategy": "zero2", "trainer__devices": 2}, "needs whole matrices, and ZeRO"),
-        ({"width": 8}, "state=8bit has no effect: no matrix"),
+        (
+            {"width": 16, "model__network__init_args__mlp_width": 32},
+            "state=8bit has no effect: no matrix",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, overrides, part):
