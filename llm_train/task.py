@@ -189,7 +189,9 @@ class Task(Trimmed, pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
         tokens = batch.long()
-        targets = tokens[:, 1:]
+        slots = tokens[:, 1:].numel()
+        strategy: Any = self.trainer.strategy
+        targets = strategy.own_targets(tokens[:, 1:])
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
@@ -199,7 +201,7 @@ class Task(Trimmed, pl.LightningModule):
         self.sums[1].add_(sums.tokens)
         if not self._dense:
             self._valid = getattr(self, "_valid", 0) + sums.tokens
-        return sums.objective / targets.numel()
+        return sums.objective / slots
 
     def optimizer_step(
         self,
@@ -237,16 +239,11 @@ class Task(Trimmed, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
-        if getattr(self.trainer.strategy, "clips_gradients", False):
-            return
         if self._in_backward is not None:  # every parameter is updated, every gradient gone
             self.gradient_norm = self._in_backward.take_norm()
-            return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if not self._dense:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self._slots_per_valid_target())
-        self.gradient_norm = clip_by_norm(parameters, gradient_clip_val)
+        elif not getattr(self.trainer.strategy, "clips_gradients", False):
+            scale = None if self._dense else self._slots_per_valid_target()
+            self.gradient_norm = clip_by_norm(optimizer.param_groups, gradient_clip_val, scale)
 
     def _slots_per_valid_target(self) -> Tensor:
         """Target slots of the global batch over its valid targets, without leaving the device."""
@@ -274,7 +271,8 @@ class Task(Trimmed, pl.LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
         tokens = batch.long()
-        targets = tokens[:, 1:]
+        strategy: Any = self.trainer.strategy
+        targets = strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
         sums: LossSum = self(
             tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, self.loss.ignore_index)

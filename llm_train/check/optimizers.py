@@ -40,18 +40,17 @@ def rounding(settings: Settings) -> Iterator[str]:
         )
     elif precision_of(settings) == "bf16-true" and _replicas(settings, name) > 1:
         yield (
-            f"model.optimizer=LowBitAdamW with trainer.precision=bf16-true under {name}: ranks "
-            "would round the same weight differently; set trainer.strategy to fsdp with one "
-            "replica, set trainer.precision to bf16-mixed, or use AdamW"
+            "model.optimizer=LowBitAdamW with trainer.precision=bf16-true and weights that several "
+            f"ranks hold ({name}): they would round the same weight differently; set "
+            "trainer.strategy=fsdp or trainer.precision=bf16-mixed, or use AdamW"
         )
 
 
 def _replicas(settings: Settings, name: str) -> int:
-    """Ranks that hold the same weight, or some of the weights in common."""
+    """Ranks that hold the same weights; tensor parallelism leaves vectors whole on each of its."""
     if name == "FSDP":
-        strategy: Any = settings.trainer.get("strategy")
-        return getattr(strategy, "replicas", 1) * getattr(strategy, "tensor", 1)
-    return 1 if name == "SingleDevice" else settings.world_size
+        return settings.layout.replicas * settings.layout.tensor
+    return settings.world_size
 
 
 def in_backward(settings: Settings) -> Iterator[str]:

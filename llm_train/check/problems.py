@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llm_train.check import float8, optimizers, trainer
+from llm_train.check import float8, optimizers, sharding, trainer
 from llm_train.check.table import derive, on_meta
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -181,6 +181,8 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
+    sharding.mesh,
+    sharding.offload,
     _zero,
     optimizers.rounding,
     optimizers.in_backward,
@@ -189,8 +191,9 @@ _RULES: tuple[Rule, ...] = (
     trainer.compilation,
     float8.float8,
 )
-_RULES_THAT_BUILD: tuple[Rule, ...] = (
+_RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
     _recompute,
     optimizers.build,
     float8.layers,
-)  # without memory
+    sharding.matrices,
+)

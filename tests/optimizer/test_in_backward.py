@@ -64,7 +64,7 @@ def test_the_update_is_the_ordinary_one_with_one_gradient_alive(config: Any, tie
         for group in (*ordinary.param_groups, *optimizer.param_groups):
             group["lr"] = 0.01 * (step + 1)  # a schedule sets it before backward
         backward(plain, step)
-        norm = clip_by_norm([p for g in ordinary.param_groups for p in g["params"]], None)
+        norm = clip_by_norm(ordinary.param_groups, None, None)
         ordinary.step()
         ordinary.zero_grad()
         backward(mine, step)
@@ -117,15 +117,26 @@ def test_runs_and_their_checkpoints_are_the_same(precision: str, tmp_path: Path)
 
 
 @pytest.mark.distributed
-def test_two_shards_do_the_same(nursery: Nursery, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "per_device"), [("fsdp", 4), pytest.param("tp", 8, marks=pytest.mark.slow)]
+)
+def test_two_ranks_do_the_same(
+    strategy: str, per_device: int, nursery: Nursery, tmp_path: Path
+) -> None:
     for update in ("step", "backward"):
-        settings = config(tmp_path / update, update, trainer__strategy="fsdp", batch__per_device=4)
+        settings = config(
+            tmp_path / update, update, trainer__strategy=strategy, batch__per_device=per_device
+        )
         file = str(write(tmp_path / f"{update}.yaml", settings))
         log = tmp_path / f"{update}.txt"
         assert nursery.run("fit", "-c", file, ranks=2, log=log) == [0, 0], log.read_text()
     assert len(curve(tmp_path / "step")) == 6
     assert curve(tmp_path / "backward") == curve(tmp_path / "step")
-    log = tmp_path / "blocks.txt"
+
+
+@pytest.mark.distributed
+def test_shards_are_updated_block_by_block(nursery: Nursery, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
     assert nursery.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()
 
 
