@@ -123,10 +123,14 @@ def test_runs_and_their_checkpoints_are_the_same(precision: str, tmp_path: Path)
 def test_two_ranks_do_the_same(
     strategy: str, per_device: int, nursery: Nursery, tmp_path: Path
 ) -> None:
+    overrides = {
+        "trainer__strategy": strategy,
+        "batch__per_device": per_device,
+        "model__network__init_args__pad_vocab_to": 2,
+        "model__network__init_args__mlp_width": 128,
+    }
     for update in ("step", "backward"):
-        settings = config(
-            tmp_path / update, update, trainer__strategy=strategy, batch__per_device=per_device
-        )
+        settings = config(tmp_path / update, update, **overrides)
         file = str(write(tmp_path / f"{update}.yaml", settings))
         log = tmp_path / f"{update}.txt"
         assert nursery.run("fit", "-c", file, ranks=2, log=log) == [0, 0], log.read_text()

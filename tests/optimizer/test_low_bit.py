@@ -214,3 +214,20 @@ def test_shards_resume_bitwise_and_move_to_one_process(nursery: Nursery, tmp_pat
     assert set(nursery.run(str(tmp_path), ranks=3, log=log, script=str(WORKER))) == {0}, (
         log.read_text()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_compiled_updates_of_shards_resume_bitwise(nursery: Nursery, tmp_path: Path) -> None:
+    """Processes of their own compile the update, as a run does."""
+    found = {}
+    for name in ("alone", "resumed"):
+        overrides = {"trainer__strategy": "fsdp", "trainer__precision": "bf16-true"}
+        arguments = ["fit", "-c", written(tmp_path, name, "8bit", **overrides)]
+        if name == "resumed":
+            arguments += ["--resume", str(tmp_path / "alone" / "checkpoints" / "step-00000004")]
+        log = tmp_path / f"{name}.txt"
+        assert nursery.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
+        found[name] = losses(tmp_path / name)
+    assert found["resumed"] == {step: found["alone"][step] for step in (5, 6)}
+    assert found["alone"][6] < found["alone"][1]
