@@ -247,10 +247,11 @@ class Task(Trimmed, pl.LightningModule):
         self.gradient_norm = norm
 
     def _slots_per_valid_target(self) -> Tensor:
-        """Target slots of the global batch over its valid targets, without leaving the device."""
-        valid = self.trainer.strategy.reduce(self._valid.float(), reduce_op="sum")
+        """Target slots behind a gradient over its valid targets, without leaving the device."""
+        strategy: Any = self.trainer.strategy
+        valid, slots = strategy.behind_gradient(self._valid.float(), self.derived.tokens_per_step)
         self._valid = torch.zeros_like(self._valid)
-        return self.derived.tokens_per_step / valid.clamp(min=1)
+        return torch.as_tensor(slots / valid.clamp(min=1))
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_train.check import float8, trainer
+from llm_train.check import float8, local_sgd, trainer
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -124,7 +124,7 @@ def _stochastic(settings: Settings) -> Iterator[str]:
             "fp32 weights have nothing to round; use AdamW with them"
         )
     name = trainer.strategy_name(settings)
-    if name not in ("SingleDevice", "FSDP"):
+    if name not in ("SingleDevice", "FSDP", "LocalSGD"):
         yield (
             f"model.optimizer=StochasticAdamW under {name}: ranks would round the same weight "
             "differently; set trainer.strategy to fsdp, or use AdamW"
@@ -205,6 +205,7 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
+    local_sgd.local_sgd,
     _zero,
     _stochastic,
     trainer.precision,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llm_train.strategy import state
 
@@ -35,9 +35,13 @@ class Placement:
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
 
+    also_reads: tuple[str, ...] = ()
+    """Further formats that ``load_state`` reads."""
+
     lightning_module: Any
     optimizers: list[Any]
     precision_plugin: Any
+    reduce: Callable[..., Tensor]
 
     @property
     def copy_dtype(self) -> torch.dtype | None:
@@ -54,6 +58,15 @@ class Placement:
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
+
+    def behind_gradient(self, valid: Tensor, slots: int) -> tuple[Tensor, float]:
+        """Valid targets and target slots that one gradient is the mean over: all of the step's.
+
+        Args:
+            valid: targets of this rank in this step that count.
+            slots: targets of the step over all ranks, whether they count or not.
+        """
+        return self.reduce(valid, reduce_op="sum"), slots
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
