@@ -1,7 +1,8 @@
 """One rank of the local SGD tests: what it sends, when replicas are equal, and where it ends.
 
 Arguments: a folder for what was seen, a step to end at (0: none), how to end there (signal: as
-SIGTERM would, callback: as a Timer would), and those of the command line.
+SIGTERM would, callback: as a Timer would, poison: an infinite gradient on rank 1), and those of the
+command line.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class Probe(pl.Callback):
         self.rank = int(os.environ.get("RANK", "0"))
         self.steps: dict[int, dict[str, Any]] = {}
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        poisoned = self.how == "poison" and self.rank == 1
+        if poisoned and trainer.global_step == self.end_at - 1:
+            next(module.network.parameters()).grad.fill_(float("inf"))
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *rest: Any) -> None:
         if (rest[-1] + 1) % trainer.accumulate_grad_batches:
             return
@@ -59,7 +65,7 @@ class Probe(pl.Callback):
         }
         if trainer.global_step == self.end_at and self.how == "signal":
             module.stop_signal = signal.SIGTERM
-        elif trainer.global_step == self.end_at:
+        elif trainer.global_step == self.end_at and self.how == "callback":
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:

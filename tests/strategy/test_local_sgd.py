@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+from llm_train.checkpoint.callback import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
+from llm_train.errors import CheckpointError
 from llm_train.logger.records import read_metrics
 from llm_train.loss import CausalLM
 from llm_train.network import Transformer, initialise
 from llm_train.optimizer import AdamW, MuonAdamW
 from llm_train.schedule import WarmupCosine
+from llm_train.strategy import LocalSGD, SingleDevice
 from llm_train.testing.command import refused
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.nursery import Nursery
@@ -30,7 +33,7 @@ DILOCO = {"every": 4, "outer_learning_rate": 0.7, "outer_momentum": 0.9}
 SGD = {
     "class_path": "TorchOptimizer",
     "init_args": {
-        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.0}}
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
     },
 }
 
@@ -168,8 +171,12 @@ def test_diloco_is_what_a_plain_loop_computes(
 
 
 @pytest.mark.distributed
-def test_averaging_plain_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) -> None:
-    """The mean of weights moved by gradients is the weights moved by the mean of gradients."""
+def test_averaging_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) -> None:
+    """The mean of weights moved by gradients is the weights moved by the mean of gradients.
+
+    Momentum is linear too. Then replicas begin where DDP stopped, with its optimizer state: the
+    loss of a step is measured before its update, and with one step between averagings all agree.
+    """
     plain = {"model__optimizer": SGD, "trainer__gradient_clip_val": None}
     local = Run(tmp_path / "local", nursery, trainer__strategy=local_sgd(every=1), **plain)
     ddp = Run(tmp_path / "ddp", nursery, trainer__strategy="ddp", **plain)
@@ -181,6 +188,12 @@ def test_averaging_plain_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: 
     assert abs(start[1] - start[STEPS]) > 1e-2  # there was something to compare
     assert list(ddp.collectives()) == list(range(1, STEPS + 1))  # the probe sees what DDP sends
     assert local.collectives() == {s: {"gloo:all_reduce": 1} for s in range(1, STEPS + 1)}
+    start_at = ["--resume", str(ddp.run_dir / "checkpoints" / "step-00000004")]
+    begun = Run(
+        tmp_path / "begun", nursery, *start_at, trainer__strategy=local_sgd(every=1), **plain
+    )
+    expected = {s: loss for s, loss in ddp.curve("train/loss").items() if s > 4}
+    assert begun.curve("train/loss") == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.distributed
@@ -212,7 +225,10 @@ def test_low_precision(precision: str, optimizer: str, nursery: Nursery, tmp_pat
 def test_a_run_stopped_between_two_averagings_continues_bitwise(
     nursery: Nursery, tmp_path: Path
 ) -> None:
-    """With dropout, momentum and a norm: everything that a replica has of its own comes back."""
+    """With dropout and momentum: all that a replica has of its own comes back.
+
+    What is saved in between is scored by its agreed weights.
+    """
     dropout = {"model__network__init_args__dropout": 0.1}
     whole = Run(tmp_path / "whole", nursery, **dropout)
     cut = Run(tmp_path / "cut", nursery, end=(6, "signal"), statuses=(143, 143), **dropout)
@@ -235,27 +251,30 @@ def test_a_run_stopped_between_two_averagings_continues_bitwise(
         "replica-00001",
     }
     assert all(torch.equal(first[key], second[key]) for key in first)
-    what_else_reads_it(whole, cut, saved, nursery, tmp_path)
-
-
-def what_else_reads_it(whole: Run, cut: Run, saved: Path, nursery: Nursery, folder: Path) -> None:
-    """Scoring takes the agreed weights; another number of ranks or strategy is refused."""
     alone = ["-c", str(cut.path), "--trainer.strategy=single"]
-    log = folder / "log.txt"
+    log = tmp_path / "log.txt"
     assert nursery.run("validate", *alone, "--checkpoint", str(saved), ranks=0, log=log) == [0]
     agreed = round(whole.curve("val/loss")[4], 4)
     assert f"loss (nats per token)  {agreed}\n" in log.read_text()
-    other = [f"--trainer.default_root_dir={folder / 'other'}", "--resume", str(saved)]
-    assert nursery.run("fit", *alone, *other, ranks=0, log=log) == [2]
-    assert log.read_text().splitlines()[-1] == (
-        f"llm-train: error: {saved} was written by LocalSGD in replicas format, which SingleDevice "
-        "cannot read; resume with trainer.strategy=LocalSGD"
+
+
+def test_what_cannot_take_over_replicas_is_refused() -> None:
+    """Before anything is read."""
+    path = Path("runs/a/checkpoints/step-00000006")
+    facts = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    require_loadable(path, facts, LocalSGD(every=4), 2)
+    require_loadable(path, {**facts, "state_format": "dcp"}, LocalSGD(every=4), 4)
+    with pytest.raises(CheckpointError) as other_ranks:
+        require_loadable(path, facts, LocalSGD(every=4), 4)
+    assert str(other_ranks.value) == (
+        f"{path} holds 2 replicas of LocalSGD with an optimizer state each, which 4 ranks cannot "
+        "take over; resume on as many"
     )
-    log.unlink()
-    assert nursery.run("fit", "-c", str(cut.path), *other, ranks=4, log=log)[0] == 2
-    assert log.read_text().splitlines()[-1] == (
-        f"llm-train: error: {saved} holds 2 replicas of LocalSGD with an optimizer state each, "
-        "which 4 ranks cannot take over; resume on as many"
+    with pytest.raises(CheckpointError) as other_strategy:
+        require_loadable(path, facts, SingleDevice(), 1)
+    assert str(other_strategy.value) == (
+        f"{path} was written by LocalSGD in replicas format, which SingleDevice cannot read; "
+        "resume with trainer.strategy=LocalSGD"
     )
 
 
@@ -286,14 +305,14 @@ def test_validation_between_two_averagings_scores_what_was_agreed(
 
 
 @pytest.mark.distributed
-def test_replicas_begin_where_ddp_stopped(nursery: Nursery, tmp_path: Path) -> None:
-    """Weights and optimizer state; the loss of the next step is measured before replicas part."""
-    ddp = Run(tmp_path / "ddp", nursery, trainer__strategy="ddp")
-    start = ["--resume", str(ddp.run_dir / "checkpoints" / "step-00000004")]
-    local = Run(tmp_path / "local", nursery, *start)
-    assert list(local.curve("train/loss")) == [5, 6, 7, 8]
-    assert local.curve("train/loss")[5] == pytest.approx(ddp.curve("train/loss")[5], rel=1e-6)
-    assert local.equal_after() == [8]
+def test_a_gradient_that_one_replica_alone_finds_infinite_ends_all(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    """Its loss is still finite; the others must not wait for it at the next averaging."""
+    path, log = write(tmp_path / "c.yaml", config(tmp_path / "run")), tmp_path / "log.txt"
+    arguments = [str(tmp_path / "seen"), "3", "poison", "fit", "-c", str(path)]
+    assert nursery.run(*arguments, ranks=2, log=log, script=WORKER)[0] == 2, log.read_text()
+    assert "grad/norm=inf at step 3: the run cannot recover" in log.read_text()
 
 
 RULE = "is not a multiple of trainer.strategy.init_args.every=4, so replicas would not agree on "
