@@ -7,23 +7,15 @@ checkpoint callback call these methods and know nothing else about distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm_train.strategy import state
-
-
-class Blocks(Protocol):
-    """A network that can say what its repeated layers are."""
-
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated layers, in order."""
-        ...
 
 
 class Placement:
@@ -38,15 +30,24 @@ class Placement:
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
 
+    tensor = 1
+    """Neighbouring ranks that compute the same samples together."""
+
     lightning_module: Any
     optimizers: list[Any]
     precision_plugin: Any
     reduce: Callable[..., Tensor]
+    root_device: torch.device
 
     @property
     def copy_dtype(self) -> torch.dtype | None:
         """Dtype of the copies of weights that products read; None: no copies are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+
+    @property
+    def parameter_device(self) -> torch.device:
+        """Where parameters live between their uses."""
+        return self.root_device
 
     def construction(self) -> AbstractContextManager[Any]:
         """Where modules are constructed: by default without memory."""
@@ -59,14 +60,18 @@ class Placement:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
 
-    def behind_gradient(self, valid: Tensor, slots: int) -> tuple[Tensor, float]:
-        """Valid targets and target slots that one gradient is the mean over: all of the step's.
+    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+        """Target slots over valid targets, of all samples that a gradient is the mean over.
 
         Args:
             valid: targets of this rank in this step that count.
             slots: targets of the step over all ranks, whether they count or not.
         """
-        return self.reduce(valid, reduce_op="sum"), slots
+        return slots / self.reduce(valid, reduce_op="sum").clamp(min=1)
+
+    def own_targets(self, targets: Tensor) -> Tensor:
+        """The part of the targets (B, T) of a micro-batch that this rank scores."""
+        return targets
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""

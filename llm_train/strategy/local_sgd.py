@@ -87,9 +87,9 @@ class LocalSGD(Placement, DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._outer = Outer(self.lightning_module.network, momentum=self.outer_momentum > 0)
 
-    def behind_gradient(self, valid: Tensor, slots: int) -> tuple[Tensor, float]:
+    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
         """This replica's own: asking the others would be communication at each step."""
-        return valid, slots / self.world_size
+        return slots / self.world_size / valid.clamp(min=1)
 
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """Updates this replica, then agrees with the others if it is time.
