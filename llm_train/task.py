@@ -246,10 +246,10 @@ class Task(Trimmed, pl.LightningModule):
             self.gradient_norm = clip_by_norm(optimizer.param_groups, gradient_clip_val, scale)
 
     def _slots_per_valid_target(self) -> Tensor:
-        """Target slots of the global batch over its valid targets, without leaving the device."""
-        valid = self.trainer.strategy.reduce(self._valid.float(), reduce_op="sum")
-        self._valid = torch.zeros_like(self._valid)
-        return self.derived.tokens_per_step / valid.clamp(min=1)
+        """Target slots behind a gradient over its valid targets, without leaving the device."""
+        strategy: Any = self.trainer.strategy
+        valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
+        return torch.as_tensor(strategy.slots_per_valid(valid, self.derived.tokens_per_step))
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.

@@ -50,6 +50,8 @@ def _replicas(settings: Settings, name: str) -> int:
     """Ranks that hold the same weights; tensor parallelism leaves vectors whole on each of its."""
     if name == "FSDP":
         return settings.layout.replicas * settings.layout.tensor
+    if name == "LocalSGD":  # each has weights of its own
+        return 1
     return settings.world_size
 
 

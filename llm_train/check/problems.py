@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llm_train.check import float8, optimizers, sharding, trainer
+from llm_train.check import float8, local_sgd, optimizers, sharding, trainer
 from llm_train.check.table import derive, on_meta
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -181,6 +181,7 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
+    local_sgd.local_sgd,
     sharding.mesh,
     sharding.offload,
     _zero,

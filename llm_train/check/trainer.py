@@ -16,6 +16,7 @@ from llm_train.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
 from llm_train.strategy import Placement, SingleDevice
 
+WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
 STRATEGIES = ("auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -170,13 +171,13 @@ def strategy(settings: Settings) -> Iterator[str]:
         if chosen not in STRATEGIES:
             yield (
                 f"trainer.strategy={chosen} is not one of {', '.join(STRATEGIES)}; for options "
-                "write class_path: DDP, FSDP or ZeRO with init_args"
+                "write class_path: DDP, FSDP, LocalSGD or ZeRO with init_args"
             )
             return
     elif not isinstance(chosen, Placement):
         yield (
             f"trainer.strategy={type(chosen).__name__} cannot place weights or save state exactly; "
-            "use DDP, FSDP or ZeRO of llm_train"
+            "use DDP, FSDP, LocalSGD or ZeRO of llm_train"
         )
         return
     if isinstance(chosen, SingleDevice) and (chosen.root_device.type == "cuda") != settings.on_cuda:
@@ -216,7 +217,7 @@ def precision(settings: Settings) -> Iterator[str]:
 def compilation(settings: Settings) -> Iterator[str]:
     """Sharding hooks stand around every block and cannot be part of one graph."""
     name = strategy_name(settings)
-    if settings.task.construction.compile == "network" and name not in ("SingleDevice", "DDP"):
+    if settings.task.construction.compile == "network" and name not in WHOLE:
         yield (
             f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
             "the blocks; write model.compile=blocks"

@@ -13,7 +13,7 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -113,26 +113,66 @@ def clean(name: str) -> str:
     return name
 
 
-def save(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Writes the state of this rank; replicated tensors are shared out among the ranks."""
-    tensors, scalars = _collect(network, optimizer)
+def save(
+    directory: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    own: str = "",
+    beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes the state of this rank; replicated tensors are shared out among the ranks.
+
+    Args:
+        directory: exists, and is empty.
+        network: its parameters and persistent buffers.
+        optimizer: of the network; None writes no state of it.
+        own: put before every key, where the state of this rank is no other rank's.
+        beside: further tensors, the same on all ranks, under these keys.
+    """
+    state, scalars = _collect(network, optimizer)
+    tensors = {own + key: tensor for key, tensor in state.items()} | dict(beside or {})
     alone = not dist.is_initialized()
     with _quiet():
         state_dict_saver.save(tensors, storage_writer=FileSystemWriter(directory), no_dist=alone)
-    if alone or dist.get_rank() == 0:
-        (directory / _SCALARS).write_text(json.dumps(scalars))
+    if own or alone or dist.get_rank() == 0:
+        (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
 
 
-def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Reads into the parameters in place, and rebuilds the optimizer's state beside them."""
-    reader = Reader(directory)
+def keys(directory: Path) -> dict[str, Any]:
+    """What is stored in ``directory``: shapes and dtypes by key.
+
+    Raises:
+        CheckpointError: nothing of this format is there.
+    """
     try:
-        stored = reader.read_metadata().state_dict_metadata
+        return dict(Reader(directory).read_metadata().state_dict_metadata)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory} holds no .metadata: not a checkpoint of this kind"
         ) from error
-    model = _model_tensors(network)
+
+
+def load(
+    directory: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    own: str = "",
+    beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Reads into the parameters in place, and rebuilds the optimizer's state beside them.
+
+    Args:
+        directory: what ``save`` filled.
+        network: gets every parameter and persistent buffer.
+        optimizer: gets its state; None leaves that where it is.
+        own: as it was saved with; keys without it are somebody else's.
+        beside: further tensors to read into, as far as they are stored.
+    """
+    everything = keys(directory)
+    stored = {k.removeprefix(own): v for k, v in everything.items() if k.startswith(own)}
+    model = model_tensors(network)
     _require_same_names(directory, set(model), {key for key in stored if key.startswith("model.")})
     for key, tensor in model.items():
         _require_same_shape(key, tensor, stored[key])
@@ -147,10 +187,13 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
             if isinstance(optimizer, SplitsState):
                 _require_same_parts(directory, names[parameter], parts, stored)
+    tensors = {own + key: tensor for key, tensor in tensors.items()}
+    tensors.update({key: t for key, t in (beside or {}).items() if key in everything})
+    alone = not dist.is_initialized()
     with _quiet():
-        state_dict_loader.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        state_dict_loader.load(tensors, storage_reader=Reader(directory), no_dist=alone)
     if optimizer is not None:
-        scalars = json.loads((directory / _SCALARS).read_text())
+        scalars = json.loads((directory / f"{own}{_SCALARS}").read_text())
         for name, parameter in _parameters(network).items():
             states.setdefault(parameter, {}).update(scalars.get(name, {}))
         optimizer.state.clear()
@@ -173,7 +216,8 @@ def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): parameter for name, parameter in network.named_parameters()}
 
 
-def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
+def model_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, by the keys they are stored under."""
     tensors = {f"model.{name}": p.detach() for name, p in _parameters(network).items()}
     persistent = network.state_dict(keep_vars=True)
     for name, buffer in network.named_buffers():
@@ -185,7 +229,7 @@ def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
 def _collect(
     network: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    tensors = _model_tensors(network)
+    tensors = model_tensors(network)
     scalars: dict[str, dict[str, Any]] = {}
     if optimizer is not None:
         for name, parameter in _parameters(network).items():

@@ -96,12 +96,12 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "strategy of Lightning by name": (
         {"trainer__strategy": "deepspeed_stage_2"},
         f"trainer.strategy=deepspeed_stage_2 is not one of {STRATEGIES}; for options write "
-        "class_path: DDP, FSDP or ZeRO with init_args",
+        "class_path: DDP, FSDP, LocalSGD or ZeRO with init_args",
     ),
     "strategy of Lightning by class": (
         {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy"}},
         "trainer.strategy=DDPStrategy cannot place weights or save state exactly; "
-        "use DDP, FSDP or ZeRO of llm_train",
+        "use DDP, FSDP, LocalSGD or ZeRO of llm_train",
     ),
     "one device for many ranks": (
         {"trainer__strategy": "single", "trainer__devices": 2},
