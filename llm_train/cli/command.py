@@ -33,7 +33,7 @@ Several -c are laid over each other, later over earlier; options come last and w
   llm-train VERB --print_config -c FILE    the resolved configuration, which runs as it is
   llm-train VERB --help                    every option of a verb
 A configuration names classes to run: treat one from somebody else as a program."""
-_GRACE_SECONDS = 30.0
+_GRACE_SECONDS = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
