@@ -170,6 +170,33 @@ def test_slurm_is_asked_for_what_the_script_relies_on() -> None:
     assert {"--signal=USR1@300", "--requeue", "--open-mode=append"} <= set(asked)
 
 
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_page(cluster: Cluster) -> None:
+    """Each is one line; a script in it is run with stand-ins, as written."""
+    page = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()
+    ]
+    assert len(lines) == 6
+    for name in ("torchrun", "kubectl", "scontrol"):
+        cluster.offers(name, "exit 0")
+    cluster.offers("python", "echo 8")
+    # Options of sbatch and srun come before the program, as words in pairs.
+    skip = 'while [[ $1 == --* ]]; do if [[ $1 == *=* ]]; then shift; else shift 2; fi; done; "$@"'
+    for name in ("sbatch", "srun"):
+        cluster.offers(name, skip)
+    for line in lines:
+        cluster.calls.unlink(missing_ok=True)
+        path = {"PATH": f"{cluster.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+        subprocess.run(["bash", "-c", line], env=path, cwd=ROOT, check=True, timeout=60)
+        started = cluster.calls.read_text().splitlines()[-1]
+        for file in re.findall(r"\S+\.yaml", started):
+            assert (ROOT / file).exists(), file
+        assert started.startswith("kubectl apply") or "-m llm_train fit -c" in started
+
+
 # --- Kubernetes -----------------------------------------------------------------------------------
 
 

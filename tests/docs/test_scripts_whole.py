@@ -17,7 +17,7 @@ from llm_train.testing.ranks import environment, free_port
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1800)]
 
-# Starts two tasks as srun would; on the first run signals them, as SLURM does before the time limit,
+# Starts two tasks as srun would; on the first run signals them, as SLURM does before the limit,
 # once step 8 is logged; returns the highest status.
 SRUN = """\
 #!/usr/bin/env bash
