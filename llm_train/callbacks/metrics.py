@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import resource
-import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +144,6 @@ class Metrics(pl.Callback):
                 "checkpoint before it"
             )
         if stop and reading.step != pl_module.derived.total_steps:
-            pl_module.stop_signal = pl_module.stop_signal or signal.SIGTERM
             halt(trainer)
 
     def _throughput(self, trainer: Any, pl_module: Any, reading: _Reading) -> dict[str, float]:

@@ -392,7 +392,8 @@ def test_devices_are_asked_for_only_when_a_run_starts(tmp_path: Path) -> None:
 
 
 def test_torchrun_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 4}.items():
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 4}
+    for name, value in {**variables, "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, str(value))
     outcome = run("check", "-c", file_of(tmp_path))
     assert "128 = 4 ranks x 1 micro-batches x 2 samples x 16 positions" in outcome.out
