@@ -19,7 +19,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from llm_train.construction import CompileUnit, Construction, Float8
 from llm_train.derived import Derived
@@ -233,15 +232,14 @@ class Task(Trimmed, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
-        if getattr(self.trainer.strategy, "clips_gradients", False):
+        strategy: Any = self.trainer.strategy
+        if strategy.clips_gradients:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not self._dense:
             torch._foreach_mul_(gradients, self._slots_per_valid_target())
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        norm = strategy.gradient_norm(gradients)
         if gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
         self.gradient_norm = norm

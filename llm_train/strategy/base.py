@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llm_train.strategy import state
 
@@ -35,6 +36,9 @@ class Placement:
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
 
+    reduction = "fast"
+    """How gradients are summed over ranks; canonical: as one process would, bit for bit."""
+
     lightning_module: Any
     optimizers: list[Any]
     precision_plugin: Any
@@ -54,6 +58,11 @@ class Placement:
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Global norm of the gradients, whatever their layout."""
+        norm: Tensor = nn.utils.get_total_norm(gradients, foreach=True)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
