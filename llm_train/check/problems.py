@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_train.check import float8, trainer
+from llm_train.check import canonical, float8, trainer
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -211,5 +211,11 @@ _RULES: tuple[Rule, ...] = (
     trainer.callbacks,
     trainer.compilation,
     float8.float8,
+    canonical.canonical,
 )
-_RULES_THAT_BUILD: tuple[Rule, ...] = (_recompute, _optimizer, float8.layers)  # without memory
+_RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
+    _recompute,
+    _optimizer,
+    float8.layers,
+    canonical.parts,
+)

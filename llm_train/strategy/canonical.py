@@ -183,7 +183,7 @@ class Shards:
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """``torch.nn.utils.get_total_norm`` of whole gradients, of which one at a time is gathered."""
-    norms = []
+    norms: list[Tensor] = []
     for gradient in gradients:
         whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
         norms += torch._foreach_norm([whole])
