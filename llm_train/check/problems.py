@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_train.check import canonical, float8, trainer
+from llm_train.check import canonical, float8, sharding, trainer
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -205,6 +205,8 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
+    sharding.mesh,
+    sharding.offload,
     _zero,
     _stochastic,
     trainer.precision,
@@ -217,5 +219,6 @@ _RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
     _recompute,
     _optimizer,
     float8.layers,
+    sharding.matrices,
     canonical.parts,
 )
