@@ -17,7 +17,7 @@ from llm_train.settings import Settings
 from llm_train.strategy import FSDP, Placement
 
 _KEY = "reduction: canonical"
-# Arguments of FSDP that add sums, or places of sums, of their own; and what they must be.
+# Arguments of FSDP with sums, or places of sums, of their own, and what they must be.
 _PLAIN: dict[str, Any] = {"replicas": 1, "tensor": 1, "offload": False}
 
 
@@ -37,8 +37,8 @@ def canonical(settings: Settings) -> Iterator[str]:
             f"model.float8={settings.task.construction.float8} with {_KEY}: FP8 scales were not "
             "shown to be the same on any number of ranks; set model.float8=none"
         )
-    for name, plain in _PLAIN.items():
-        value = getattr(strategy, name, plain)
+    for name, plain in _PLAIN.items() if isinstance(strategy, FSDP) else ():
+        value = getattr(strategy, name)
         if value != plain:
             yield (
                 f"trainer.strategy.init_args.{name}={value} with {_KEY} is not supported; leave "
@@ -48,15 +48,14 @@ def canonical(settings: Settings) -> Iterator[str]:
 
 
 def _divisor(settings: Settings) -> Iterator[str]:
-    """1 / W / A, rounded twice, is 1 / (W A) where one of them is a power of two."""
+    """1 / W / A, rounded twice, is 1 / (W A) where W or A is a power of two."""
     derived = derive(settings)
-    accumulation = derived.accumulation
-    ranks = derived.samples_per_step // (accumulation * derived.per_device)
+    ranks, accumulation = derived.data_ranks, derived.accumulation
     if ranks & (ranks - 1) and accumulation & (accumulation - 1):
         yield (
             f"{_KEY} with {ranks} ranks x {accumulation} micro-batches: one of the two must be a "
-            "power of two, or dividing by both rounds differently than dividing by their product; "
-            "change the number of ranks, batch.tokens or batch.per_device"
+            "power of two, or dividing by both may round differently than dividing by their "
+            "product; change the number of ranks, batch.tokens or batch.per_device"
         )
 
 
