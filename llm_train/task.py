@@ -239,11 +239,16 @@ class Task(Trimmed, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
+        strategy: Any = self.trainer.strategy
         if self._in_backward is not None:  # every parameter is updated, every gradient gone
             self.gradient_norm = self._in_backward.take_norm()
-        elif not getattr(self.trainer.strategy, "clips_gradients", False):
-            scale = None if self._dense else self._slots_per_valid_target()
-            self.gradient_norm = clip_by_norm(optimizer.param_groups, gradient_clip_val, scale)
+        elif not strategy.clips_gradients:
+            self.gradient_norm = clip_by_norm(
+                optimizer.param_groups,
+                gradient_clip_val,
+                scale=None if self._dense else self._slots_per_valid_target(),
+                norm_of=strategy.gradient_norm,
+            )
 
     def _slots_per_valid_target(self) -> Tensor:
         """Target slots behind a gradient over its valid targets, without leaving the device."""

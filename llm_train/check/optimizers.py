@@ -79,6 +79,11 @@ def in_backward(settings: Settings) -> Iterator[str]:
             f"{_IN_BACKWARD} under {name}, which reduces gradients after they would be used; set "
             "trainer.strategy to fsdp, or write model.update=step"
         )
+    if getattr(settings.trainer.get("strategy"), "reduction", "fast") != "fast":
+        yield (
+            f"{_IN_BACKWARD} with reduction: canonical, which takes the norm of whole gradients "
+            "after backward; write model.update=step"
+        )
     if isinstance(settings.task.optimizer_config, MuonAdamW):
         yield (
             f"{_IN_BACKWARD} with model.optimizer=MuonAdamW, which orthogonalizes matrices of one "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llm_train.check import float8, local_sgd, optimizers, sharding, trainer
+from llm_train.check import canonical, float8, local_sgd, optimizers, sharding, trainer
 from llm_train.check.table import derive, on_meta
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -191,10 +191,12 @@ _RULES: tuple[Rule, ...] = (
     trainer.callbacks,
     trainer.compilation,
     float8.float8,
+    canonical.canonical,
 )
 _RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
     _recompute,
     optimizers.build,
     float8.layers,
     sharding.matrices,
+    canonical.parts,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,25 @@ def norm_of_norms(norms: Sequence[Tensor]) -> Tensor:
     return _whole(torch.linalg.vector_norm(torch.stack(list(norms)), 2.0))
 
 
-def clip_by_norm(groups: Sequence[Group], limit: float | None, scale: Tensor | None) -> Tensor:
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, on every rank."""
+    return _whole(nn.utils.get_total_norm(gradients, foreach=True))
+
+
+def clip_by_norm(
+    groups: Sequence[Group],
+    limit: float | None,
+    *,
+    scale: Tensor | None = None,
+    norm_of: Callable[[Sequence[Tensor]], Tensor] = global_norm,
+) -> Tensor:
     """Clips the gradients of all groups of an optimizer together.
 
     Args:
         groups: their ``params`` have the gradients.
         limit: above this norm they are scaled down to it; None or 0 clips nothing.
         scale: what every gradient is multiplied by first.
+        norm_of: gradients to their global norm.
 
     Returns:
         The global norm before clipping, on every rank.
@@ -31,7 +43,7 @@ def clip_by_norm(groups: Sequence[Group], limit: float | None, scale: Tensor | N
     gradients = [p.grad for p in parameters if p.grad is not None]
     if scale is not None:
         torch._foreach_mul_(gradients, scale)
-    norm = _whole(nn.utils.get_total_norm(gradients, foreach=True))
+    norm = norm_of(gradients)
     if limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
     return norm

@@ -48,6 +48,7 @@ class MuonAdamW(Optimizer):
         betas: decay rates of AdamW's moments.
         eps: of AdamW.
         weight_decay: of AdamW's parameters with two or more dimensions.
+        fused: AdamW's part in one kernel: ``auto`` where torch can, ``off`` never.
     """
 
     learning_rate: float
@@ -60,6 +61,7 @@ class MuonAdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    fused: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         check_adamw(
@@ -83,6 +85,8 @@ class MuonAdamW(Optimizer):
                 f"optimizer.newton_schulz_dtype={self.newton_schulz_dtype!r} is not one of "
                 "auto, float32, bfloat16"
             )
+        if self.fused not in ("auto", "off"):
+            raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, off")
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer: Muon's group first, then AdamW's decaying and its others.
@@ -99,7 +103,7 @@ class MuonAdamW(Optimizer):
             )
         groups = [Group(params=hidden, algorithm="muon", **self._muon_settings())]
         rest = [pair for pair in named if not is_muons(*pair)]
-        fused = can_fuse(parameter for _, parameter in rest)
+        fused = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
         for group in decay_groups(rest, self.weight_decay) if rest else []:
             settings = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
             groups.append(group | {"algorithm": "adamw", "fused": fused} | settings)

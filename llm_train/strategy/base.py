@@ -7,7 +7,7 @@ checkpoint callback call these methods and know nothing else about distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_train.optimizer.clipping import global_norm
 from llm_train.strategy import state
 
 
@@ -32,6 +33,9 @@ class Placement:
 
     tensor = 1
     """Neighbouring ranks that compute the same samples together."""
+
+    reduction = "fast"
+    """How gradients are summed over ranks; canonical: as one process would, bit for bit."""
 
     lightning_module: Any
     optimizers: list[Any]
@@ -72,6 +76,10 @@ class Placement:
     def own_targets(self, targets: Tensor) -> Tensor:
         """The part of the targets (B, T) of a micro-batch that this rank scores."""
         return targets
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Global norm of the gradients, whatever their layout."""
+        return global_norm(gradients)
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""

@@ -64,7 +64,7 @@ def test_the_update_is_the_ordinary_one_with_one_gradient_alive(config: Any, tie
         for group in (*ordinary.param_groups, *optimizer.param_groups):
             group["lr"] = 0.01 * (step + 1)  # a schedule sets it before backward
         backward(plain, step)
-        norm = clip_by_norm(ordinary.param_groups, None, None)
+        norm = clip_by_norm(ordinary.param_groups, None)
         ordinary.step()
         ordinary.zero_grad()
         backward(mine, step)
