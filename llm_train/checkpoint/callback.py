@@ -131,7 +131,7 @@ class Checkpoints(pl.Callback):
         found = self.store.resolve(self.resume) if self.resume else Found(None)
         if found.path is not None:
             facts = self.store.read_manifest(found.path).facts
-            require_loadable(found.path, facts, trainer.strategy, trainer.world_size)
+            require_loadable(found.path, facts, trainer.strategy)
             require_same_run(found.path, facts, self.facts)
         self.announce(found)
         return found.path
@@ -229,22 +229,28 @@ def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         )
 
 
-def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_size: int) -> None:
-    """Refuses, before anything is read, a checkpoint that this strategy cannot load.
+def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any) -> None:
+    """Refuses, before anything is read, a checkpoint in a format that ``strategy`` cannot load.
+
+    Args:
+        path: the checkpoint.
+        facts: what its manifest says.
+        strategy: what is to load it; its class will do.
 
     Raises:
-        CheckpointError: another file format, or DeepSpeed's at another number of ranks.
+        CheckpointError: as said.
     """
-    if facts["state_format"] != strategy.state_format:
+    written = facts["state_format"]
+    if written == "deepspeed":
         raise CheckpointError(
-            f"{path} was written by {facts['strategy']} in {facts['state_format']} format, which "
-            f"{type(strategy).__name__} cannot read; resume with "
-            f"trainer.strategy={facts['strategy']}"
+            f"{path} holds DeepSpeed's own files, which earlier versions wrote and this one does "
+            "not read; finish that run with the version that began it, or start a new run"
         )
-    if facts["state_format"] == "deepspeed" and facts["world_size"] != world_size:
+    if written != strategy.state_format:
+        name = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
         raise CheckpointError(
-            f"{path} was written by {facts['strategy']} on {facts['world_size']} ranks and "
-            f"DeepSpeed's files load on as many only, not on {world_size}"
+            f"{path} was written by {facts['strategy']} in {written} format, which {name} cannot "
+            f"read; resume with trainer.strategy={facts['strategy']}"
         )
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +25,9 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
-from torch.distributed.tensor import DTensor
 
 from llm_train.errors import CheckpointError
+from llm_train.strategy.pieces import LoadPlanner, Piece, SavePlanner
 
 _SCALARS = "optimizer_scalars.json"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -101,27 +101,68 @@ def clean(name: str) -> str:
 
 def save(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Writes the state of this rank; replicated tensors are shared out among the ranks."""
-    tensors, scalars = _collect(network, optimizer)
+    write(directory, *_collect(network, optimizer))
+
+
+def write(
+    directory: Path, tensors: Mapping[str, Tensor | Piece], scalars: Mapping[str, dict[str, Any]]
+) -> None:
+    """Writes tensors, or this rank's pieces of them, and by parameter what is no tensor."""
     alone = not dist.is_initialized()
     with _quiet():
-        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(directory), no_dist=alone)
+        state_dict_saver.save(
+            dict(tensors),
+            storage_writer=FileSystemWriter(directory),
+            planner=SavePlanner(),
+            no_dist=alone,
+        )
     if alone or dist.get_rank() == 0:
         (directory / _SCALARS).write_text(json.dumps(scalars))
 
 
-def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Reads into the parameters in place, and rebuilds the optimizer's state beside them."""
-    reader = Reader(directory)
+def contents(directory: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """DCP's record of every tensor stored in ``directory``, which must fit the network.
+
+    Args:
+        directory: what ``write`` wrote.
+        shapes: of the network's parameters and buffers, by key.
+
+    Raises:
+        CheckpointError: other names or shapes, or no checkpoint at all.
+    """
     try:
-        stored = reader.read_metadata().state_dict_metadata
+        stored: dict[str, Any] = Reader(directory).read_metadata().state_dict_metadata
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory} holds no .metadata: not a checkpoint of this kind"
         ) from error
-    model = _model_tensors(network)
-    _require_same_names(directory, set(model), {key for key in stored if key.startswith("model.")})
-    for key, tensor in model.items():
-        _require_same_shape(key, tensor, stored[key])
+    _require_same_names(directory, set(shapes), {key for key in stored if key.startswith("model.")})
+    for key, shape in shapes.items():
+        _require_same_shape(key, shape, stored[key])
+    return stored
+
+
+def read(directory: Path, tensors: Mapping[str, Tensor | Piece]) -> None:
+    """Reads into ``tensors``, or into this rank's pieces of them, in place."""
+    with _quiet():
+        state_dict_loader.load(
+            dict(tensors),
+            storage_reader=Reader(directory),
+            planner=LoadPlanner(),
+            no_dist=not dist.is_initialized(),
+        )
+
+
+def stored_scalars(directory: Path) -> dict[str, dict[str, Any]]:
+    """What ``write`` stored by parameter that is no tensor."""
+    stored: dict[str, dict[str, Any]] = json.loads((directory / _SCALARS).read_text())
+    return stored
+
+
+def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Reads into the parameters in place, and rebuilds the optimizer's state beside them."""
+    model = model_tensors(network)
+    stored = contents(directory, {key: tensor.shape for key, tensor in model.items()})
     tensors = dict(model)
     states: dict[nn.Parameter, dict[str, Any]] = {}
     if optimizer is not None:
@@ -130,12 +171,11 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
         for parameter, state in states.items():
             for key, value in state.items():
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
-    with _quiet():
-        state_dict_loader.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    read(directory, tensors)
     if optimizer is not None:
-        scalars = json.loads((directory / _SCALARS).read_text())
+        others = stored_scalars(directory)
         for name, parameter in _parameters(network).items():
-            states.setdefault(parameter, {}).update(scalars.get(name, {}))
+            states.setdefault(parameter, {}).update(others.get(name, {}))
         optimizer.state.clear()
         optimizer.state.update({p: s for p, s in states.items() if s})
 
@@ -156,7 +196,8 @@ def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): parameter for name, parameter in network.named_parameters()}
 
 
-def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
+def model_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by key."""
     tensors = {f"model.{name}": p.detach() for name, p in _parameters(network).items()}
     persistent = network.state_dict(keep_vars=True)
     for name, buffer in network.named_buffers():
@@ -168,7 +209,7 @@ def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
 def _collect(
     network: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    tensors = _model_tensors(network)
+    tensors = model_tensors(network)
     scalars: dict[str, dict[str, Any]] = {}
     if optimizer is not None:
         for name, parameter in _parameters(network).items():
@@ -224,11 +265,10 @@ def _require_same_names(directory: Path, wanted: set[str], found: set[str]) -> N
         )
 
 
-def _require_same_shape(key: str, tensor: Tensor, meta: Any) -> None:
-    shape = tuple(tensor.shape) if not isinstance(tensor, DTensor) else tuple(tensor.size())
-    if isinstance(meta, BytesStorageMetadata) or tuple(meta.size) != shape:
+def _require_same_shape(key: str, shape: Sequence[int], meta: Any) -> None:
+    if isinstance(meta, BytesStorageMetadata) or tuple(meta.size) != tuple(shape):
         stored = "bytes" if isinstance(meta, BytesStorageMetadata) else tuple(meta.size)
         raise CheckpointError(
-            f"{key} has shape {shape} in the network but {stored} in the checkpoint; "
+            f"{key} has shape {tuple(shape)} in the network but {stored} in the checkpoint; "
             "use the configuration saved beside the checkpoint"
         )
