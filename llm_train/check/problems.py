@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_train.check import float8, trainer
+from llm_train.check import float8, trainer, zero
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
 from llm_train.errors import LLMTrainError
-from llm_train.optimizer import MuonAdamW, StochasticAdamW
+from llm_train.optimizer import StochasticAdamW
 from llm_train.settings import Settings
 
 Rule = Callable[[Settings], Iterator[str]]
@@ -131,21 +131,6 @@ def _stochastic(settings: Settings) -> Iterator[str]:
         )
 
 
-def _zero(settings: Settings) -> Iterator[str]:
-    if trainer.strategy_name(settings) != "ZeRO":
-        return
-    if isinstance(settings.task.optimizer_config, MuonAdamW):
-        yield (
-            "model.optimizer=MuonAdamW needs whole matrices, and ZeRO flattens them; "
-            "set trainer.strategy to ddp or fsdp, or use AdamW"
-        )
-    if not settings.dense:
-        yield (
-            "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
-            "before they are counted; set trainer.strategy to ddp or fsdp"
-        )
-
-
 def _unprepared(settings: Settings) -> bool:
     """Whether the data are merely not made yet, as opposed to damaged."""
     source = settings.data.source
@@ -205,11 +190,16 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
-    _zero,
+    zero.zero,
     _stochastic,
     trainer.precision,
     trainer.callbacks,
     trainer.compilation,
     float8.float8,
 )
-_RULES_THAT_BUILD: tuple[Rule, ...] = (_recompute, _optimizer, float8.layers)  # without memory
+_RULES_THAT_BUILD: tuple[Rule, ...] = (
+    _recompute,
+    _optimizer,
+    zero.elementwise,
+    float8.layers,
+)  # without memory
