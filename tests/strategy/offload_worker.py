@@ -8,9 +8,27 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import lightning.pytorch as pl
+
 from llm_train.check import zero
 from llm_train.cli import main
+from llm_train.testing.attach import attached
+
+
+class Offloads(pl.Callback):
+    """Looks whether DeepSpeed offloads indeed."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        engine: Any = trainer.optimizers[0]
+        if trainer.strategy.stage == 3:
+            assert engine.offload_optimizer
+            assert engine.offload_param
+        else:
+            assert engine.cpu_offload
+        assert type(engine.optimizer).__name__ == "AdamW"
+
 
 rules: Any = zero
 rules._offload = lambda settings, strategy: ()
-main(sys.argv[1:])
+with attached(Offloads()):
+    main(sys.argv[1:])

@@ -116,6 +116,18 @@ def test_what_is_stored_is_what_one_process_stores(source: Layout, begun: Path, 
     assert stored[0] == stored[1]
 
 
+def test_validation_under_zero(nursery: Nursery, begun: Path, fit: Fit, tmp_path: Path) -> None:
+    """DeepSpeed cannot only validate, so that FSDP reads the weights."""
+    fit(begun / "zero3-2", "zero3", 2)
+    log = tmp_path / "log.txt"
+    arguments = ["validate", "-c", str(begun / "zero3-2" / "c.yaml")]
+    assert nursery.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
+    metrics = read_metrics(begun / "zero3-2" / "run" / "metrics.jsonl")
+    (expected,) = (r["val/loss"] for r in metrics if "val/loss" in r)
+    (line,) = (x for x in log.read_text().splitlines() if "loss (nats per token)" in x)
+    assert float(line.split()[-1]) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.slow
 def test_momentum_of_sgd(fit: Fit, tmp_path: Path) -> None:
     optimizer = {"class_path": "TorchOptimizer", "init_args": {"optimizer": MOMENTUM}}
