@@ -96,15 +96,15 @@ def validate(settings: Settings, checkpoint: str) -> int:
             "--checkpoint PATH"
         )
     path = found.path
-    facts = rundir.facts(path)
-    if facts["state_format"] == "deepspeed":
-        # DeepSpeed's engine does not only validate; any strategy can hold its weights.
-        settings = replace(settings, trainer={**settings.trainer, "strategy": "auto"})
+    if checks.strategy_name(settings) == "ZeRO":
+        # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
+        instead = "fsdp" if settings.world_size > 1 else "auto"
+        settings = replace(settings, trainer={**settings.trainer, "strategy": instead})
     trainer = build_trainer(settings, derived, [_Weights(path)], None)
     bind(settings, derived, trainer)
     trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
-    say(f"{path}: step {facts['step']}")
+    say(f"{path}: step {rundir.facts(path)['step']}")
     say(section("held out", _held_out(settings)))
     return 0
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llm_train.check import canonical, float8, local_sgd, optimizers, sharding, trainer
+from llm_train.check import canonical, float8, local_sgd, optimizers, sharding, trainer, zero
 from llm_train.check.table import derive, on_meta
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
 from llm_train.errors import LLMTrainError
-from llm_train.optimizer import MuonAdamW
 from llm_train.settings import Settings
 
 Rule = Callable[[Settings], Iterator[str]]
@@ -107,21 +106,6 @@ def _recompute(settings: Settings) -> Iterator[str]:
     yield from ()
 
 
-def _zero(settings: Settings) -> Iterator[str]:
-    if trainer.strategy_name(settings) != "ZeRO":
-        return
-    if isinstance(settings.task.optimizer_config, MuonAdamW):
-        yield (
-            "model.optimizer=MuonAdamW needs whole matrices, and ZeRO flattens them; "
-            "set trainer.strategy to ddp or fsdp, or use AdamW"
-        )
-    if not settings.dense:
-        yield (
-            "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
-            "before they are counted; set trainer.strategy to ddp or fsdp"
-        )
-
-
 def _unprepared(settings: Settings) -> bool:
     """Whether the data are merely not made yet, as opposed to damaged."""
     source = settings.data.source
@@ -184,7 +168,7 @@ _RULES: tuple[Rule, ...] = (
     local_sgd.local_sgd,
     sharding.mesh,
     sharding.offload,
-    _zero,
+    zero.zero,
     optimizers.rounding,
     optimizers.in_backward,
     trainer.precision,
@@ -196,6 +180,7 @@ _RULES: tuple[Rule, ...] = (
 _RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
     _recompute,
     optimizers.build,
+    zero.elementwise,
     float8.layers,
     sharding.matrices,
     canonical.parts,

@@ -31,7 +31,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from llm_train.errors import ConfigError
-from llm_train.strategy import state
+from llm_train.network.init import canonical_name
+from llm_train.strategy import files, state
 from llm_train.strategy.base import Placement
 
 
@@ -137,7 +138,7 @@ class LocalSGD(Placement, DDPStrategy):
         network = self.lightning_module.network
         optimizer = self.optimizers[0] if with_optimizer else None
         assert self._outer is not None, "setup() comes first"
-        if any(key.startswith(self._own) for key in state.keys(directory)):
+        if any(key.startswith(self._own) for key in files.keys(directory)):
             agreed = self._outer.tensors()
             state.load(directory, network, optimizer, own=self._own, beside=agreed)
         else:
@@ -158,7 +159,7 @@ class Outer:
     """
 
     def __init__(self, network: nn.Module, *, momentum: bool) -> None:
-        named = {state.clean(n): p for n, p in network.named_parameters() if p.requires_grad}
+        named = {canonical_name(n): p for n, p in network.named_parameters() if p.requires_grad}
         self.names = list(named)
         self.parameters: list[Tensor] = list(named.values())
         size = sum(parameter.numel() for parameter in self.parameters)

@@ -15,7 +15,7 @@ from llm_train.errors import CheckpointError, ConfigError
 from llm_train.logger.records import read_metrics
 from llm_train.optimizer import LowBitAdamW
 from llm_train.optimizer.low_bit import FORMATS
-from llm_train.strategy import state
+from llm_train.strategy import files, state
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.nursery import Nursery
@@ -100,7 +100,7 @@ def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
     again.step()
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    stored = state.Reader(tmp_path).read_metadata().state_dict_metadata
+    stored = files.Reader(tmp_path).read_metadata().state_dict_metadata
     codes = [key for key in stored if "codes" in key]
     assert len(codes) == (0 if kept == "bf16" else 2)
 

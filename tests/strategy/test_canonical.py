@@ -17,7 +17,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import ConfigError
 from llm_train.logger.records import read_metrics
 from llm_train.strategy import DDP, FSDP, canonical
-from llm_train.strategy.state import Reader
+from llm_train.strategy.files import Reader
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.nursery import Nursery

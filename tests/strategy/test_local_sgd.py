@@ -283,7 +283,7 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
     """Everything in a state, by key."""
     import torch.distributed.checkpoint as dcp
 
-    from llm_train.strategy.state import Reader, keys
+    from llm_train.strategy.files import Reader, keys
 
     found = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in keys(directory).items()}
     with pytest.warns(UserWarning, match="single process"):
