@@ -63,14 +63,9 @@ def placing_of(settings: Settings) -> Placing:
     if name == "DDP":
         return Placing(kind="ddp", layout=Layout(replicas=ranks))
     if name == "FSDP":
-        replicas, tensor = getattr(chosen, "replicas", 1), getattr(chosen, "tensor", 1)
-        if chosen == "hsdp":
-            replicas = int(settings.trainer.get("num_nodes") or 1)
-        if chosen == "tp":
-            tensor = settings.devices
         return Placing(
             kind="fsdp",
-            layout=Layout.of(ranks, replicas=replicas, tensor=tensor),
+            layout=settings.layout,
             reshard=getattr(chosen, "reshard_after_forward", True),
             offload=getattr(chosen, "offload", False),
         )

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh
 
 from llm_train.loss.base import Loss
 from llm_train.network.base import LanguageModel, Network
@@ -34,6 +33,7 @@ from llm_train.recompute.base import Recompute
 from llm_train.recompute.saved import saved_bytes
 from llm_train.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
 
+_COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
 BF16_MIXED, BF16_TRUE = "bf16-mixed", "bf16-true"
 
 
@@ -77,7 +77,7 @@ class Case:
 
 Measured = dict[str, float]
 """Bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer``, ``saved`` and ``peak MOMENT``;
-operations by ``products`` and ``attention``, bytes ``moved``, ``operators``, and ``sent COLLECTIVE
+operations by ``products`` and ``attention``, bytes ``moved`` and ``moved_forward``, ``operators``, and ``sent COLLECTIVE
 RANKS`` with ``calls COLLECTIVE RANKS``."""
 
 
@@ -86,9 +86,10 @@ def simulate(case: Case) -> Measured:
     ranks = case.layout.replicas * case.layout.shards * case.layout.tensor
     group = fake_ranks(ranks) if case.sharded else nullcontext()
     with group, _dtype(case.precision), torch.compiler.set_stance("force_eager"):
-        mesh = make_mesh("cpu", case.layout) if case.sharded else None  # has contents, so not fake
-        with FakeTensorMode():
-            return _measure(_build(case, mesh), case)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        network = _build(case, mode)
+        with mode:
+            return _measure(network, case)
 
 
 def _measure(network: LanguageModel, case: Case) -> Measured:
@@ -106,7 +107,7 @@ def _measure(network: LanguageModel, case: Case) -> Measured:
     found |= {f"peak {moment}": float(size) for moment, size in watch.peaks.items()}
     found |= {f"sent {kind} {n}": float(size) for (kind, n), size in watch.sent.items()}
     found |= {f"calls {kind} {n}": float(size) for (kind, n), size in watch.calls.items()}
-    found |= {key: float(getattr(watch, key)) for key in ("products", "attention", "moved", "operators")}
+    found |= {key: float(getattr(watch, key)) for key in _COUNTED}
     return found
 
 
@@ -123,20 +124,25 @@ def fake_ranks(count: int) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def _build(case: Case, mesh: DeviceMesh | None) -> LanguageModel:
+def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
     """As ``Construction.network`` has it, without compilation and without contents."""
-    # Unsharded, torch cannot move fake parameters off the meta device; on a CPU they cost as little.
-    with torch.device("cpu" if mesh is None else "meta"):
+    if not case.sharded:
+        # torch cannot move fake parameters off the meta device; on a CPU they cost as little.
+        with mode:
+            network = case.network.build()
+            case.recompute.apply(network.blocks())
+        return network
+    with torch.device("meta"):
         network = case.network.build()
     case.recompute.apply(network.blocks())
-    if mesh is not None:
-        shard_network(
-            network,
-            mesh,
-            policy=mixed_precision(case.precision),
-            reshard_after_forward=case.reshard,
-            offload=False,
-        )
+    shard_network(
+        network,
+        make_mesh("cpu", case.layout),  # has contents, so nothing can be fake yet
+        policy=mixed_precision(case.precision),
+        reshard_after_forward=case.reshard,
+        offload=False,
+    )
+    with mode:
         materialise(network, "cpu")
     return network
 
@@ -181,8 +187,9 @@ def _step(
 
 def _objective(network: LanguageModel, case: Case) -> Tensor:
     tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
+    targets = tokens[:, 1:].chunk(case.layout.tensor, dim=1)[0]  # rank 0 scores the first positions
     with _autocast(case.precision):
-        sums = network(tokens[:, :-1], partial(case.loss, targets=tokens[:, 1:]))
+        sums = network(tokens[:, :-1], partial(case.loss, targets=targets))
     objective: Tensor = sums.objective / tokens[:, 1:].numel()
     return objective
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,6 +45,7 @@ class Watch(TorchDispatchMode):
         attention: of attention, half of the score matrix where it is causal.
         moved: bytes that all other operators before the update read and write, each on its own as
             without a compiler.
+        moved_forward: the part of it in the forward of the blocks.
         operators: how many there were before the update, views not counted.
         sent: by (collective, ranks) the bytes of the whole tensors that are gathered or reduced.
         calls: by the same key how often.
@@ -52,13 +54,16 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peaks: dict[str, int] = {}
-        self.products = self.attention = self.moved = self.operators = 0
+        self.products = self.attention = self.operators = 0
+        self.moved = self.moved_forward = 0
         self.sent: dict[tuple[str, int], int] = defaultdict(int)
         self.calls: dict[tuple[str, int], int] = defaultdict(int)
         self.live = 0
         self._sizes: dict[int, int] = {}
         self._moment = "start"
         self._resize: Any = None
+        self._lock: Any = None
+        self.blind = False
 
     # --- moments ----------------------------------------------------------------------------------
 
@@ -109,14 +114,19 @@ class Watch(TorchDispatchMode):
             return result
 
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+        self._lock = ShardingPropagator._fake_mode_lock
+        ShardingPropagator._fake_mode_lock = _Blind(self)  # type: ignore[assignment]
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        ShardingPropagator._fake_mode_lock = self._lock
 
     def _note(self, tensor: Tensor) -> None:
+        if isinstance(tensor, DTensor):  # a shell without memory; its local tensor is noted itself
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
@@ -150,6 +160,8 @@ class Watch(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         out = func(*args, **(kwargs or {}))
+        if self.blind:
+            return out
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for leaf in results:
             self._note(leaf)
@@ -170,7 +182,9 @@ class Watch(TorchDispatchMode):
             self.attention += _attention_flops(name, args)
         elif name not in _VIEWS_OF_ONE and not func.is_view and self._moment != "update":
             seen = {id(t): t for t in (*tree_leaves(args), *results) if isinstance(t, Tensor)}
-            self.moved += sum(t.numel() * t.element_size() for t in seen.values())
+            size = sum(t.numel() * t.element_size() for t in seen.values())
+            self.moved += size
+            self.moved_forward += size if self._moment.startswith("forward") else 0
 
     def _communicate(self, kind: str, args: tuple[Any, ...]) -> None:
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
@@ -180,6 +194,19 @@ class Watch(TorchDispatchMode):
             whole *= ranks
         self.sent[kind, ranks] += whole
         self.calls[kind, ranks] += 1
+
+
+class _Blind:
+    """Looks away while DTensor runs an operator on whole fake tensors, to learn its shape only."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._watch.blind = True
+
+    def __exit__(self, *error: Any) -> None:
+        self._watch.blind = False
 
 
 def local(tensor: Tensor) -> Tensor:
