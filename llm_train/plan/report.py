@@ -118,13 +118,14 @@ def searched(
         return {"no configuration fits": _lost([], beyond, refused, budget)}
     best = fitting[0]
     leaders = _each_once(fitting)
+    runners = leaders[1 : 1 + _SHOWN]
     return {
         "fastest that fits": {
             "configuration": str(best),
             "step": f"{best.seconds:,.3f} s",
             "peak": gib(best.peak),
         },
-        "runners-up": {str(c): why_slower(c, best) for c in leaders[1 : 1 + _SHOWN]},
+        "runners-up": {str(c): why_slower(c, best) for c in runners},
         "why the others lost": _lost(leaders, beyond, refused, budget),
     }
 
@@ -140,8 +141,19 @@ def _each_once(fitting: list[Candidate]) -> list[Candidate]:
 def _lost(
     leaders: list[Candidate], beyond: list[Candidate], refused: dict[str, str], budget: float
 ) -> dict[str, str]:
-    rows = {str(c): why_slower(c, leaders[0]) for c in leaders[1 + _SHOWN :]}
-    rows |= {str(c): f"does not fit by {gib(c.peak - budget)}" for c in beyond}
+    """Of each strategy the fastest policy, of the best strategy every policy; JSON has the rest."""
+    rows: dict[str, str] = {}
+    seen: set[str] = {str(c.placing) for c in leaders[: 1 + _SHOWN]}
+    for candidate in leaders[1 + _SHOWN :]:
+        strategy = str(candidate.placing)
+        if strategy not in seen or candidate.placing == leaders[0].placing:
+            rows[str(candidate)] = why_slower(candidate, leaders[0])
+        seen.add(strategy)
+    for candidate in sorted(beyond, key=lambda c: c.peak):
+        strategy = str(candidate.placing)
+        if strategy not in seen or (leaders and candidate.placing == leaders[0].placing):
+            rows[str(candidate)] = f"does not fit by {gib(candidate.peak - budget)}"
+        seen.add(strategy)
     return rows | {name: f"not possible: {reason}" for name, reason in refused.items()}
 
 

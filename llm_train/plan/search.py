@@ -133,7 +133,7 @@ class Ground:
         )
         return Candidate(
             placing=placing,
-            recompute=str(policy),
+            recompute=name_of(policy),
             micro_batch=micro_batch,
             micro_batches=count,
             held=held,
@@ -202,6 +202,16 @@ def beside_state(found: Measured) -> float:
         found[key] for key in ("parameters", "buffers", "copies", "gradients", "optimizer")
     )
     return max(v for k, v in found.items() if k.startswith("peak ") and k != "peak start") - kept
+
+
+def name_of(policy: Recompute) -> str:
+    """A policy in a word, with its number if it has one.
+
+    >>> name_of(EveryNth(n=2)), name_of(Selective())
+    ('EveryNth 2', 'Selective')
+    """
+    number = getattr(policy, "n", None)
+    return type(policy).__name__ + ("" if number is None else f" {number}")
 
 
 def policies(settings: Settings) -> list[Recompute]:

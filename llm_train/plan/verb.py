@@ -167,9 +167,7 @@ def _totals(
 
 
 def _largest(fitting: list[Candidate], own: Candidate) -> dict[str, Any]:
-    alike = [
-        c for c in fitting if c.placing == own.placing and c.recompute == own.recompute
-    ]
+    alike = [c for c in fitting if c.placing == own.placing and c.recompute == own.recompute]
     if not alike:
         return {str(own.placing): "none with this recompute policy"}
     largest = max(alike, key=lambda c: c.micro_batch)
