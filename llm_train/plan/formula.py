@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_train.errors import ConfigError
 from llm_train.network.base import LanguageModel, Network
 from llm_train.network.linear import WithCopy
 from llm_train.optimizer import AdamW, MuonAdamW, StochasticAdamW
@@ -73,9 +74,7 @@ def weights_of(config: Network) -> list[Weight]:
     with torch.device("meta"):
         network = config.build()
     inside = {id(p) for block in network.blocks() for p in block.parameters()}
-    copied = {
-        id(module.weight) for module in network.modules() if isinstance(module, WithCopy)
-    }
+    copied = {id(module.weight) for module in network.modules() if isinstance(module, WithCopy)}
     cuts = _cuts(network)
     return [
         Weight(
@@ -92,7 +91,10 @@ def weights_of(config: Network) -> list[Weight]:
 
 def _cuts(network: LanguageModel) -> dict[str, int]:
     """Parameter name to the dimension that tensor parallelism cuts."""
-    roles = getattr(network, "tensor_roles", dict)()
+    try:
+        roles = network.tensor_roles()
+    except ConfigError:  # a network that cannot be cut is not cut
+        return {}
     found: dict[str, int] = {}
     for path, role in roles.items():
         module: nn.Module = network.get_submodule(path)
@@ -211,7 +213,9 @@ def _held(
 
 def _count_blocks(weights: list[Weight]) -> int:
     """Repeated layers, told apart by the first number in a name."""
-    numbers = {next(part for part in w.name.split(".") if part.isdigit()) for w in weights if w.block}
+    numbers = {
+        next(part for part in w.name.split(".") if part.isdigit()) for w in weights if w.block
+    }
     return len(numbers)
 
 

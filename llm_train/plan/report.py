@@ -7,10 +7,11 @@ from typing import Any
 
 from llm_train.plan.devices import Accelerator
 from llm_train.plan.scale import peak
-from llm_train.plan.search import USABLE, Candidate, beside_state, why_slower
+from llm_train.plan.search import USABLE, Candidate, why_slower
 from llm_train.plan.simulate import Measured
-from llm_train.plan.speed import ATTENTION_EFFICIENCY, MATMUL_EFFICIENCY, MEMORY_EFFICIENCY
+from llm_train.plan.speed import PRODUCTS_EFFICIENCY
 from llm_train.plan.traffic import LINK_EFFICIENCY
+from llm_train.roofline import ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY
 
 _GIB = 2**30
 _SHOWN = 5
@@ -26,17 +27,27 @@ def gib(size: float) -> str:
 
 
 def memory(
-    candidate: Candidate, plain: Measured, simulated: Measured | None, device: Accelerator
+    candidate: Candidate,
+    plain: Measured,
+    simulated: Measured | None,
+    device: Accelerator,
+    saving: float,
 ) -> dict[str, str]:
-    """Bytes of one rank by part: the formula, and what the simulated step had."""
+    """Bytes of one rank by part: the formula, and what the simulated step had.
+
+    Args:
+        candidate: by formula.
+        plain: the step on one device, for its activations.
+        simulated: the step as sharded as it will be.
+        device: of the rank.
+        saving: bytes that compiled blocks do not keep.
+    """
     held = candidate.held
     rows = {
         "parameters": (held.parameters, _of(simulated, "parameters")),
         "bf16 copies": (held.copies, _of(simulated, "copies")),
         "gradients": (held.gradients, _of(simulated, "gradients")),
         "optimizer state": (held.optimizer, _of(simulated, "optimizer")),
-        "activations saved for backward": (plain["saved"], plain["saved"]),
-        "at the worst moment, beside the state": (candidate.activations, beside_state(plain)),
         "gathered parameters": (held.gathered, None),
         "gradients that wait for their reduction": (held.unreduced, None),
         "reductions on their way": (held.reducing, None),
@@ -46,14 +57,23 @@ def memory(
         for name, (formula, measured) in rows.items()
         if formula or measured
     }
-    highest = "" if simulated is None else f"; simulated {gib(peak(simulated)[1])}"
-    shown["peak"] = f"formula {gib(candidate.peak)}{highest}" + (
-        "" if simulated is None else f", at: {peak(simulated)[0]}"
+    each = f" / {candidate.placing.layout.tensor}" if candidate.placing.layout.tensor > 1 else ""
+    shown["saved activations"] = f"simulated {gib(plain['saved'])}{each}, operator by operator"
+    if saving:
+        shown["not kept by compiled blocks"] = f"{gib(saving)}{each}, by torch's partitioner"
+    shown["beside the state at most"] = (
+        f"{gib(candidate.activations)}, gradients of blocks included"
     )
+    highest = candidate.peak
+    shown["peak"] = f"formula {gib(candidate.peak)}"
+    if simulated is not None:
+        moment, size = peak(simulated)
+        size -= saving / candidate.placing.layout.tensor
+        highest = max(highest, size)
+        shown["peak"] += f"; simulated {gib(size)}, at: {moment}"
     usable = USABLE * device.memory
+    left = usable - highest
     shown["usable"] = f"{gib(usable)} = {USABLE:.0%} of the {gib(device.memory)} of {device.name}"
-    highest_bytes = candidate.peak if simulated is None else max(candidate.peak, peak(simulated)[1])
-    left = usable - highest_bytes
     shown["fits"] = f"yes, {gib(left)} left" if left >= 0 else f"no, by {gib(-left)}"
     return shown
 
@@ -99,14 +119,13 @@ def time_rows(candidate: Candidate, totals: dict[str, Any]) -> dict[str, str]:
 def assumptions(device: Accelerator) -> dict[str, str]:
     """What the numbers rest on, the same for every device and run."""
     return {
-        "matrix products": f"{MATMUL_EFFICIENCY:.0%} of the dense peak",
+        "matrix products": f"{PRODUCTS_EFFICIENCY:.0%} of the dense peak",
         "attention": f"{ATTENTION_EFFICIENCY:.0%} of it, causal",
         "memory": f"{MEMORY_EFFICIENCY:.0%} of {device.bytes_per_second / 1e12:.3g} TB/s",
         "links": f"{LINK_EFFICIENCY:.0%} of {device.link / 1e9:,.0f} GB/s within a node and "
         f"{device.network / 1e9:,.1f} GB/s a GPU between nodes, one direction",
         "overlap": "none: communication is added to computation",
         "energy": f"{device.watts:,.0f} W a GPU, hosts and cooling not counted",
-        "activations": "as kept without a compiler; compiled blocks keep less",
     }
 
 

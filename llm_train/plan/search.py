@@ -8,13 +8,14 @@ under tensor parallelism activations are divided, but for what is gathered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_train import check as checks
 from llm_train.check.table import on_meta
 from llm_train.optimizer import AdamW
+from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.devices import Accelerator
 from llm_train.plan.formula import State, Weight, state
 from llm_train.plan.placing import Placing, placing_of
@@ -84,6 +85,7 @@ class Ground:
         self.settings, self.weights = settings, weights
         self.device, self.precision = device, precision
         self._scaled: dict[Recompute, Scaled] = {}
+        self._saving: float | None = None
         self.ratio = self._optimizer_ratio()
 
     def activations(self, policy: Recompute, micro_batch: int) -> Measured:
@@ -91,6 +93,15 @@ class Ground:
         if policy not in self._scaled:
             self._scaled[policy] = Scaled(self.case(policy))
         return self._scaled[policy].at(micro_batch)
+
+    def saved_by_compiler(self, policy: Recompute, micro_batch: int) -> float:
+        """Bytes that blocks do not keep because they are compiled."""
+        if self.settings.task.construction.compile == "none":
+            return 0.0
+        kept = blocks_kept_whole(policy, layers_of(self.weights))
+        if kept and self._saving is None:
+            self._saving = saving_of_a_block(self.case(NoRecompute()))
+        return kept * micro_batch * (self._saving or 0.0)
 
     def case(self, policy: Recompute) -> Case:
         """One device, two micro-batches; an optimizer that costs no time to simulate."""
@@ -137,7 +148,10 @@ class Ground:
             micro_batch=micro_batch,
             micro_batches=count,
             held=held,
-            activations=beside_state(found) / layout.tensor + self._whole_head(layout.tensor),
+            activations=(
+                (beside_state(found) - self.saved_by_compiler(policy, micro_batch)) / layout.tensor
+                + self._whole_head(layout.tensor)
+            ),
             parts=parts,
             transfers=tuple(transfers),
         )
@@ -179,14 +193,16 @@ class Ground:
     def _optimizer_ratio(self) -> float:
         """State over parameters of an optimizer that no formula knows, from a real update."""
         known = state(
-            self.weights, Placing(kind="single", layout=placing_of(self.settings).layout),
-            self.settings.task.optimizer_config, self.precision, accumulation=1, measured_ratio=-1,
+            self.weights,
+            Placing(kind="single", layout=placing_of(self.settings).layout),
+            self.settings.task.optimizer_config,
+            self.precision,
+            accumulation=1,
+            measured_ratio=-1,
         )
         if known.optimizer >= 0:
             return 2.0
-        case = replace(
-            self.case(NoRecompute()), optimizer=self.settings.task.optimizer_config
-        )
+        case = replace(self.case(NoRecompute()), optimizer=self.settings.task.optimizer_config)
         found = at_depth(case)
         return found["optimizer"] / found["parameters"]
 
@@ -196,11 +212,20 @@ def layers_of(weights: list[Weight]) -> int:
     return len({next(p for p in w.name.split(".") if p.isdigit()) for w in weights if w.block})
 
 
+def blocks_kept_whole(policy: Recompute, layers: int) -> int:
+    """Blocks that no policy changes, which a compiler may still shrink.
+
+    >>> blocks_kept_whole(NoRecompute(), 5), blocks_kept_whole(EveryNth(n=2), 5)
+    (5, 2)
+    """
+    if isinstance(policy, NoRecompute):
+        return layers
+    return layers - math.ceil(layers / policy.n) if isinstance(policy, EveryNth) else 0
+
+
 def beside_state(found: Measured) -> float:
     """Bytes at the worst moment beside parameters, copies, gradients and optimizer state."""
-    kept = sum(
-        found[key] for key in ("parameters", "buffers", "copies", "gradients", "optimizer")
-    )
+    kept = sum(found[key] for key in ("parameters", "buffers", "copies", "gradients", "optimizer"))
     return max(v for k, v in found.items() if k.startswith("peak ") and k != "peak start") - kept
 
 
@@ -276,20 +301,20 @@ def search(
                 f"{placing.data_ranks} data ranks"
             )
         for policy in policies(settings) if sizes else []:
-            fit = _largest_first(sizes, lambda b, r=policy, p=placing: ground.candidate(p, r, b), budget)
+            fit = _fitting(ground, placing, policy, sizes, budget)
             fitting += fit
             if not fit:
                 beyond.append(ground.candidate(placing, policy, sizes[0]))
     return sorted(fitting, key=lambda c: (c.seconds, c.peak)), beyond, refused
 
 
-def _largest_first(
-    sizes: list[int], make: Callable[[int], Candidate], budget: float
+def _fitting(
+    ground: Ground, placing: Placing, policy: Recompute, sizes: list[int], budget: float
 ) -> list[Candidate]:
     """Candidates that fit; memory grows with the micro-batch, so the first misfit ends it."""
     found: list[Candidate] = []
     for size in sizes:
-        candidate = make(size)
+        candidate = ground.candidate(placing, policy, size)
         if candidate.peak > budget:
             break
         found.append(candidate)

@@ -85,7 +85,7 @@ def simulate(case: Case) -> Measured:
     """Runs one optimizer step and returns what it took."""
     ranks = case.layout.replicas * case.layout.shards * case.layout.tensor
     group = fake_ranks(ranks) if case.sharded else nullcontext()
-    with group, _dtype(case.precision), torch.compiler.set_stance("force_eager"):
+    with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         network = _build(case, mode)
         with mode:
@@ -175,7 +175,7 @@ def _step(
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     if case.clip:
         nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
-    size = sum(local(g).numel() * g.element_size() for g in gradients)
+    size: int = sum(local(g).numel() * g.element_size() for g in gradients)
     if not type(optimizer).__module__.startswith("torchao"):  # whose compiled update holds nothing
         optimizer.step()
     del gradients
@@ -188,7 +188,7 @@ def _step(
 def _objective(network: LanguageModel, case: Case) -> Tensor:
     tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
     targets = tokens[:, 1:].chunk(case.layout.tensor, dim=1)[0]  # rank 0 scores the first positions
-    with _autocast(case.precision):
+    with autocast(case.precision):
         sums = network(tokens[:, :-1], partial(case.loss, targets=targets))
     objective: Tensor = sums.objective / tokens[:, 1:].numel()
     return objective
@@ -196,7 +196,7 @@ def _objective(network: LanguageModel, case: Case) -> Tensor:
 
 def _saved(network: LanguageModel, case: Case) -> float:
     tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
-    with _autocast(case.precision):
+    with autocast(case.precision):
         return saved_bytes(network, tokens[:, :-1], partial(case.loss, targets=tokens[:, 1:]))
 
 
@@ -223,12 +223,13 @@ def _copies(network: nn.Module) -> list[Tensor]:
     return [copy for copy in found if copy is not None]
 
 
-def _autocast(precision: str) -> AbstractContextManager[Any]:
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """The precision plugin of the Trainer in forward."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == BF16_MIXED)
 
 
 @contextmanager
-def _dtype(precision: str) -> Iterator[None]:
+def default_dtype(precision: str) -> Iterator[None]:
     """What Lightning does around construction and forward where everything is bf16."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if precision == BF16_TRUE else before)

@@ -4,7 +4,10 @@ Parts are added as if nothing overlapped, communication included: what NCCL take
 units and from the memory costs about as much as hiding it saves. Public measurements of one model
 on one, two and four H200 (KempnerForge's table of April 2026) leave no room for more.
 
-The efficiencies are those of ``llm_train.roofline``, the same for every device.
+Efficiencies are the same for every device and run. Those of attention and memory are
+``llm_train.roofline``'s; that of matrix products is what five published runs on H200, H100 and A100
+have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at large
+shapes, predicts all five too fast, by 8 to 19 %.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from llm_train.plan.formula import State
 from llm_train.plan.simulate import Measured
 from llm_train.roofline import (
     ATTENTION_EFFICIENCY,
-    MATMUL_EFFICIENCY,
     MEMORY_EFFICIENCY,
     Shape,
     elementwise_bytes,
     forward_elementwise_bytes,
     loss_bytes,
 )
+
+PRODUCTS_EFFICIENCY = 0.68
+"""Of the dense peak: matrix products in a whole training step."""
 
 FUSED = 0.3
 """Share of the bytes of operators one by one that compiled ones move, where it is not counted."""
@@ -124,7 +129,7 @@ def step_seconds(
     memory = MEMORY_EFFICIENCY * device.bytes_per_second
     total = each.products + each.attention
     # Recomputation is mostly products; its seconds are its share of the operations.
-    busy = each.products / (MATMUL_EFFICIENCY * peak)
+    busy = each.products / (PRODUCTS_EFFICIENCY * peak)
     attention = each.attention / (ATTENTION_EFFICIENCY * peak)
     again = each.recomputed / total * (busy + attention) if total else 0.0
     share = 1 - each.recomputed / total if total else 1.0

@@ -1,7 +1,7 @@
 """What one rank's groups send in an optimizer step, by collective, from the strategy alone.
 
-Bytes are those of the whole tensor that is gathered or reduced; a ring moves ``(n - 1) / n`` of them
-through each of n ranks, and twice that for an all-reduce. Per parameter and step, with m
+Bytes are those of the whole tensor that is gathered or reduced; a ring moves ``(n - 1) / n`` of
+them through each of n ranks, and twice that for an all-reduce. Per parameter and step, with m
 micro-batches and w bytes of the dtype of products::
 
     DDP                  all-reduce 4                                  once a step
@@ -9,7 +9,7 @@ micro-batches and w bytes of the dtype of products::
     FSDP, no reshard     all-gather w, reduce-scatter 4
     hybrid               the same, and all-reduce 4 / shards over the replicas
     ZeRO 1               reduce-scatter 4, all-gather 2
-    ZeRO 2               reduce-scatter 4 m, all-gather 2              DeepSpeed reduces each backward
+    ZeRO 2               reduce-scatter 4 m, all-gather 2           DeepSpeed reduces each time
     ZeRO 3               all-gather 4 m, reduce-scatter 4 m
     tensor               a layer and micro-batch: 4 all-gathers and 4 reduce-scatters of B T D w,
                          half as many again of each where the layer is recomputed; the head's weight
@@ -65,7 +65,9 @@ class Transfer:
         bandwidth, latency = device.link, _LATENCY
         if nodes > 1:
             # Rings enter a node through every adapter whose GPU is of the group.
-            beside = max(1, min(self.ranks, per_node // self.stride if self.stride < per_node else 1))
+            beside = max(
+                1, min(self.ranks, per_node // self.stride if self.stride < per_node else 1)
+            )
             bandwidth = min(device.link, beside * device.network)
             latency += _LATENCY_PER_NODE * nodes
         return self.through_rank / (LINK_EFFICIENCY * bandwidth) + self.calls * latency
@@ -100,22 +102,36 @@ def traffic(
     found: list[Transfer] = []
 
     def add(kind: str, over: str, whole: float, calls: float) -> None:
-        ranks = {"tensor": layout.tensor, "shard": layout.shards, "replicate": layout.replicas}[over]
+        ranks = {"tensor": layout.tensor, "shard": layout.shards, "replicate": layout.replicas}[
+            over
+        ]
         strides = {"tensor": 1, "shard": layout.tensor, "replicate": layout.tensor * layout.shards}
         if ranks > 1:
             found.append(
                 Transfer(
-                    kind=kind, over=over, ranks=ranks, stride=strides[over], whole=whole, calls=calls
+                    kind=kind,
+                    over=over,
+                    ranks=ranks,
+                    stride=strides[over],
+                    whole=whole,
+                    calls=calls,
                 )
             )
 
     if placing.kind == "ddp":
         own = 2 if precision == "bf16-true" else 4
-        add("all-reduce", "replicate", own * (root + blocks), math.ceil(own * (root + blocks) / 25e6))
+        add(
+            "all-reduce",
+            "replicate",
+            own * (root + blocks),
+            math.ceil(own * (root + blocks) / 25e6),
+        )
     if placing.kind == "fsdp":
         times = accumulation if placing.reshard else 1
         twice = 2 if placing.reshard else 1
-        add("all-gather", "shard", width * times * (twice * blocks + root), times * (twice * groups))
+        add(
+            "all-gather", "shard", width * times * (twice * blocks + root), times * (twice * groups)
+        )
         add("reduce-scatter", "shard", 4 * (root + blocks), groups)
         add("all-reduce", "replicate", 4 * (root + blocks) / layout.shards, groups)
         if layout.tensor > 1:

@@ -15,7 +15,7 @@ from llm_train.plan import report
 from llm_train.plan.devices import Accelerator, accelerator
 from llm_train.plan.formula import weights_of
 from llm_train.plan.placing import Placing, placing_of
-from llm_train.plan.scale import at_depth, peak
+from llm_train.plan.scale import at_depth
 from llm_train.plan.search import USABLE, Candidate, Ground, search
 from llm_train.plan.simulate import Case, Measured
 from llm_train.plan.speed import summary
@@ -80,17 +80,15 @@ def draft(settings: Settings, device: Accelerator, *, searching: bool = True) ->
     """Plans the configured run, and looks for a faster one."""
     precision, placing = precision_of(settings), placing_of(settings)
     ground = Ground(settings, weights_of(settings.task.network_config), device, precision)
-    own = ground.candidate(
-        placing, settings.task.construction.recompute, settings.batch.per_device
-    )
-    activations = ground.activations(
-        settings.task.construction.recompute, settings.batch.per_device
-    )
+    policy, micro_batch = settings.task.construction.recompute, settings.batch.per_device
+    own = ground.candidate(placing, policy, micro_batch)
+    activations = ground.activations(policy, micro_batch)
+    saving = ground.saved_by_compiler(policy, micro_batch)
     simulated = confirmed(settings, placing, own)
     totals = _totals(settings, own, device, precision)
     sections: dict[str, dict[str, Any]] = {
         "plan": _head(settings, own, device, precision),
-        "memory of one rank": report.memory(own, activations, simulated, device),
+        "memory of one rank": report.memory(own, activations, simulated, device, saving),
         "traffic of one step": report.traffic_rows(own, device, settings.devices),
         "time": report.time_rows(own, totals),
     }
@@ -99,6 +97,7 @@ def draft(settings: Settings, device: Accelerator, *, searching: bool = True) ->
         "configured": report.plain(own) | totals,
         "simulated": simulated,
         "activations": activations,
+        "not_kept_by_compiled_blocks": saving,
     }
     if searching:
         budget = USABLE * device.memory
@@ -175,6 +174,3 @@ def _largest(fitting: list[Candidate], own: Candidate) -> dict[str, Any]:
         f"{own.placing}; {own.recompute}": f"{largest.micro_batch} samples, "
         f"{report.gib(largest.peak)}"
     }
-
-
-__all__ = ["Draft", "confirmed", "draft", "on_devices", "peak", "plan"]

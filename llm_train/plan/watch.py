@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,7 +92,7 @@ class Watch(TorchDispatchMode):
             self.enter(after)
             for leaf in tree_leaves(output):
                 if isinstance(leaf, Tensor) and leaf.requires_grad:
-                    leaf.register_hook(lambda _: self.enter(backward))
+                    leaf.register_hook(lambda _: self.enter(backward))  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -113,14 +114,14 @@ class Watch(TorchDispatchMode):
             watch._resized(storage)
             return result
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
         self._lock = ShardingPropagator._fake_mode_lock
         ShardingPropagator._fake_mode_lock = _Blind(self)  # type: ignore[assignment]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         ShardingPropagator._fake_mode_lock = self._lock
 
@@ -219,7 +220,7 @@ def _place(index: int, last: int) -> str:
 
 
 def _ranks(value: Any) -> int:
-    """The number of ranks where ``value`` names a process group: an object, or a registered name."""
+    """The number of ranks where ``value`` is a process group or the name of one, else 0."""
     if isinstance(value, torch.ScriptObject):
         try:
             return int(torch.distributed.ProcessGroup.unbox(value).size())
@@ -227,7 +228,7 @@ def _ranks(value: Any) -> int:
             return 0
     if isinstance(value, str):
         try:
-            return int(torch.distributed.distributed_c10d._resolve_process_group(value).size())  # type: ignore[arg-type]
+            return int(distributed_c10d._resolve_process_group(value).size())  # type: ignore[attr-defined, arg-type]
         except (LookupError, RuntimeError, ValueError):
             return 0
     return int(value.size()) if isinstance(value, torch.distributed.ProcessGroup) else 0
