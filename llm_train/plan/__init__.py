@@ -1,4 +1,4 @@
-"""What a run would take, before it is launched and without a GPU: memory, time, traffic, and a search.
+"""What a run would take, before it is launched and without a GPU: memory, time, traffic.
 
 ``devices`` knows GPUs by name; ``formula`` and ``traffic`` count bytes by arithmetic; ``watch``,
 ``simulate`` and ``scale`` measure the real step under fake tensors; ``speed`` turns both into
@@ -10,6 +10,7 @@ measured is continued along that line. Activations do not depend on other ranks 
 one, once for each recompute policy and for two micro-batches.
 """
 
+from llm_train.plan.forecast import forecast
 from llm_train.plan.verb import plan
 
-__all__ = ["plan"]
+__all__ = ["forecast", "plan"]

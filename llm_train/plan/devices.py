@@ -48,8 +48,8 @@ class Accelerator:
 
 
 ACCELERATORS: dict[str, Accelerator] = {
-    # NVIDIA H200 datasheet (2024), SXM: 141 GB HBM3e at 4.8 TB/s, NVLink 900 GB/s, 700 W; network of
-    # NVIDIA's HGX reference: one 400 Gb/s ConnectX-7 a GPU.
+    # NVIDIA H200 datasheet (2024), SXM: 141 GB HBM3e at 4.8 TB/s, NVLink 900 GB/s, 700 W; network
+    # of NVIDIA's HGX reference: one 400 Gb/s ConnectX-7 a GPU.
     "h200": Accelerator(
         name="NVIDIA H200",
         memory=139.8 * _GIB,
@@ -68,8 +68,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=400 * _GBIT,
         watts=700,
     ),
-    # NVIDIA H100 datasheet, PCIe: 80 GB HBM2e at 2 TB/s, PCIe 5 128 GB/s both ways, 350 W; network:
-    # 200 Gb/s a GPU, assumed.
+    # NVIDIA H100 datasheet, PCIe: 80 GB HBM2e at 2 TB/s, PCIe 5 128 GB/s both ways, 350 W;
+    # network: 200 Gb/s a GPU, assumed.
     "h100-pcie": Accelerator(
         name="NVIDIA H100 PCIe",
         memory=79.1 * _GIB,
@@ -78,8 +78,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=200 * _GBIT,
         watts=350,
     ),
-    # NVIDIA A100 datasheet (2021), SXM: 80 GB HBM2e at 2.039 TB/s, NVLink 600 GB/s, 400 W; DGX A100
-    # datasheet: eight 200 Gb/s ConnectX-6 for eight GPUs.
+    # NVIDIA A100 datasheet (2021), SXM: 80 GB HBM2e at 2.039 TB/s, NVLink 600 GB/s, 400 W; DGX
+    # A100 datasheet: eight 200 Gb/s ConnectX-6 for eight GPUs.
     "a100": Accelerator(
         name="NVIDIA A100-SXM4-80GB",
         memory=79.15 * _GIB,
@@ -97,8 +97,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=200 * _GBIT,
         watts=400,
     ),
-    # NVIDIA DGX B200 datasheet (2024): 1,440 GB HBM3e at 64 TB/s over eight GPUs, NVLink 1.8 TB/s,
-    # eight 400 Gb/s ConnectX-7; HGX B200: up to 1,000 W a GPU.
+    # NVIDIA DGX B200 datasheet (2024): 1,440 GB HBM3e at 64 TB/s over eight GPUs, NVLink 1.8
+    # TB/s, eight 400 Gb/s ConnectX-7; HGX B200: up to 1,000 W a GPU.
     "b200": Accelerator(
         name="NVIDIA B200",
         memory=178.3 * _GIB,
@@ -107,8 +107,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=400 * _GBIT,
         watts=1000,
     ),
-    # NVIDIA L40S datasheet (2023): 48 GB GDDR6 at 864 GB/s, PCIe 4 64 GB/s both ways, 350 W; network:
-    # 200 Gb/s a GPU, assumed.
+    # NVIDIA L40S datasheet (2023): 48 GB GDDR6 at 864 GB/s, PCIe 4 64 GB/s both ways, 350 W;
+    # network: 200 Gb/s a GPU, assumed.
     "l40s": Accelerator(
         name="NVIDIA L40S",
         memory=44.4 * _GIB,
@@ -117,8 +117,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=200 * _GBIT,
         watts=350,
     ),
-    # NVIDIA L4 datasheet (2023): 24 GB GDDR6 at 300 GB/s, PCIe 4 64 GB/s both ways, 72 W; network:
-    # 50 Gb/s a GPU, assumed.
+    # NVIDIA L4 datasheet (2023): 24 GB GDDR6 at 300 GB/s, PCIe 4 64 GB/s both ways, 72 W;
+    # network: 50 Gb/s a GPU, assumed.
     "l4": Accelerator(
         name="NVIDIA L4",
         memory=22.0 * _GIB,
@@ -127,8 +127,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=50 * _GBIT,
         watts=72,
     ),
-    # NVIDIA A10 datasheet (2021) and AWS's page of G5 for the G: 24 GB GDDR6 at 600 GB/s, PCIe 4, 300 W;
-    # network: g5.48xlarge has 100 Gb/s for eight.
+    # NVIDIA A10 datasheet (2021) and AWS's page of G5 for the G: 24 GB GDDR6 at 600 GB/s, PCIe 4,
+    # 300 W; network: g5.48xlarge has 100 Gb/s for eight.
     "a10g": Accelerator(
         name="NVIDIA A10G",
         memory=22.0 * _GIB,
@@ -137,8 +137,9 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=12.5 * _GBIT,
         watts=300,
     ),
-    # NVIDIA Ada architecture whitepaper (2022), appendix A: 24 GB GDDR6X at 1,008 GB/s, 450 W; PCIe 4
-    # through the host, no peer access: half of 32 GB/s, assumed. Network: 10 Gb/s a GPU, assumed.
+    # NVIDIA Ada architecture whitepaper (2022), appendix A: 24 GB GDDR6X at 1,008 GB/s, 450 W;
+    # PCIe 4 through the host, no peer access: half of 32 GB/s, assumed. Network: 10 Gb/s a GPU,
+    # assumed.
     "rtx4090": Accelerator(
         name="NVIDIA GeForce RTX 4090",
         memory=23.6 * _GIB,
@@ -147,8 +148,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=10 * _GBIT,
         watts=450,
     ),
-    # NVIDIA GA102 architecture whitepaper (2020), appendix A: 24 GB GDDR6X at 936 GB/s, 350 W; links as
-    # above.
+    # NVIDIA GA102 architecture whitepaper (2020), appendix A: 24 GB GDDR6X at 936 GB/s, 350 W;
+    # links as above.
     "rtx3090": Accelerator(
         name="NVIDIA GeForce RTX 3090",
         memory=23.6 * _GIB,
@@ -157,8 +158,8 @@ ACCELERATORS: dict[str, Accelerator] = {
         network=10 * _GBIT,
         watts=350,
     ),
-    # AMD Instinct MI300X datasheet (2023): 192 GB HBM3 at 5.3 TB/s, Infinity Fabric 7 x 128 GB/s both
-    # ways, 750 W; network: 400 Gb/s a GPU, assumed.
+    # AMD Instinct MI300X datasheet (2023): 192 GB HBM3 at 5.3 TB/s, Infinity Fabric 7 x 128 GB/s
+    # both ways, 750 W; network: 400 Gb/s a GPU, assumed.
     "mi300x": Accelerator(
         name="AMD Instinct MI300X",
         memory=191.0 * _GIB,

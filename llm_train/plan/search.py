@@ -14,7 +14,8 @@ from typing import Any
 
 from llm_train import check as checks
 from llm_train.check.table import on_meta
-from llm_train.optimizer import AdamW
+from llm_train.optimizer import AdamW, MuonAdamW, StochasticAdamW
+from llm_train.optimizer.base import Optimizer
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.devices import Accelerator
 from llm_train.plan.formula import State, Weight, state
@@ -192,41 +193,16 @@ class Ground:
 
     def _optimizer_ratio(self) -> float:
         """State over parameters of an optimizer that no formula knows, from a real update."""
-        known = state(
-            self.weights,
-            Placing(kind="single", layout=placing_of(self.settings).layout),
-            self.settings.task.optimizer_config,
-            self.precision,
-            accumulation=1,
-            measured_ratio=-1,
-        )
-        if known.optimizer >= 0:
+        optimizer = self.settings.task.optimizer_config
+        if known_to_formula(optimizer):
             return 2.0
-        case = replace(self.case(NoRecompute()), optimizer=self.settings.task.optimizer_config)
-        found = at_depth(case)
+        found = at_depth(replace(self.case(NoRecompute()), optimizer=optimizer))
         return found["optimizer"] / found["parameters"]
 
 
-def layers_of(weights: list[Weight]) -> int:
-    """Repeated layers."""
-    return len({next(p for p in w.name.split(".") if p.isdigit()) for w in weights if w.block})
-
-
-def blocks_kept_whole(policy: Recompute, layers: int) -> int:
-    """Blocks that no policy changes, which a compiler may still shrink.
-
-    >>> blocks_kept_whole(NoRecompute(), 5), blocks_kept_whole(EveryNth(n=2), 5)
-    (5, 2)
-    """
-    if isinstance(policy, NoRecompute):
-        return layers
-    return layers - math.ceil(layers / policy.n) if isinstance(policy, EveryNth) else 0
-
-
-def beside_state(found: Measured) -> float:
-    """Bytes at the worst moment beside parameters, copies, gradients and optimizer state."""
-    kept = sum(found[key] for key in ("parameters", "buffers", "copies", "gradients", "optimizer"))
-    return max(v for k, v in found.items() if k.startswith("peak ") and k != "peak start") - kept
+def known_to_formula(optimizer: Optimizer) -> bool:
+    """Whether the bytes of its state are known without running it."""
+    return isinstance(optimizer, AdamW | StochasticAdamW | MuonAdamW)
 
 
 def name_of(policy: Recompute) -> str:

@@ -7,8 +7,8 @@ differentiate fake CUDA tensors where there is no CUDA. What depends on the kern
 memory of attention, is therefore not seen; shapes and dtypes are.
 
 Not simulated: DeepSpeed's engine (``formula`` alone knows it), DistributedDataParallel's buckets
-(they are the gradients, so the bytes are those of one device), and compilation (``case`` blocks run
-operator by operator, which keeps more than compiled ones).
+(they are the gradients, so the bytes are those of one device), and compilation (blocks run operator by
+operator, which keeps more than compiled ones do: ``compiled``).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Case:
     sequence: int
     micro_batch: int
     micro_batches: int = 1
-    layout: Layout = Layout()
+    layout: Layout = Layout()  # noqa: RUF009 - frozen
     sharded: bool = False
     reshard: bool = True
     clip: bool = True
@@ -77,8 +77,8 @@ class Case:
 
 Measured = dict[str, float]
 """Bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer``, ``saved`` and ``peak MOMENT``;
-operations by ``products`` and ``attention``, bytes ``moved`` and ``moved_forward``, ``operators``, and ``sent COLLECTIVE
-RANKS`` with ``calls COLLECTIVE RANKS``."""
+operations by ``products`` and ``attention``, bytes ``moved`` and ``moved_forward``, ``operators``,
+and ``sent COLLECTIVE RANKS`` with ``calls COLLECTIVE RANKS``."""
 
 
 def simulate(case: Case) -> Measured:

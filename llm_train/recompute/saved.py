@@ -47,8 +47,9 @@ def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     """Runs ``module(*args, **kwargs)`` once and returns the bytes kept until its backward.
 
     Each storage counts once. Not counted, because they existed before: parameters, buffers, other
-    tensors that are attributes of modules (copies of weights) and the arguments. Counted: copies of parameters that autocast makes and the graph keeps. A compiled
-    module is measured as if it were not. Advances the random generators like any forward.
+    tensors that are attributes of modules (copies of weights) and the arguments. Counted: copies of
+    parameters that autocast makes and the graph keeps. A compiled module is measured as if it were
+    not. Advances the random generators like any forward.
     """
     held = [list(module.parameters()), list(module.buffers())]
     held += [list(vars(part).values()) for part in module.modules()]

@@ -1,9 +1,9 @@
 """Runs that others have published, planned: one set of efficiencies, no number of a run's own.
 
-KempnerForge (mfu_scaling report of April 2026, its benchmark script): Llama 3 8B on H200 at sequence
-4096, everything in bf16, full recomputation, compiled; "GB" there is 2**30. llm-foundry
-(scripts/train/benchmarking/README.md): MPT 7B on 8 H100 at sequence 2048, FULL_SHARD, micro-batch 6,
-no recomputation, not compiled; no memory given but the device's. TinyLlama (README of September
+KempnerForge (mfu_scaling report of April 2026, its benchmark script): Llama 3 8B on H200 at
+sequence 4096, everything in bf16, full recomputation, compiled; "GB" there is 2**30. llm-foundry
+(scripts/train/benchmarking/README.md): MPT 7B on 8 H100 at sequence 2048, FULL_SHARD, micro-batch
+6, no recomputation, not compiled; no memory given but the device's. TinyLlama (README of September
 2023, pretrain/tinyllama.py): 1.1B on 16 A100-40, micro-batch 8 of sequence 2048, FSDP, fused
 kernels; no memory given but that 8 samples go into 40 GB.
 """
