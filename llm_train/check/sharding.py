@@ -26,7 +26,7 @@ def mesh(settings: Settings) -> Iterator[str]:
             "trainer.strategy=hsdp on one node is fsdp; write fsdp, or class_path: FSDP with "
             "init_args: {replicas: N}"
         )
-    elif layout.replicas > 1 and layout.shards == 1:
+    elif layout.replicas > 1 and layout.shards == layout.tensor == 1:
         yield (
             f"{key}: replicas={layout.replicas} leaves one rank a copy and nothing to shard; "
             "use ddp, or fewer replicas"

@@ -233,9 +233,9 @@ def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_
     """Refuses, before anything is read, a checkpoint that this strategy cannot load.
 
     Raises:
-        CheckpointError: another file format, or DeepSpeed's at another number of ranks.
+        CheckpointError: another file format, or one for another number of ranks.
     """
-    if facts["state_format"] != strategy.state_format:
+    if facts["state_format"] not in (strategy.state_format, *strategy.also_reads):
         raise CheckpointError(
             f"{path} was written by {facts['strategy']} in {facts['state_format']} format, which "
             f"{type(strategy).__name__} cannot read; resume with "
@@ -245,6 +245,11 @@ def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_
         raise CheckpointError(
             f"{path} was written by {facts['strategy']} on {facts['world_size']} ranks and "
             f"DeepSpeed's files load on as many only, not on {world_size}"
+        )
+    if facts["state_format"] == "replicas" and facts["world_size"] != world_size:
+        raise CheckpointError(
+            f"{path} holds {facts['world_size']} replicas of {facts['strategy']} with an optimizer "
+            f"state each, which {world_size} ranks cannot take over; resume on as many"
         )
 
 

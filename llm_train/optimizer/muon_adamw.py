@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from llm_train.errors import ConfigError
 from llm_train.optimizer.adamw import can_fuse
@@ -25,6 +25,7 @@ from llm_train.optimizer.groups import (
     dimensions,
     trainable,
 )
+from llm_train.optimizer.memory import STEP_BYTES, tensor_bytes
 from llm_train.optimizer.muon import LEARNING_RATE_SCALES, MuonWithAdamW
 
 
@@ -105,6 +106,11 @@ class MuonAdamW(Optimizer):
         assert_covered(groups, named)
         return MuonWithAdamW(groups)
 
+    def state_bytes(self, name: str, parameter: Tensor) -> int:
+        """One momentum for Muon's matrices; two moments and a step counter for the others."""
+        moment = tensor_bytes(parameter)
+        return moment if is_muons(name, parameter) else 2 * moment + STEP_BYTES
+
     def _muon_settings(self) -> dict[str, float | int | str]:
         return {
             "lr": self.muon_learning_rate,
@@ -116,7 +122,7 @@ class MuonAdamW(Optimizer):
         }
 
 
-def is_muons(name: str, parameter: nn.Parameter) -> bool:
+def is_muons(name: str, parameter: Tensor) -> bool:
     """Whether Muon updates this parameter: a matrix inside a repeated layer.
 
     >>> is_muons("layers.0.mlp.up.weight", nn.Parameter(nn.Linear(2, 3).weight))

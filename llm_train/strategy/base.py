@@ -27,12 +27,16 @@ class Placement:
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
 
+    also_reads: tuple[str, ...] = ()
+    """Further formats that ``load_state`` reads."""
+
     tensor = 1
     """Neighbouring ranks that compute the same samples together."""
 
     lightning_module: Any
     optimizers: list[Any]
     precision_plugin: Any
+    reduce: Callable[..., Tensor]
     root_device: torch.device
 
     @property
@@ -55,6 +59,15 @@ class Placement:
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
+
+    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+        """Target slots over valid targets, of all samples that a gradient is the mean over.
+
+        Args:
+            valid: targets of this rank in this step that count.
+            slots: targets of the step over all ranks, whether they count or not.
+        """
+        return slots / self.reduce(valid, reduce_op="sum").clamp(min=1)
 
     def own_targets(self, targets: Tensor) -> Tensor:
         """The part of the targets (B, T) of a micro-batch that this rank scores."""

@@ -13,10 +13,10 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,7 @@ _TRUSTED = {
         "float64",
         "int32",
         "int64",
+        "uint8",
         "strided",
         "contiguous_format",
         "preserve_format",
@@ -65,6 +66,19 @@ _TRUSTED = {
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.planner": {"WriteItemType"},
 }
+
+
+@runtime_checkable
+class SplitsState(Protocol):
+    """An optimizer whose state consists of tensors that a file cannot hold as they are."""
+
+    def new_state(self, parameter: Tensor) -> dict[str, Any]:
+        """State as before the first step."""
+        ...
+
+    def split(self, parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """``state`` in plain tensors and DTensors that share its memory."""
+        ...
 
 
 class _RecordsOnly(pickle.Unpickler):
@@ -99,26 +113,66 @@ def clean(name: str) -> str:
     return name
 
 
-def save(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Writes the state of this rank; replicated tensors are shared out among the ranks."""
-    tensors, scalars = _collect(network, optimizer)
+def save(
+    directory: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    own: str = "",
+    beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes the state of this rank; replicated tensors are shared out among the ranks.
+
+    Args:
+        directory: exists, and is empty.
+        network: its parameters and persistent buffers.
+        optimizer: of the network; None writes no state of it.
+        own: put before every key, where the state of this rank is no other rank's.
+        beside: further tensors, the same on all ranks, under these keys.
+    """
+    state, scalars = _collect(network, optimizer)
+    tensors = {own + key: tensor for key, tensor in state.items()} | dict(beside or {})
     alone = not dist.is_initialized()
     with _quiet():
         state_dict_saver.save(tensors, storage_writer=FileSystemWriter(directory), no_dist=alone)
-    if alone or dist.get_rank() == 0:
-        (directory / _SCALARS).write_text(json.dumps(scalars))
+    if own or alone or dist.get_rank() == 0:
+        (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
 
 
-def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Reads into the parameters in place, and rebuilds the optimizer's state beside them."""
-    reader = Reader(directory)
+def keys(directory: Path) -> dict[str, Any]:
+    """What is stored in ``directory``: shapes and dtypes by key.
+
+    Raises:
+        CheckpointError: nothing of this format is there.
+    """
     try:
-        stored = reader.read_metadata().state_dict_metadata
+        return dict(Reader(directory).read_metadata().state_dict_metadata)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory} holds no .metadata: not a checkpoint of this kind"
         ) from error
-    model = _model_tensors(network)
+
+
+def load(
+    directory: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    own: str = "",
+    beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Reads into the parameters in place, and rebuilds the optimizer's state beside them.
+
+    Args:
+        directory: what ``save`` filled.
+        network: gets every parameter and persistent buffer.
+        optimizer: gets its state; None leaves that where it is.
+        own: as it was saved with; keys without it are somebody else's.
+        beside: further tensors to read into, as far as they are stored.
+    """
+    everything = keys(directory)
+    stored = {k.removeprefix(own): v for k, v in everything.items() if k.startswith(own)}
+    model = model_tensors(network)
     _require_same_names(directory, set(model), {key for key in stored if key.startswith("model.")})
     for key, tensor in model.items():
         _require_same_shape(key, tensor, stored[key])
@@ -128,12 +182,18 @@ def load(directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer |
         states = _allocate_optimizer_state(network, optimizer, stored)
         names = {parameter: name for name, parameter in _parameters(network).items()}
         for parameter, state in states.items():
-            for key, value in state.items():
+            parts = _storable(optimizer, parameter, state)
+            for key, value in parts.items():
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
+            if isinstance(optimizer, SplitsState):
+                _require_same_parts(directory, names[parameter], parts, stored)
+    tensors = {own + key: tensor for key, tensor in tensors.items()}
+    tensors.update({key: t for key, t in (beside or {}).items() if key in everything})
+    alone = not dist.is_initialized()
     with _quiet():
-        state_dict_loader.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        state_dict_loader.load(tensors, storage_reader=Reader(directory), no_dist=alone)
     if optimizer is not None:
-        scalars = json.loads((directory / _SCALARS).read_text())
+        scalars = json.loads((directory / f"{own}{_SCALARS}").read_text())
         for name, parameter in _parameters(network).items():
             states.setdefault(parameter, {}).update(scalars.get(name, {}))
         optimizer.state.clear()
@@ -156,7 +216,8 @@ def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): parameter for name, parameter in network.named_parameters()}
 
 
-def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
+def model_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, by the keys they are stored under."""
     tensors = {f"model.{name}": p.detach() for name, p in _parameters(network).items()}
     persistent = network.state_dict(keep_vars=True)
     for name, buffer in network.named_buffers():
@@ -168,16 +229,23 @@ def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
 def _collect(
     network: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    tensors = _model_tensors(network)
+    tensors = model_tensors(network)
     scalars: dict[str, dict[str, Any]] = {}
     if optimizer is not None:
         for name, parameter in _parameters(network).items():
-            for key, value in optimizer.state.get(parameter, {}).items():
+            state = optimizer.state.get(parameter, {})
+            for key, value in _storable(optimizer, parameter, state).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value
                 else:
                     scalars.setdefault(name, {})[key] = value
     return tensors, scalars
+
+
+def _storable(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, state: dict[str, Any]
+) -> dict[str, Any]:
+    return optimizer.split(parameter, state) if isinstance(optimizer, SplitsState) else state
 
 
 def _allocate_optimizer_state(
@@ -202,6 +270,9 @@ def _allocate_optimizer_state(
                 raise CheckpointError(
                     f"checkpoint has optimizer state for {name}, which is frozen now"
                 )
+            if isinstance(optimizer, SplitsState):
+                states.setdefault(parameter, optimizer.new_state(parameter))
+                continue
             if meta.size == parameter.shape:
                 value = torch.empty_like(
                     parameter, dtype=meta.properties.dtype, requires_grad=False
@@ -212,6 +283,26 @@ def _allocate_optimizer_state(
                 value = torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
             states.setdefault(parameter, {})[rest] = value.detach()
     return states
+
+
+def _require_same_parts(
+    directory: Path, name: str, parts: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    """Refuses state in another format, or cut in a way that this layout cannot hold."""
+    prefix = f"optimizer.{name}."
+    sizes = {key.removeprefix(prefix): m.size for key, m in stored.items() if prefix in key}
+    found = {key: tuple(size) for key, size in sizes.items() if "." not in key}
+    wanted = {key: tuple(value.shape) for key, value in parts.items()}
+    if found != wanted:
+        raise CheckpointError(
+            f"{directory} holds {_listed(found)} of {name}, and model.optimizer here needs "
+            f"{_listed(wanted)}; put the old model.optimizer back, or resume on the layout that "
+            "saved it"
+        )
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{key} {shape}" for key, shape in sorted(shapes.items()) if shape)
 
 
 def _require_same_names(directory: Path, wanted: set[str], found: set[str]) -> None:

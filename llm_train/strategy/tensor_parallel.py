@@ -89,6 +89,23 @@ class _Cut(ParallelStyle):
             module.register_parameter(name, nn.Parameter(part, parameter.requires_grad))
 
 
+class _Embedding(RowwiseParallel):
+    """(B, T) on every rank -> (B, T / ranks, D).
+
+    Waits for its reduce-scatter: torch's own hands over a tensor that is still on its way, and a
+    compiled block that takes it as an input loses the gradient to it (torch 2.13).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(input_layouts=Replicate(), output_layouts=Shard(_SEQUENCE))
+
+    @staticmethod
+    def _prepare_output_fn(
+        output_layouts: Any, use_local_output: bool, mod: nn.Module, outputs: Any, device_mesh: Any
+    ) -> Any:
+        return outputs.redistribute(placements=output_layouts).to_local()
+
+
 class _Positions(_Cut):
     """A table of positions: whole on every rank, read at the rank's own positions."""
 
@@ -109,10 +126,7 @@ def _to_local(_: nn.Module, output: Any, __: DeviceMesh) -> Any:
 
 
 _STYLES: Mapping[str, Any] = {
-    # (B, T) on every rank -> (B, T / ranks, D)
-    "embedding": partial(
-        RowwiseParallel, input_layouts=Replicate(), output_layouts=Shard(_SEQUENCE)
-    ),
+    "embedding": _Embedding,
     "positions": _Positions,
     # (B, T / ranks, D) -> (B, T / ranks, D)
     "norm": partial(SequenceParallel, sequence_dim=_SEQUENCE, use_local_output=True),
