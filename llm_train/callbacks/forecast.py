@@ -13,9 +13,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llm_train.network.linear import WithCopy
+from llm_train.optimizer.memory import tensor_bytes
 from llm_train.terminal import say, section
 
 STEP = 10
@@ -90,9 +90,7 @@ class Forecast(pl.Callback):
 
 def size(tensors: Iterable[Tensor]) -> int:
     """Bytes of this rank's part of the tensors."""
-    return sum(
-        (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors
-    )
+    return sum(tensor_bytes(tensor) for tensor in tensors)
 
 
 def _state(optimizers: Iterable[Any]) -> Iterable[Tensor]:

@@ -129,7 +129,7 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
 
 
 def _plan(settings: Settings, flags: argparse.Namespace) -> int:
-    from llm_train.plan import plan
+    from llm_train.plan.verb import plan
 
     return plan(
         settings, devices=flags.devices, nodes=flags.nodes, gpu=flags.gpu, json_path=flags.json

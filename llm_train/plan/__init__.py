@@ -8,9 +8,6 @@ How a plan for a thousand ranks takes seconds: blocks are identical, so the step
 three and with four of them, sharded over the full fake process group, and everything that is
 measured is continued along that line. Activations do not depend on other ranks and are simulated on
 one, once for each recompute policy and for two micro-batches.
+
+Nothing is imported here: every run asks ``forecast``, and only the verb needs the rest.
 """
-
-from llm_train.plan.forecast import forecast
-from llm_train.plan.verb import plan
-
-__all__ = ["forecast", "plan"]

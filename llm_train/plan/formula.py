@@ -7,7 +7,7 @@ Per parameter, w bytes of its dtype (4, or 2 under bf16-true), s the optimizer's
     ZeRO 1            2 + 2 + (4 + s) / ranks             DeepSpeed keeps bf16 weights, fp32 masters
     ZeRO 2            2 + (2 + 4 + s) / ranks
     ZeRO 3            (2 + 2 + 4 + s) / ranks
-    s                 AdamW 2 w, MuonAdamW w for matrices of blocks and 2 w for the rest
+    s                 as the optimizer's ``state_bytes`` has it: AdamW 2 w
 
 Tensor parallelism cuts matrices before all of this. What FSDP holds for a while comes on top:
 gathered parameters in the dtype of products, and, while gradients accumulate over micro-batches
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +26,7 @@ from torch import nn
 from llm_train.errors import ConfigError
 from llm_train.network.base import LanguageModel, Network
 from llm_train.network.linear import WithCopy
-from llm_train.optimizer import AdamW, MuonAdamW, StochasticAdamW
 from llm_train.optimizer.base import Optimizer
-from llm_train.optimizer.muon_adamw import is_muons
 from llm_train.plan.placing import Placing
 
 _CUT_ROWS, _CUT_COLUMNS = ("column", "embedding", "head"), ("row",)
@@ -44,7 +41,6 @@ class Weight:
         shape: whole.
         block: whether it belongs to a repeated layer.
         copied: whether it gets a bf16 copy on one device.
-        muon: whether MuonAdamW would update it by Muon.
         cut: dimension that tensor parallelism cuts; -1 is none.
     """
 
@@ -52,14 +48,12 @@ class Weight:
     shape: tuple[int, ...]
     block: bool
     copied: bool
-    muon: bool
     cut: int
 
-    def local(self, placing: Placing) -> int:
-        """Elements on rank 0 where the strategy shards parameters."""
-        shape = self.on_tensor_rank(placing)
-        shards = placing.layout.shards
-        return math.ceil(shape[0] / shards) * math.prod(shape[1:]) if shape else 1
+    def local(self, placing: Placing) -> tuple[int, ...]:
+        """Its shape on rank 0 where the strategy shards parameters."""
+        rows, *rest = self.on_tensor_rank(placing)
+        return (math.ceil(rows / placing.layout.shards), *rest)
 
     def on_tensor_rank(self, placing: Placing) -> list[int]:
         """Its shape on one rank of a tensor group."""
@@ -82,7 +76,6 @@ def weights_of(config: Network) -> list[Weight]:
             shape=tuple(parameter.shape),
             block=id(parameter) in inside,
             copied=id(parameter) in copied,
-            muon=is_muons(name, parameter),
             cut=cuts.get(name, -1),
         )
         for name, parameter in network.named_parameters()
@@ -147,7 +140,6 @@ def state(
     precision: str,
     *,
     accumulation: int,
-    measured_ratio: float = 2.0,
 ) -> State:
     """The bytes of a strategy.
 
@@ -157,15 +149,16 @@ def state(
         optimizer: its class says how much state there is.
         precision: of the Trainer.
         accumulation: micro-batches of a step.
-        measured_ratio: state over parameter bytes, for an optimizer this file does not know.
     """
     width = 2 if precision == "bf16-true" else 4
     if placing.kind.startswith("zero"):
-        return _zero(weights, placing, optimizer, measured_ratio)
+        return _zero(weights, placing, optimizer)
     sharded = placing.kind == "fsdp"
-    count = {w.name: w.local(placing) if sharded else math.prod(w.shape) for w in weights}
+    shapes = {w.name: w.local(placing) if sharded else w.shape for w in weights}
+    count = {name: math.prod(shape) for name, shape in shapes.items()}
     elements = sum(count.values())
-    moments = sum(count[w.name] * moments_of(optimizer, w, measured_ratio) for w in weights)
+    dtype = torch.bfloat16 if width == 2 else torch.float32
+    moments = sum(_moments(optimizer, w, shapes[w.name], dtype) for w in weights)
     mixed = precision == "bf16-mixed"
     copies = 0 if sharded or not mixed else 2 * sum(count[w.name] for w in weights if w.copied)
     held = (
@@ -178,18 +171,16 @@ def state(
         parameters=width * elements * on_device,
         copies=copies,
         gradients=width * elements * on_device,
-        optimizer=width * moments * on_device,
+        optimizer=moments * on_device,
         **held,
     )
 
 
-def moments_of(optimizer: Any, weight: Weight, measured_ratio: float) -> float:
-    """State of an optimizer in units of the parameter."""
-    if isinstance(optimizer, AdamW | StochasticAdamW):
-        return 2.0
-    if isinstance(optimizer, MuonAdamW):
-        return 1.0 if weight.muon else 2.0
-    return measured_ratio
+def _moments(
+    optimizer: Optimizer, weight: Weight, shape: tuple[int, ...], dtype: torch.dtype
+) -> int:
+    """State of one parameter, as its optimizer says."""
+    return optimizer.state_bytes(weight.name, torch.empty(shape, dtype=dtype, device="meta"))
 
 
 def _held(
@@ -219,12 +210,10 @@ def _count_blocks(weights: list[Weight]) -> int:
     return len(numbers)
 
 
-def _zero(
-    weights: list[Weight], placing: Placing, optimizer: Optimizer, measured_ratio: float
-) -> State:
+def _zero(weights: list[Weight], placing: Placing, optimizer: Optimizer) -> State:
     """DeepSpeed as its paper has it (arXiv:1910.02054, section 5), bf16 with fp32 masters."""
     elements = sum(math.prod(w.shape) for w in weights)
-    moments = sum(math.prod(w.shape) * moments_of(optimizer, w, measured_ratio) for w in weights)
+    moments = sum(_moments(optimizer, w, w.shape, torch.float32) for w in weights)
     ranks, stage = placing.ranks, int(placing.kind[-1])
     root = sum(math.prod(w.shape) for w in weights if not w.block)
     block = (elements - root) / max(1, _count_blocks(weights))
@@ -232,7 +221,7 @@ def _zero(
         parameters=2 * elements / (ranks if stage == 3 else 1),
         copies=0,
         gradients=2 * elements / (ranks if stage >= 2 else 1),
-        optimizer=4 * (elements + moments) / ranks,
+        optimizer=(4 * elements + moments) / ranks,
         gathered=2 * (root + 2 * block) if stage == 3 else 0.0,
         reducing=2 * min(elements, 5e8) if stage == 2 else 0.0,
     )

@@ -14,13 +14,12 @@ from typing import Any
 
 from llm_train import check as checks
 from llm_train.check.table import on_meta
-from llm_train.optimizer import AdamW, MuonAdamW, StochasticAdamW
-from llm_train.optimizer.base import Optimizer
+from llm_train.optimizer import AdamW
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.devices import Accelerator
 from llm_train.plan.formula import State, Weight, state
 from llm_train.plan.placing import Placing, placing_of
-from llm_train.plan.scale import Scaled, at_depth
+from llm_train.plan.scale import Scaled
 from llm_train.plan.simulate import Case, Measured
 from llm_train.plan.speed import Work, step_seconds, work
 from llm_train.plan.traffic import Transfer, traffic
@@ -87,7 +86,6 @@ class Ground:
         self.device, self.precision = device, precision
         self._scaled: dict[Recompute, Scaled] = {}
         self._saving: float | None = None
-        self.ratio = self._optimizer_ratio()
 
     def activations(self, policy: Recompute, micro_batch: int) -> Measured:
         """A step of two micro-batches on one device, whatever its memory."""
@@ -125,7 +123,6 @@ class Ground:
             self.settings.task.optimizer_config,
             self.precision,
             accumulation=accumulation,
-            measured_ratio=self.ratio,
         )
 
     def candidate(self, placing: Placing, policy: Recompute, micro_batch: int) -> Candidate:
@@ -191,18 +188,27 @@ class Ground:
         largest = max(w.shape[0] * w.shape[-1] for w in self.weights if not w.block)
         return (2 + 4) * largest * (1 - 1 / tensor)
 
-    def _optimizer_ratio(self) -> float:
-        """State over parameters of an optimizer that no formula knows, from a real update."""
-        optimizer = self.settings.task.optimizer_config
-        if known_to_formula(optimizer):
-            return 2.0
-        found = at_depth(replace(self.case(NoRecompute()), optimizer=optimizer))
-        return found["optimizer"] / found["parameters"]
+
+def layers_of(weights: list[Weight]) -> int:
+    """Repeated layers."""
+    return len({next(p for p in w.name.split(".") if p.isdigit()) for w in weights if w.block})
 
 
-def known_to_formula(optimizer: Optimizer) -> bool:
-    """Whether the bytes of its state are known without running it."""
-    return isinstance(optimizer, AdamW | StochasticAdamW | MuonAdamW)
+def blocks_kept_whole(policy: Recompute, layers: int) -> int:
+    """Blocks that no policy changes, which a compiler may still shrink.
+
+    >>> blocks_kept_whole(NoRecompute(), 5), blocks_kept_whole(EveryNth(n=2), 5)
+    (5, 2)
+    """
+    if isinstance(policy, NoRecompute):
+        return layers
+    return layers - math.ceil(layers / policy.n) if isinstance(policy, EveryNth) else 0
+
+
+def beside_state(found: Measured) -> float:
+    """Bytes at the worst moment beside parameters, copies, gradients and optimizer state."""
+    kept = sum(found[key] for key in ("parameters", "buffers", "copies", "gradients", "optimizer"))
+    return max(v for k, v in found.items() if k.startswith("peak ") and k != "peak start") - kept
 
 
 def name_of(policy: Recompute) -> str:

@@ -7,8 +7,8 @@ differentiate fake CUDA tensors where there is no CUDA. What depends on the kern
 memory of attention, is therefore not seen; shapes and dtypes are.
 
 Not simulated: DeepSpeed's engine (``formula`` alone knows it), DistributedDataParallel's buckets
-(they are the gradients, so the bytes are those of one device), and compilation (blocks run operator by
-operator, which keeps more than compiled ones do: ``compiled``).
+(they are the gradients, so the bytes are those of one device), and compilation (blocks run operator
+by operator, which keeps more than compiled ones do: ``compiled``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from llm_train.loss.base import Loss
 from llm_train.network.base import LanguageModel, Network
 from llm_train.network.init import materialise
 from llm_train.network.linear import Copies, WithCopy
+from llm_train.optimizer import LowBitAdamW
 from llm_train.optimizer.base import Optimizer
 from llm_train.plan.watch import Watch, local
 from llm_train.recompute.base import Recompute
@@ -176,7 +177,7 @@ def _step(
     if case.clip:
         nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
     size: int = sum(local(g).numel() * g.element_size() for g in gradients)
-    if not type(optimizer).__module__.startswith("torchao"):  # whose compiled update holds nothing
+    if not isinstance(case.optimizer, LowBitAdamW):  # whose compiled update holds nothing
         optimizer.step()
     del gradients
     optimizer.zero_grad(set_to_none=True)
@@ -210,12 +211,16 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
+    """The tensors that hold the state: of a quantized one those that it is made of."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [part for value in values if isinstance(value, Tensor) for part in _parts(local(value))]
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    if isinstance(tensor, FakeTensor) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 def _copies(network: nn.Module) -> list[Tensor]:

@@ -29,7 +29,8 @@ LLAMA = [
     NETWORK + "rotary_base=500000.0",
     "--model.recompute=EveryBlock",
     "--trainer.precision=bf16-true",
-    "--model.optimizer.class_path=StochasticAdamW",
+    "--model.optimizer.class_path=LowBitAdamW",
+    "--model.optimizer.init_args.state=bf16",
 ]
 TINY = [
     NETWORK + "vocab_size=32000",
