@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from llm_train.testing import configs
-from llm_train.testing.command import llm_train
+from llm_train.testing.command import run
 
 
 def test_predicted_bytes_are_those_of_the_run(tmp_path: Path) -> None:
     path = configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run", steps=11))
-    done = llm_train("fit", "-c", path)
-    assert done.returncode == 0, done.stderr
-    assert "predicted and measured after 10 steps" in done.stdout
+    done = run("fit", "-c", str(path))
+    assert done.code == 0, done.err
+    assert "predicted and measured after 10 steps" in done.out
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     (event,) = [r for r in map(json.loads, lines) if r.get("event") == "forecast"]
     assert event["step"] == 10
