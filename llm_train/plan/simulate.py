@@ -98,12 +98,13 @@ def _measure(network: LanguageModel, case: Case) -> Measured:
     found: Measured = {"saved": 0.0 if case.sharded else _saved(network, case)}
     optimizer = case.optimizer.build(network.named_parameters())
     _make_state(optimizer)
+    state = _state(optimizer)
     with Watch() as watch:
         watch.follow(network.blocks())
         found["parameters"] = watch.adopt([*network.parameters()])
         found["buffers"] = watch.adopt([*network.buffers()])
         found["copies"] = watch.adopt(_copies(network))
-        found["optimizer"] = watch.adopt(_state(optimizer))
+        found["optimizer"] = watch.adopt(state)
         found["gradients"] = _step(network, optimizer, copies, case, watch)
     found |= {f"peak {moment}": float(size) for moment, size in watch.peaks.items()}
     found |= {f"sent {kind} {n}": float(size) for (kind, n), size in watch.sent.items()}
