@@ -12,7 +12,7 @@ micro-batches and w bytes of the dtype of products::
     ZeRO 2               reduce-scatter 4 m, all-gather 2           DeepSpeed reduces each time
     ZeRO 3               all-gather 4 m, reduce-scatter 4 m
     tensor               a layer and micro-batch: 4 all-gathers and 4 reduce-scatters of B T D w,
-                         half as many again of each where the layer is recomputed; the head's weight
+                         half as many again of each where the layer is recomputed; one for the embedding, one of the head's weight
 """
 
 from __future__ import annotations
@@ -135,11 +135,12 @@ def traffic(
         add("reduce-scatter", "shard", 4 * (root + blocks), groups)
         add("all-reduce", "replicate", 4 * (root + blocks) / layout.shards, groups)
         if layout.tensor > 1:
-            rounds = accumulation * layers * (4 + 2 * recomputed)
-            add("all-gather", "tensor", rounds * activation, rounds)
-            add("reduce-scatter", "tensor", rounds * activation, rounds)
+            # Beside the layers the embedding's output, and the head's weight and its gradient.
+            rounds = accumulation * (layers * (4 + 2 * recomputed) + 1)
             head = max((math.prod(w.shape) for w in weights if not w.block), default=0)
-            add("all-gather", "tensor", accumulation * width * head, accumulation)
+            whole = rounds * activation + accumulation * width * head
+            add("all-gather", "tensor", whole, rounds + accumulation)
+            add("reduce-scatter", "tensor", whole, rounds + accumulation)
     if placing.kind.startswith("zero"):
         stage, elements = int(placing.kind[-1]), root + blocks
         reductions = accumulation if stage >= 2 else 1

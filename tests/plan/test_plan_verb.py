@@ -30,7 +30,9 @@ def test_a_plan_of_the_quickstart(tmp_path: Path) -> None:
     assert best["seconds"]["step"] <= own["seconds"]["step"]
     assert values["simulated"]["parameters"] == own["bytes"]["parameters"] == 4 * 1_312_128
     assert "MuonAdamW" in values["refused"]["ZeRO 1"]
-    assert all(c["micro_batch"] * c["micro_batches"] * 2 == 8 for c in values["fastest"])
+    for found in values["fastest"]:
+        data_ranks = found["layout"]["replicas"] * found["layout"]["shards"]
+        assert found["micro_batch"] * found["micro_batches"] * data_ranks == 8
 
 
 def test_what_check_refuses_is_refused() -> None:
