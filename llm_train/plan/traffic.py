@@ -12,7 +12,8 @@ micro-batches and w bytes of the dtype of products::
     ZeRO 2               reduce-scatter 4 m, all-gather 2           DeepSpeed reduces each time
     ZeRO 3               all-gather 4 m, reduce-scatter 4 m
     tensor               a layer and micro-batch: 4 all-gathers and 4 reduce-scatters of B T D w,
-                         half as many again of each where the layer is recomputed; one for the embedding, one of the head's weight
+                         half as many again of each where the layer is recomputed; one each for
+                         the embedding, and of the head's weight and gradient
 """
 
 from __future__ import annotations
