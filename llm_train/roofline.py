@@ -246,3 +246,14 @@ def optimizer_bytes(shape: Shape) -> int:
     by the tokens of a step, it is the price of a small batch.
     """
     return shape.parameters * (4 * 2 * _FP32 + _BF16)
+
+
+def forward_elementwise_bytes(shape: Shape) -> int:
+    """The part of ``elementwise_bytes`` that a block's forward moves, and a recomputed one again.
+
+    Elements per layer: residual and norm twice 8 D, activation 2 M (gated 3 M), rotary 2 (D + K).
+    """
+    layer = 8 * shape.width + (3 if shape.gated else 2) * shape.mlp_width
+    if shape.rotary:
+        layer += 2 * (shape.width + shape.kv_width)
+    return _BF16 * shape.layers * layer

@@ -13,6 +13,7 @@ import torch
 from llm_train import check as checks
 from llm_train import rundir
 from llm_train.assembly import bind, build_trainer
+from llm_train.callbacks.forecast import Forecast
 from llm_train.callbacks.profile import Profile
 from llm_train.checkpoint.callback import Checkpoints
 from llm_train.checkpoint.store import CheckpointStore
@@ -22,6 +23,7 @@ from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.logger.jsonl import JSONLMetrics
 from llm_train.logger.records import read_metrics
+from llm_train.plan.forecast import forecast
 from llm_train.settings import Settings
 from llm_train.terminal import say, section
 
@@ -79,7 +81,8 @@ def fit(settings: Settings, resume: str, profile: bool = False) -> int:
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
-    trainer = build_trainer(settings, derived, [*profiles, saver], JSONLMetrics())
+    watching = [*profiles, Forecast(forecast(settings, derived.accumulation))]
+    trainer = build_trainer(settings, derived, [*watching, saver], JSONLMetrics())
     bind(settings, derived, trainer)
     trainer.fit(settings.task, datamodule=settings.data)
     return _conclude(settings, trainer, _leave_process_group(trainer, settings.task.stop_signal))

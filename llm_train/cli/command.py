@@ -24,6 +24,7 @@ VERBS = {
     "fit": "train",
     "validate": "score a checkpoint on the held-out data",
     "check": "find all problems of a configuration and print every derived number",
+    "plan": "say what a run would take on GPUs that are not here, and find a faster one",
     "generate": "write text with a checkpoint",
     "report": "draw what a run did as HTML and PNG",
 }
@@ -116,6 +117,7 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
     verbs: dict[str, Callable[[], int]] = {
         "prepare": lambda: run.prepare(settings, force=flags.force),
         "check": lambda: run.check(settings),
+        "plan": lambda: _plan(settings, flags),
         "validate": lambda: run.validate(settings, flags.checkpoint),
         "fit": lambda: run.fit(settings, flags.resume, profile=flags.profile),
     }
@@ -124,6 +126,14 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
     except MisconfigurationException as error:  # a combination that only Lightning knows about
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
+
+
+def _plan(settings: Settings, flags: argparse.Namespace) -> int:
+    from llm_train.plan.verb import plan
+
+    return plan(
+        settings, devices=flags.devices, nodes=flags.nodes, gpu=flags.gpu, json_path=flags.json
+    )
 
 
 def _quieten_libraries() -> None:
@@ -186,6 +196,11 @@ def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument(
             "--profile", action="store_true", help="record three steps and say where time went"
         )
+    elif verb == "plan":
+        parser.add_argument("--devices", type=int, default=0, help="GPUs of a node")
+        parser.add_argument("--nodes", type=int, default=0, help="nodes")
+        parser.add_argument("--gpu", default="h200", help="short name of the device")
+        parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
     elif verb == "validate":
         parser.add_argument(
             "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"

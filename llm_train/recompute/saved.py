@@ -46,13 +46,16 @@ class _Created(TorchDispatchMode):
 def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     """Runs ``module(*args, **kwargs)`` once and returns the bytes kept until its backward.
 
-    Each storage counts once. Not counted, because they existed before: parameters, buffers and the
-    arguments. Counted: copies of parameters that autocast makes and the graph keeps. A compiled
-    module is measured as if it were not. Advances the random generators like any forward.
+    Each storage counts once. Not counted, because they existed before: parameters, buffers, other
+    tensors that are attributes of modules (copies of weights) and the arguments. Counted: copies of
+    parameters that autocast makes and the graph keeps. A compiled module is measured as if it were
+    not. Advances the random generators like any forward.
     """
+    held = [list(module.parameters()), list(module.buffers())]
+    held += [list(vars(part).values()) for part in module.modules()]
     before = {
         StorageWeakRef(tensor.untyped_storage()).cdata  # type: ignore[no-untyped-call]
-        for tensor in tree_leaves([args, kwargs, list(module.parameters()), list(module.buffers())])
+        for tensor in tree_leaves([args, kwargs, held])
         if isinstance(tensor, torch.Tensor)
     }
     with _Created() as created:

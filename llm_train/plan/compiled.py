@@ -1,0 +1,110 @@
+"""How much less a compiled block keeps: asked of the partitioner that torch.compile uses.
+
+Operator by operator, a norm keeps its input in fp32, a gate both of its halves and their product.
+A compiler keeps the cheapest set of tensors from which the rest of the block can be computed again
+(a minimum cut, torch's ``min_cut_rematerialization_partition``). Here one block is traced with fake
+tensors and given to that partitioner; nothing is compiled and no compiler is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._functorch.aot_autograd import aot_function
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llm_train.network import Transformer
+from llm_train.network.linear import Copies
+from llm_train.plan.simulate import Case, autocast, default_dtype
+from llm_train.recompute.saved import saved_bytes
+
+
+def saving_of_a_block(case: Case) -> float:
+    """Bytes of one sample that a block keeps operator by operator and a compiled one does not.
+
+    0 for networks whose blocks cannot be called alone.
+    """
+    if not isinstance(case.network, Transformer):
+        return 0.0
+    with default_dtype(case.precision), FakeTensorMode(), autocast(case.precision):
+        network = case.network.build()
+        if case.copies:
+            Copies(network, torch.bfloat16)
+        block = network.blocks()[0]
+        dtype = torch.float32 if case.precision == "32-true" else torch.bfloat16
+        x = torch.zeros(1, case.sequence, case.network.width, dtype=dtype, requires_grad=True)
+        eager = saved_bytes(block, x, network.rotary)
+        compiled = _kept(block, x, network.rotary)
+    return max(0.0, eager - compiled)
+
+
+class _Alone(nn.Module):
+    """A block with what the network hands to it; nothing that has a storage is hidden."""
+
+    def __init__(self, block: nn.Module, rotary: Any) -> None:
+        super().__init__()
+        self.block, self.rotary = block, rotary
+        self.copied: list[Any] = [
+            module for module in block.modules() if getattr(module, "weight_copy", None) is not None
+        ]
+
+    def forward(self, x: Tensor, copies: tuple[Tensor, ...]) -> Any:
+        before = [module.weight_copy for module in self.copied]
+        for module, copy in zip(self.copied, copies, strict=True):
+            module.weight_copy = copy
+        try:
+            return self.block(x, self.rotary)
+        finally:
+            for module, copy in zip(self.copied, before, strict=True):
+                module.weight_copy = copy
+
+
+def _kept(block: nn.Module, x: Tensor, rotary: Any) -> float:
+    """Bytes that the forward half hands to the backward half, what it is given not counted."""
+    alone = _Alone(block, rotary)
+    state: dict[str, Tensor] = {**dict(alone.named_parameters()), **dict(alone.named_buffers())}
+    copies: Any = tuple(module.weight_copy for module in alone.copied)
+    found: list[float] = []
+
+    def run(x: Tensor, values: dict[str, Tensor], copies: tuple[Tensor, ...]) -> Any:
+        return torch.func.functional_call(alone, values, (x, copies))
+
+    def partition(joint: fx.GraphModule, inputs: Any, **options: Any) -> Any:
+        forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
+        found.append(_handed_over(forward, options["num_fwd_outputs"]))
+        return forward, backward
+
+    aot_function(
+        run,
+        fw_compiler=lambda graph, _: graph,
+        partition_fn=partition,
+        decompositions=_decompositions(),
+    )(x, state, copies)
+    return found[0]
+
+
+def _handed_over(forward: fx.GraphModule, outputs: int) -> float:
+    """Storages of the outputs that only backward reads."""
+    (results,) = next(node for node in forward.graph.nodes if node.op == "output").args
+    given = [node for node in forward.graph.nodes if node.op in ("placeholder", "get_attr")]
+    known = {_storage(node) for node in given}
+    sizes: dict[int, float] = {}
+    for node in results[outputs:]:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        if isinstance(value, Tensor) and _storage(node) not in known:
+            sizes[_storage(node)] = value.untyped_storage().nbytes()
+    return sum(sizes.values())
+
+
+def _storage(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else id(node)
+
+
+def _decompositions() -> Any:
+    from torch._inductor.decomposition import select_decomp_table
+
+    return select_decomp_table()

@@ -1,0 +1,72 @@
+"""A deep network and any micro-batch from shallow ones and small: exact, since all is affine.
+
+Blocks are identical, so bytes and operations of a network of L blocks are ``a + b L``, and of a
+micro-batch of B samples ``a + b L + c B + d L B``. Two depths and two micro-batches are therefore
+enough, three and four blocks being the smallest that have a first, an inner and a last one. With
+EveryNth(n) the depths differ by n, so that both end alike. Peaks are affine moment by moment, and
+the largest is taken afterwards. A network without a setting ``layers`` is simulated as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from llm_train.plan.simulate import Case, Measured, simulate
+
+_SHALLOW = 3
+
+
+def at_depth(case: Case, run: Callable[[Case], Measured] = simulate) -> Measured:
+    """What ``simulate`` would measure, from two shallow networks where that is cheaper."""
+    config: Any = case.network
+    layers = getattr(config, "layers", 0)
+    period = getattr(case.recompute, "n", 1)
+    low = max(_SHALLOW, period)
+    low += (layers - low) % period
+    high = low + period
+    if layers <= high:
+        return run(case)
+    small, large = (run(replace(case, network=replace(config, layers=n))) for n in (low, high))
+    return _line(small, large, (layers - low) / period)
+
+
+class Scaled:
+    """A case at every micro-batch, simulated at two.
+
+    Args:
+        case: its own micro-batch does not matter.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        # A loss in chunks is affine from its first full chunk on.
+        chunk = getattr(case.loss, "chunk_tokens", 1)
+        self._first = math.ceil(chunk / case.sequence)
+        self._known: dict[int, Measured] = {}
+
+    def at(self, micro_batch: int) -> Measured:
+        """What a step with ``micro_batch`` samples would take."""
+        if micro_batch < self._first:
+            return self._simulated(micro_batch)
+        small, large = self._simulated(self._first), self._simulated(2 * self._first)
+        return _line(small, large, (micro_batch - self._first) / self._first)
+
+    def _simulated(self, micro_batch: int) -> Measured:
+        if micro_batch not in self._known:
+            self._known[micro_batch] = at_depth(replace(self._case, micro_batch=micro_batch))
+        return self._known[micro_batch]
+
+
+def peak(found: Measured) -> tuple[str, float]:
+    """The moment with the largest peak, and its bytes."""
+    moments = {key: size for key, size in found.items() if key.startswith("peak ")}
+    moment = max(moments, key=lambda key: moments[key])
+    return moment.removeprefix("peak "), moments[moment]
+
+
+def _line(at_zero: Measured, at_one: Measured, x: float) -> Measured:
+    keys = at_zero.keys() & at_one.keys()
+    return {key: at_zero[key] + x * (at_one[key] - at_zero[key]) for key in keys}

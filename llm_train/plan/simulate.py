@@ -1,0 +1,245 @@
+"""The real step of one rank under fake tensors: measured, not derived, without memory or devices.
+
+Network, recomputation, sharding, loss and optimizer are the ones that train, run by torch with
+tensors that have shapes, dtypes and storages of the right size but no contents, in a process group
+of the full number of ranks that exists only in name. The fake device is a CPU: torch cannot
+differentiate fake CUDA tensors where there is no CUDA. What depends on the kernel, as the scratch
+memory of attention, is therefore not seen; shapes and dtypes are.
+
+Not simulated: DeepSpeed's engine (``formula`` alone knows it), DistributedDataParallel's buckets
+(they are the gradients, so the bytes are those of one device), and compilation (blocks run operator
+by operator, which keeps more than compiled ones do: ``compiled``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from llm_train.loss.base import Loss
+from llm_train.network.base import LanguageModel, Network
+from llm_train.network.init import materialise
+from llm_train.network.linear import Copies, WithCopy
+from llm_train.optimizer import LowBitAdamW
+from llm_train.optimizer.base import Optimizer
+from llm_train.plan.watch import Watch, local
+from llm_train.recompute.base import Recompute
+from llm_train.recompute.saved import saved_bytes
+from llm_train.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
+
+_COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
+BF16_MIXED, BF16_TRUE = "bf16-mixed", "bf16-true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One step of one rank.
+
+    Attributes:
+        network: the architecture.
+        loss: what is minimised.
+        optimizer: how parameters move.
+        recompute: what blocks keep.
+        precision: 32-true, bf16-mixed or bf16-true.
+        sequence: positions of a sample.
+        micro_batch: samples of one forward.
+        micro_batches: of the step; more than two are as two, since from the second on all is alike.
+        layout: the mesh.
+        sharded: whether ``shard_network`` is applied, as FSDP does.
+        reshard: free gathered blocks between forward and backward.
+        clip: whether gradients are clipped.
+    """
+
+    network: Network
+    loss: Loss
+    optimizer: Optimizer
+    recompute: Recompute
+    precision: str
+    sequence: int
+    micro_batch: int
+    micro_batches: int = 1
+    layout: Layout = Layout()  # noqa: RUF009 - frozen
+    sharded: bool = False
+    reshard: bool = True
+    clip: bool = True
+
+    @property
+    def copies(self) -> bool:
+        """Whether weights have copies in bf16 beside them, as on one device and under DDP."""
+        return self.precision == BF16_MIXED and not self.sharded
+
+
+Measured = dict[str, float]
+"""Bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer``, ``saved`` and ``peak MOMENT``;
+operations by ``products`` and ``attention``, bytes ``moved`` and ``moved_forward``, ``operators``,
+and ``sent COLLECTIVE RANKS`` with ``calls COLLECTIVE RANKS``."""
+
+
+def simulate(case: Case) -> Measured:
+    """Runs one optimizer step and returns what it took."""
+    ranks = case.layout.replicas * case.layout.shards * case.layout.tensor
+    group = fake_ranks(ranks) if case.sharded else nullcontext()
+    with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        network = _build(case, mode)
+        with mode:
+            return _measure(network, case)
+
+
+def _measure(network: LanguageModel, case: Case) -> Measured:
+    copies = Copies(network, torch.bfloat16) if case.copies else None
+    found: Measured = {"saved": 0.0 if case.sharded else _saved(network, case)}
+    optimizer = case.optimizer.build(network.named_parameters())
+    _make_state(optimizer)
+    state = _state(optimizer)
+    with Watch() as watch:
+        watch.follow(network.blocks())
+        found["parameters"] = watch.adopt([*network.parameters()])
+        found["buffers"] = watch.adopt([*network.buffers()])
+        found["copies"] = watch.adopt(_copies(network))
+        found["optimizer"] = watch.adopt(state)
+        found["gradients"] = _step(network, optimizer, copies, case, watch)
+    found |= {f"peak {moment}": float(size) for moment, size in watch.peaks.items()}
+    found |= {f"sent {kind} {n}": float(size) for (kind, n), size in watch.sent.items()}
+    found |= {f"calls {kind} {n}": float(size) for (kind, n), size in watch.calls.items()}
+    found |= {key: float(getattr(watch, key)) for key in _COUNTED}
+    return found
+
+
+@contextmanager
+def fake_ranks(count: int) -> Iterator[None]:
+    """A process group of ``count`` ranks, of which this process is rank 0 and the others nobody."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    assert not torch.distributed.is_initialized(), "a plan is made before the ranks exist"
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
+    """As ``Construction.network`` has it, without compilation and without contents."""
+    if not case.sharded:
+        # torch cannot move fake parameters off the meta device; on a CPU they cost as little.
+        with mode:
+            network = case.network.build()
+            case.recompute.apply(network.blocks())
+        return network
+    with torch.device("meta"):
+        network = case.network.build()
+    case.recompute.apply(network.blocks())
+    shard_network(
+        network,
+        make_mesh("cpu", case.layout),  # has contents, so nothing can be fake yet
+        policy=mixed_precision(case.precision),
+        reshard_after_forward=case.reshard,
+        offload=False,
+    )
+    with mode:
+        materialise(network, "cpu")
+    return network
+
+
+def _step(
+    network: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    copies: Copies | None,
+    case: Case,
+    watch: Watch,
+) -> int:
+    """One optimizer step; returns the bytes of the gradients before the update."""
+    sharding: Any = network
+    count = min(case.micro_batches, 2)
+    for index in range(count):
+        last = index == count - 1
+        if case.sharded:
+            sharding.set_requires_gradient_sync(last)
+            if not case.reshard:
+                sharding.set_reshard_after_backward(last)
+        watch.enter("embedding")
+        objective = _objective(network, case)
+        watch.enter("head backward")
+        objective.backward()  # type: ignore[no-untyped-call]
+        del objective
+        watch.enter("after backward")
+    watch.enter("update")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if case.clip:
+        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
+    size: int = sum(local(g).numel() * g.element_size() for g in gradients)
+    if not isinstance(case.optimizer, LowBitAdamW):  # whose compiled update holds nothing
+        optimizer.step()
+    del gradients
+    optimizer.zero_grad(set_to_none=True)
+    if copies is not None:
+        copies.refresh()
+    return size
+
+
+def _objective(network: LanguageModel, case: Case) -> Tensor:
+    tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
+    targets = tokens[:, 1:].chunk(case.layout.tensor, dim=1)[0]  # rank 0 scores the first positions
+    with autocast(case.precision):
+        sums = network(tokens[:, :-1], partial(case.loss, targets=targets))
+    objective: Tensor = sums.objective / tokens[:, 1:].numel()
+    return objective
+
+
+def _saved(network: LanguageModel, case: Case) -> float:
+    tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
+    with autocast(case.precision):
+        return saved_bytes(network, tokens[:, :-1], partial(case.loss, targets=tokens[:, 1:]))
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """A first update on gradients of zero: state exists from the first step on."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors that hold the state: of a quantized one those that it is made of."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [part for value in values if isinstance(value, Tensor) for part in _parts(local(value))]
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    if isinstance(tensor, FakeTensor) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
+
+
+def _copies(network: nn.Module) -> list[Tensor]:
+    found = [m.weight_copy for m in network.modules() if isinstance(m, WithCopy)]
+    return [copy for copy in found if copy is not None]
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """The precision plugin of the Trainer in forward."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == BF16_MIXED)
+
+
+@contextmanager
+def default_dtype(precision: str) -> Iterator[None]:
+    """What Lightning does around construction and forward where everything is bf16."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if precision == BF16_TRUE else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
