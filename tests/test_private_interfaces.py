@@ -92,6 +92,17 @@ def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
     assert "self._tensor_parallel_size" in source
 
 
+def test_the_kernel_that_deepspeed_would_compile_is_known_by_name() -> None:
+    from deepspeed.comm import torch as backend
+
+    from llm_train.strategy.zero import _INFERENCE_KERNEL, ZeRO
+
+    ZeRO()
+    builder = backend.get_accelerator().create_op_builder("ShareMemCommBuilder")
+    assert builder is None or builder.NAME == _INFERENCE_KERNEL
+    assert torch.cuda.is_available() or backend.build_shm_op() is None
+
+
 def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:
     for name in (
         "setup_environment",

@@ -30,6 +30,7 @@ from llm_train.strategy.base import Placement
 from llm_train.strategy.zero_layout import Holder, Partitioned, Replicated
 
 Device = Literal["none", "cpu", "nvme"]
+_INFERENCE_KERNEL = "deepspeed_shm_comm"
 
 
 class ZeRO(Placement, DeepSpeedStrategy):
@@ -205,9 +206,12 @@ def _prepare_import() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        import deepspeed  # noqa: F401
+        import deepspeed
     except ImportError as error:
         raise ConfigError(
             "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
             "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
         ) from error
+    # A kernel for inference that DeepSpeed would compile at its first start on a CPU. A process
+    # that is killed meanwhile leaves a lock behind, for which all later ones wait in silence.
+    deepspeed.ops.__compatible_ops__[_INFERENCE_KERNEL] = False
