@@ -6,6 +6,7 @@ somewhere in a run. Those that ``trim.py`` replaces are compared in ``test_trim.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import signal
 from typing import Any
@@ -92,15 +93,15 @@ def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
     assert "self._tensor_parallel_size" in source
 
 
-def test_the_kernel_that_deepspeed_would_compile_is_known_by_name() -> None:
-    from deepspeed.comm import torch as backend
-
-    from llm_train.strategy.zero import _INFERENCE_KERNEL, ZeRO
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a question of CPUs")
+def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
+    from llm_train.strategy import ZeRO
 
     ZeRO()
+    backend = importlib.import_module("deepspeed.comm.torch")
     builder = backend.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    assert builder is None or builder.NAME == _INFERENCE_KERNEL
-    assert torch.cuda.is_available() or backend.build_shm_op() is None
+    assert builder is not None  # or there is nothing to switch off any more
+    assert backend.build_shm_op() is None
 
 
 def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:

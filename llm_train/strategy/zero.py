@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -30,7 +31,6 @@ from llm_train.strategy.base import Placement
 from llm_train.strategy.zero_layout import Holder, Partitioned, Replicated
 
 Device = Literal["none", "cpu", "nvme"]
-_INFERENCE_KERNEL = "deepspeed_shm_comm"
 
 
 class ZeRO(Placement, DeepSpeedStrategy):
@@ -212,6 +212,7 @@ def _prepare_import() -> None:
             "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
             "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
         ) from error
-    # A kernel for inference that DeepSpeed would compile at its first start on a CPU. A process
-    # that is killed meanwhile leaves a lock behind, for which all later ones wait in silence.
-    deepspeed.ops.__compatible_ops__[_INFERENCE_KERNEL] = False
+    if not torch.cuda.is_available():
+        # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
+        # process killed meanwhile leaves a lock, for which all later ones wait in silence.
+        vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
