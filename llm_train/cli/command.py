@@ -114,7 +114,9 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         "prepare": lambda: run.prepare(settings, force=flags.force),
         "check": lambda: run.check(settings),
         "validate": lambda: run.validate(settings, flags.checkpoint),
-        "fit": lambda: run.fit(settings, flags.resume, profile=flags.profile),
+        "fit": lambda: run.fit(
+            settings, flags.resume, profile=flags.profile, count_collectives=flags.count_collectives
+        ),
     }
     try:
         return verbs[verb]()
@@ -182,6 +184,11 @@ def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
         parser.add_argument(
             "--profile", action="store_true", help="record three steps and say where time went"
+        )
+        parser.add_argument(
+            "--count-collectives",
+            action="store_true",
+            help="count what ranks exchange in the last two steps, for metrics.jsonl",
         )
     elif verb == "validate":
         parser.add_argument(
