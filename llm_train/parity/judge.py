@@ -1,0 +1,99 @@
+"""How far a run may be from one process, and how far it was.
+
+fp32: 1e-5 of loss and gradient norm at every step. Anything narrower than fp32 rounds by far more
+than that, and differently wherever sums are taken in another order. There the yardstick is one
+process that differs in nothing but that order: it runs the same samples in micro-batches of another
+size, and a strategy may be ``FACTOR`` times as far away as that, for it changes the order of more
+sums. Final weights are held to that yardstick in every precision: an optimizer that divides by the
+gradient's size turns rounding of a gradient near zero into a whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from llm_train.parity.outcome import Outcome, largest_difference
+from llm_train.parity.variants import Variant
+
+FP32 = 1e-5
+FACTOR = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """From one process: largest relative difference of a step, and relative L2 of weights."""
+
+    loss: float
+    norm: float
+    weights: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: the strategy.
+        ranks: processes.
+        distance: from one process; None for the process itself, and where nothing came out.
+        peak_gib: peak memory of rank 0.
+        collectives: calls per optimizer step, by kind.
+        faults: what is out of tolerance; empty if nothing is.
+    """
+
+    name: str
+    ranks: int
+    distance: Distance | None = None
+    peak_gib: float = 0.0
+    collectives: Mapping[str, float] = field(default_factory=dict)
+    faults: Sequence[str] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distance:
+    """Distance of two runs whose weights are ``weights`` apart."""
+    return Distance(
+        loss=largest_difference(found.loss, expected.loss),
+        norm=largest_difference(found.norm, expected.norm),
+        weights=weights,
+    )
+
+
+def tolerance(precision: str, rounding: Distance) -> Distance:
+    """What is allowed, given what rounding alone does."""
+    spread = Distance(
+        loss=FACTOR * rounding.loss,
+        norm=FACTOR * rounding.norm,
+        weights=max(FP32, FACTOR * (rounding.weights or 0.0)),
+    )
+    if precision != "32-true":
+        return spread
+    return Distance(loss=FP32, norm=FP32, weights=spread.weights)
+
+
+def judge(
+    variant: Variant, found: Outcome, expected: Outcome, distance: Distance, allowed: Distance
+) -> Row:
+    """The row of ``variant``: what ranks must not change exactly, the rest within tolerance."""
+    faults = []
+    if found.rate != expected.rate:
+        faults.append("learning rate differs")
+    if found.tokens != expected.tokens:
+        faults.append("tokens differ")
+    for what in ("loss", "norm", "weights"):
+        value, limit = getattr(distance, what), getattr(allowed, what)
+        if value is not None and not value <= limit:
+            faults.append(f"{what} above {limit:.1e}")
+    return Row(
+        name=variant.name,
+        ranks=variant.ranks,
+        distance=distance,
+        peak_gib=found.peak_gib,
+        collectives=found.collectives,
+        faults=faults,
+    )
