@@ -75,7 +75,7 @@ def build_trainer(
         arguments["profiler"] = NoProfiler()
     trainer = pl.Trainer(**arguments)
     trim(trainer)
-    assert trainer.world_size == derived.world_size, "the number of ranks was derived wrongly"
+    assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
     return trainer
 
 
@@ -89,8 +89,8 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(
-        rank=trainer.global_rank,
-        world_size=derived.world_size,
+        rank=trainer.global_rank // settings.tensor,
+        world_size=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=derived.accumulation,
     )
@@ -116,7 +116,10 @@ def _strategy(settings: Settings) -> Any:
         return SingleDevice(_single_device(settings))
     if name == "ZeRO":
         return ZeRO(stage=int(strategy.removeprefix("zero")))  # type: ignore[arg-type]
-    return {"DDP": DDP, "FSDP": FSDP}[name]()
+    if name == "DDP":
+        return DDP()
+    layout = settings.layout
+    return FSDP(replicas=layout.replicas, tensor=layout.tensor)
 
 
 def _single_device(settings: Settings) -> str:

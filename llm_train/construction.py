@@ -49,7 +49,7 @@ class Construction:
                 block.compile(dynamic=False)
         strategy.shard(network)
         if any(parameter.is_meta for parameter in network.parameters()):
-            materialise(network, strategy.root_device)
+            materialise(network, strategy.parameter_device, buffers=strategy.root_device)
         initialise(network, seed, strategy.gathered)
         return network
 

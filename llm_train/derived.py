@@ -18,7 +18,9 @@ class Derived:
 
     Attributes:
         seed: seed of weights, data order and dropout.
-        world_size: processes that each hold their own data.
+        ranks: processes, each with a device of its own.
+        data_ranks: groups of ranks that each read data of their own; fewer than ranks only under
+            tensor parallelism.
         sequence: positions per sample.
         per_device: samples per micro-batch.
         accumulation: micro-batches per optimizer step.
@@ -32,7 +34,8 @@ class Derived:
     """
 
     seed: int
-    world_size: int
+    ranks: int
+    data_ranks: int
     sequence: int
     per_device: int
     accumulation: int
@@ -53,14 +56,16 @@ class Derived:
         budget: Duration,
         validate_every: Duration,
         log_every: int,
-        world_size: int,
+        ranks: int,
+        tensor: int = 1,
     ) -> Derived:
-        """Does the arithmetic.
+        """Does the arithmetic; ``tensor`` ranks compute the same samples together.
 
         Raises:
             ConfigError: the batch does not divide, or a duration is empty.
         """
-        accumulation = batch.accumulation(world_size)
+        data_ranks = ranks // tensor
+        accumulation = batch.accumulation(data_ranks)
         total_steps = budget.steps(batch.tokens)
         if total_steps < 1:
             raise ConfigError(f"budget={budget} is no training at all; give at least 1 steps")
@@ -71,7 +76,8 @@ class Derived:
             )
         return cls(
             seed=seed,
-            world_size=world_size,
+            ranks=ranks,
+            data_ranks=data_ranks,
             sequence=batch.sequence,
             per_device=batch.per_device,
             accumulation=accumulation,

@@ -11,6 +11,7 @@ import torch
 
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
+from llm_train.strategy.sharding import Layout
 from llm_train.task import Task
 from llm_train.units import Batch, Duration
 
@@ -85,6 +86,24 @@ class Settings:
         if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
             return int(os.environ["WORLD_SIZE"])
         return self.devices * int(self.trainer.get("num_nodes") or 1)
+
+    @property
+    def tensor(self) -> int:
+        """Ranks that compute the same samples together."""
+        strategy = self.trainer.get("strategy", "auto")
+        return self.devices if strategy == "tp" else int(getattr(strategy, "tensor", 1))
+
+    @property
+    def layout(self) -> Layout:
+        """How the ranks share data and state; all of them hold all state where nothing is sharded.
+
+        Raises:
+            ConfigError: the ranks do not divide.
+        """
+        strategy = self.trainer.get("strategy", "auto")
+        nodes = max(1, self.world_size // self.devices)
+        replicas = nodes if strategy == "hsdp" else int(getattr(strategy, "replicas", 1))
+        return Layout.of(self.world_size, replicas=replicas, tensor=self.tensor)
 
     @property
     def devices(self) -> int:

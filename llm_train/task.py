@@ -181,7 +181,9 @@ class Task(Trimmed, pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
         tokens = batch.long()
-        targets = tokens[:, 1:]
+        slots = tokens[:, 1:].numel()
+        strategy: Any = self.trainer.strategy
+        targets = strategy.own_targets(tokens[:, 1:])
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
@@ -191,7 +193,7 @@ class Task(Trimmed, pl.LightningModule):
         self.sums[1].add_(sums.tokens)
         if not self._dense:
             self._valid = getattr(self, "_valid", 0) + sums.tokens
-        return sums.objective / targets.numel()
+        return sums.objective / slots
 
     def optimizer_step(
         self,
@@ -272,7 +274,8 @@ class Task(Trimmed, pl.LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
         tokens = batch.long()
-        targets = tokens[:, 1:]
+        strategy: Any = self.trainer.strategy
+        targets = strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
         sums: LossSum = self(
             tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, self.loss.ignore_index)

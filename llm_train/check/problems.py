@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_train.check import float8, trainer
+from llm_train.check import float8, sharding, trainer
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -205,6 +205,8 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
+    sharding.mesh,
+    sharding.offload,
     _zero,
     _stochastic,
     trainer.precision,
@@ -212,4 +214,9 @@ _RULES: tuple[Rule, ...] = (
     trainer.compilation,
     float8.float8,
 )
-_RULES_THAT_BUILD: tuple[Rule, ...] = (_recompute, _optimizer, float8.layers)  # without memory
+_RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
+    _recompute,
+    _optimizer,
+    float8.layers,
+    sharding.matrices,
+)

@@ -28,7 +28,8 @@ def derive(settings: Settings) -> Derived:
         budget=settings.budget,
         validate_every=settings.validate_every,
         log_every=10 if log_every is None else log_every,
-        world_size=settings.world_size,
+        ranks=settings.world_size,
+        tensor=settings.layout.tensor,
     )
 
 
@@ -92,7 +93,7 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
     parameters = settings.task.counts.parameters
     return {
         "tokens_per_step": (
-            f"{derived.tokens_per_step:,} = {derived.world_size} ranks x {derived.accumulation} "
+            f"{derived.tokens_per_step:,} = {_ranks(derived)} x {derived.accumulation} "
             f"micro-batches x {derived.per_device} samples x {derived.sequence} positions"
         ),
         "samples_per_step": derived.samples_per_step,
@@ -100,6 +101,12 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
         "total_tokens": derived.total_tokens,
         "tokens_per_parameter": round(derived.total_tokens / parameters, 3),
     }
+
+
+def _ranks(derived: Derived) -> str:
+    if derived.data_ranks == derived.ranks:
+        return f"{derived.ranks} ranks"
+    return f"{derived.data_ranks} groups of {derived.ranks // derived.data_ranks} ranks"
 
 
 def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
     check = _steps(settings.validate_every, derived)
     return {
         "directory": str(settings.run_dir),
-        "ranks": derived.world_size,
+        "ranks": derived.ranks,
         "accelerator": "cuda" if settings.on_cuda else "cpu",
         "strategy": strategy_name(settings),
         "precision": precision_of(settings),
@@ -181,8 +188,8 @@ def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
     for name in names:
         peak = dense_peak_flops(name, dtype)
         if peak is not None:
-            seconds = flops * derived.total_tokens / (derived.world_size * peak * _ASSUMED_MFU)
-            rows[f"hours on {derived.world_size} x {name}"] = (
+            seconds = flops * derived.total_tokens / (derived.ranks * peak * _ASSUMED_MFU)
+            rows[f"hours on {derived.ranks} x {name}"] = (
                 f"{seconds / 3600:.3g}, assuming an MFU of {_ASSUMED_MFU:.0%} against "
                 f"{peak / 1e12:g} TFLOP/s {dtype}"
             )

@@ -16,7 +16,7 @@ from llm_train.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
 from llm_train.strategy import Placement, SingleDevice
 
-STRATEGIES = ("auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3")
+STRATEGIES = ("auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
@@ -71,7 +71,7 @@ def strategy_name(settings: Settings) -> str:
         return type(strategy).__name__
     if strategy == "auto":
         return "DDP" if settings.world_size > 1 else "SingleDevice"
-    names = {"single": "SingleDevice", "ddp": "DDP", "fsdp": "FSDP"}
+    names = {"single": "SingleDevice", "ddp": "DDP"} | dict.fromkeys(("fsdp", "hsdp", "tp"), "FSDP")
     return names.get(strategy, "ZeRO")
 
 

@@ -20,8 +20,8 @@ class Share:
     """One rank's part of every optimizer step.
 
     Attributes:
-        rank: this process.
-        world_size: number of processes that read different data.
+        rank: this process, or the tensor-parallel group it belongs to.
+        world_size: number of those, all of which read different data.
         per_device: samples per micro-batch.
         accumulation: micro-batches per optimizer step.
     """

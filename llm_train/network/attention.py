@@ -62,8 +62,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary | None, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        batch, new, _ = x.shape
-        grouped = self.qkv(x).view(batch, new, -1, self.group + 2, self.head_dim)
+        # Neither heads nor positions are those of x when ranks share a layer.
+        grouped = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
+        batch, new = grouped.shape[:2]
         q, k, v = grouped.split((self.group, 1, 1), dim=3)  # (B, T, K, G or 1, hd)
         q = self.q_norm(q.flatten(2, 3))  # (B, T, H, hd)
         k = self.k_norm(k.squeeze(3))  # (B, T, K, hd)

@@ -9,12 +9,13 @@ Shapes: B batch, T positions, D width, V vocabulary (padded).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from llm_train.errors import ConfigError
 from llm_train.network.linear import through_copy
 
 R = TypeVar("R")
@@ -73,6 +74,23 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated layers, in order: the unit of recomputation, compilation and sharding."""
+
+    def tensor_roles(self) -> Mapping[str, str]:
+        """What each module with parameters is for, so that tensor parallelism can cut it.
+
+        Returns:
+            Path of the module to ``embedding``, ``positions`` (a table read by position), ``norm``
+            (over features, position by position), ``head_norm`` (head by head), ``column`` (a
+            linear layer whose outputs may be cut), ``row`` (the one after it, whose inputs are cut
+            likewise) or ``head``.
+
+        Raises:
+            ConfigError: the network does not say.
+        """
+        raise ConfigError(
+            f"trainer.strategy.init_args.tensor: {type(self).__name__} does not say how its "
+            "matrices may be cut; write its tensor_roles, or set tensor=1"
+        )
 
     @abstractmethod
     def initial(self, name: str) -> Initial:

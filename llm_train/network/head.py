@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from llm_train.network.base import Projection, R, Readout
 from llm_train.network.linear import WithCopy
@@ -31,6 +32,17 @@ class Head(WithCopy, nn.Module):
 
     def forward(self, hidden: Tensor, readout: Readout[R]) -> R:
         """Calls ``readout`` with (B, T, D) and the projection."""
-        return readout(
-            hidden, Projection(self.weight, self.vocab_size, self.soft_cap, self.weight_copy)
-        )
+        weight = _whole(self.weight)
+        return readout(hidden, Projection(weight, self.vocab_size, self.soft_cap, self.weight_copy))
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """(V, D), gathered where tensor parallelism has cut it; gradients add up over the ranks.
+
+    Each of them scores positions of its own, so each has a part of the gradient.
+    """
+    if not isinstance(weight, DTensor):
+        return weight
+    gathered = weight.redistribute(placements=[Replicate()])
+    whole: Tensor = gathered.to_local(grad_placements=[Partial()])
+    return whole

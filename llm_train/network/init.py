@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from llm_train.network.base import Initial, LanguageModel
 
@@ -56,14 +57,13 @@ def sample(initial: Initial, shape: torch.Size, *, seed: int, name: str) -> Tens
 
 def _write(parameter: Tensor, full: Tensor) -> None:
     if isinstance(parameter, DTensor):
-        # src_data_rank=None: every rank has the same values and cuts its own part in silence.
-        mine = distribute_tensor(
-            full.to(parameter.dtype),
-            parameter.device_mesh,
-            parameter.placements,
-            src_data_rank=None,
+        # Every rank has the same values and cuts its own part in silence. Not by distribute_tensor,
+        # which does not know a dimension that is cut twice, for tensor parallelism and by shards.
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
         )
-        parameter.to_local().copy_(mine.to_local())
+        own = full[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+        parameter.to_local().copy_(own)
     else:
         parameter.copy_(full)
 
@@ -92,15 +92,28 @@ def initialise(
     assert len(written) == len({id(p) for p in network.parameters()}), "a parameter was missed"
 
 
-def materialise(network: LanguageModel, device: torch.device | str) -> None:
+def materialise(
+    network: LanguageModel,
+    device: torch.device | str,
+    buffers: torch.device | str | None = None,
+) -> None:
     """Gives a network built on the meta device real, still undefined, parameters on ``device``.
 
     Buffers that are a function of the configuration rebuild themselves, as ``Rotary`` does. A
     network that already has storage is only moved.
+
+    Args:
+        network: changed in place.
+        device: of parameters.
+        buffers: of modules that have buffers alone; where parameters are if not given.
     """
     if any(p.is_meta for p in network.parameters()):
         network.to_empty(device=device)
     else:
         network.to(device)
+    if buffers is not None and torch.device(buffers) != torch.device(device):
+        for module in network.modules():
+            if next(module.parameters(), None) is None:
+                module.to(buffers)
     left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     assert torch.device(device).type == "meta" or not left, f"buffers without storage: {left}"

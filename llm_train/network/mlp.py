@@ -76,8 +76,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        batch, new, _ = x.shape
-        slabs = self.gate_up(x).view(batch, new, -1, 2, self.slab)  # (B, T, M / S, 2, S)
+        slabs = self.gate_up(x).unflatten(-1, (-1, 2, self.slab))  # (B, T, M / S, 2, S)
         gate, up = slabs.unbind(3)
         out: Tensor = self.down((F.silu(gate) * up).flatten(2))
         return out

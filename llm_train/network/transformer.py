@@ -18,7 +18,7 @@ Shapes: B batch, T positions, D width, V vocabulary (padded).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
@@ -37,6 +37,21 @@ from llm_train.network.norm import make_norm
 from llm_train.network.rotary import Rotary
 
 _DEFAULT_ROTARY_BASE = 10_000.0
+_ROLES = {
+    "embedding": "embedding",
+    "positions": "positions",
+    "attention_norm": "norm",
+    "qkv": "column",
+    "q_norm": "head_norm",
+    "k_norm": "head_norm",
+    "out": "row",
+    "mlp_norm": "norm",
+    "up": "column",
+    "gate_up": "column",
+    "down": "row",
+    "norm": "norm",
+    "head": "head",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +244,14 @@ class Decoder(CachedLanguageModel):
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated layers, in order."""
         return list(self.layers)
+
+    def tensor_roles(self) -> Mapping[str, str]:
+        """What each module is for, by its last name; modules without parameters have no role."""
+        return {
+            path: _ROLES[path.rpartition(".")[2]]
+            for path, module in self.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        }
 
     def new_cache(self) -> Cache:
         """An empty cache of ``max_positions`` positions."""

@@ -7,23 +7,15 @@ checkpoint callback call these methods and know nothing else about distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llm_train.strategy import state
-
-
-class Blocks(Protocol):
-    """A network that can say what its repeated layers are."""
-
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated layers, in order."""
-        ...
 
 
 class Placement:
@@ -35,14 +27,23 @@ class Placement:
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
 
+    tensor = 1
+    """Neighbouring ranks that compute the same samples together."""
+
     lightning_module: Any
     optimizers: list[Any]
     precision_plugin: Any
+    root_device: torch.device
 
     @property
     def copy_dtype(self) -> torch.dtype | None:
         """Dtype of the copies of weights that products read; None: no copies are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+
+    @property
+    def parameter_device(self) -> torch.device:
+        """Where parameters live between their uses."""
+        return self.root_device
 
     def construction(self) -> AbstractContextManager[Any]:
         """Where modules are constructed: by default without memory."""
@@ -54,6 +55,10 @@ class Placement:
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
+
+    def own_targets(self, targets: Tensor) -> Tensor:
+        """The part of the targets (B, T) of a micro-batch that this rank scores."""
+        return targets
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""

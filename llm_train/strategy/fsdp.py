@@ -5,6 +5,9 @@ bf16 under mixed precision and refuses CPUs. Two things are different from stock
 precision policy keeps fp32 master weights and reduces in fp32, and gradients are reduced on the
 last micro-batch of a step only. Without resharding after forward, parameters are also gathered, and
 cast, once a step: they stay gathered from the first micro-batch to the last.
+
+One class for full, hybrid and tensor-parallel sharding: they are sizes of one mesh
+(``sharding.py``).
 """
 
 from __future__ import annotations
@@ -15,49 +18,79 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from llm_train.strategy.base import Placement
+from llm_train.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
+from llm_train.strategy.tensor_parallel import own_positions
 
 
 class FSDP(Placement, ModelParallelStrategy):
-    """Parameters, gradients and optimizer state sharded over all ranks (ZeRO-3 in torch's own way).
+    """Parameters, gradients and optimizer state sharded over ranks (ZeRO-3 in torch's own way).
 
     Args:
         reshard_after_forward: free gathered parameters between forward and backward. Off, they are
             kept and gathered once an optimizer step: more memory, less communication (ZeRO-2).
+        replicas: copies of the sharded state (hybrid sharding): parameters are gathered within a
+            copy, gradients also reduced between copies. Usually the number of nodes.
+        tensor: ranks that compute one sample together, each with a part of every matrix and a part
+            of the positions (tensor and sequence parallelism). Neighbouring ranks; at most the
+            devices of a node, since they talk in every layer.
+        offload: keep shards, gradients and optimizer state in host memory and update them there.
         timeout_minutes: how long a collective may wait for a rank.
     """
 
-    def __init__(self, reshard_after_forward: bool = True, timeout_minutes: float = 30.0) -> None:
+    def __init__(
+        self,
+        reshard_after_forward: bool = True,
+        replicas: int = 1,
+        tensor: int = 1,
+        offload: bool = False,
+        timeout_minutes: float = 30.0,
+    ) -> None:
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_after_forward = reshard_after_forward
+        self.replicas = replicas
+        self.tensor = tensor
+        self.offload = offload
 
     @property
     def copy_dtype(self) -> torch.dtype | None:
         """None: fully_shard casts while it gathers."""
         return None
 
+    @property
+    def parameter_device(self) -> torch.device:
+        """Where shards are: the device, or host memory."""
+        return torch.device("cpu") if self.offload else self.root_device
+
     def setup_environment(self) -> None:
-        """Uses every rank for data: Lightning's default would be one per node."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
-        super().setup_environment()
+        """Makes our mesh instead of Lightning's, which has no dimension for replicas."""
+        if self.offload and self.root_device.type == "cuda":
+            # Norms of gradients in host memory are reduced there.
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
+        super(ModelParallelStrategy, self).setup_environment()
+        self._setup_distributed()
+        layout = Layout.of(self.world_size, replicas=self.replicas, tensor=self.tensor)
+        self._device_mesh = make_mesh(self.root_device.type, layout)
+
+    def model_to_device(self) -> None:
+        """Nothing: everything is where it belongs since its construction."""
 
     def shard(self, network: nn.Module) -> None:
-        """Makes each block one communication group and everything else the root's.
+        """Cuts the network over the mesh."""
+        shard_network(
+            network,
+            self.device_mesh,
+            policy=mixed_precision(self.precision_plugin.precision),
+            reshard_after_forward=self.reshard_after_forward,
+            offload=self.offload,
+        )
 
-        Embedding and head stay together in the root group: tied weights must share one.
-        """
-        mesh = self.device_mesh["data_parallel"]
-        policy = self._policy()
-        blocks: Any = network
-        for block in blocks.blocks():
-            fully_shard(
-                block, mesh=mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward
-            )
-        fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    def own_targets(self, targets: Tensor) -> Tensor:
+        """Under tensor parallelism each rank scores a part of the positions."""
+        return targets if self.tensor == 1 else own_positions(targets, self.device_mesh["tensor"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""
@@ -86,8 +119,3 @@ class FSDP(Placement, ModelParallelStrategy):
         for module in self.lightning_module.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-    def _policy(self) -> MixedPrecisionPolicy:
-        if self.precision_plugin.precision in ("bf16-mixed", "bf16-true"):
-            return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        return MixedPrecisionPolicy()
