@@ -115,7 +115,8 @@ def shard_network(
     if mesh["tensor"].size() > 1:
         cut_matrices(network, mesh["tensor"])
     data = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
-    offloading = CPUOffloadPolicy() if offload else OffloadPolicy()
+    pin = mesh.device_type == "cuda"  # to copy beside computation
+    offloading = CPUOffloadPolicy(pin_memory=pin) if offload else OffloadPolicy()
     blocks: Any = network
     for block in blocks.blocks():
         fully_shard(

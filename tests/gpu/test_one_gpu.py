@@ -86,6 +86,26 @@ def kill_at(step: int, run_dir: Path, arguments: list[str]) -> None:
     process.wait()
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"class_path": "FSDP", "init_args": {"offload": True}},
+        {"class_path": "ZeRO", "init_args": {"stage": 2, "offload_optimizer": "cpu"}},
+    ],
+    ids=["fsdp", "zero2"],
+)
+def test_offloading_changes_where_state_is_and_nothing_else(
+    strategy: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = {**strategy, "init_args": {"stage": 2} if strategy["class_path"] == "ZeRO" else {}}
+    found = []
+    for name, chosen in (("plain", plain), ("offloaded", strategy)):
+        settings = config(tmp_path / name, trainer__strategy=chosen)
+        llm_train("fit", "-c", str(write(tmp_path / f"{name}.yaml", settings)), ranks=1)
+        found.append(losses(tmp_path / name))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def test_weights_do_not_depend_on_the_device() -> None:
     shape = Transformer(vocab_size=101, layers=2, width=32, heads=2, max_sequence=16)
     networks = []
