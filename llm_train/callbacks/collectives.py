@@ -70,7 +70,8 @@ class Collectives(pl.Callback):
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        self._counts += count(event.name for event in profiler.events() or ())
+        events: Any = profiler.events()  # type: ignore[no-untyped-call]
+        self._counts += count(event.name for event in events)
         self._steps += 1
         if trainer.global_step == pl_module.derived.total_steps:
             per_step = {kind: calls / self._steps for kind, calls in sorted(self._counts.items())}

@@ -22,6 +22,7 @@ VERBS = {
     "fit": "train",
     "validate": "score a checkpoint on the held-out data",
     "check": "find all problems of a configuration and print every derived number",
+    "parity": "train under every strategy and compare what comes out",
     "generate": "write text with a checkpoint",
     "report": "draw what a run did as HTML and PNG",
 }
@@ -113,6 +114,7 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
     verbs: dict[str, Callable[[], int]] = {
         "prepare": lambda: run.prepare(settings, force=flags.force),
         "check": lambda: run.check(settings),
+        "parity": lambda: _parity(settings, flags),
         "validate": lambda: run.validate(settings, flags.checkpoint),
         "fit": lambda: run.fit(
             settings, flags.resume, profile=flags.profile, count_collectives=flags.count_collectives
@@ -123,6 +125,27 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
     except MisconfigurationException as error:  # a combination that only Lightning knows about
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
+
+
+def _parity(settings: Settings, flags: argparse.Namespace) -> int:
+    from llm_train.parity import compare, variants
+
+    ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
+    names = flags.strategies.split(",") if flags.strategies else variants.STRATEGIES
+    return compare.parity(
+        settings,
+        lambda arguments: load_settings(arguments, flags.allow_import),
+        variants.variants(names, ranks),
+        steps=_count("--steps", flags.steps),
+        options=[f"--allow-import={name}" for name in flags.allow_import],
+        json_file=Path(flags.json) if flags.json else None,
+    )
+
+
+def _count(flag: str, text: str) -> int:
+    if not text.strip().removeprefix("-").isdecimal():
+        raise ConfigError(f"{flag}={text} is not a whole number")
+    return int(text)
 
 
 def _quieten_libraries() -> None:
@@ -190,6 +213,13 @@ def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
             action="store_true",
             help="count what ranks exchange in the last two steps, for metrics.jsonl",
         )
+    elif verb == "parity":
+        parser.add_argument("--ranks", default="2", metavar="N[,N]", help="numbers of ranks")
+        parser.add_argument("--steps", default="50", metavar="N", help="optimizer steps of a run")
+        parser.add_argument(
+            "--strategies", default="", metavar="NAME[,NAME]", help="which; without it, all"
+        )
+        parser.add_argument("--json", default="", metavar="FILE", help="write the table to FILE")
     elif verb == "validate":
         parser.add_argument(
             "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"

@@ -30,6 +30,11 @@ def shared(plain: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if _get(plain, key) != value}
 
 
+def spelt(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as YAML has them."""
+    return {key: yaml.safe_dump(value).split("\n")[0] for key, value in changes.items()}
+
+
 def refusals(plain: Mapping[str, Any], steps: int) -> Iterator[str]:
     """What makes a comparison impossible, one line each."""
     if steps < LEAST_STEPS:

@@ -10,6 +10,7 @@ gradient's size turns rounding of a gradient near zero into a whole step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -50,9 +51,18 @@ class Row:
     collectives: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[str] = ()
 
+    @property
+    def verdict(self) -> str:
+        """One word, or what is wrong."""
+        return "; ".join(self.faults) or ("yes" if self.distance else "reference")
+
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no infinity."""
+        plain = asdict(self)
+        for key, value in (plain["distance"] or {}).items():
+            if value is not None and not math.isfinite(value):
+                plain["distance"][key] = str(value)
+        return plain
 
 
 def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distance:
@@ -67,8 +77,8 @@ def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distan
 def tolerance(precision: str, rounding: Distance) -> Distance:
     """What is allowed, given what rounding alone does."""
     spread = Distance(
-        loss=FACTOR * rounding.loss,
-        norm=FACTOR * rounding.norm,
+        loss=max(FP32, FACTOR * rounding.loss),
+        norm=max(FP32, FACTOR * rounding.norm),
         weights=max(FP32, FACTOR * (rounding.weights or 0.0)),
     )
     if precision != "32-true":
