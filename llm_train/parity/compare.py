@@ -71,7 +71,8 @@ class Comparison:
         say(f"  {variant.name} on {variant.ranks}: {time.monotonic() - begun:.0f} s")
         found = outcome.read(run_dir)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed tells what it reads
+            quiet = io.StringIO()  # DeepSpeed tells what it reads
+            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                 return found, outcome.weights(self.settings, run_dir)
         except LLMTrainError as error:
             say(f"    weights cannot be compared: {error}")

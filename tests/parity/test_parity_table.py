@@ -123,7 +123,6 @@ def test_the_verb_and_torchrun(tmp_path: Path) -> None:
     }
 
 
-REDUCTION = {"ddp": "all-reduce", "hsdp": "all-reduce", "zero1": "all-reduce"}
 ACCUMULATING = [
     pytest.param("ddp", 2),
     pytest.param("fsdp", 2),
@@ -158,6 +157,20 @@ def test_zero_reduces_every_micro_batch_where_gradients_are_sharded(
     """By design: a rank holds no gradients but its own, so the others cannot wait."""
     one, two, eight = (per_step(name, 2, a, nursery, tmp_path)[kind] for a in (1, 2, 8))
     assert (two - one, eight - one) == (1, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "ranks", "groups"), [("tp", 2, 0), ("fsdp-tp", 4, 3)])
+def test_tensor_parallelism_talks_about_activations_only(
+    name: str, ranks: int, groups: int, nursery: Nursery, tmp_path: Path
+) -> None:
+    """Every micro-batch scatters as many activations; gradients come to that once a step."""
+    counts = [per_step(name, ranks, a, nursery, tmp_path) for a in (1, 2, 8)]
+    one, two, eight = (found["reduce-scatter"] for found in counts)
+    activations = two - one
+    assert (one - activations, eight - 8 * activations) == (groups, groups)
+    assert {found["all-reduce"] for found in counts} == {counts[0]["all-reduce"]}
 
 
 def accumulations(name: str) -> tuple[int, ...]:
