@@ -173,7 +173,11 @@ _GPU = [
         8_030_261_248,
         (2, 1, 3),
         # Weights, gradients and moments in bfloat16: 64 GB instead of 128.
-        overrides=("--trainer.precision=bf16-true", "--model.optimizer=StochasticAdamW"),
+        overrides=(
+            "--trainer.precision=bf16-true",
+            "--model.optimizer=LowBitAdamW",
+            "--model.optimizer.init_args.state=bf16",
+        ),
         must=11_800,
         aim=12_800,
         roof=13_500,

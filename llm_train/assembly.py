@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from llm_train import check as checks
 from llm_train.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.host_memory import keep_freed_memory
+from llm_train.launch import Launch
 from llm_train.logger.jsonl import JSONLMetrics
 from llm_train.peaks import dense_peak_flops
 from llm_train.settings import Settings
+from llm_train.srun import Srun
 from llm_train.strategy import DDP, FSDP, SingleDevice, ZeRO
 from llm_train.trim import NoProfiler, trim
 
@@ -53,6 +57,7 @@ def build_trainer(
         strategy=_strategy(settings),
         devices=wanted if isinstance(wanted, list) else settings.devices,
         num_nodes=_nodes(settings),
+        plugins=[*settings.plugins, _environment(settings.launch)],
         max_steps=derived.total_steps,
         max_epochs=-1,
         accumulate_grad_batches=derived.accumulation,
@@ -130,9 +135,16 @@ def _single_device(settings: Settings) -> str:
 
 
 def _nodes(settings: Settings) -> int:
-    if "GROUP_WORLD_SIZE" in os.environ:
-        return int(os.environ["GROUP_WORLD_SIZE"])
+    if settings.launch.kind != "none":
+        return settings.launch.nodes
     return int(settings.trainer.get("num_nodes") or 1)
+
+
+def _environment(launch: Launch) -> ClusterEnvironment:
+    """Named, or Lightning would look for one by itself and could find another than ``launch``."""
+    if launch.kind == "torchrun":
+        return TorchElasticEnvironment()
+    return Srun(launch) if launch.kind == "srun" else LightningEnvironment()
 
 
 def _user_loggers(settings: Settings) -> list[Any]:

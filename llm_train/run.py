@@ -87,8 +87,7 @@ def fit(
         trainer.callbacks.insert(0, Collectives())  # type: ignore[attr-defined]
     bind(settings, derived, trainer)
     trainer.fit(settings.task, datamodule=settings.data)
-    _leave_process_group()
-    return _conclude(settings, trainer)
+    return _conclude(settings, trainer, _leave_process_group(trainer, settings.task.stop_signal))
 
 
 def validate(settings: Settings, checkpoint: str) -> int:
@@ -102,15 +101,15 @@ def validate(settings: Settings, checkpoint: str) -> int:
             "--checkpoint PATH"
         )
     path = found.path
-    facts = rundir.facts(path)
-    if facts["state_format"] == "deepspeed":
-        # DeepSpeed's engine does not only validate; any strategy can hold its weights.
-        settings = replace(settings, trainer={**settings.trainer, "strategy": "auto"})
+    if checks.strategy_name(settings) == "ZeRO":
+        # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
+        instead = "fsdp" if settings.world_size > 1 else "auto"
+        settings = replace(settings, trainer={**settings.trainer, "strategy": instead})
     trainer = build_trainer(settings, derived, [_Weights(path)], None)
     bind(settings, derived, trainer)
     trainer.validate(settings.task, datamodule=settings.data, verbose=False)
-    _leave_process_group()
-    say(f"{path}: step {facts['step']}")
+    _leave_process_group(trainer)
+    say(f"{path}: step {rundir.facts(path)['step']}")
     say(section("held out", _held_out(settings)))
     return 0
 
@@ -150,11 +149,18 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
     )
 
 
-def _leave_process_group() -> None:
-    """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown."""
+def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
+    """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown.
+
+    Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
+    may have reached only some of them.
+    """
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        highest = torch.tensor(number, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        number = int(highest)
         torch.distributed.destroy_process_group()
+    return number
 
 
 class _Weights(pl.Callback):
@@ -167,8 +173,7 @@ class _Weights(pl.Callback):
         rundir.load_weights(self.path, pl_module.network)
 
 
-def _conclude(settings: Settings, trainer: pl.Trainer) -> int:
-    number = settings.task.stop_signal
+def _conclude(settings: Settings, trainer: pl.Trainer, number: int) -> int:
     path = settings.run_dir / "checkpoints"
     step = trainer.global_step
     if step < settings.task.derived.total_steps:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import yaml
 
+from llm_train.checkpoint.callback import require_weights
 from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.data.token_shards import TokenShards
 from llm_train.logger.jsonl import JSONLMetrics
 from llm_train.settings import Settings
+from llm_train.strategy import state
 from llm_train.terminal import say
 
 EARLIER = "earlier"
@@ -103,15 +105,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def load_weights(path: Path, network: torch.nn.Module) -> None:
-    """Reads the weights alone, whatever strategy wrote them."""
-    if facts(path)["state_format"] == "deepspeed":
-        from llm_train.strategy.zero import load_weights
+    """Reads the weights alone, whatever strategy wrote them.
 
-        load_weights(path / "state", network)
-    else:
-        from llm_train.strategy import state
-
-        state.load(path / "state", network, None)
+    Raises:
+        CheckpointError: another format, or a network that they do not fit.
+    """
+    require_weights(path, facts(path))
+    state.load(path / "state", network, None)
 
 
 def facts(path: Path) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
+from llm_train.launch import Launch, find_launch
 from llm_train.strategy.sharding import Layout
 from llm_train.task import Task
 from llm_train.units import Batch, Duration
@@ -81,10 +81,15 @@ class Settings:
         return self.data.source.dense and self.task.loss.ignore_index < 0
 
     @property
+    def launch(self) -> Launch:
+        """Who started this process, and as one of how many."""
+        return find_launch()
+
+    @property
     def world_size(self) -> int:
         """Number of ranks the run will have, without starting anything."""
-        if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
-            return int(os.environ["WORLD_SIZE"])
+        if self.launch.kind != "none":
+            return self.launch.ranks
         return self.devices * int(self.trainer.get("num_nodes") or 1)
 
     @property
@@ -107,7 +112,7 @@ class Settings:
 
     @property
     def devices(self) -> int:
-        """Devices per node: as configured, else what torchrun started, else what is there.
+        """Devices per node: as configured, else what the launcher started, else what is there.
 
         Raises:
             ConfigError: ``trainer.devices`` is not a count, a list or auto.
@@ -122,9 +127,15 @@ class Settings:
             raise ConfigError(
                 f"trainer.devices={wanted!r} must be a positive count, a list of indices, or auto"
             )
-        if "LOCAL_WORLD_SIZE" in os.environ:
-            return int(os.environ["LOCAL_WORLD_SIZE"])
+        if self.launch.kind != "none":
+            return self.launch.local_ranks
         return max(1, torch.cuda.device_count()) if self.on_cuda else 1
+
+    @property
+    def plugins(self) -> list[Any]:
+        """Lightning's plugins, as a list however they were given."""
+        plugins = self.trainer.get("plugins") or []
+        return list(plugins) if isinstance(plugins, list) else [plugins]
 
     @property
     def on_cuda(self) -> bool:

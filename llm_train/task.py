@@ -18,8 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from llm_train.construction import CompileUnit, Construction, Float8
 from llm_train.derived import Derived
@@ -31,6 +30,9 @@ from llm_train.network.flops import Counts, count
 from llm_train.network.linear import Copies
 from llm_train.network.sdpa import Kernel, attention_order
 from llm_train.optimizer.base import Optimizer
+from llm_train.optimizer.clipping import clip_by_norm
+from llm_train.optimizer.groups import set_learning_rates
+from llm_train.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.recompute.base import Recompute
 from llm_train.recompute.none import NoRecompute
 from llm_train.schedule.base import Multiplier, Schedule
@@ -54,6 +56,8 @@ class Task(Trimmed, pl.LightningModule):
             trainer.precision has them.
         attention: kernel that is tried first on a GPU; auto is cuDNN's on Hopper and later, else
             FlashAttention; flash3 is FlashAttention 3 from its own package.
+        update: step waits for all gradients; backward updates each parameter as soon as its own is
+            there, and frees it (no clipping, no accumulation; one device or fsdp).
     """
 
     network: LanguageModel
@@ -68,6 +72,7 @@ class Task(Trimmed, pl.LightningModule):
         compile: CompileUnit = "none",
         float8: Float8 = "none",
         attention: Kernel = "auto",
+        update: UpdateTime = "step",
     ) -> None:
         super().__init__()
         self.network_config = network
@@ -77,6 +82,8 @@ class Task(Trimmed, pl.LightningModule):
         self.schedule = schedule
         self.construction = Construction(recompute=recompute, compile=compile, float8=float8)
         self.attention = attention
+        self.update = update
+        self._in_backward: InBackward | None = None  # until there is an optimizer
         self.stopwatch = Stopwatch()
         self.latest: dict[str, float] = {}
         self.latest_step = 0
@@ -142,6 +149,7 @@ class Task(Trimmed, pl.LightningModule):
         optimizer = self.optimizer_config.build(self.network.named_parameters())
         factor = self.derived.learning_rate_factor
         self._peaks = [float(group["lr"]) * factor for group in optimizer.param_groups]
+        self._in_backward = InBackward(optimizer) if self.update == "backward" else None
         return optimizer
 
     def setup(self, stage: str) -> None:
@@ -205,11 +213,7 @@ class Task(Trimmed, pl.LightningModule):
         """Sets the learning rate of this step, then runs the micro-batch and the update."""
         assert self._multiplier is not None
         factor = self._multiplier(self.trainer.global_step)
-        for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
-            if isinstance(group["lr"], Tensor):  # torchao's compiled updates take it as an input
-                group["lr"].fill_(peak * factor)
-            else:
-                group["lr"] = peak * factor
+        set_learning_rates(optimizer.param_groups, self._peaks, factor)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._refresh_copies()
 
@@ -235,24 +239,22 @@ class Task(Trimmed, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
-        if getattr(self.trainer.strategy, "clips_gradients", False):
-            return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not self._dense:
-            torch._foreach_mul_(gradients, self._slots_per_valid_target())
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
-        self.gradient_norm = norm
+        strategy: Any = self.trainer.strategy
+        if self._in_backward is not None:  # every parameter is updated, every gradient gone
+            self.gradient_norm = self._in_backward.take_norm()
+        elif not strategy.clips_gradients:
+            self.gradient_norm = clip_by_norm(
+                optimizer.param_groups,
+                gradient_clip_val,
+                scale=None if self._dense else self._slots_per_valid_target(),
+                norm_of=strategy.gradient_norm,
+            )
 
     def _slots_per_valid_target(self) -> Tensor:
-        """Target slots of the global batch over its valid targets, without leaving the device."""
-        valid = self.trainer.strategy.reduce(self._valid.float(), reduce_op="sum")
-        self._valid = torch.zeros_like(self._valid)
-        return self.derived.tokens_per_step / valid.clamp(min=1)
+        """Target slots behind a gradient over its valid targets, without leaving the device."""
+        strategy: Any = self.trainer.strategy
+        valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
+        return torch.as_tensor(strategy.slots_per_valid(valid, self.derived.tokens_per_step))
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
+from llm_train.launch import find_launch
+
 
 def say(text: str = "") -> None:
     """Prints on rank 0."""
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+    if find_launch().rank == 0:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 

@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer import call
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, planner_helpers
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
 
 @pytest.fixture
@@ -103,6 +104,44 @@ def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:
     # The division that strategy/zero.py takes back.
     loop = inspect.getsource(pl.loops.optimization.automatic.ClosureResult)
     assert "normalize" in loop
+
+
+def test_zero_optimizers_have_the_attributes_that_say_where_parameters_lie() -> None:
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    used = {
+        stage_1_and_2: (
+            "self.single_partition_of_fp32_groups",
+            "self.bit16_groups",
+            "link_hp_params",
+            "def update_lp_params",
+        ),
+        stage3: (
+            "self.fp32_partitioned_groups_flat",
+            "self.fp16_groups",
+            "self.grad_position[",
+            "self.sub_group_to_group_id",
+            "def get_param_id",
+            "def _swappable_optimizer_subgroup",
+            "def _optimizer_states_and_gradient_swap_in",
+            "def _optimizer_states_and_gradient_swap_out",
+            "def _release_swap_buffers",
+            "def _reassign_or_swap_out_partitioned_parameters",
+            "def checkpoint_event_prologue",
+            "def checkpoint_event_epilogue",
+        ),
+    }
+    for module, names in used.items():
+        source = inspect.getsource(module)
+        assert [name for name in names if name not in source] == []
+
+
+def test_checkpoint_planners_look_tensors_up_by_these_methods() -> None:
+    assert callable(DefaultSavePlanner.lookup_object)
+    assert callable(DefaultLoadPlanner.lookup_tensor)
+    source = inspect.getsource(planner_helpers)
+    for name in ("__create_write_items__", "__create_chunk_list__"):
+        assert name in source
 
 
 def test_the_metadata_of_a_checkpoint_is_read_by_one_method() -> None:

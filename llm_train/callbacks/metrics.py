@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import resource
-import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -96,10 +95,11 @@ class Metrics(pl.Callback):
     def _take(self, trainer: pl.Trainer, pl_module: Any, step: int) -> _Reading:
         sums = pl_module.sums
         stop = torch.full_like(sums[:1], float(pl_module.stop_signal != 0))
-        packed = trainer.strategy.reduce(torch.cat([sums, stop]), reduce_op="sum")
         norm = pl_module.gradient_norm
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
-        found = torch.cat([packed, norm])
+        found = trainer.strategy.reduce(torch.cat([sums, stop, norm]), reduce_op="sum")
+        # One number on all ranks where they reduce gradients, and exactly that is then the mean.
+        found[3] /= trainer.world_size
         sums.zero_()
         values = found
         if found.device.type == "cuda":
@@ -144,7 +144,6 @@ class Metrics(pl.Callback):
                 "checkpoint before it"
             )
         if stop and reading.step != pl_module.derived.total_steps:
-            pl_module.stop_signal = pl_module.stop_signal or signal.SIGTERM
             halt(trainer)
 
     def _throughput(self, trainer: Any, pl_module: Any, reading: _Reading) -> dict[str, float]:

@@ -1,8 +1,12 @@
-"""SIGINT and SIGTERM set a flag; ranks agree at a step boundary; then the run saves and ends.
+"""Signals set a flag; ranks agree at a step boundary; then the run saves and ends.
 
 Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a
 tensor before every micro-batch. Both are replaced: the handler here stores one integer, and the
 agreement rides on the reduction of the next log point.
+
+SIGUSR1 is notice of a time limit to come, given by a scheduler that starts the run again if it ends
+with 128 + SIGUSR1. It never acts at once; before and after training it is ignored (``cli``), so
+that the exit status says truly that a checkpoint newer than the start was saved.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ _AT_ONCE: dict[int, Any] = {
 }
 
 
+_SIGNALS = (*_AT_ONCE, signal.SIGUSR1)
+
 # A scheduler signals the whole job and the launcher passes its copy on: one wish, not two.
 _IMPATIENCE_SECONDS = 3.0
 
 
 class GracefulStop(pl.Callback):
-    """Turns SIGINT or SIGTERM into an orderly end; a later second one acts at once.
+    """Turns SIGINT, SIGTERM or SIGUSR1 into an orderly end; a later second one acts at once.
 
     The handlers stay through the last save; Lightning puts back those of before when it tears down.
     """
@@ -43,13 +49,16 @@ class GracefulStop(pl.Callback):
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = _nothing
         if threading.current_thread() is threading.main_thread():
-            for number in _AT_ONCE:
+            for number in _SIGNALS:
                 signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not self._task.stop_signal:
-            self._task.stop_signal, self._first = number, now
+        self._task.stop_signal = self._task.stop_signal or number
+        if number not in _AT_ONCE:
+            return
+        if not self._first:
+            self._first = now
         elif now - self._first > _IMPATIENCE_SECONDS:
             # Not Lightning's handler, which would wait for the other ranks inside the signal.
             signal.signal(number, _AT_ONCE[number])

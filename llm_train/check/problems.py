@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from llm_train.check import float8, sharding, trainer
-from llm_train.check.table import derive, on_meta, stand_ins
+from llm_train.check import canonical, float8, local_sgd, optimizers, sharding, trainer, zero
+from llm_train.check.table import derive, on_meta
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
 from llm_train.errors import LLMTrainError
-from llm_train.optimizer import MuonAdamW, StochasticAdamW
 from llm_train.settings import Settings
 
 Rule = Callable[[Settings], Iterator[str]]
@@ -108,44 +106,6 @@ def _recompute(settings: Settings) -> Iterator[str]:
     yield from ()
 
 
-def _optimizer(settings: Settings) -> Iterator[str]:
-    optimizer: Any = settings.task.optimizer_config
-    optimizer.build(stand_ins(settings))
-    yield from ()
-
-
-def _stochastic(settings: Settings) -> Iterator[str]:
-    if not isinstance(settings.task.optimizer_config, StochasticAdamW):
-        return
-    precision = trainer.precision_of(settings)
-    if precision != "bf16-true":
-        yield (
-            f"model.optimizer=StochasticAdamW needs trainer.precision=bf16-true, not {precision}: "
-            "fp32 weights have nothing to round; use AdamW with them"
-        )
-    name = trainer.strategy_name(settings)
-    if name not in ("SingleDevice", "FSDP"):
-        yield (
-            f"model.optimizer=StochasticAdamW under {name}: ranks would round the same weight "
-            "differently; set trainer.strategy to fsdp, or use AdamW"
-        )
-
-
-def _zero(settings: Settings) -> Iterator[str]:
-    if trainer.strategy_name(settings) != "ZeRO":
-        return
-    if isinstance(settings.task.optimizer_config, MuonAdamW):
-        yield (
-            "model.optimizer=MuonAdamW needs whole matrices, and ZeRO flattens them; "
-            "set trainer.strategy to ddp or fsdp, or use AdamW"
-        )
-    if not settings.dense:
-        yield (
-            "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
-            "before they are counted; set trainer.strategy to ddp or fsdp"
-        )
-
-
 def _unprepared(settings: Settings) -> bool:
     """Whether the data are merely not made yet, as opposed to damaged."""
     source = settings.data.source
@@ -205,18 +165,23 @@ _RULES: tuple[Rule, ...] = (
     trainer.values,
     trainer.devices,
     trainer.strategy,
+    local_sgd.local_sgd,
     sharding.mesh,
     sharding.offload,
-    _zero,
-    _stochastic,
+    zero.zero,
+    optimizers.rounding,
+    optimizers.in_backward,
     trainer.precision,
     trainer.callbacks,
     trainer.compilation,
     float8.float8,
+    canonical.canonical,
 )
 _RULES_THAT_BUILD: tuple[Rule, ...] = (  # without memory
     _recompute,
-    _optimizer,
+    optimizers.build,
+    zero.elementwise,
     float8.layers,
     sharding.matrices,
+    canonical.parts,
 )

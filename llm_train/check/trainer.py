@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -16,6 +17,7 @@ from llm_train.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
 from llm_train.strategy import Placement, SingleDevice
 
+WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
 STRATEGIES = ("auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -130,33 +132,58 @@ def devices(settings: Settings) -> Iterator[str]:
 
 
 def _launcher(settings: Settings) -> Iterator[str]:
-    """What torchrun started against what the configuration asks for."""
-    if "LOCAL_WORLD_SIZE" not in os.environ:
+    """What torchrun or srun started against what the configuration asks for."""
+    for plugin in settings.plugins:
+        if isinstance(plugin, ClusterEnvironment):
+            yield (
+                f"trainer.plugins={type(plugin).__name__} has no effect: torchrun and srun are "
+                "recognised; remove it"
+            )
+    launch = settings.launch
+    if launch.kind == "none":
         return
-    started = int(os.environ["LOCAL_WORLD_SIZE"])
+    name, started = launch.kind, launch.local_ranks
+    if not launch.even:
+        yield (
+            f"{name} started {launch.ranks} processes on {launch.nodes} nodes, not as many on "
+            f"each; give {name} the same {launch.per_node_option} for every node"
+        )
+        return
     if settings.devices != started:
         yield (
-            f"trainer.devices={settings.trainer['devices']} but torchrun started {started} "
-            "processes on this node; remove trainer.devices, or give torchrun "
-            f"--nproc-per-node {settings.devices}"
+            f"trainer.devices={settings.trainer['devices']} but {name} started {started} "
+            f"processes on this node; remove trainer.devices, or give {name} "
+            f"{launch.per_node_option} {settings.devices}"
         )
     nodes = int(settings.trainer.get("num_nodes") or 1)
-    world = int(os.environ.get("WORLD_SIZE", started))
-    if nodes != 1 and nodes * started != world:
+    if nodes not in (1, launch.nodes):
         yield (
             f"trainer.num_nodes={nodes} x {started} processes a node = {nodes * started}, but "
-            f"torchrun started {world}; remove trainer.num_nodes, or give torchrun --nnodes {nodes}"
+            f"{name} started {launch.ranks}; remove trainer.num_nodes, or give {name} "
+            f"{launch.nodes_option} {nodes}"
         )
 
 
 def present(settings: Settings) -> Iterator[str]:
-    """Whether the devices are here; asked only when a run is about to start."""
+    """Whether devices and other nodes are here; asked only when a run is about to start."""
+    launch, nodes = settings.launch, int(settings.trainer.get("num_nodes") or 1)
+    if launch.kind == "none" and nodes > 1 and "MASTER_ADDR" not in os.environ:
+        yield (
+            f"trainer.num_nodes={nodes} but nothing started processes on other nodes, and this one "
+            "would wait for them; use torchrun or srun (docs/launching.md)"
+        )
     if not settings.on_cuda:
         return
     here = torch.cuda.device_count()
     wanted = settings.trainer.get("devices", "auto")
     needed = max(wanted) + 1 if isinstance(wanted, list) and wanted else settings.devices
-    if here < needed:
+    if here < needed and launch.kind == "srun":
+        yield (
+            f"srun started {launch.local_ranks} tasks on this node and each sees {here} CUDA "
+            "devices; give sbatch --gpus-per-node instead of --gpus-per-task, so that every task "
+            "sees all GPUs of its node"
+        )
+    elif here < needed:
         yield (
             f"trainer.accelerator={settings.trainer.get('accelerator')} needs {needed} CUDA "
             f"devices and this machine has {here}; set trainer.devices, or trainer.accelerator=cpu"
@@ -170,13 +197,13 @@ def strategy(settings: Settings) -> Iterator[str]:
         if chosen not in STRATEGIES:
             yield (
                 f"trainer.strategy={chosen} is not one of {', '.join(STRATEGIES)}; for options "
-                "write class_path: DDP, FSDP or ZeRO with init_args"
+                "write class_path: DDP, FSDP, LocalSGD or ZeRO with init_args"
             )
             return
     elif not isinstance(chosen, Placement):
         yield (
             f"trainer.strategy={type(chosen).__name__} cannot place weights or save state exactly; "
-            "use DDP, FSDP or ZeRO of llm_train"
+            "use DDP, FSDP, LocalSGD or ZeRO of llm_train"
         )
         return
     if isinstance(chosen, SingleDevice) and (chosen.root_device.type == "cuda") != settings.on_cuda:
@@ -216,7 +243,7 @@ def precision(settings: Settings) -> Iterator[str]:
 def compilation(settings: Settings) -> Iterator[str]:
     """Sharding hooks stand around every block and cannot be part of one graph."""
     name = strategy_name(settings)
-    if settings.task.construction.compile == "network" and name not in ("SingleDevice", "DDP"):
+    if settings.task.construction.compile == "network" and name not in WHOLE:
         yield (
             f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
             "the blocks; write model.compile=blocks"

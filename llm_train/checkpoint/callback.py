@@ -229,22 +229,43 @@ def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         )
 
 
-def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, world_size: int) -> None:
-    """Refuses, before anything is read, a checkpoint that this strategy cannot load.
+def require_loadable(path: Path, facts: Mapping[str, Any], strategy: Any, ranks: int) -> None:
+    """Refuses, before anything is read, a checkpoint that ``strategy`` cannot load.
+
+    Args:
+        path: the checkpoint.
+        facts: what its manifest says.
+        strategy: what is to load it.
+        ranks: that are to load it.
 
     Raises:
-        CheckpointError: another file format, or DeepSpeed's at another number of ranks.
+        CheckpointError: another file format, or one for another number of ranks.
     """
-    if facts["state_format"] != strategy.state_format:
+    require_weights(path, facts)
+    written = facts["state_format"]
+    if written not in (strategy.state_format, *strategy.also_reads):
         raise CheckpointError(
-            f"{path} was written by {facts['strategy']} in {facts['state_format']} format, which "
+            f"{path} was written by {facts['strategy']} in {written} format, which "
             f"{type(strategy).__name__} cannot read; resume with "
             f"trainer.strategy={facts['strategy']}"
         )
-    if facts["state_format"] == "deepspeed" and facts["world_size"] != world_size:
+    if written == "replicas" and facts["world_size"] != ranks:
         raise CheckpointError(
-            f"{path} was written by {facts['strategy']} on {facts['world_size']} ranks and "
-            f"DeepSpeed's files load on as many only, not on {world_size}"
+            f"{path} holds {facts['world_size']} replicas of {facts['strategy']} with an optimizer "
+            f"state each, which {ranks} ranks cannot take over; resume on as many"
+        )
+
+
+def require_weights(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint out of which not even the weights can be read.
+
+    Raises:
+        CheckpointError: an earlier version wrote it through DeepSpeed.
+    """
+    if facts["state_format"] == "deepspeed":
+        raise CheckpointError(
+            f"{path} holds DeepSpeed's own files, which earlier versions wrote and this one does "
+            "not read; finish that run with the version that began it, or start a new run"
         )
 
 

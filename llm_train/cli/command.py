@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.launch import find_launch
 
 if TYPE_CHECKING:
     from llm_train.settings import Settings
@@ -32,7 +34,7 @@ Several -c are laid over each other, later over earlier; options come last and w
   llm-train VERB --print_config -c FILE    the resolved configuration, which runs as it is
   llm-train VERB --help                    every option of a verb
 A configuration names classes to run: treat one from somebody else as a program."""
-_GRACE_SECONDS = 30.0
+_GRACE_SECONDS = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -59,23 +61,20 @@ def load_settings(
 def _report(message: str) -> None:
     """Prints each problem once, whatever the number of ranks.
 
-    torchrun kills all ranks when the first one leaves, so the others must wait until rank 0 has
-    spoken. One that is still alive after the grace period failed on its own, and says so.
+    torchrun kills all ranks when the first one leaves, and srun soon after (scripts/slurm.sbatch),
+    so the others must wait until rank 0 has spoken. One that is still alive after the grace period
+    failed on its own, and says so.
     """
-    rank, prefix = _rank(), ""
-    if rank != 0:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+    launch, prefix = find_launch(), ""
+    if launch.rank != 0:
+        if launch.kind == "none":
             return
         sys.stdout.flush()
         time.sleep(_GRACE_SECONDS)
-        prefix = f"rank {rank}: "
+        prefix = f"rank {launch.rank}: "
     for line in message.splitlines():
         sys.stderr.write(f"llm-train: error: {prefix}{line}\n")
     sys.stderr.flush()
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -101,6 +100,10 @@ def _overview() -> str:
 
 
 def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[str]) -> int:
+    if verb == "fit" and threading.current_thread() is threading.main_thread():
+        # A time limit that passes before training starts must not kill by the signal that means
+        # "stopped and saved": such a job would be requeued for ever.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     from llm_train import generation, run
 
     _quieten_libraries()

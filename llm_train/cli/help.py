@@ -24,7 +24,7 @@ _LONG = 12  # more classes than this are not listed
 # Lightning's own words where they promise what does not hold here, or say little.
 _TRAINER = {
     "accelerator": "kind of device",
-    "strategy": "how ranks work together; for options CLASS: DDP, FSDP or ZeRO",
+    "strategy": "how ranks work together; for options CLASS: DDP, FSDP, LocalSGD or ZeRO",
     "devices": "devices per node: a count, a list of indices, or auto",
     "num_nodes": "machines; torchrun says it otherwise",
     "precision": "of the arithmetic; master weights stay fp32 but for bf16-true (default 32-true)",

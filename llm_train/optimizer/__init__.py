@@ -3,8 +3,18 @@
 from llm_train.optimizer.adamw import AdamW
 from llm_train.optimizer.base import Optimizer
 from llm_train.optimizer.groups import decay_groups
+from llm_train.optimizer.low_bit_adamw import LowBitAdamW
+from llm_train.optimizer.memory import bytes_per_parameter, state_bytes
 from llm_train.optimizer.muon_adamw import MuonAdamW
-from llm_train.optimizer.stochastic_adamw import StochasticAdamW
 from llm_train.optimizer.torch_optimizer import TorchOptimizer
 
-__all__ = ["AdamW", "MuonAdamW", "Optimizer", "StochasticAdamW", "TorchOptimizer", "decay_groups"]
+__all__ = [
+    "AdamW",
+    "LowBitAdamW",
+    "MuonAdamW",
+    "Optimizer",
+    "TorchOptimizer",
+    "bytes_per_parameter",
+    "decay_groups",
+    "state_bytes",
+]

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from llm_train.errors import ConfigError
 from llm_train.optimizer.base import Optimizer
 from llm_train.optimizer.groups import check_adamw, decay_groups
+from llm_train.optimizer.memory import STEP_BYTES, tensor_bytes
 
 FUSABLE_DEVICES = ("cpu", "cuda")
 
@@ -63,3 +64,7 @@ class AdamW(Optimizer):
             # False would also switch off torch's multi-tensor kernels; None leaves it the choice.
             fused=True if fusable and self.fused != "off" else None,
         )
+
+    def state_bytes(self, name: str, parameter: Tensor) -> int:
+        """Two moments in the dtype of the parameter, and a step counter."""
+        return 2 * tensor_bytes(parameter) + STEP_BYTES

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from llm_train.errors import ConfigError
 
@@ -39,7 +39,7 @@ def trainable(named_parameters: Iterable[Named]) -> list[Named]:
     return list(first.values())
 
 
-def dimensions(parameter: nn.Parameter) -> int:
+def dimensions(parameter: Tensor) -> int:
     """Number of dimensions of the whole parameter, sharded or not.
 
     A DTensor answers for the whole. DeepSpeed's ZeRO-3 leaves an empty vector in place of a
@@ -76,6 +76,15 @@ def assert_covered(groups: Sequence[Group], named: Sequence[Named]) -> None:
     """Every parameter is in exactly one group, and nothing else is."""
     placed = sorted(id(parameter) for group in groups for _, parameter in group["params"])
     assert placed == sorted(id(parameter) for _, parameter in named), "groups do not add up"
+
+
+def set_learning_rates(groups: Sequence[Group], peaks: Sequence[float], factor: float) -> None:
+    """Gives each group of a torch optimizer ``factor`` times its peak for the next update."""
+    for group, peak in zip(groups, peaks, strict=True):
+        if isinstance(group["lr"], Tensor):  # torchao's compiled updates take it as an input
+            group["lr"].fill_(peak * factor)
+        else:
+            group["lr"] = peak * factor
 
 
 def check_adamw(config: Any, **more: float) -> None:

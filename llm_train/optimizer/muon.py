@@ -132,7 +132,7 @@ class MuonWithAdamW(Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=group["fused"],
+            fused=group["fused"] or None,  # False would switch off multi-tensor kernels as well
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from llm_train.errors import ConfigError
 from llm_train.optimizer.adamw import can_fuse
@@ -25,6 +25,7 @@ from llm_train.optimizer.groups import (
     dimensions,
     trainable,
 )
+from llm_train.optimizer.memory import STEP_BYTES, tensor_bytes
 from llm_train.optimizer.muon import LEARNING_RATE_SCALES, MuonWithAdamW
 
 
@@ -47,6 +48,7 @@ class MuonAdamW(Optimizer):
         betas: decay rates of AdamW's moments.
         eps: of AdamW.
         weight_decay: of AdamW's parameters with two or more dimensions.
+        fused: AdamW's part in one kernel: ``auto`` where torch can, ``off`` never.
     """
 
     learning_rate: float
@@ -59,6 +61,7 @@ class MuonAdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    fused: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         check_adamw(
@@ -82,6 +85,8 @@ class MuonAdamW(Optimizer):
                 f"optimizer.newton_schulz_dtype={self.newton_schulz_dtype!r} is not one of "
                 "auto, float32, bfloat16"
             )
+        if self.fused not in ("auto", "off"):
+            raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, off")
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer: Muon's group first, then AdamW's decaying and its others.
@@ -98,12 +103,17 @@ class MuonAdamW(Optimizer):
             )
         groups = [Group(params=hidden, algorithm="muon", **self._muon_settings())]
         rest = [pair for pair in named if not is_muons(*pair)]
-        fused = can_fuse(parameter for _, parameter in rest)
+        fused = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
         for group in decay_groups(rest, self.weight_decay) if rest else []:
             settings = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
             groups.append(group | {"algorithm": "adamw", "fused": fused} | settings)
         assert_covered(groups, named)
         return MuonWithAdamW(groups)
+
+    def state_bytes(self, name: str, parameter: Tensor) -> int:
+        """One momentum for Muon's matrices; two moments and a step counter for the others."""
+        moment = tensor_bytes(parameter)
+        return moment if is_muons(name, parameter) else 2 * moment + STEP_BYTES
 
     def _muon_settings(self) -> dict[str, float | int | str]:
         return {
@@ -116,7 +126,7 @@ class MuonAdamW(Optimizer):
         }
 
 
-def is_muons(name: str, parameter: nn.Parameter) -> bool:
+def is_muons(name: str, parameter: Tensor) -> bool:
     """Whether Muon updates this parameter: a matrix inside a repeated layer.
 
     >>> is_muons("layers.0.mlp.up.weight", nn.Parameter(nn.Linear(2, 3).weight))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,8 +133,10 @@ def parity(
 
 def _refusals(settings: Settings, variants: Sequence[Variant], steps: int) -> list[str]:
     found = list(configuration.refusals(settings.plain, steps))
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        found.append("parity starts its own processes; run it without torchrun, with --ranks")
+    if settings.launch.kind != "none":
+        found.append(
+            f"parity starts its own processes; run it without {settings.launch.kind}, with --ranks"
+        )
     for ranks in dict.fromkeys(variant.ranks for variant in variants):
         try:
             settings.batch.accumulation(ranks)

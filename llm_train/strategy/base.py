@@ -7,7 +7,7 @@ checkpoint callback call these methods and know nothing else about distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_train.optimizer.clipping import global_norm
 from llm_train.strategy import state
 
 
@@ -27,12 +28,19 @@ class Placement:
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
 
+    also_reads: tuple[str, ...] = ()
+    """Further formats that ``load_state`` reads."""
+
     tensor = 1
     """Neighbouring ranks that compute the same samples together."""
+
+    reduction = "fast"
+    """How gradients are summed over ranks; canonical: as one process would, bit for bit."""
 
     lightning_module: Any
     optimizers: list[Any]
     precision_plugin: Any
+    reduce: Callable[..., Tensor]
     root_device: torch.device
 
     @property
@@ -56,9 +64,22 @@ class Placement:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
 
+    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+        """Target slots over valid targets, of all samples that a gradient is the mean over.
+
+        Args:
+            valid: targets of this rank in this step that count.
+            slots: targets of the step over all ranks, whether they count or not.
+        """
+        return slots / self.reduce(valid, reduce_op="sum").clamp(min=1)
+
     def own_targets(self, targets: Tensor) -> Tensor:
         """The part of the targets (B, T) of a micro-batch that this rank scores."""
         return targets
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Global norm of the gradients, whatever their layout."""
+        return global_norm(gradients)
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""

@@ -12,6 +12,7 @@ One class for full, hybrid and tensor-parallel sharding: they are sizes of one m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from llm_train.strategy import canonical
 from llm_train.strategy.base import Placement
 from llm_train.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
 from llm_train.strategy.tensor_parallel import own_positions
@@ -38,6 +40,9 @@ class FSDP(Placement, ModelParallelStrategy):
             of the positions (tensor and sequence parallelism). Neighbouring ranks; at most the
             devices of a node, since they talk in every layer.
         offload: keep shards, gradients and optimizer state in host memory and update them there.
+        reduction: fast, or canonical: gradients are summed in the order of one process, so that any
+            number of ranks gives the same bits. They are reduced after every micro-batch, and
+            gathered for their norm, so it is slow: for verification.
         timeout_minutes: how long a collective may wait for a rank.
     """
 
@@ -47,13 +52,17 @@ class FSDP(Placement, ModelParallelStrategy):
         replicas: int = 1,
         tensor: int = 1,
         offload: bool = False,
+        reduction: canonical.Reduction = "fast",
         timeout_minutes: float = 30.0,
     ) -> None:
+        canonical.check_reduction(reduction)
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_after_forward = reshard_after_forward
         self.replicas = replicas
         self.tensor = tensor
         self.offload = offload
+        self.reduction = reduction
+        self._shards: canonical.Shards | None = None
 
     @property
     def copy_dtype(self) -> torch.dtype | None:
@@ -87,6 +96,8 @@ class FSDP(Placement, ModelParallelStrategy):
             reshard_after_forward=self.reshard_after_forward,
             offload=self.offload,
         )
+        if self.reduction == "canonical":
+            self._shards = canonical.Shards(network)
 
     def own_targets(self, targets: Tensor) -> Tensor:
         """Under tensor parallelism each rank scores a part of the positions."""
@@ -97,9 +108,23 @@ class FSDP(Placement, ModelParallelStrategy):
         accumulation = self.lightning_module.trainer.accumulate_grad_batches
         network: FSDPModule = self.lightning_module.network
         last = (batch_idx + 1) % accumulation == 0
-        network.set_requires_gradient_sync(last)
+        network.set_requires_gradient_sync(last or self._shards is not None)
+        if self._shards is not None:
+            self._shards.begin(last=last)
         if not self.reshard_after_forward:
             network.set_reshard_after_backward(last)
+
+    def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        """In canonical order gradients are summed, not averaged."""
+        if self._shards is not None:
+            closure_loss = closure_loss / self.world_size
+        return super().backward(closure_loss, *args, **kwargs)
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """In canonical order from whole gradients: norms of shards add up in another order."""
+        if self._shards is not None:
+            return canonical.gradient_norm(gradients)
+        return super().gradient_norm(gradients)
 
     def save_state(self, directory: Path) -> None:
         """Writes the shards."""

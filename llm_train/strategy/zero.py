@@ -1,8 +1,11 @@
 """DeepSpeed ZeRO stages 1, 2 and 3, on GPUs and, through DeepSpeed's CPU accelerator, on CPUs.
 
 Lightning's DeepSpeedStrategy refuses CPUs by two guards and by one argument; three overrides remove
-them and fall through to Lightning on CUDA. DeepSpeed owns accumulation, clipping and its own
-checkpoint files.
+them and fall through to Lightning on CUDA. DeepSpeed owns accumulation and clipping;
+checkpoints are in the format of all other strategies (``zero_state``).
+
+Offloading uses the configured torch optimizer, not DeepSpeed's CPU Adam: torch's fused AdamW has a
+kernel for CPUs as well, needs no compiler on the machine, and keeps the same state.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import ConfigError
+from llm_train.strategy import zero_state
 from llm_train.strategy.base import Placement
+from llm_train.strategy.zero_layout import Holder, Partitioned, Replicated
 
-_TAG = "zero"
+Device = Literal["none", "cpu", "nvme"]
 
 
 class ZeRO(Placement, DeepSpeedStrategy):
@@ -32,24 +37,48 @@ class ZeRO(Placement, DeepSpeedStrategy):
 
     Args:
         stage: 1, 2 or 3 (Rajbhandari et al., arXiv:1910.02054).
+        offload_optimizer: where masters and optimizer state live and are updated: none leaves them
+            on the device, cpu is host memory (arXiv:2101.06840), nvme files (arXiv:2104.07857,
+            stage 3). Give each rank its share of the cores: OMP_NUM_THREADS.
+        offload_parameters: where the shards of parameters wait until they are needed (stage 3).
+        nvme_path: directory on an NVMe device, for whatever is offloaded to nvme.
         timeout_minutes: how long a collective may wait for a rank.
     """
 
     clips_gradients = True
-    state_format = "deepspeed"
 
-    def __init__(self, stage: Literal[1, 2, 3] = 2, timeout_minutes: float = 30.0) -> None:
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: Device = "none",
+        offload_parameters: Device = "none",
+        nvme_path: str = "",
+        timeout_minutes: float = 30.0,
+    ) -> None:
         _prepare_import()
         super().__init__(
             zero_optimization=True,
             stage=stage,
+            offload_optimizer=offload_optimizer != "none",
+            offload_optimizer_device=offload_optimizer,
+            offload_parameters=offload_parameters != "none",
+            offload_params_device=offload_parameters,
+            remote_device=None if offload_parameters == "none" else offload_parameters,
+            nvme_path=nvme_path,
+            pin_memory=True,
+            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
+            sub_group_size=10**8 if offload_optimizer == "nvme" else 10**12,
             logging_level=logging.WARNING,
             timeout=timedelta(minutes=timeout_minutes),
             logging_batch_size_per_gpu=1,
         )
         self.stage = stage
+        self.offload_optimizer = offload_optimizer
+        self.offload_parameters = offload_parameters
+        self.nvme_path = nvme_path
         assert isinstance(self.config, dict)
         self.config["zero_allow_untested_optimizer"] = True
+        self.config["zero_force_ds_cpu_optimizer"] = False
         self.config["steps_per_print"] = 10**9
         self.config["communication_data_type"] = "fp32"
 
@@ -150,26 +179,21 @@ class ZeRO(Placement, DeepSpeedStrategy):
         return result
 
     def save_state(self, directory: Path) -> None:
-        """Writes DeepSpeed's own files; they load at the same number of ranks only."""
-        self.deepspeed_engine.save_checkpoint(str(directory), tag=_TAG, client_state={})
+        """Writes this rank's pieces of masters and moments."""
+        zero_state.save(directory, self.lightning_module.network, self._holder())
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads DeepSpeed's files and puts the configured hyper-parameters over the stored ones."""
-        groups = [
-            {k: v for k, v in g.items() if k != "params"} for g in self.optimizers[0].param_groups
-        ]
-        path, _ = self.deepspeed_engine.load_checkpoint(
-            str(directory),
-            tag=_TAG,
-            load_optimizer_states=with_optimizer,
-            load_lr_scheduler_states=False,
+        """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
+        zero_state.load(
+            directory,
+            self.lightning_module.network,
+            self._holder(),
+            with_optimizer=with_optimizer,
         )
-        if path is None:
-            raise CheckpointError(
-                f"{directory} holds no DeepSpeed state that {type(self).__name__} can read"
-            )
-        for group, configured in zip(self.optimizers[0].param_groups, groups, strict=True):
-            group.update(configured)
+
+    def _holder(self) -> Holder:
+        zero = self.optimizers[0]
+        return Partitioned(zero) if self.stage == 3 else Replicated(zero)
 
     @property
     def _on_cuda(self) -> bool:
@@ -187,26 +211,3 @@ def _prepare_import() -> None:
             "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
             "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
         ) from error
-
-
-def load_weights(directory: Path, network: nn.Module) -> None:
-    """Puts the fp32 master weights out of DeepSpeed's files into an unsharded ``network``.
-
-    Raises:
-        CheckpointError: names do not fit.
-    """
-    _prepare_import()
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    stored = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG)
-    weights = {name.removeprefix("network."): value for name, value in stored.items()}
-    wanted = {name for name, _ in network.named_parameters()}
-    if not wanted <= set(weights):
-        missing = sorted(wanted - set(weights))
-        raise CheckpointError(
-            f"{directory} does not fit the network: {len(missing)} parameters missing "
-            f"(first: {missing[0]}); use the configuration saved beside the checkpoint"
-        )
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(weights[name])

@@ -7,6 +7,7 @@ Protocol: one JSON request a line on standard input, one JSON answer a line on s
 Request: ``arguments``, ``ranks`` (0: no process group), ``log``, and for a kill ``metrics``,
 ``step`` and ``delay_seconds``: a signal that long after ``metrics`` shows ``step``; ``signal``
 (SIGKILL) and ``victims`` (all ranks) may say which, and to whom, and ``repeat`` how often.
+``launcher`` (torchrun) says by whom the ranks believe to be started, see ``ranks.launched_as``.
 ``script`` runs that file instead of the command line.
 """
 
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llm_train.testing.ranks import environment, free_port
+from llm_train.testing.ranks import environment, free_port, launched_as
 
 _GRACE_SECONDS = 5.0
 
@@ -108,18 +109,8 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
     if request["ranks"]:
-        world = str(request["ranks"])
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            GROUP_RANK="0",
-            WORLD_SIZE=world,
-            LOCAL_WORLD_SIZE=world,
-            GROUP_WORLD_SIZE="1",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            TORCHELASTIC_RUN_ID="nursery",
-        )
+        launcher = request.get("launcher", "torchrun")
+        os.environ.update(launched_as(launcher, rank, request["ranks"], port))
     code = 70
     try:
         if "script" in request:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_train.parity.processes import command, environment, free_port
 
-__all__ = ["command", "environment", "free_port", "llm_train"]
+__all__ = ["command", "environment", "free_port", "launched_as", "llm_train"]
 
 
 def llm_train(
@@ -30,3 +30,48 @@ def llm_train(
     if check and done.returncode:
         raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def launched_as(launcher: str, rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a launcher tells one of its processes on one node.
+
+    Args:
+        launcher: torchrun; srun, one task a rank; or both: torchrun in the only task of a step.
+        rank: the process.
+        ranks: all of them.
+        port: where they meet.
+    """
+    step = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "llm-train",
+        "SLURM_NTASKS": str(ranks),
+        "SLURM_NTASKS_PER_NODE": str(ranks),
+        "SLURM_NODELIST": "localhost",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NUM_TASKS": str(ranks),
+        "SLURM_STEP_TASKS_PER_NODE": str(ranks),
+        "SLURM_NODEID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "MASTER_PORT": str(port),
+    }
+    if launcher == "srun":
+        return step
+    agent = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "GROUP_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "nursery",
+    }
+    if launcher == "torchrun":
+        return agent
+    only = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), "0")
+    # Two tasks on two nodes in all, of which this is the first: what torchrun must outdo.
+    return {**step, **only, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", **agent}

@@ -96,12 +96,12 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "strategy of Lightning by name": (
         {"trainer__strategy": "deepspeed_stage_2"},
         f"trainer.strategy=deepspeed_stage_2 is not one of {STRATEGIES}; for options write "
-        "class_path: DDP, FSDP or ZeRO with init_args",
+        "class_path: DDP, FSDP, LocalSGD or ZeRO with init_args",
     ),
     "strategy of Lightning by class": (
         {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy"}},
         "trainer.strategy=DDPStrategy cannot place weights or save state exactly; "
-        "use DDP, FSDP or ZeRO of llm_train",
+        "use DDP, FSDP, LocalSGD or ZeRO of llm_train",
     ),
     "one device for many ranks": (
         {"trainer__strategy": "single", "trainer__devices": 2},
@@ -392,7 +392,8 @@ def test_devices_are_asked_for_only_when_a_run_starts(tmp_path: Path) -> None:
 
 
 def test_torchrun_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 4}.items():
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 4}
+    for name, value in {**variables, "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, str(value))
     outcome = run("check", "-c", file_of(tmp_path))
     assert "128 = 4 ranks x 1 micro-batches x 2 samples x 16 positions" in outcome.out

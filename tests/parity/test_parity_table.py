@@ -20,6 +20,7 @@ from llm_train.parity.variants import STRATEGIES, Variant, rounding, variants
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.nursery import Nursery
+from llm_train.testing.ranks import launched_as
 from llm_train.units import Batch
 
 Table = Callable[..., tuple[int, dict[str, Any]]]
@@ -240,8 +241,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 
 
 def test_it_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.setenv(name, "2")
+    for name, value in launched_as("torchrun", rank=0, ranks=2, port=29500).items():
+        monkeypatch.setenv(name, value)
     assert refused("parity", "-c", str(config(tmp_path))) == [
         "parity starts its own processes; run it without torchrun, with --ranks"
     ]

@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.logger.records import read_metrics
-from llm_train.strategy.state import Reader
+from llm_train.strategy.files import Reader
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.nursery import Nursery
 
@@ -89,17 +89,10 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights; optimizer state where the format is ours."""
+    """Every tensor of the last checkpoint: weights and optimizer state."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"
-    if not (path / "state" / ".metadata").exists():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        state: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(path / "state"), tag="zero"
-        )
-        return state
     reader = Reader(path / "state")
     stored = reader.read_metadata().state_dict_metadata
     tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}

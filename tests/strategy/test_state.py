@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llm_train.errors import CheckpointError
-from llm_train.strategy import state
+from llm_train.strategy import files, state
 
 
 def trained(width: int = 3) -> tuple[nn.Sequential, torch.optim.Optimizer]:
@@ -64,7 +64,7 @@ def test_a_step_counter_goes_where_the_kernel_reads_it(
     """Fused kernels want the counter beside the parameter; the others want it on the host."""
     network, optimizer = trained()
     state.save(tmp_path, network, optimizer)
-    stored = state.Reader(tmp_path).read_metadata().state_dict_metadata
+    stored = files.Reader(tmp_path).read_metadata().state_dict_metadata
     elsewhere = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).to("meta")
     other = torch.optim.AdamW(elsewhere.parameters())
     other.param_groups[0]["fused"] = fused
@@ -123,7 +123,3 @@ def test_scalars_are_plain_json(tmp_path: Path) -> None:
     network, optimizer = trained()
     state.save(tmp_path, network, optimizer)
     assert json.loads((tmp_path / "optimizer_scalars.json").read_text()) == {}
-
-
-def test_wrapper_names_are_cleaned() -> None:
-    assert state.clean("layers.0._orig_mod._checkpoint_wrapped_module.w") == "layers.0.w"

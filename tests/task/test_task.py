@@ -72,7 +72,7 @@ def train(
         budget=Duration(STEPS, "steps"),
         validate_every=Duration(0, "steps"),
         log_every=1,
-        world_size=1,
+        ranks=1,
     )
     task = (Masked if masked else Task)(NETWORK, OPTIMIZER, SCHEDULE, loss, compile=compiled)
     task.bind(derived, dense=not masked, token_bytes=None)

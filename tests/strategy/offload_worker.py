@@ -1,0 +1,34 @@
+"""One rank of a run that offloads on a CPU, where ``check`` refuses it for having no effect.
+
+DeepSpeed takes the same way through its code as on a GPU, so that it can be tested without one.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+
+from llm_train.check import zero
+from llm_train.cli import main
+from llm_train.testing.attach import attached
+
+
+class Offloads(pl.Callback):
+    """Looks whether DeepSpeed offloads indeed."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        engine: Any = trainer.optimizers[0]
+        if trainer.strategy.stage == 3:
+            assert engine.offload_optimizer
+            assert engine.offload_param
+        else:
+            assert engine.cpu_offload
+        assert type(engine.optimizer).__name__ == "AdamW"
+
+
+rules: Any = zero
+rules._offload = lambda settings, strategy: ()
+with attached(Offloads()):
+    main(sys.argv[1:])
