@@ -4,8 +4,9 @@ fp32: 1e-5 of loss and gradient norm at every step. Anything narrower than fp32 
 than that, and differently wherever sums are taken in another order. There the yardstick is one
 process that differs in nothing but that order: it runs the same samples in micro-batches of another
 size, and a strategy may be ``FACTOR`` times as far away as that, for it changes the order of more
-sums. Final weights are held to that yardstick in every precision: an optimizer that divides by the
-gradient's size turns rounding of a gradient near zero into a whole step.
+sums. The same yardstick serves fp32 where one process alone exceeds 1e-5, since a configuration
+that amplifies rounding so much says nothing about strategies, and the weights in every precision:
+an optimizer that divides by the gradient's size makes a whole step of a rounded zero.
 """
 
 from __future__ import annotations
@@ -76,14 +77,16 @@ def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distan
 
 def tolerance(precision: str, rounding: Distance) -> Distance:
     """What is allowed, given what rounding alone does."""
-    spread = Distance(
-        loss=max(FP32, FACTOR * rounding.loss),
-        norm=max(FP32, FACTOR * rounding.norm),
-        weights=max(FP32, FACTOR * (rounding.weights or 0.0)),
+    strict = precision == "32-true"
+    return Distance(
+        loss=_allowed(rounding.loss, strict=strict),
+        norm=_allowed(rounding.norm, strict=strict),
+        weights=_allowed(rounding.weights or 0.0, strict=False),
     )
-    if precision != "32-true":
-        return spread
-    return Distance(loss=FP32, norm=FP32, weights=spread.weights)
+
+
+def _allowed(spread: float, *, strict: bool) -> float:
+    return FP32 if strict and spread <= FP32 else max(FP32, FACTOR * spread)
 
 
 def judge(

@@ -22,16 +22,18 @@ def table(rows: Sequence[Row]) -> str:
 def explanation(precision: str, allowed: Distance, *, on_cuda: bool) -> str:
     """What the columns hold and what is allowed in them."""
     memory = "peak of the allocator" if on_cuda else "largest resident set, libraries included"
-    rule = f"at least {FP32:.0e}, and {FACTOR:g} times what another micro-batch does to one process"
+    rule = f"{FACTOR:g} times what another micro-batch does to one process, at least {FP32:.0e}"
     if precision == "32-true":
-        rule = f"{FP32:.0e} for loss and norm; weights {rule}"
+        rule = f"{FP32:.0e}; weights {rule}"
+        if max(allowed.loss, allowed.norm) > FP32:
+            rule += f"; so loss or norm too, since one process alone exceeds {FP32:.0e} here"
     return (
         "loss, norm: largest relative difference of a step from one process (norm: of gradients)\n"
         "weights: distance of the final weights from those of one process, relative to their norm\n"
         f"GiB: memory of rank 0, {memory}\n"
-        f"within: tolerance of {precision}: {rule}:\n"
-        f"  loss {allowed.loss:.1e}, norm {allowed.norm:.1e}, weights {allowed.weights:.1e}; "
-        "learning rate and tokens are equal at every step"
+        "within: learning rate and tokens equal at every step, the rest within tolerance\n"
+        f"tolerance of {precision}: {rule}\n"
+        f"  loss {allowed.loss:.1e}, norm {allowed.norm:.1e}, weights {allowed.weights:.1e}"
     )
 
 

@@ -273,16 +273,18 @@ DDP = partial(Variant, name="ddp", ranks=2, strategy="ddp")
 )
 def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list[str]) -> None:
     found = replace(RUN, **changed)
-    allowed = tolerance("32-true", Distance(loss=1.0, norm=1.0, weights=0.0))
+    allowed = tolerance("32-true", Distance(loss=0.0, norm=0.0, weights=0.0))
     row = judge(DDP(), found, RUN, measured(found, RUN, 0.0), allowed)
     assert row.faults == faults
 
 
-def test_less_than_fp32_is_held_to_what_rounding_does() -> None:
+def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
     """Three times the spread, and never less than fp32 is granted."""
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
-    assert tolerance("32-true", spread) == Distance(loss=1e-5, norm=1e-5, weights=6e-2)
+    calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)
+    assert tolerance("32-true", calm) == Distance(loss=1e-5, norm=1e-5, weights=1.5e-5)
+    assert tolerance("32-true", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
 
 
 @pytest.mark.parametrize(("per_device", "other"), [(8, 4), (9, 3), (7, 1), (1, 2)])
