@@ -7,11 +7,10 @@ itself.
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ import torch
 
 from llm_train.loss import CausalLM
 from llm_train.network import Transformer, initialise
+from llm_train.parity.outcome import counted
 from llm_train.recompute import EveryBlock, NoRecompute, Selective, saved_bytes
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment
 
 ROOT = Path(__file__).parents[1]
-_PROFILED_STEPS = 3
 
 
 def synchronisations(directory: Path) -> dict[str, Any]:
@@ -40,25 +39,19 @@ def synchronisations(directory: Path) -> dict[str, Any]:
     return {"at 2 log points": counts.get("tolist", 0), "elsewhere": sum(counts.values()) - 2}
 
 
-def collectives(directory: Path, strategy: str, accumulation: int) -> dict[str, float]:
-    """Collectives per optimizer step on 2 gloo ranks, from the trace of three steps."""
+def collectives(directory: Path, strategy: str, accumulation: int) -> Mapping[str, float]:
+    """Collectives per optimizer step on 2 gloo ranks."""
     run = directory / f"{strategy}-{accumulation}"
     config = tiny(
         run,
-        steps=20,
+        steps=8,
         batch__tokens=2 * 2 * 16 * accumulation,
         checkpoint__every="0 steps",
         trainer__strategy=strategy,
-        trainer__log_every_n_steps=100,
     )
     path = write(directory / f"{strategy}-{accumulation}.yaml", config)
-    _run(command("fit", "-c", str(path), "--profile", ranks=2))
-    with gzip.open(run / "profile" / "trace.json.gz") as file:
-        events = json.load(file)["traceEvents"]
-    counts = Counter(
-        e["name"].removeprefix("gloo:") for e in events if e.get("name", "").startswith("gloo:")
-    )
-    return {name: count / _PROFILED_STEPS for name, count in sorted(counts.items())}
+    _run(command("fit", "-c", str(path), "--count-collectives", ranks=2))
+    return counted(run)
 
 
 def kept_bytes() -> dict[str, float]:

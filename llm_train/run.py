@@ -13,6 +13,7 @@ import torch
 from llm_train import check as checks
 from llm_train import rundir
 from llm_train.assembly import bind, build_trainer
+from llm_train.callbacks.collectives import Collectives
 from llm_train.callbacks.forecast import Forecast
 from llm_train.callbacks.profile import Profile
 from llm_train.checkpoint.callback import Checkpoints
@@ -55,7 +56,9 @@ def check(settings: Settings) -> int:
     return 0
 
 
-def fit(settings: Settings, resume: str, profile: bool = False) -> int:
+def fit(
+    settings: Settings, resume: str, profile: bool = False, count_collectives: bool = False
+) -> int:
     """Trains from the start or from a checkpoint."""
     _require_sound(settings)
     derived = checks.derive(settings)
@@ -83,6 +86,8 @@ def fit(settings: Settings, resume: str, profile: bool = False) -> int:
     )
     watching = [*profiles, Forecast(forecast(settings, derived.accumulation))]
     trainer = build_trainer(settings, derived, [*watching, saver], JSONLMetrics())
+    if count_collectives:
+        trainer.callbacks.insert(0, Collectives())  # type: ignore[attr-defined]
     bind(settings, derived, trainer)
     trainer.fit(settings.task, datamodule=settings.data)
     return _conclude(settings, trainer, _leave_process_group(trainer, settings.task.stop_signal))

@@ -25,6 +25,7 @@ VERBS = {
     "validate": "score a checkpoint on the held-out data",
     "check": "find all problems of a configuration and print every derived number",
     "plan": "say what a run would take on GPUs that are not here, and find a faster one",
+    "parity": "train under every strategy and compare what comes out",
     "generate": "write text with a checkpoint",
     "report": "draw what a run did as HTML and PNG",
 }
@@ -118,8 +119,11 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         "prepare": lambda: run.prepare(settings, force=flags.force),
         "check": lambda: run.check(settings),
         "plan": lambda: _plan(settings, flags),
+        "parity": lambda: _parity(settings, flags),
         "validate": lambda: run.validate(settings, flags.checkpoint),
-        "fit": lambda: run.fit(settings, flags.resume, profile=flags.profile),
+        "fit": lambda: run.fit(
+            settings, flags.resume, profile=flags.profile, count_collectives=flags.count_collectives
+        ),
     }
     try:
         return verbs[verb]()
@@ -134,6 +138,27 @@ def _plan(settings: Settings, flags: argparse.Namespace) -> int:
     return plan(
         settings, devices=flags.devices, nodes=flags.nodes, gpu=flags.gpu, json_path=flags.json
     )
+
+
+def _parity(settings: Settings, flags: argparse.Namespace) -> int:
+    from llm_train.parity import compare, variants
+
+    ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
+    names = flags.strategies.split(",") if flags.strategies else variants.STRATEGIES
+    return compare.parity(
+        settings,
+        lambda arguments: load_settings(arguments, flags.allow_import),
+        variants.variants(names, ranks),
+        steps=_count("--steps", flags.steps),
+        options=[f"--allow-import={name}" for name in flags.allow_import],
+        json_file=Path(flags.json) if flags.json else None,
+    )
+
+
+def _count(flag: str, text: str) -> int:
+    if not text.strip().removeprefix("-").isdecimal():
+        raise ConfigError(f"{flag}={text} is not a whole number")
+    return int(text)
 
 
 def _quieten_libraries() -> None:
@@ -201,6 +226,18 @@ def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("--nodes", type=int, default=0, help="nodes")
         parser.add_argument("--gpu", default="h200", help="short name of the device")
         parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
+        parser.add_argument(
+            "--count-collectives",
+            action="store_true",
+            help="count what ranks exchange in the last two steps, for metrics.jsonl",
+        )
+    elif verb == "parity":
+        parser.add_argument("--ranks", default="2", metavar="N[,N]", help="numbers of ranks")
+        parser.add_argument("--steps", default="50", metavar="N", help="optimizer steps of a run")
+        parser.add_argument(
+            "--strategies", default="", metavar="NAME[,NAME]", help="which; without it, all"
+        )
+        parser.add_argument("--json", default="", metavar="FILE", help="write the table to FILE")
     elif verb == "validate":
         parser.add_argument(
             "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"

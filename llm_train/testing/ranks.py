@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
+
+from llm_train.parity.processes import command, environment, free_port
+
+__all__ = ["command", "environment", "free_port", "launched_as", "llm_train"]
 
 
 def llm_train(
@@ -29,19 +30,6 @@ def llm_train(
     if check and done.returncode:
         raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
-
-
-def command(*arguments: str, ranks: int = 0) -> list[str]:
-    """The argument vector of one run of the command line."""
-    if not ranks:
-        return [sys.executable, "-m", "llm_train", *arguments]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    return [*launcher, "--master-port", str(free_port()), "-m", "llm_train", *arguments]
-
-
-def environment() -> dict[str, str]:
-    """This process's environment with one thread per rank."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def launched_as(launcher: str, rank: int, ranks: int, port: int) -> dict[str, str]:
@@ -87,11 +75,3 @@ def launched_as(launcher: str, rank: int, ranks: int, port: int) -> dict[str, st
     only = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), "0")
     # Two tasks on two nodes in all, of which this is the first: what torchrun must outdo.
     return {**step, **only, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", **agent}
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,0 +1,84 @@
+"""The configuration that all variants share, and what had to be changed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_train.parity.variants import Variant
+
+LEAST_STEPS = 4
+
+
+def shared(plain: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Dotted key -> value of what is changed for all runs, where it differs."""
+    wanted = {
+        "budget": f"{steps} steps",
+        "validate_every": "0 steps",
+        "checkpoint.every": "0 steps",
+        "checkpoint.keep_every": "0 steps",
+        "trainer.log_every_n_steps": 1,
+        "trainer.num_nodes": 1,
+        "trainer.logger": None,
+        "trainer.profiler": None,
+        "trainer.enable_progress_bar": False,
+    }
+    return {key: value for key, value in wanted.items() if _get(plain, key) != value}
+
+
+def spelt(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as YAML has them."""
+    return {key: yaml.safe_dump(value).split("\n")[0] for key, value in changes.items()}
+
+
+def refusals(plain: Mapping[str, Any], steps: int) -> Iterator[str]:
+    """What makes a comparison impossible, one line each."""
+    if steps < LEAST_STEPS:
+        yield (
+            f"--steps={steps} must be at least {LEAST_STEPS}: the last two count collectives, "
+            "which the first ones would distort"
+        )
+    for key, value in _numbers(plain.get("model"), "model"):
+        if "dropout" in key.rpartition(".")[2] and value:
+            yield (
+                f"{key}={value} draws another mask on every rank, so that strategies cannot be "
+                f"compared; give --{key}=0"
+            )
+
+
+def write(
+    file: Path, plain: Mapping[str, Any], changes: Mapping[str, Any], variant: Variant
+) -> None:
+    """Writes the configuration of ``variant``, whose run directory is beside the file."""
+    config = deepcopy(dict(plain))
+    own = {
+        "trainer.strategy": variant.strategy,
+        "trainer.devices": variant.ranks,
+        "trainer.default_root_dir": str(file.with_suffix("")),
+    }
+    for key, value in {**changes, **own, **variant.overrides}.items():
+        place = config
+        *path, last = key.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def _get(plain: Mapping[str, Any], key: str) -> Any:
+    value: Any = plain
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}.{key}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value

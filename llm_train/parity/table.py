@@ -1,0 +1,57 @@
+"""The comparison as text: aligned columns, and what they mean above them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llm_train.parity.judge import FACTOR, FP32, Distance, Row
+
+_HEADER = ("strategy", "ranks", "loss", "norm", "weights", "GiB", "within", "collectives per step")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a run."""
+    cells = [_HEADER, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def explanation(precision: str, allowed: Distance, *, on_cuda: bool) -> str:
+    """What the columns hold and what is allowed in them."""
+    memory = "peak of the allocator" if on_cuda else "largest resident set, libraries included"
+    rule = f"{FACTOR:g} times what another micro-batch does to one process, at least {FP32:.0e}"
+    if precision == "32-true":
+        rule = f"{FP32:.0e}; weights {rule}"
+        if max(allowed.loss, allowed.norm) > FP32:
+            rule += f"; so loss or norm too, since one process alone exceeds {FP32:.0e} here"
+    return (
+        "loss, norm: largest relative difference of a step from one process (norm: of gradients)\n"
+        "weights: distance of the final weights from those of one process, relative to their norm\n"
+        f"GiB: memory of rank 0, {memory}\n"
+        "within: learning rate and tokens equal at every step, the rest within tolerance\n"
+        f"tolerance of {precision}: {rule}\n"
+        f"  loss {allowed.loss:.1e}, norm {allowed.norm:.1e}, weights {allowed.weights:.1e}"
+    )
+
+
+def calls(counts: Mapping[str, float]) -> str:
+    """Collectives by kind.
+
+    >>> calls({"all-gather": 5.0, "reduce-scatter": 1.5}), calls({})
+    ('all-gather 5, reduce-scatter 1.5', 'none')
+    """
+    return ", ".join(f"{kind} {count:g}" for kind, count in counts.items()) or "none"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    far = row.distance
+    numbers = ("", "", "") if far is None else map(_shown, (far.loss, far.norm, far.weights))
+    peak = f"{row.peak_gib:.3f}" if row.peak_gib else ""
+    return (row.name, str(row.ranks), *numbers, peak, row.verdict, calls(row.collectives))
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1e}"

@@ -1,0 +1,298 @@
+"""The table of parity: right strategies agree with one process, and a wrong one is found out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_train.cli.command import load_settings
+from llm_train.errors import ConfigError
+from llm_train.parity.compare import parity
+from llm_train.parity.judge import Distance, judge, measured, tolerance
+from llm_train.parity.outcome import Outcome, counted
+from llm_train.parity.variants import STRATEGIES, Variant, rounding, variants
+from llm_train.testing.command import refused, run
+from llm_train.testing.configs import tiny, write
+from llm_train.testing.nursery import Nursery
+from llm_train.testing.ranks import launched_as
+from llm_train.units import Batch
+
+Table = Callable[..., tuple[int, dict[str, Any]]]
+
+
+def config(folder: Path, **overrides: Any) -> Path:
+    """No dropout, gradients clipped at every step, and shapes that two and four ranks divide."""
+    settings: dict[str, Any] = {
+        "model__network__init_args__dropout": 0.0,
+        "model__network__init_args__heads": 4,
+        "model__network__init_args__pad_vocab_to": 4,
+        "model__network__init_args__mlp_width": 256,
+        "trainer__gradient_clip_val": 0.25,
+    }
+    return write(folder / "c.yaml", tiny(folder / "run", **{**settings, **overrides}))
+
+
+@pytest.fixture
+def table(nursery: Nursery, tmp_path: Path) -> Table:
+    """Compares in forked ranks; returns the exit status and what ``--json`` holds."""
+
+    def forked(arguments: Sequence[str], ranks: int, log: Path) -> bool:
+        log.unlink(missing_ok=True)
+        return not any(nursery.run(*arguments, ranks=ranks, log=log))
+
+    def compare(
+        which: Sequence[Variant], steps: int = 6, **overrides: Any
+    ) -> tuple[int, dict[str, Any]]:
+        settings = load_settings(["-c", str(config(tmp_path, **overrides))])
+        file = tmp_path / "table.json"
+        code = parity(settings, load_settings, which, steps=steps, json_file=file, launch=forked)
+        return code, json.loads(file.read_text())
+
+    return compare
+
+
+def rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in found["rows"]}
+
+
+@pytest.mark.distributed
+def test_strategies_agree_and_wrong_ones_are_found_out(
+    table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wrong ones are DDP that clips at twice the norm, and a run that diverges."""
+    tampered = [
+        Variant(
+            name="scaled", ranks=2, strategy="ddp", overrides={"trainer.gradient_clip_val": 0.5}
+        ),
+        Variant(
+            name="diverging",
+            strategy="ddp",
+            overrides={"model.optimizer.init_args.learning_rate": 1e30},
+        ),
+    ]
+    code, found = table([*variants(["ddp", "fsdp", "tp", "hsdp"], [2]), *tampered])
+    by_name = rows(found)
+    assert code == 1
+    for name in ("ddp", "fsdp", "tp"):
+        row = by_name[name]
+        assert row["faults"] == []
+        assert 0 < row["distance"]["loss"] < 1e-5
+        assert 0 < row["distance"]["weights"] < 1e-5
+        assert row["peak_gib"] > 0
+    assert by_name["single"]["collectives"] == {}
+    assert by_name["ddp"]["collectives"] == {"all-reduce": 1}
+    assert by_name["fsdp"]["collectives"]["reduce-scatter"] == 3  # two blocks and the root
+    assert "norm above 1.0e-05" in by_name["scaled"]["faults"]
+    assert by_name["diverging"]["faults"] == ["failed"]
+    assert found["skipped"] == ["hsdp on 2: needs at least 4 ranks"]
+    said = capsys.readouterr().out
+    assert "out of tolerance: scaled on 2, diverging on 1" in said
+    assert "skipped hsdp on 2: needs at least 4 ranks" in said
+    assert "trainer.enable_progress_bar  false" in said
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_strategy_on_one_two_and_four_ranks(precision: str, table: Table) -> None:
+    settings = {"batch__tokens": 256, "trainer__precision": precision}
+    code, found = table(variants(STRATEGIES, [1, 2, 4]), steps=50, **settings)
+    assert code == 0, found
+    ran = {(row["name"], row["ranks"]) for row in found["rows"]}
+    assert {(name, 4) for name in STRATEGIES if name != "single"} <= ran
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_verb_and_torchrun(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    arguments = ["--strategies", "fsdp", "--steps", "4", "--json", str(file)]
+    outcome = run("parity", "-c", str(config(tmp_path)), *arguments)
+    assert (outcome.code, outcome.err) == (0, ""), outcome
+    assert outcome.out.splitlines()[-1] == "all within tolerance"
+    assert set(rows(json.loads(file.read_text()))) == {
+        "single",
+        "single, rounded otherwise",
+        "fsdp",
+    }
+
+
+ACCUMULATING = [
+    pytest.param("ddp", 2),
+    pytest.param("fsdp", 2),
+    *(
+        pytest.param(name, ranks, marks=pytest.mark.slow)
+        for name, ranks in [("fsdp-no-reshard", 2), ("hsdp", 4), ("zero1", 2)]
+    ),
+]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "ranks"), ACCUMULATING)
+def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
+    name: str, ranks: int, nursery: Nursery, tmp_path: Path
+) -> None:
+    """HSDP reduces in both directions. Gathers may grow: resharding is what saves memory."""
+    counts = [per_step(name, ranks, a, nursery, tmp_path) for a in accumulations(name)]
+    kinds = {"reduce-scatter", "all-reduce"}
+    reductions = [{kind: found.get(kind, 0) for kind in kinds} for found in counts]
+    assert reductions[0]["all-reduce"] + reductions[0]["reduce-scatter"] > 0
+    assert all(found == reductions[0] for found in reductions)
+    if name not in ("fsdp", "hsdp"):
+        assert all(found == counts[0] for found in counts)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "kind"), [("zero2", "all-reduce"), ("zero3", "reduce-scatter")])
+def test_zero_reduces_every_micro_batch_where_gradients_are_sharded(
+    name: str, kind: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    """By design: a rank holds no gradients but its own, so the others cannot wait."""
+    one, two, eight = (per_step(name, 2, a, nursery, tmp_path)[kind] for a in (1, 2, 8))
+    assert (two - one, eight - one) == (1, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "ranks", "groups"), [("tp", 2, 0), ("fsdp-tp", 4, 3)])
+def test_tensor_parallelism_talks_about_activations_only(
+    name: str, ranks: int, groups: int, nursery: Nursery, tmp_path: Path
+) -> None:
+    """Every micro-batch scatters as many activations; gradients come to that once a step."""
+    counts = [per_step(name, ranks, a, nursery, tmp_path) for a in (1, 2, 8)]
+    one, two, eight = (found["reduce-scatter"] for found in counts)
+    activations = two - one
+    assert (one - activations, eight - 8 * activations) == (groups, groups)
+    assert {found["all-reduce"] for found in counts} == {counts[0]["all-reduce"]}
+
+
+def accumulations(name: str) -> tuple[int, ...]:
+    return (1, 8) if name in ("ddp", "fsdp") else (1, 2, 8)
+
+
+def per_step(
+    name: str, ranks: int, accumulation: int, nursery: Nursery, folder: Path
+) -> dict[str, float]:
+    """Collectives of a step with so many micro-batches."""
+    (variant,) = variants([name], [ranks])
+    place = folder / str(accumulation)
+    place.mkdir()
+    path = config(
+        place,
+        steps=4,
+        batch__tokens=ranks * 2 * 16 * accumulation,
+        checkpoint__every="0 steps",
+        trainer__strategy=variant.strategy,
+    )
+    log = place / "log.txt"
+    arguments = ["fit", "-c", str(path), "--count-collectives"]
+    assert not any(nursery.run(*arguments, ranks=ranks, log=log)), log.read_text()
+    return dict(counted(place / "run"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ranks=0"], "--ranks=0 must be at least 1"),
+        (["--ranks=two"], "--ranks=two is not a whole number"),
+        (
+            ["--strategies=dpp"],
+            "--strategies=dpp is not a strategy that is compared; did you mean ddp?",
+        ),
+        (
+            ["--steps=3"],
+            "--steps=3 must be at least 4: the last two count collectives, which the first ones "
+            "would distort",
+        ),
+        (
+            ["--ranks=1,3"],
+            "--ranks=3: batch.tokens=128 is not a multiple of 3 ranks x 2 samples x 16 positions = "
+            "96; nearest: 96 or 192",
+        ),
+        (
+            ["--model.network.init_args.dropout=0.1"],
+            "model.network.init_args.dropout=0.1 draws another mask on every rank, so that "
+            "strategies cannot be compared; give --model.network.init_args.dropout=0",
+        ),
+        (
+            ["--strategies=hsdp", "--ranks=2"],
+            "hsdp on 2: needs at least 4 ranks",
+        ),
+        (
+            ["--model.schedule.init_args.warmup=60 steps", "--budget=100 steps"],
+            "model.schedule.warmup=60 steps is 60 steps and leaves none of the run's 50 for the "
+            "decay; warm up for at most 49 steps or train longer",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    options: list[str], message: str, tmp_path: Path
+) -> None:
+    assert refused("parity", "-c", str(config(tmp_path)), *options) == [message]
+    assert not list((tmp_path / "run").glob("parity/*/metrics.jsonl"))
+
+
+def test_it_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in launched_as("torchrun", rank=0, ranks=2, port=29500).items():
+        monkeypatch.setenv(name, value)
+    assert refused("parity", "-c", str(config(tmp_path))) == [
+        "parity starts its own processes; run it without torchrun, with --ranks"
+    ]
+
+
+RUN = Outcome(
+    loss=[4.0, 2.0],
+    norm=[1.0, 1.0],
+    rate=[0.1, 0.2],
+    tokens=[8.0, 16.0],
+    peak_gib=1.0,
+    collectives={},
+)
+DDP = partial(Variant, name="ddp", ranks=2, strategy="ddp")
+
+
+@pytest.mark.parametrize(
+    ("changed", "faults"),
+    [
+        ({}, []),
+        ({"rate": [0.1, 0.2000001]}, ["learning rate differs"]),
+        ({"tokens": [8.0, 17.0]}, ["tokens differ"]),
+        ({"loss": [4.0, 2.0001]}, ["loss above 1.0e-05"]),
+        ({"loss": [4.0, float("nan")]}, ["loss above 1.0e-05"]),
+        ({"norm": [1.00002, 1.0]}, ["norm above 1.0e-05"]),
+        ({"loss": [4.0]}, ["loss above 1.0e-05"]),
+    ],
+)
+def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list[str]) -> None:
+    found = replace(RUN, **changed)
+    allowed = tolerance("32-true", Distance(loss=0.0, norm=0.0, weights=0.0))
+    row = judge(DDP(), found, RUN, measured(found, RUN, 0.0), allowed)
+    assert row.faults == faults
+
+
+def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
+    """Three times the spread, and never less than fp32 is granted."""
+    spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
+    assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
+    calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)
+    assert tolerance("32-true", calm) == Distance(loss=1e-5, norm=1e-5, weights=1.5e-5)
+    assert tolerance("32-true", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
+
+
+@pytest.mark.parametrize(("per_device", "other"), [(8, 4), (9, 3), (7, 1), (1, 2)])
+def test_the_same_samples_are_added_in_another_order(per_device: int, other: int) -> None:
+    batch = Batch(tokens=16 * 504, sequence=16, per_device=per_device)
+    assert rounding(batch).overrides == {"batch.per_device": other}
+
+
+def test_one_sample_has_one_order() -> None:
+    with pytest.raises(ConfigError, match=r"batch\.tokens=16 is one sample of 16 a step"):
+        rounding(Batch(tokens=16, sequence=16, per_device=1))
