@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from llm_train.cli import flags as flag_parsing
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.launch import find_launch
 
@@ -89,8 +90,8 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"llm-train {__version__}\n")
         return 0
     if verb not in VERBS:
-        raise ConfigError(f"{verb!r} is not a verb; {_nearest(verb, list(VERBS))}")
-    flags, rest, options = _flags(verb, arguments[1:])
+        raise ConfigError(f"{verb!r} is not a verb; {flag_parsing.nearest(verb, list(VERBS))}")
+    flags, rest, options = flag_parsing.split(verb, VERBS[verb], arguments[1:])
     return _run(verb, flags, rest, options)
 
 
@@ -175,92 +176,3 @@ def _quieten_libraries() -> None:
     # Held-out sums are already those of all ranks when they are logged.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
-
-
-def _flags(verb: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """Splits the few options that are not settings from those that are, and names the former."""
-    parser = _FlagParser(
-        prog=f"llm-train {verb}", description=VERBS[verb], allow_abbrev=False, add_help=False
-    )
-    _add_flags(parser, verb)
-    options = [option for action in parser._actions for option in action.option_strings]
-    if {"-h", "--help"} & set(arguments):
-        if verb in ("report", "generate"):
-            parser.print_help()
-            sys.exit(0)
-        parser.usage = f"llm-train {verb} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"
-        parser.print_help()
-        sys.stdout.write("\n")
-    flags, rest = parser.parse_known_args(arguments)
-    if rest and verb in ("report", "generate"):
-        name = rest[0].partition("=")[0]
-        raise ConfigError(f"llm-train {verb} has no option {name}; {_nearest(name, options)}")
-    return flags, rest, options
-
-
-def _add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
-    if verb == "report":
-        parser.add_argument("run", help="run directory, for instance runs/quickstart")
-        return
-    if verb == "generate":
-        parser.add_argument("checkpoint", help="checkpoint or run directory")
-        parser.add_argument("--prompt", default="", help="text to continue")
-        parser.add_argument("--tokens", type=int, default=200, help="most tokens to add")
-        parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-        parser.add_argument(
-            "--top-k", type=int, default=0, help="keep the k likeliest; 0 keeps all"
-        )
-        parser.add_argument("--top-p", type=float, default=1.0, help="keep this much probability")
-        parser.add_argument("--stop", default="", help="token text that ends the sample")
-        parser.add_argument("--seed", type=int, default=0, help="same seed, same text")
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    elif verb == "prepare":
-        parser.add_argument("--force", action="store_true", help="replace what is there")
-    elif verb == "fit":
-        parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
-        parser.add_argument(
-            "--profile", action="store_true", help="record three steps and say where time went"
-        )
-    elif verb == "plan":
-        parser.add_argument("--devices", type=int, default=0, help="GPUs of a node")
-        parser.add_argument("--nodes", type=int, default=0, help="nodes")
-        parser.add_argument("--gpu", default="h200", help="short name of the device")
-        parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
-        parser.add_argument(
-            "--count-collectives",
-            action="store_true",
-            help="count what ranks exchange in the last two steps, for metrics.jsonl",
-        )
-    elif verb == "parity":
-        parser.add_argument("--ranks", default="2", metavar="N[,N]", help="numbers of ranks")
-        parser.add_argument("--steps", default="50", metavar="N", help="optimizer steps of a run")
-        parser.add_argument(
-            "--strategies", default="", metavar="NAME[,NAME]", help="which; without it, all"
-        )
-        parser.add_argument("--json", default="", metavar="FILE", help="write the table to FILE")
-    elif verb == "validate":
-        parser.add_argument(
-            "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"
-        )
-    parser.add_argument(
-        "--allow-import",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="module that a class_path may import besides llm_train, torch and lightning",
-    )
-
-
-class _FlagParser(argparse.ArgumentParser):
-    """Reports like everything else: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """Like ``schema.nearest``, which would import torch."""
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
