@@ -24,7 +24,7 @@ from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.logger.jsonl import JSONLMetrics
 from llm_train.logger.records import read_metrics
-from llm_train.plan.forecast import forecast
+from llm_train.plan.forecast import forecast, planned
 from llm_train.settings import Settings
 from llm_train.terminal import say, section
 
@@ -57,11 +57,18 @@ def check(settings: Settings) -> int:
 
 
 def fit(
-    settings: Settings, resume: str, profile: bool = False, count_collectives: bool = False
+    settings: Settings,
+    resume: str,
+    profile: bool = False,
+    count_collectives: bool = False,
+    plan: str = "",
 ) -> int:
     """Trains from the start or from a checkpoint."""
     _require_sound(settings)
     derived = checks.derive(settings)
+    predicted = forecast(settings, derived.accumulation)
+    if plan:
+        predicted |= planned(Path(plan), settings)
     save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
     profiles = [Profile(settings.run_dir, derived, save_every=save_every)] if profile else []
     table = checks.table(settings)
@@ -84,7 +91,7 @@ def fit(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
-    watching = [*profiles, Forecast(forecast(settings, derived.accumulation))]
+    watching = [*profiles, Forecast(predicted)]
     trainer = build_trainer(settings, derived, [*watching, saver], JSONLMetrics())
     if count_collectives:
         trainer.callbacks.insert(0, Collectives())  # type: ignore[attr-defined]

@@ -123,7 +123,11 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         "parity": lambda: _parity(settings, flags),
         "validate": lambda: run.validate(settings, flags.checkpoint),
         "fit": lambda: run.fit(
-            settings, flags.resume, profile=flags.profile, count_collectives=flags.count_collectives
+            settings,
+            flags.resume,
+            profile=flags.profile,
+            count_collectives=flags.count_collectives,
+            plan=flags.plan,
         ),
     }
     try:

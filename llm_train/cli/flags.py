@@ -52,6 +52,12 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
     parser.add_argument(
+        "--plan",
+        default="",
+        metavar="FILE",
+        help="what plan --json wrote: compare peak and step time with it as well",
+    )
+    parser.add_argument(
         "--profile", action="store_true", help="record three steps and say where time went"
     )
     parser.add_argument(
