@@ -28,7 +28,8 @@ class Offloads(pl.Callback):
         assert type(engine.optimizer).__name__ == "AdamW"
 
 
-rules: Any = zero
-rules._offload = lambda settings, strategy: ()
-with attached(Offloads()):
-    main(sys.argv[1:])
+if __name__ == "__main__":
+    rules: Any = zero
+    rules._offload = lambda settings, strategy: ()
+    with attached(Offloads()):
+        main(sys.argv[1:])
