@@ -9,7 +9,7 @@ RUN := runs/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-dist test-faults test-slow test-gpu bench bench-gpu check fix \
+.PHONY: help setup train test test-dist test-faults test-slow test-gpu elastic bench bench-gpu check fix \
 	configs docs clean
 
 help: ## list the targets
@@ -38,6 +38,9 @@ test-dist: $(STAMP) ## only the tests with several processes
 
 test-faults: $(STAMP) ## kill and resume at 20 random points per strategy
 	$(TEST_ENV) $(BIN)/python -m pytest -m faults
+
+elastic: $(STAMP) ## a checkpoint of every layout into every other
+	$(TEST_ENV) $(BIN)/python -m benchmarks.elastic --out runs/elastic
 
 test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'slow and not gpu and not faults'
