@@ -283,7 +283,7 @@ def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
     calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)
-    assert tolerance("32-true", calm) == Distance(loss=1e-5, norm=1e-5, weights=1.5e-5)
+    assert tolerance("32-true", calm) == Distance(loss=1e-5, norm=1e-5, weights=3 * 5e-6)
     assert tolerance("32-true", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
 
 
