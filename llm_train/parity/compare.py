@@ -19,7 +19,7 @@ from llm_train.parity import configuration, judge, outcome
 from llm_train.parity.judge import Row
 from llm_train.parity.processes import Launch, launch
 from llm_train.parity.table import explanation, table
-from llm_train.parity.variants import Variant, reference, rounding
+from llm_train.parity.variants import Variant, exact, reference, rounding
 from llm_train.settings import Settings
 from llm_train.terminal import say, section
 
@@ -102,8 +102,10 @@ def parity(
         settings=settings, changes=changes, options=options, load=load, launch=launch
     )
     compared.folder.mkdir(parents=True, exist_ok=True)
-    alone, otherwise = reference(), rounding(settings.batch)
-    _require([*compared.prepare(alone), *compared.prepare(otherwise)])
+    precision = precision_of(settings)
+    yardsticks = [rounding(settings.batch), *([] if precision == "32-true" else [exact()])]
+    for variant in (reference(), *yardsticks):
+        _require(compared.prepare(variant))
     checked = [(v, [v.refusal] if v.refusal else compared.prepare(v)) for v in variants]
     refused = [(f"{v.name} on {v.ranks}", line) for v, why in checked for line in why]
     ready = [v for v, why in checked if not why]
@@ -111,8 +113,7 @@ def parity(
         _require(f"{name}: {line}" for name, line in refused)
     say(section("changed for the comparison, in all runs", configuration.spelt(changes)))
     say(f"\nruns of {steps} steps, in {compared.folder}")
-    rows, allowed = _rows(compared, alone, otherwise, ready)
-    precision = precision_of(settings)
+    rows, allowed = _rows(compared, precision, yardsticks, ready)
     say("\n" + explanation(precision, allowed, on_cuda=settings.on_cuda))
     say("\n" + table(rows))
     for name, line in refused:
@@ -152,29 +153,33 @@ def _require(problems: Iterable[str]) -> None:
 
 
 def _rows(
-    compared: Comparison, alone: Variant, otherwise: Variant, variants: Sequence[Variant]
+    compared: Comparison,
+    precision: str,
+    yardsticks: Sequence[Variant],
+    variants: Sequence[Variant],
 ) -> tuple[list[Row], judge.Distance]:
-    expected, expected_weights = _necessary(compared, alone)
-    rounded, rounded_weights = _necessary(compared, otherwise)
-    spread = judge.measured(rounded, expected, _apart(rounded_weights, expected_weights))
-    allowed = judge.tolerance(precision_of(compared.settings), spread)
+    """The rows, and the tolerance that the last yardstick gives."""
+    alone = reference()
+    expected, weights = _necessary(compared, alone)
+
+    def distance(found: outcome.Outcome, own: outcome.Weights | None) -> judge.Distance:
+        apart = None if own is None or weights is None else outcome.distance(own, weights)
+        return judge.measured(found, expected, apart)
+
+    known = [(v, *_necessary(compared, v)) for v in yardsticks]
+    distances = [distance(found, own) for _, found, own in known]
+    allowed = judge.tolerance(precision, distances[-1])
     rows = [
-        Row(
-            name=alone.name,
-            ranks=1,
-            peak_gib=expected.peak_gib,
-            collectives=expected.collectives,
-        ),
-        judge.judge(otherwise, rounded, expected, spread, allowed),
+        Row(name=alone.name, peak_gib=expected.peak_gib, collectives=expected.collectives, ranks=1)
     ]
+    for (variant, found, _), far in zip(known, distances, strict=True):
+        rows.append(judge.judge(variant, found, expected, far, allowed))
     for variant in variants:
         ran = compared.run(variant)
         if ran is None:
             rows.append(Row(name=variant.name, ranks=variant.ranks, faults=["failed"]))
-            continue
-        found, weights = ran
-        distance = judge.measured(found, expected, _apart(weights, expected_weights))
-        rows.append(judge.judge(variant, found, expected, distance, allowed))
+        else:
+            rows.append(judge.judge(variant, ran[0], expected, distance(*ran), allowed))
     return rows, allowed
 
 
@@ -188,9 +193,3 @@ def _necessary(
             f"{compared.folder / variant.folder}.log"
         )
     return ran
-
-
-def _apart(weights: outcome.Weights | None, expected: outcome.Weights | None) -> float | None:
-    if weights is None or expected is None:
-        return None
-    return outcome.distance(weights, expected)

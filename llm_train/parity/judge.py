@@ -1,12 +1,16 @@
 """How far a run may be from one process, and how far it was.
 
-fp32: 1e-5 of loss and gradient norm at every step. Anything narrower than fp32 rounds by far more
-than that, and differently wherever sums are taken in another order. There the yardstick is one
-process that differs in nothing but that order: it runs the same samples in micro-batches of another
-size, and a strategy may be ``FACTOR`` times as far away as that, for it changes the order of more
-sums. The same yardstick serves fp32 where one process alone exceeds 1e-5, since a configuration
-that amplifies rounding so much says nothing about strategies, and the weights in every precision:
-an optimizer that divides by the gradient's size makes a whole step of a rounded zero.
+fp32: 1e-5 of loss and gradient norm at every step. Where one process exceeds that by taking its
+micro-batches in another size, the configuration amplifies rounding and says little about
+strategies; then ``FACTOR`` times that spread is allowed. Weights are held to that spread always: an
+optimizer that divides by the gradient's size makes a whole step of a rounded zero.
+
+Narrower precisions: the size of micro-batches is no yardstick, because it changes the order of one
+sum, while strategies round in other places. ``fully_shard`` and DeepSpeed keep activations in bf16
+that autocast keeps in fp32, on one rank as on many. The yardstick is how far rounding carries one
+process from the same process in fp32. Another way of rounding that is no worse is as far from fp32,
+so twice as far from the first at most, at one and the same step; ``FACTOR`` leaves room for the
+largest of all steps to be larger by chance.
 """
 
 from __future__ import annotations
@@ -75,13 +79,13 @@ def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distan
     )
 
 
-def tolerance(precision: str, rounding: Distance) -> Distance:
+def tolerance(precision: str, yardstick: Distance) -> Distance:
     """What is allowed, given what rounding alone does."""
     strict = precision == "32-true"
     return Distance(
-        loss=_allowed(rounding.loss, strict=strict),
-        norm=_allowed(rounding.norm, strict=strict),
-        weights=_allowed(rounding.weights or 0.0, strict=False),
+        loss=_allowed(yardstick.loss, strict=strict),
+        norm=_allowed(yardstick.norm, strict=strict),
+        weights=_allowed(yardstick.weights or 0.0, strict=False),
     )
 
 

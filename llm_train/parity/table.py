@@ -22,11 +22,12 @@ def table(rows: Sequence[Row]) -> str:
 def explanation(precision: str, allowed: Distance, *, on_cuda: bool) -> str:
     """What the columns hold and what is allowed in them."""
     memory = "peak of the allocator" if on_cuda else "largest resident set, libraries included"
-    rule = f"{FACTOR:g} times what another micro-batch does to one process, at least {FP32:.0e}"
     if precision == "32-true":
-        rule = f"{FP32:.0e}; weights {rule}"
+        rule = f"{FP32:.0e}; weights {FACTOR:g} times 'single, rounded otherwise', at least that"
         if max(allowed.loss, allowed.norm) > FP32:
             rule += f"; so loss or norm too, since one process alone exceeds {FP32:.0e} here"
+    else:
+        rule = f"{FACTOR:g} times what rounding does to one process: 'single, in fp32'"
     return (
         "loss, norm: largest relative difference of a step from one process (norm: of gradients)\n"
         "weights: distance of the final weights from those of one process, relative to their norm\n"

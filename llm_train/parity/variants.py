@@ -12,6 +12,7 @@ from llm_train.units import Batch
 
 REFERENCE = "single"
 ROUNDING = "single, rounded otherwise"
+EXACT = "single, in fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +110,13 @@ def rounding(batch: Batch) -> Variant:
             f"be shared among ranks; set it to at least {2 * batch.sequence}"
         )
     return Variant(name=ROUNDING, strategy="single", overrides={"batch.per_device": other})
+
+
+def exact() -> Variant:
+    """One process in fp32, whose rounding is nothing beside that of a narrower precision."""
+    overrides = {
+        "trainer.precision": "32-true",
+        "model.float8": "none",
+        "model.attention": "auto",
+    }
+    return Variant(name=EXACT, strategy="single", overrides=overrides)

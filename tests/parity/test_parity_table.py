@@ -107,6 +107,7 @@ def test_every_strategy_on_one_two_and_four_ranks(precision: str, table: Table) 
     assert code == 0, found
     ran = {(row["name"], row["ranks"]) for row in found["rows"]}
     assert {(name, 4) for name in STRATEGIES if name != "single"} <= ran
+    assert (("single, in fp32", 1) in ran) == (precision != "32-true")
 
 
 @pytest.mark.slow
