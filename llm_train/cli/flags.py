@@ -22,7 +22,7 @@ def split(
     )
     if verb in _FLAGS:
         _FLAGS[verb](parser)
-    if verb not in _WITHOUT_SETTINGS:
+    if verb != "report":  # which reads what a run wrote and builds nothing
         parser.add_argument(
             "--allow-import",
             action="append",

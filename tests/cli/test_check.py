@@ -13,7 +13,7 @@ from llm_train.testing.configs import tiny, write
 
 ARGS = "model__network__init_args__"
 MUON = {"class_path": "MuonAdamW", "init_args": {"learning_rate": 0.01}}
-STRATEGIES = "auto, single, ddp, fsdp, zero1, zero2, zero3"
+STRATEGIES = "auto, single, ddp, fsdp, hsdp, tp, zero1, zero2, zero3"
 
 
 def file_of(tmp_path: Path, **overrides: Any) -> str:

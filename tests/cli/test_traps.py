@@ -91,11 +91,11 @@ def test_later_files_win_and_options_win_over_files(tmp_path: Path) -> None:
 def test_another_class_keeps_the_settings_it_knows_and_loses_the_others(tmp_path: Path) -> None:
     base = write(tmp_path / "base.yaml", tiny(tmp_path / "run", **{f"{ADAMW}fused": "off"}))
     overlay = write(
-        tmp_path / "overlay.yaml", {"model": {"optimizer": {"class_path": "MuonAdamW"}}}
+        tmp_path / "overlay.yaml", {"model": {"optimizer": {"class_path": "LowBitAdamW"}}}
     )
     found = load_settings(["-c", str(base), "-c", str(overlay)])
     optimizer = found.plain["model"]["optimizer"]
-    assert optimizer["class_path"] == "llm_train.optimizer.MuonAdamW"
+    assert optimizer["class_path"] == "llm_train.optimizer.LowBitAdamW"
     assert optimizer["init_args"]["learning_rate"] == 0.01
     assert "fused" not in optimizer["init_args"]
 
