@@ -89,7 +89,7 @@ def test_the_global_batch_does_not_depend_on_ranks() -> None:
             budget=Duration(10_000, "tokens"),
             validate_every=Duration(0, "steps"),
             log_every=1,
-            world_size=world_size,
+            ranks=world_size,
         )
         for world_size in (1, 2, 4, 8, 16)
     ]

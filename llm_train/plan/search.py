@@ -210,8 +210,8 @@ def beside_state(found: Measured) -> float:
 def name_of(policy: Recompute) -> str:
     """A policy in a word, with its number if it has one.
 
-    >>> name_of(EveryNth(n=2)), name_of(Selective())
-    ('EveryNth 2', 'Selective')
+    >>> name_of(EveryNth(n=2)), name_of(NoRecompute())
+    ('EveryNth 2', 'NoRecompute')
     """
     number = getattr(policy, "n", None)
     return type(policy).__name__ + ("" if number is None else f" {number}")
