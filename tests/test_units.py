@@ -89,11 +89,11 @@ def test_the_global_batch_does_not_depend_on_ranks() -> None:
             budget=Duration(10_000, "tokens"),
             validate_every=Duration(0, "steps"),
             log_every=1,
-            ranks=world_size,
+            ranks=ranks,
         )
-        for world_size in (1, 2, 4, 8, 16)
+        for ranks in (1, 2, 4, 8, 16)
     ]
     assert {
         (r.tokens_per_step, r.samples_per_step, r.total_steps, r.learning_rate_factor) for r in runs
     } == {(4096, 64, 3, 2.0)}
-    assert [r.accumulation * r.world_size for r in runs] == [16] * 5
+    assert [r.accumulation * r.ranks for r in runs] == [16] * 5
