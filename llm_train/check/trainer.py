@@ -74,7 +74,7 @@ def strategy_name(settings: Settings) -> str:
     if strategy == "auto":
         return "DDP" if settings.world_size > 1 else "SingleDevice"
     names = {"single": "SingleDevice", "ddp": "DDP"} | dict.fromkeys(("fsdp", "hsdp", "tp"), "FSDP")
-    return names.get(strategy, "ZeRO")
+    return names.get(strategy, "ZeRO" if strategy.startswith("zero") else strategy)
 
 
 def precision_of(settings: Settings) -> str:
