@@ -154,10 +154,8 @@ class Task(Trimmed, pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Sets the order of attention kernels and puts the accumulators on the device."""
-        self._during_run.enter_context(
-            attention_order(self.attention, self.trainer.strategy.root_device)
-        )
         device = self.trainer.strategy.root_device
+        self._during_run.enter_context(attention_order(self.attention, device))
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=wide, device=device)
         self.held_out_sums = torch.zeros(3, dtype=wide, device=device)
@@ -243,12 +241,10 @@ class Task(Trimmed, pl.LightningModule):
         if self._in_backward is not None:  # every parameter is updated, every gradient gone
             self.gradient_norm = self._in_backward.take_norm()
         elif not strategy.clips_gradients:
-            self.gradient_norm = clip_by_norm(
-                optimizer.param_groups,
-                gradient_clip_val,
-                scale=None if self._dense else self._slots_per_valid_target(),
-                norm_of=strategy.gradient_norm,
-            )
+            scale = None if self._dense else self._slots_per_valid_target()
+            groups, norm_of = optimizer.param_groups, strategy.gradient_norm
+            norm = clip_by_norm(groups, gradient_clip_val, scale=scale, norm_of=norm_of)
+            self.gradient_norm = norm
 
     def _slots_per_valid_target(self) -> Tensor:
         """Target slots behind a gradient over its valid targets, without leaving the device."""

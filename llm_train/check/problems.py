@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from llm_train.check import canonical, float8, local_sgd, optimizers, sharding, trainer, zero
+from llm_train.check import (
+    canonical,
+    devices,
+    float8,
+    local_sgd,
+    optimizers,
+    sharding,
+    trainer,
+    zero,
+)
 from llm_train.check.table import derive, on_meta
 from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
 from llm_train.data.manifest import FILE_NAME
@@ -24,7 +33,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
             and nothing is built while a problem is known.
     """
     found = _ask(settings, _RULES)
-    found.extend(_ask(settings, [trainer.present, float8.present] if running else []))
+    found.extend(_ask(settings, [devices.present, float8.present] if running else []))
     found.extend(_data(settings, running=running))
     if not (running and found):
         found.extend(_ask(settings, _RULES_THAT_BUILD))
@@ -163,7 +172,7 @@ _RULES: tuple[Rule, ...] = (
     _schedule,
     trainer.replaced,
     trainer.values,
-    trainer.devices,
+    devices.devices,
     trainer.strategy,
     local_sgd.local_sgd,
     sharding.mesh,

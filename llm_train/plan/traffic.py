@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llm_train.plan.devices import Accelerator
 from llm_train.plan.formula import Weight
@@ -95,57 +96,80 @@ def traffic(
         layers: blocks.
         recomputed: share of the blocks whose products run twice.
     """
-    layout, width = placing.layout, 2 if precision.startswith("bf16") else 4
     sizes = {w.name: math.prod(w.on_tensor_rank(placing)) for w in weights}
-    root = sum(sizes[w.name] for w in weights if not w.block)
-    blocks = sum(sizes[w.name] for w in weights if w.block)
-    groups = layers + 1
-    found: list[Transfer] = []
-
-    def add(kind: str, over: str, whole: float, calls: float) -> None:
-        ranks = {"tensor": layout.tensor, "shard": layout.shards, "replicate": layout.replicas}[
-            over
-        ]
-        strides = {"tensor": 1, "shard": layout.tensor, "replicate": layout.tensor * layout.shards}
-        if ranks > 1:
-            found.append(
-                Transfer(
-                    kind=kind,
-                    over=over,
-                    ranks=ranks,
-                    stride=strides[over],
-                    whole=whole,
-                    calls=calls,
-                )
-            )
-
+    volume = _Volume(
+        root=sum(sizes[w.name] for w in weights if not w.block),
+        blocks=sum(sizes[w.name] for w in weights if w.block),
+        groups=layers + 1,
+        precision=precision,
+        accumulation=accumulation,
+    )
+    moves: list[_Move] = []
     if placing.kind == "ddp":
-        own = 2 if precision == "bf16-true" else 4
-        add(
-            "all-reduce",
-            "replicate",
-            own * (root + blocks),
-            math.ceil(own * (root + blocks) / 25e6),
+        moves += _ddp(volume)
+    elif placing.kind == "fsdp":
+        moves += _fsdp(volume, placing)
+        # Beside the layers the embedding's output, and the head's weight and its gradient.
+        rounds = accumulation * (layers * (4 + 2 * recomputed) + 1)
+        head = max((math.prod(w.shape) for w in weights if not w.block), default=0)
+        whole = rounds * activation + accumulation * volume.width * head
+        for kind in ("all-gather", "reduce-scatter"):
+            moves.append((kind, "tensor", whole, rounds + accumulation))
+    elif placing.kind.startswith("zero"):
+        moves += _zero(volume, int(placing.kind[-1]))
+    layout = placing.layout
+    ranks = {"tensor": layout.tensor, "shard": layout.shards, "replicate": layout.replicas}
+    strides = {"tensor": 1, "shard": layout.tensor, "replicate": layout.tensor * layout.shards}
+    return [
+        Transfer(
+            kind=kind, over=over, ranks=ranks[over], stride=strides[over], whole=whole, calls=calls
         )
-    if placing.kind == "fsdp":
-        times = accumulation if placing.reshard else 1
-        twice = 2 if placing.reshard else 1
-        add(
-            "all-gather", "shard", width * times * (twice * blocks + root), times * (twice * groups)
-        )
-        add("reduce-scatter", "shard", 4 * (root + blocks), groups)
-        add("all-reduce", "replicate", 4 * (root + blocks) / layout.shards, groups)
-        if layout.tensor > 1:
-            # Beside the layers the embedding's output, and the head's weight and its gradient.
-            rounds = accumulation * (layers * (4 + 2 * recomputed) + 1)
-            head = max((math.prod(w.shape) for w in weights if not w.block), default=0)
-            whole = rounds * activation + accumulation * width * head
-            add("all-gather", "tensor", whole, rounds + accumulation)
-            add("reduce-scatter", "tensor", whole, rounds + accumulation)
-    if placing.kind.startswith("zero"):
-        stage, elements = int(placing.kind[-1]), root + blocks
-        reductions = accumulation if stage >= 2 else 1
-        add("reduce-scatter", "shard", 4 * elements * reductions, reductions * groups)
-        gathers = 2 * accumulation if stage == 3 else 1
-        add("all-gather", "shard", 2 * elements * gathers, gathers * groups)
-    return found
+        for kind, over, whole, calls in moves
+        if ranks[over] > 1
+    ]
+
+
+_Move = tuple[str, str, float, float]  # collective, dimension of the mesh, bytes in all, calls
+
+
+class _Volume(NamedTuple):
+    """What there is to send: weights in the root and in blocks, and how often."""
+
+    root: int
+    blocks: int
+    groups: int
+    precision: str
+    accumulation: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight that is gathered."""
+        return 2 if self.precision.startswith("bf16") else 4
+
+
+def _ddp(volume: _Volume) -> list[_Move]:
+    own = 2 if volume.precision == "bf16-true" else 4
+    size = own * (volume.root + volume.blocks)
+    return [("all-reduce", "replicate", size, math.ceil(size / 25e6))]
+
+
+def _fsdp(volume: _Volume, placing: Placing) -> list[_Move]:
+    times = volume.accumulation if placing.reshard else 1
+    twice = 2 if placing.reshard else 1
+    gathered = volume.width * times * (twice * volume.blocks + volume.root)
+    gradients = 4 * (volume.root + volume.blocks)
+    return [
+        ("all-gather", "shard", gathered, times * twice * volume.groups),
+        ("reduce-scatter", "shard", gradients, volume.groups),
+        ("all-reduce", "replicate", gradients / placing.layout.shards, volume.groups),
+    ]
+
+
+def _zero(volume: _Volume, stage: int) -> list[_Move]:
+    elements = volume.root + volume.blocks
+    reductions = volume.accumulation if stage >= 2 else 1
+    gathers = 2 * volume.accumulation if stage == 3 else 1
+    return [
+        ("reduce-scatter", "shard", 4 * elements * reductions, reductions * volume.groups),
+        ("all-gather", "shard", 2 * elements * gathers, gathers * volume.groups),
+    ]
