@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from llm_train.loss import CausalLM
-from llm_train.network import Transformer, initialise
+from llm_train.model.loss import CausalLM
+from llm_train.model.network import Transformer, initialise
+from llm_train.model.recompute import EveryBlock, NoRecompute, Selective, saved_bytes
 from llm_train.parity.outcome import counted
-from llm_train.recompute import EveryBlock, NoRecompute, Selective, saved_bytes
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment
 
@@ -33,7 +33,7 @@ def synchronisations(directory: Path) -> dict[str, Any]:
         directory / "run", steps=12, checkpoint__every="0 steps", trainer__log_every_n_steps=6
     )
     path = write(directory / "synchronisations.yaml", config)
-    script = ROOT / "tests/callbacks/count_synchronisations.py"
+    script = ROOT / "tests/trainer/callbacks/count_synchronisations.py"
     _run([sys.executable, str(script), str(directory / "counts"), "fit", "-c", str(path)])
     counts = json.loads((directory / "counts-0.json").read_text())
     return {"at 2 log points": counts.get("tolist", 0), "elsewhere": sum(counts.values()) - 2}

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.logger.records import read_metrics
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.nursery import Nursery
+from llm_train.testing.fork_server import Nursery
+from llm_train.trainer.logger.records import read_metrics
 
 STEPS, SAVED = 6, 3
 TOLERANCE = 1e-6

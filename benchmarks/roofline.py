@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from llm_train.network.mlp import default_hidden
-from llm_train.roofline import H200, Roofline, Shape, roofline
+from llm_train.model.network.mlp import default_hidden
+from llm_train.plan.roofline import H200, Roofline, Shape, roofline
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = (

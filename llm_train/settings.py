@@ -10,9 +10,9 @@ import torch
 
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
-from llm_train.launch import Launch, find_launch
-from llm_train.strategy.sharding import Layout
-from llm_train.task import Task
+from llm_train.model.task import Task
+from llm_train.runtime.launch import Launch, find_launch
+from llm_train.trainer.strategy.sharding import Layout
 from llm_train.units import Batch, Duration
 
 _NEVER = Duration(0, "steps")

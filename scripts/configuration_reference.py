@@ -23,18 +23,18 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 
 # YAML key, package, base classes of what the key takes (by name, in the package's base module).
 FAMILIES = (
-    ("model.network", "llm_train.network", "Network"),
-    ("model.loss", "llm_train.loss", "Loss"),
-    ("model.optimizer", "llm_train.optimizer", "Optimizer"),
-    ("model.schedule", "llm_train.schedule", "Schedule"),
-    ("model.recompute", "llm_train.recompute", "Recompute"),
+    ("model.network", "llm_train.model.network", "Network"),
+    ("model.loss", "llm_train.model.loss", "Loss"),
+    ("model.optimizer", "llm_train.model.optimizer", "Optimizer"),
+    ("model.schedule", "llm_train.model.schedule", "Schedule"),
+    ("model.recompute", "llm_train.model.recompute", "Recompute"),
     ("data.source", "llm_train.data", "TokenSource"),
     ("data.recipe", "llm_train.data", "Recipe"),
     ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
     ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
     ("data.recipe.init_args.split", "llm_train.data", "Split"),
-    ("trainer.strategy", "llm_train.strategy", "Placement"),
-    ("trainer.logger", "llm_train.logger", "Logger"),
+    ("trainer.strategy", "llm_train.trainer.strategy", "Placement"),
+    ("trainer.logger", "llm_train.trainer.logger", "Logger"),
 )
 
 # Every run has these anyway.
@@ -210,8 +210,8 @@ def _words(values: tuple[str, ...]) -> str:
 def page() -> str:
     """The whole page."""
     from llm_train.data.module import TokenData
+    from llm_train.model.task import Task
     from llm_train.settings import CheckpointPolicy
-    from llm_train.task import Task
     from llm_train.units import Batch, Scaling
 
     lines = [

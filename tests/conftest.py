@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_train.testing.nursery import Nursery
+from llm_train.testing.fork_server import Nursery
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 
 from llm_train.check import derive, problems, table
 from llm_train.cli import load_settings
-from llm_train.network import Transformer
+from llm_train.model.network import Transformer
 from llm_train.settings import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"

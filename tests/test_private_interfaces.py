@@ -1,7 +1,8 @@
 """What ARCHITECTURE.md lists as private interfaces is still there, with the meaning we rely on.
 
 An upgrade of Lightning, torch or DeepSpeed that renames one of them fails here, by name, and not
-somewhere in a run. Those that ``trim.py`` replaces are compared in ``test_trim.py``.
+somewhere in a run. Those that ``model/lightning_shortcuts.py`` replaces are compared in
+``test_lightning_shortcuts.py``.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a question of CPUs")
 def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
-    from llm_train.strategy import ZeRO
+    from llm_train.trainer.strategy import ZeRO
 
     ZeRO()
     backend = importlib.import_module("deepspeed.comm.torch")
@@ -113,7 +114,7 @@ def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:
         "_init_config_if_needed",
     ):
         assert callable(getattr(DeepSpeedStrategy, name)), name
-    # The division that strategy/zero.py takes back.
+    # The division that trainer/strategy/zero.py takes back.
     loop = inspect.getsource(pl.loops.optimization.automatic.ClosureResult)
     assert "normalize" in loop
 

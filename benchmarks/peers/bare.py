@@ -19,11 +19,11 @@ from benchmarks.work import Job, Pacer, prepare
 def main() -> None:
     from pathlib import Path
 
-    from llm_train.loss import CausalLM, ChunkedCausalLM
-    from llm_train.network import Transformer
-    from llm_train.network.init import initialise
-    from llm_train.network.linear import Copies
-    from llm_train.optimizer import AdamW
+    from llm_train.model.loss import CausalLM, ChunkedCausalLM
+    from llm_train.model.network import Transformer
+    from llm_train.model.network.init import initialise
+    from llm_train.model.network.linear import Copies
+    from llm_train.model.optimizer import AdamW
 
     job = Job.from_arguments()
     device, shape = prepare(job), job.shape

@@ -146,7 +146,7 @@ def main() -> None:
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         if job.options.get("return_memory"):
-            from llm_train import assembly
+            from llm_train.run import trainer as assembly
 
             assembly.keep_freed_memory = lambda: False
         pace = Pace(job)

@@ -21,7 +21,7 @@ from benchmarks.duel import Peer
 from benchmarks.peers.ours import configuration, write_shards
 from benchmarks.shapes import Preset, gpu_presets
 from benchmarks.work import Job, Shape, write_tokens
-from llm_train.network import Counts, Transformer, count
+from llm_train.model.network import Counts, Transformer, count
 
 # What a user of ours would set on a GPU, beyond the defaults of benchmarks/peers/ours.py.
 RECIPE = ("--model.loss=ChunkedCausalLM",)

@@ -27,7 +27,7 @@ def compare(settings: Settings, name: str, preset: Preset) -> None:
 
 
 def main() -> None:
-    from llm_train.task import Task
+    from llm_train.model.task import Task
 
     settings = Settings.from_arguments()
     if "float8" not in inspect.signature(Task).parameters:

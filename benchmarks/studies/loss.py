@@ -27,8 +27,8 @@ VOCABS, WIDTHS, COUNTS = (50304, 128256, 32768), (768, 2048, 4096), (32768, 8192
 
 
 def _ours(compiled: bool) -> Method:
-    from llm_train.loss import ChunkedCausalLM
-    from llm_train.network.base import Projection
+    from llm_train.model.loss import ChunkedCausalLM
+    from llm_train.model.network.base import Projection
 
     loss = ChunkedCausalLM().compiled() if compiled else ChunkedCausalLM()
 

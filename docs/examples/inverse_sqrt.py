@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError
-from llm_train.schedule import Multiplier, Schedule
+from llm_train.model.schedule import Multiplier, Schedule
 from llm_train.units import Duration
 
 

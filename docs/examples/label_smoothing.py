@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_train.errors import ConfigError
-from llm_train.loss import Loss, LossSum, Projection
+from llm_train.model.loss import Loss, LossSum, Projection
 
 _IGNORE = -100
 

@@ -14,8 +14,8 @@ from typing import Any, overload
 import torch
 from torch import nn, optim
 
-from llm_train.optimizer import Optimizer, decay_groups
-from llm_train.optimizer.groups import check_numbers
+from llm_train.model.optimizer import Optimizer, decay_groups
+from llm_train.model.optimizer.groups import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)

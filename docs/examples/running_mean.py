@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.errors import ConfigError
-from llm_train.network import Initial, LanguageModel, Network, Readout
-from llm_train.network.base import R
-from llm_train.network.head import Head
-from llm_train.network.norm import RMSNorm
+from llm_train.model.network import Initial, LanguageModel, Network, Readout
+from llm_train.model.network.base import R
+from llm_train.model.network.head import Head
+from llm_train.model.network.norm import RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import nn
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.check.trainer import precision_of
 from llm_train.settings import Settings
-from llm_train.strategy import FSDP, Placement
+from llm_train.trainer.strategy import FSDP, Placement
 
 _KEY = "reduction: canonical"
 # Arguments of FSDP with sums, or places of sums, of their own, and what they must be.

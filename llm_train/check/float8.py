@@ -14,7 +14,7 @@ import torch
 
 from llm_train.check.table import on_meta
 from llm_train.check.trainer import precision_of, strategy_name
-from llm_train.network.float8 import ALIGNMENT, fitting_layers, lacks_float8, nothing_fits
+from llm_train.model.network.float8 import ALIGNMENT, fitting_layers, lacks_float8, nothing_fits
 from llm_train.settings import Settings
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llm_train.check.table import derive
 from llm_train.settings import Settings
-from llm_train.strategy import LocalSGD
+from llm_train.trainer.strategy import LocalSGD
 
 
 def local_sgd(settings: Settings) -> Iterator[str]:

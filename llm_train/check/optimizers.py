@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_train.check.table import derive, stand_ins
 from llm_train.check.trainer import precision_of, strategy_name
-from llm_train.optimizer import LowBitAdamW, MuonAdamW
+from llm_train.model.optimizer import LowBitAdamW, MuonAdamW
 from llm_train.settings import Settings
 
 _IN_BACKWARD = "model.update=backward"

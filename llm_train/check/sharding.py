@@ -9,9 +9,9 @@ from torch import nn
 
 from llm_train.check.table import on_meta
 from llm_train.check.trainer import strategy_name
-from llm_train.network.attention import Attention
-from llm_train.network.mlp import GatedMLP, PlainMLP
-from llm_train.optimizer import AdamW, TorchOptimizer
+from llm_train.model.network.attention import Attention
+from llm_train.model.network.mlp import GatedMLP, PlainMLP
+from llm_train.model.optimizer import AdamW, TorchOptimizer
 from llm_train.settings import Settings
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from llm_train.check.trainer import precision_of, strategy_name
 from llm_train.derived import Derived
-from llm_train.network.base import LanguageModel
-from llm_train.peaks import dense_peak_flops
+from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.peaks import dense_peak_flops
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
 

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from llm_train.network.sdpa import FLASH3_PACKAGE
+from llm_train.model.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
-from llm_train.strategy import Placement, SingleDevice
+from llm_train.trainer.strategy import Placement, SingleDevice
 
 WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
 STRATEGIES = ("auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3")

@@ -8,9 +8,9 @@ from torch import optim
 
 from llm_train.check.table import stand_ins
 from llm_train.check.trainer import strategy_name
-from llm_train.optimizer import MuonAdamW
+from llm_train.model.optimizer import MuonAdamW
 from llm_train.settings import Settings
-from llm_train.strategy import ZeRO
+from llm_train.trainer.strategy import ZeRO
 
 # Of torch's: what looks at whole matrices, and Adagrad, whose groups DeepSpeed merges into one.
 _NOT_ON_FLAT_PIECES = (optim.Adafactor, optim.Adagrad, optim.LBFGS, optim.Muon, optim.SparseAdam)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from llm_train.cli import flags as flag_parsing
 from llm_train.errors import ConfigError, LLMTrainError
-from llm_train.launch import find_launch
+from llm_train.runtime.launch import find_launch
 
 if TYPE_CHECKING:
     from llm_train.settings import Settings
@@ -106,7 +106,8 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
         # A time limit that passes before training starts must not kill by the signal that means
         # "stopped and saved": such a job would be requeued for ever.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from llm_train import generation, run
+    from llm_train.verbs import fit as run
+    from llm_train.verbs import generate as generation
 
     _quieten_libraries()
     if verb == "report":
@@ -138,7 +139,7 @@ def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[st
 
 
 def _plan(settings: Settings, flags: argparse.Namespace) -> int:
-    from llm_train.plan.verb import plan
+    from llm_train.verbs.plan import plan
 
     return plan(
         settings, devices=flags.devices, nodes=flags.nodes, gpu=flags.gpu, json_path=flags.json
@@ -146,7 +147,8 @@ def _plan(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 def _parity(settings: Settings, flags: argparse.Namespace) -> int:
-    from llm_train.parity import compare, variants
+    from llm_train.parity import variants
+    from llm_train.verbs import parity as compare
 
     ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
     names = flags.strategies.split(",") if flags.strategies else variants.STRATEGIES

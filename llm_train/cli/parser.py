@@ -28,8 +28,8 @@ from llm_train.cli.help import settings_help
 from llm_train.cli.messages import explain
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
+from llm_train.model.task import Task
 from llm_train.settings import CheckpointPolicy, Settings
-from llm_train.task import Task
 from llm_train.units import Batch, Duration
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llm_train import rundir
-from llm_train.callbacks import collectives
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.logger.records import merge, read_lines
+from llm_train.run import directory as rundir
 from llm_train.settings import Settings
+from llm_train.trainer.callbacks import collectives
+from llm_train.trainer.logger.records import merge, read_lines
 
 Weights = dict[str, Tensor]
 

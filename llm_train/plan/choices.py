@@ -10,10 +10,10 @@ from typing import Any
 
 from llm_train import check as checks
 from llm_train.check.table import on_meta
+from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Recompute, Selective
 from llm_train.plan.placing import Placing, placing_of
-from llm_train.recompute import EveryBlock, EveryNth, NoRecompute, Recompute, Selective
 from llm_train.settings import Settings
-from llm_train.strategy import FSDP
+from llm_train.trainer.strategy import FSDP
 
 
 def policies(settings: Settings) -> list[Recompute]:

@@ -16,10 +16,10 @@ from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llm_train.network import Transformer
-from llm_train.network.linear import Copies
+from llm_train.model.network import Transformer
+from llm_train.model.network.linear import Copies
+from llm_train.model.recompute.saved import saved_bytes
 from llm_train.plan.simulate import Case, autocast, default_dtype
-from llm_train.recompute.saved import saved_bytes
 
 
 def saving_of_a_block(case: Case) -> float:

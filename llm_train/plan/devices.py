@@ -1,7 +1,7 @@
 """GPUs by a short name: what a plan needs to know of each.
 
-Rates of arithmetic come from ``llm_train.peaks``, the one place for them. Bandwidths count one
-direction, where datasheets of links print the sum of both. Memory is what ``torch.cuda`` reports as
+Rates of arithmetic come from ``llm_train.runtime.peaks``, the one place for them. Bandwidths count
+one direction, where datasheets of links print the sum of both. Memory is what ``torch.cuda`` reports as
 the device's total, as it stands in error messages in public: the driver keeps some of what the
 datasheet prints. The network is a choice of whoever builds the cluster: the vendor's reference
 system is assumed, and its source named.
@@ -13,7 +13,7 @@ import difflib
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError
-from llm_train.peaks import dense_peak_flops
+from llm_train.runtime.peaks import dense_peak_flops
 
 _GIB = 2**30
 _GBIT = 1e9 / 8

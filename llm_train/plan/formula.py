@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from llm_train.errors import ConfigError
-from llm_train.network.base import LanguageModel, Network
-from llm_train.network.linear import WithCopy
-from llm_train.optimizer.base import Optimizer
+from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.network.linear import WithCopy
+from llm_train.model.optimizer.base import Optimizer
 from llm_train.plan.placing import Placing
 
 _CUT_ROWS, _CUT_COLUMNS = ("column", "embedding", "head"), ("row",)

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_train.check import strategy_name
 from llm_train.settings import Settings
-from llm_train.strategy.sharding import Layout
+from llm_train.trainer.strategy.sharding import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

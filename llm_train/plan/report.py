@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 from llm_train.plan.devices import Accelerator
+from llm_train.plan.roofline import ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE, Candidate, why_slower
 from llm_train.plan.simulate import Measured
 from llm_train.plan.speed import PRODUCTS_EFFICIENCY
 from llm_train.plan.traffic import LINK_EFFICIENCY
-from llm_train.roofline import ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY
 
 _GIB = 2**30
 _SHOWN = 5

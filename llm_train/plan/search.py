@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from llm_train.optimizer import AdamW
+from llm_train.model.optimizer import AdamW
+from llm_train.model.recompute import EveryNth, NoRecompute, Recompute
 from llm_train.plan.choices import micro_batches, placings, policies
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.devices import Accelerator
@@ -20,7 +21,6 @@ from llm_train.plan.scale import Scaled
 from llm_train.plan.simulate import Case, Measured
 from llm_train.plan.speed import Work, step_seconds, work
 from llm_train.plan.traffic import Transfer, traffic
-from llm_train.recompute import EveryNth, NoRecompute, Recompute
 from llm_train.settings import Settings
 
 USABLE = 0.92

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from llm_train.loss.base import Loss
-from llm_train.network.base import LanguageModel, Network
-from llm_train.network.init import materialise
-from llm_train.network.linear import Copies, WithCopy
-from llm_train.optimizer import LowBitAdamW
-from llm_train.optimizer.base import Optimizer
+from llm_train.model.loss.base import Loss
+from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.network.init import materialise
+from llm_train.model.network.linear import Copies, WithCopy
+from llm_train.model.optimizer import LowBitAdamW
+from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.recompute.base import Recompute
+from llm_train.model.recompute.saved import saved_bytes
 from llm_train.plan.watch import Watch, local
-from llm_train.recompute.base import Recompute
-from llm_train.recompute.saved import saved_bytes
-from llm_train.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
+from llm_train.trainer.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
 
 _COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
 BF16_MIXED, BF16_TRUE = "bf16-mixed", "bf16-true"

@@ -5,8 +5,8 @@ units and from the memory costs about as much as hiding it saves. Public measure
 on one, two and four H200 (KempnerForge's table of April 2026) leave no room for more.
 
 Efficiencies are the same for every device and run. Those of attention and memory are
-``llm_train.roofline``'s; that of matrix products is what five published runs on H200, H100 and A100
-have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at large
+``llm_train.plan.roofline``'s; that of matrix products is what five published runs on H200, H100 and
+A100 have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at large
 shapes, predicts all five too fast, by 8 to 19 %.
 """
 
@@ -16,13 +16,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from llm_train.network import Transformer
-from llm_train.network.base import Network
-from llm_train.network.mlp import default_hidden
+from llm_train.model.network import Transformer
+from llm_train.model.network.base import Network
+from llm_train.model.network.mlp import default_hidden
 from llm_train.plan.devices import Accelerator
 from llm_train.plan.formula import State
-from llm_train.plan.simulate import Measured
-from llm_train.roofline import (
+from llm_train.plan.roofline import (
     ATTENTION_EFFICIENCY,
     MEMORY_EFFICIENCY,
     Shape,
@@ -30,6 +29,7 @@ from llm_train.roofline import (
     forward_elementwise_bytes,
     loss_bytes,
 )
+from llm_train.plan.simulate import Measured
 
 PRODUCTS_EFFICIENCY = 0.68
 """Of the dense peak: matrix products in a whole training step."""

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from llm_train.errors import LLMTrainError
-from llm_train.logger.records import merge, read_lines
+from llm_train.trainer.logger.records import merge, read_lines
 
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 

@@ -13,7 +13,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in an installed
 from benchmarks.peers.ours import configuration
 from benchmarks.shapes import CPU, GPU, TOKENS_PER_STEP, Preset
 from benchmarks.work import Job
-from llm_train.network import Transformer, count
+from llm_train.model.network import Transformer, count
 
 NAMED = {
     "gpt2-124m": 124_475_904,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_train.network import Transformer
+from llm_train.model.network import Transformer
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 
@@ -186,9 +186,10 @@ MORE = {
         "'1.5B tokens'",
     ),
     "class of another family": (
-        put("model", "network", class_path="llm_train.optimizer.AdamW"),
+        put("model", "network", class_path="llm_train.model.optimizer.AdamW"),
         [],
-        "model.network.class_path=llm_train.optimizer.AdamW is not a Network; known: Transformer",
+        "model.network.class_path=llm_train.model.optimizer.AdamW is not a Network; "
+        "known: Transformer",
     ),
     "class that torch does not have": (
         put("model", optimizer={**sgd(lr=0.1), "init_args": {"optimizer": "torch.optim.SDG"}}),
@@ -293,7 +294,7 @@ EVIL = """\
 from pathlib import Path
 Path({marker!r}).write_text("ran")
 from dataclasses import dataclass
-from llm_train.network import Transformer
+from llm_train.model.network import Transformer
 
 @dataclass(frozen=True, kw_only=True)
 class Evil(Transformer):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_train.logger.records import read_metrics
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
+from llm_train.trainer.logger.records import read_metrics
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 ARGS = "model__network__init_args__"

@@ -103,7 +103,7 @@ def test_checks_and_trains_without_the_optional_packages(tmp_path: Path) -> None
     config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
     plain = write(tmp_path / "plain.yaml", config)
     loggers = {
-        "wandb": {"class_path": "llm_train.logger.WandB"},
+        "wandb": {"class_path": "llm_train.trainer.logger.WandB"},
         "tensorboard": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "x"}},
     }
     for name, logger in loggers.items():

@@ -11,9 +11,9 @@ import yaml
 
 from llm_train.cli import load_settings
 from llm_train.cli.documents import load
-from llm_train.logger.records import read_metrics
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
+from llm_train.trainer.logger.records import read_metrics
 
 ADAMW = "model__optimizer__init_args__"
 
@@ -95,7 +95,7 @@ def test_another_class_keeps_the_settings_it_knows_and_loses_the_others(tmp_path
     )
     found = load_settings(["-c", str(base), "-c", str(overlay)])
     optimizer = found.plain["model"]["optimizer"]
-    assert optimizer["class_path"] == "llm_train.optimizer.LowBitAdamW"
+    assert optimizer["class_path"] == "llm_train.model.optimizer.LowBitAdamW"
     assert optimizer["init_args"]["learning_rate"] == 0.01
     assert "fused" not in optimizer["init_args"]
 
@@ -137,7 +137,7 @@ def test_a_second_run_in_a_folder_loses_nothing(tmp_path: Path) -> None:
     for name in ("rank-00000.pt", "callbacks.pt"):
         torch.load(checkpoint / name, weights_only=True)
     plain = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    assert plain["model"]["network"]["class_path"] == "llm_train.network.Transformer"
+    assert plain["model"]["network"]["class_path"] == "llm_train.model.network.Transformer"
     first = (directory / "metrics.jsonl").read_text()
 
     again = run("fit", "-c", str(file))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llm_train.logger.records import read_lines, read_metrics
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import environment, free_port
+from llm_train.trainer.logger.records import read_lines, read_metrics
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1800)]

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from llm_train.logger.records import read_lines, read_metrics
-from llm_train.loss import CausalLM
-from llm_train.network import Transformer, initialise, materialise
-from llm_train.network.linear import Copies
+from llm_train.model.loss import CausalLM
+from llm_train.model.network import Transformer, initialise, materialise
+from llm_train.model.network.linear import Copies
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment, llm_train
+from llm_train.trainer.logger.records import read_lines, read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

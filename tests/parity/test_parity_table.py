@@ -13,15 +13,15 @@ import pytest
 
 from llm_train.cli.command import load_settings
 from llm_train.errors import ConfigError
-from llm_train.parity.compare import parity
 from llm_train.parity.judge import Distance, judge, measured, tolerance
 from llm_train.parity.outcome import Outcome, counted
 from llm_train.parity.variants import STRATEGIES, Variant, rounding, variants
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.nursery import Nursery
+from llm_train.testing.fork_server import Nursery
 from llm_train.testing.ranks import launched_as
 from llm_train.units import Batch
+from llm_train.verbs.parity import parity
 
 Table = Callable[..., tuple[int, dict[str, Any]]]
 

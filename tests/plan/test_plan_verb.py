@@ -12,8 +12,8 @@ from llm_train.plan.devices import ACCELERATORS, accelerator
 from llm_train.plan.formula import Weight
 from llm_train.plan.placing import Placing
 from llm_train.plan.traffic import LINK_EFFICIENCY, Transfer, traffic
-from llm_train.strategy.sharding import Layout
 from llm_train.testing.command import refused, run
+from llm_train.trainer.strategy.sharding import Layout
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("-c", str(ROOT / "configs/quickstart.yaml"))

@@ -19,7 +19,7 @@ from llm_train.cli.command import load_settings
 from llm_train.plan.devices import accelerator
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
-from llm_train.plan.verb import draft, on_devices
+from llm_train.verbs.plan import draft, on_devices
 
 HERE = Path(__file__).parent
 NETWORK = "--model.network.init_args."

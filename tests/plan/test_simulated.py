@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from llm_train.cli.command import load_settings
-from llm_train.network.init import materialise
-from llm_train.network.linear import Copies, WithCopy
-from llm_train.optimizer import AdamW
+from llm_train.model.network.init import materialise
+from llm_train.model.network.linear import Copies, WithCopy
+from llm_train.model.optimizer import AdamW
+from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
 from llm_train.plan.formula import State, state, weights_of
 from llm_train.plan.placing import Placing
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
 from llm_train.plan.traffic import traffic
-from llm_train.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
 from llm_train.settings import Settings
-from llm_train.strategy.sharding import Layout
 from llm_train.testing import configs
+from llm_train.trainer.strategy.sharding import Layout
 
 ROOT = Path(__file__).parents[2]
 POLICIES = [NoRecompute(), Selective(), EveryNth(n=2), EveryNth(n=3), EveryBlock()]

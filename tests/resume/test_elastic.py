@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.elastic import LAYOUTS, TOLERANCE, Matrix, markdown
-from llm_train.testing.nursery import Nursery
+from llm_train.testing.fork_server import Nursery
 
 pytestmark = pytest.mark.distributed
 NAMES = list(LAYOUTS)

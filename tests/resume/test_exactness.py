@@ -10,12 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from llm_train import run as verbs
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError
-from llm_train.logger.records import read_metrics
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
+from llm_train.trainer.logger.records import read_metrics
+from llm_train.verbs import fit as verbs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    from llm_train.strategy import state
+    from llm_train.checkpoint import tensors as state
 
     network = torch.nn.Linear(2, 2)
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)

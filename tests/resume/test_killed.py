@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from llm_train.checkpoint.dcp import Reader
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.logger.records import read_metrics
-from llm_train.strategy.files import Reader
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.nursery import Nursery
+from llm_train.testing.fork_server import Nursery
+from llm_train.trainer.logger.records import read_metrics
 
 STEPS = 40
 # strategy -> ranks; 0 is a plain process without a launcher

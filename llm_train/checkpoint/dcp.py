@@ -1,0 +1,160 @@
+"""Files of named tensors in torch's distributed checkpointing format (DCP), read without trust.
+
+DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an unpickler that
+constructs nothing but DCP's own records. What is no tensor lies beside it as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+from llm_train.checkpoint.pieces import LoadPlanner, Piece, SavePlanner
+from llm_train.errors import CheckpointError
+
+Scalars = dict[str, dict[str, Any]]
+
+_SCALARS = "optimizer_scalars.json"
+_TRUSTED = {
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # where Python 3.13 has them
+    "torch": {
+        "Size",
+        "device",
+        "dtype",
+        "bfloat16",
+        "float16",
+        "float32",
+        "float64",
+        "int32",
+        "int64",
+        "uint8",
+        "strided",
+        "contiguous_format",
+        "preserve_format",
+        "per_tensor_affine",
+    },
+    "torch.serialization": {"_get_layout"},
+    "torch._utils": {"_rebuild_device"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "Metadata",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {"WriteItemType"},
+}
+
+
+class _RecordsOnly(pickle.Unpickler):
+    """Refuses every global that DCP's metadata does not need."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _TRUSTED.get(module, ()):
+            raise CheckpointError(
+                f"checkpoint metadata asks for {module}.{name}, which no checkpoint of ours "
+                "contains; the file is damaged or hostile, do not load it"
+            )
+        return super().find_class(module, name)
+
+
+class Reader(FileSystemReader):
+    """A DCP reader that never executes what it reads."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Parses ``.metadata`` with the restricted unpickler."""
+        content = (Path(self.path) / ".metadata").read_bytes()
+        metadata = cast(Metadata, _RecordsOnly(io.BytesIO(content)).load())
+        about = getattr(metadata, "storage_meta", None) or StorageMeta()
+        about.load_id = self.load_id
+        metadata.storage_meta = about
+        return metadata
+
+
+def write(
+    directory: Path,
+    tensors: Mapping[str, Tensor | Piece],
+    scalars: Mapping[str, dict[str, Any]],
+    *,
+    own: str = "",
+) -> None:
+    """Writes tensors, or this rank's pieces of them; collective, replicas are shared out.
+
+    Args:
+        directory: exists, and is empty.
+        tensors: by key.
+        scalars: by parameter, what is no tensor.
+        own: set where the scalars of this rank are no other rank's.
+    """
+    alone = not dist.is_initialized()
+    with _quiet():
+        state_dict_saver.save(
+            dict(tensors),
+            storage_writer=FileSystemWriter(directory),
+            planner=SavePlanner(),
+            no_dist=alone,
+        )
+    if own or alone or dist.get_rank() == 0:
+        (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
+
+
+def read(directory: Path, tensors: Mapping[str, Tensor | Piece]) -> None:
+    """Reads into ``tensors``, or into this rank's pieces of them, in place; collective."""
+    with _quiet():
+        state_dict_loader.load(
+            dict(tensors),
+            storage_reader=Reader(directory),
+            planner=LoadPlanner(),
+            no_dist=not dist.is_initialized(),
+        )
+
+
+def read_scalars(directory: Path, own: str = "") -> Scalars:
+    """What ``write`` stored that is no tensor."""
+    stored: Scalars = json.loads((directory / f"{own}{_SCALARS}").read_text())
+    return stored
+
+
+def keys(directory: Path) -> dict[str, Any]:
+    """What is stored in ``directory``: DCP's records of shapes and dtypes by key.
+
+    Raises:
+        CheckpointError: nothing of this format is there.
+    """
+    try:
+        return dict(Reader(directory).read_metadata().state_dict_metadata)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory} holds no .metadata: not a checkpoint of this kind"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process is what was asked for; DCP warns about it all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as error:  # every rank gets it; not even an Exception in torch
+            first = next(iter(error.failures.values()))[0]
+            raise CheckpointError(f"the state could not be written or read: {first}") from error

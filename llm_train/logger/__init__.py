@@ -1,7 +1,0 @@
-"""Where metrics go: a JSONL file that is the source of truth, and Weights & Biases."""
-
-from llm_train.logger.jsonl import JSONLMetrics
-from llm_train.logger.records import merge, read_lines, read_metrics
-from llm_train.logger.wandb import WandB
-
-__all__ = ["JSONLMetrics", "WandB", "merge", "read_lines", "read_metrics"]

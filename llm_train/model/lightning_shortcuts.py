@@ -1,0 +1,63 @@
+"""What the Trainer does around every micro-batch that a training step of ours does not need.
+
+Nothing here changes what is computed. Lightning looks up the parameters of ``training_step`` with
+``inspect`` for every batch, asks three objects whether they override the hooks that move a batch,
+and opens some forty generator contexts for a profiler that is not there. On a small model or a fast
+GPU that is time in which no kernel is launched. Each replaced interface has a contract test that
+compares it with Lightning's own (``tests/model/test_lightning_shortcuts.py``).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.profilers import PassThroughProfiler
+from torch import Tensor
+
+_NOTHING = nullcontext()
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's own does nothing either, but opens a generator for each of its actions."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """One context for all actions."""
+        return _NOTHING
+
+
+class Trimmed:
+    """Mixed into a LightningModule, before it: a batch is one tensor and moves by one call."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As ``nn.Module``'s, with a short cut for what Lightning writes around each hook.
+
+        Some 46 times a step, and each one would search parameters, buffers and modules.
+        """
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int = 0) -> Tensor:
+        return batch
+
+    def _apply_batch_transfer_handler(
+        self, batch: Tensor, device: Any = None, dataloader_idx: int = 0
+    ) -> Tensor:
+        """From pinned memory this only enqueues the copy."""
+        return batch.to(device, non_blocking=True)
+
+
+def trim(trainer: pl.Trainer) -> None:
+    """Replaces the loop's search for the arguments of ``training_step``, which are always two."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._build_kwargs = _build_kwargs
+
+
+def _build_kwargs(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> Any:
+    kwargs["batch"] = batch
+    kwargs["batch_idx"] = batch_idx
+    return kwargs

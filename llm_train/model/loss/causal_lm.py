@@ -1,0 +1,65 @@
+"""Cross-entropy of the next token, with all logits at once.
+
+What is unusual: it returns sums, because a mean over a micro-batch cannot be averaged again (see
+``base``), and its only regulariser is the z-loss. This is the reference that ``chunked`` must
+equal; its logits take ``4 B T V`` bytes in float32, and about twice that again in backward.
+
+Shapes: B batch, T positions, D width, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_train.errors import ConfigError
+from llm_train.model.loss.base import Loss, LossSum, Projection
+
+
+def check_z_loss(z_loss: float) -> None:
+    """Refuses a weight that is negative or not finite.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not (math.isfinite(z_loss) and z_loss >= 0.0):
+        raise ConfigError(
+            f"loss.z_loss={z_loss} is not a finite number >= 0; "
+            "write 0 for none, or 1e-4 as PaLM does"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM(Loss):
+    """Cross-entropy in nats, summed over the valid targets; holds all logits of the micro-batch.
+
+    Attributes:
+        z_loss: weight of ``log(Z)**2`` per valid target, where Z is the softmax's normaliser (PaLM,
+            arXiv:2204.02311, section 5: 1e-4). It is part of the objective, never of the nats. 0 is
+            none.
+        ignore_index: a target with this value does not count.
+    """
+
+    z_loss: float = 0.0
+    ignore_index: int = -100
+
+    def __post_init__(self) -> None:
+        check_z_loss(self.z_loss)
+
+    def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
+        """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""
+        logits = projection.logits(hidden).flatten(0, -2)  # (B*T, V) float32
+        flat = targets.flatten()  # (B*T,)
+        valid = flat != self.ignore_index
+        objective = F.cross_entropy(
+            logits, flat, ignore_index=self.ignore_index, reduction="sum"
+        )  # ()
+        nats = objective.detach()
+        if self.z_loss > 0.0:
+            log_z = torch.where(valid, logits.logsumexp(-1), 0.0)  # (B*T,)
+            objective = objective + self.z_loss * log_z.square().sum()
+        return LossSum(objective=objective, nats=nats, tokens=valid.sum())

@@ -1,0 +1,206 @@
+"""Cross-entropy of the next token without ever holding all logits.
+
+What is unusual: the gradient is computed in the *forward*. For a softmax it is known in closed form
+as soon as a chunk's logits are, so each chunk's logits live once, serve the loss and both
+gradients, and are gone; backward only multiplies by the incoming scalar. Against recomputing the
+chunk in backward (activation checkpointing) this saves one of four matrix products of the head; the
+price is that the weight's gradient (V x D) exists from this forward on, not from the backward on.
+
+Per valid target, with z the capped logits, p their softmax and w the weight of the z-loss::
+
+    objective = log Z - z[target] + w log(Z)^2
+    d objective / d z = p (1 + 2 w log Z) - onehot(target)
+    d z / d raw = 1 - (z / cap)^2                 (1 without a cap)
+
+Numerics: products run in autocast's dtype where it is on, else in the weight's, as the plain loss's
+do; softmax and loss are float32. The weight's gradient is summed over chunks in float32 and rounded
+once to the weight's dtype; with bfloat16 products each chunk's share is rounded before it is added,
+so the result is as accurate as the plain loss's, though not the same bits. Gradients are those of
+the *sum* before the incoming scalar is applied, at most a few units in size: right for bfloat16 and
+float32; float16 with a loss scaler would underflow, as the scale arrives only in backward.
+
+Shapes: N = B*T positions, n positions of a chunk, D width, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from llm_train.errors import ConfigError
+from llm_train.model.loss.base import Loss, LossSum, Projection, Scorer
+from llm_train.model.loss.causal_lm import check_z_loss
+from llm_train.runtime.autocast import autocast_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkedCausalLM(Loss):
+    """``CausalLM`` in pieces: the same sums and gradients, at most ``chunk_tokens x V`` logits.
+
+    Attributes:
+        z_loss: weight of ``log(Z)**2`` per valid target, where Z is the softmax's normaliser (PaLM,
+            arXiv:2204.02311, section 5: 1e-4). It is part of the objective, never of the nats. 0 is
+            none.
+        ignore_index: a target with this value does not count.
+        chunk_tokens: positions whose logits are held at once. A chunk needs about
+            ``12 V chunk_tokens`` bytes; below some hundred positions the products become too small
+            to be fast.
+    """
+
+    z_loss: float = 0.0
+    ignore_index: int = -100
+    chunk_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        check_z_loss(self.z_loss)
+        if self.chunk_tokens < 1:
+            raise ConfigError(
+                f"loss.chunk_tokens={self.chunk_tokens} is not a positive number of positions; "
+                "write 1024, or use CausalLM to hold all logits at once"
+            )
+
+    def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
+        """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""
+        return self._score(hidden, projection, targets, chunk=_chunk)
+
+    def compiled(self) -> Scorer:
+        """One compiled graph for a chunk: its logits are passed over twice, not ten times."""
+        return partial(self._score, chunk=torch.compile(_chunk, dynamic=False))
+
+    def _score(
+        self, hidden: Tensor, projection: Projection, targets: Tensor, *, chunk: _Chunk
+    ) -> LossSum:
+        weight = projection.weight
+        settings = _Settings(
+            vocab_size=projection.vocab_size,
+            soft_cap=projection.soft_cap,
+            z_loss=self.z_loss,
+            ignore_index=self.ignore_index,
+            chunk_tokens=self.chunk_tokens,
+            dtype=autocast_dtype(weight),
+            # Inside a Function's forward gradients are off and needs_input_grad ignores no_grad, so
+            # whether anybody wants a gradient must be asked here.
+            gradients=torch.is_grad_enabled(),
+        )
+        matrix = projection.weight_copy
+        objective, nats = _ChunkedSum.apply(  # type: ignore[no-untyped-call]
+            hidden.flatten(0, -2), weight, targets.flatten(), matrix, settings, chunk
+        )
+        return LossSum(objective=objective, nats=nats, tokens=(targets != self.ignore_index).sum())
+
+
+class _Settings(NamedTuple):
+    """Everything of a call that is not a tensor."""
+
+    vocab_size: int
+    soft_cap: float
+    z_loss: float
+    ignore_index: int
+    chunk_tokens: int
+    dtype: torch.dtype
+    gradients: bool
+
+
+_Chunk = Callable[[Tensor, Tensor, Tensor, _Settings], tuple[Tensor, Tensor]]
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """(hidden (N, D), weight (V, D), targets (N,), its copy) -> objective (), nats ()."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weight_copy: Tensor | None,
+        settings: _Settings,
+        chunk: _Chunk,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over chunks, and leaves the gradients of the objective behind for backward."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            wants_hidden = settings.gradients and ctx.needs_input_grad[0]
+            wants_weight = settings.gradients and ctx.needs_input_grad[1]
+            # Cast once a call, not once a chunk; detached, so that it is not in autocast's cache.
+            source = weight.detach() if weight_copy is None else weight_copy
+            matrix = source.to(settings.dtype)  # (V, D)
+            grad_hidden = torch.zeros_like(hidden) if wants_hidden else None  # (N, D)
+            grad_weight = (
+                torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+            )  # (V, D)
+            sums = hidden.new_zeros(2, dtype=torch.float32)  # objective, nats
+            for start in range(0, hidden.shape[0], settings.chunk_tokens):
+                rows = slice(start, start + settings.chunk_tokens)
+                part = hidden[rows].detach().to(settings.dtype)  # (n, D)
+                chunk_sums, grad = chunk(part, matrix, targets[rows], settings)
+                sums += chunk_sums
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad @ matrix  # (n, V) @ (V, D)
+                if grad_weight is not None:
+                    _add_product(grad_weight, grad, part)
+        saved_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, saved_weight)
+        objective, nats = sums.unbind()
+        objective, nats = objective.clone(), nats.clone()  # outputs may not be views of one tensor
+        ctx.mark_non_differentiable(nats)
+        return objective, nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_objective: Tensor, _grad_nats: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """Scales what forward computed. Out of place: with ``retain_graph`` it runs again."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad_objective.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * grad_objective.to(grad_weight.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, settings: _Settings
+) -> tuple[Tensor, Tensor]:
+    """One chunk's objective and nats (2,), and the gradient at its raw logits (n, V)."""
+    vocab, cap = settings.vocab_size, settings.soft_cap
+    logits = F.linear(hidden, weight).float()  # (n, V)
+    if cap > 0.0:
+        logits = logits.div_(cap).tanh_().mul_(cap)
+    logits[:, vocab:] = float("-inf")
+    valid = targets != settings.ignore_index  # (n,)
+    # An ignored target may be any number: read column 0 in its place and drop what comes of it.
+    columns = torch.where(valid, targets, 0).unsqueeze(-1)  # (n, 1)
+    log_z = logits.logsumexp(-1, keepdim=True)  # (n, 1)
+    nats = torch.where(valid, (log_z - logits.gather(-1, columns)).squeeze(-1), 0.0)  # (n,)
+    penalty = torch.where(valid, log_z.squeeze(-1).square(), 0.0)  # (n,)
+    sums = torch.stack([nats.sum() + settings.z_loss * penalty.sum(), nats.sum()])
+    if not settings.gradients:
+        return sums, logits
+
+    grad = (logits - log_z).exp_()  # (n, V): the softmax, 0 in the padding
+    grad *= 1.0 + 2.0 * settings.z_loss * log_z
+    grad.scatter_add_(-1, columns, torch.full_like(log_z, -1.0))
+    grad *= valid.unsqueeze(-1)
+    if cap > 0.0:
+        real = logits[:, :vocab]  # -inf in the padding would make 0 * inf
+        grad[:, :vocab] *= real.div_(cap).square_().neg_().add_(1.0)
+    return sums, grad.to(settings.dtype)
+
+
+def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    """``total`` (V, D, float32) += ``grad`` (n, V) transposed @ ``hidden`` (n, D)."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.t(), hidden)  # no second matrix of the weight's size
+    else:
+        total += grad.t() @ hidden

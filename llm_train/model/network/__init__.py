@@ -1,0 +1,27 @@
+"""Networks: a configuration (``Network``) that builds a torch module (``LanguageModel``).
+
+Usable in YAML as ``class_path``: ``Transformer``.
+"""
+
+from llm_train.model.network.base import Initial, LanguageModel, Network, Projection, Readout
+from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.flops import Counts, count
+from llm_train.model.network.init import initialise, materialise
+from llm_train.model.network.sample import generate
+from llm_train.model.network.transformer import Transformer
+
+__all__ = [
+    "Cache",
+    "CachedLanguageModel",
+    "Counts",
+    "Initial",
+    "LanguageModel",
+    "Network",
+    "Projection",
+    "Readout",
+    "Transformer",
+    "count",
+    "generate",
+    "initialise",
+    "materialise",
+]

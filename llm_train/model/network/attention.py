@@ -1,0 +1,90 @@
+"""Causal attention with grouped queries, one fused projection, and torch's own SDPA kernel.
+
+The rows of the fused weight are ordered by group: for each key/value head its query heads, then its
+key, then its value. A contiguous slice of rows is therefore a number of whole groups, and tensor
+parallelism can cut the weight into equal parts as it stands; with all queries first it could not.
+The number of local heads is inferred from the projection's output, never taken from the
+configuration.
+
+Order of operations on queries and keys: project, QK-norm, rotate, store in the cache, attend.
+
+Shapes: B batch, T positions, D width, H query heads, K key/value heads, G = H / K, hd head_dim.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm_train.model.network.cache import LayerCache, causal_mask
+from llm_train.model.network.linear import Linear
+from llm_train.model.network.norm import RMSNorm
+from llm_train.model.network.rotary import Rotary
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention.
+
+    State, in order: ``qkv.weight`` ((G + 2) * K * hd, D), ``qkv.bias``, ``out.weight`` (D, H * hd),
+    ``out.bias``, ``q_norm.weight`` (hd), ``k_norm.weight`` (hd); biases and norms where configured.
+
+    Args:
+        width: D.
+        heads: H.
+        kv_heads: K, a divisor of H.
+        bias: whether both projections have one.
+        dropout: probability of dropping an attention weight, in training only.
+        qk_norm: RMSNorm over hd on queries and keys, weights shared by the heads
+            (arXiv:2302.05442).
+        norm_eps: of the QK-norm.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        bias: bool,
+        dropout: float,
+        qk_norm: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = width // heads
+        self.group = heads // kv_heads
+        self.dropout = dropout
+        self.qkv = Linear(width, (self.group + 2) * kv_heads * self.head_dim, bias=bias)
+        self.out = Linear(heads * self.head_dim, width, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        # Neither heads nor positions are those of x when ranks share a layer.
+        grouped = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
+        batch, new = grouped.shape[:2]
+        q, k, v = grouped.split((self.group, 1, 1), dim=3)  # (B, T, K, G or 1, hd)
+        q = self.q_norm(q.flatten(2, 3))  # (B, T, H, hd)
+        k = self.k_norm(k.squeeze(3))  # (B, T, K, hd)
+        v = v.squeeze(3)
+        start = 0 if cache is None else cache.length
+        if rotary is not None:
+            q, k = rotary(q, start), rotary(k, start)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, hd)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        # With a filled cache the mask is aligned to the last key; SDPA's own aligns to the first.
+        mask = causal_mask(new, start + new, x.device) if start > 0 and new > 1 else None
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=start == 0,
+            enable_gqa=self.group > 1,
+        )  # (B, H, T, hd)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, new, -1))
+        return out

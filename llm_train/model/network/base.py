@@ -1,0 +1,129 @@
+"""What a network must offer so that losses, recomputation and sharding can treat it as a black box.
+
+Two classes, because two things differ: ``Network`` is the configuration (a frozen dataclass that
+YAML fills in) and ``LanguageModel`` is the torch module it builds.
+
+Shapes: B batch, T positions, D width, V vocabulary (padded).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from llm_train.errors import ConfigError
+from llm_train.model.network.linear import through_copy
+
+R = TypeVar("R")
+
+
+class Projection(NamedTuple):
+    """How hidden states become logits, as data, so that a loss may do it in pieces.
+
+    Attributes:
+        weight: (V, D), V padded.
+        vocab_size: number of real token ids; columns from here on are padding and get no
+            probability.
+        soft_cap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, eq. 1); 0 means
+            none.
+        weight_copy: (V, D) the weight in the dtype of products, where it is kept (``linear``).
+    """
+
+    weight: Tensor
+    vocab_size: int
+    soft_cap: float
+    weight_copy: Tensor | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V) in float32; padding columns are -inf."""
+        matrix = through_copy(self.weight, self.weight_copy)
+        out = torch.nn.functional.linear(hidden, matrix).float()
+        if self.soft_cap > 0.0:
+            out = self.soft_cap * torch.tanh(out / self.soft_cap)
+        if self.vocab_size < self.weight.shape[0]:
+            padding = torch.arange(self.weight.shape[0], device=out.device) >= self.vocab_size
+            out = out.masked_fill(padding, float("-inf"))
+        return out
+
+
+Readout = Callable[[Tensor, Projection], R]
+
+
+class Initial(NamedTuple):
+    """Distribution of one parameter at step 0: normal around ``mean`` with ``std`` (0: constant).
+
+    Attributes:
+        mean: centre of the normal distribution.
+        std: its standard deviation; 0 makes every value ``mean``.
+        rows: number of leading rows it applies to, later ones (vocabulary padding) start at zero; 0
+            means all rows.
+    """
+
+    mean: float
+    std: float
+    rows: int = 0
+
+
+class LanguageModel(nn.Module, ABC):
+    """A decoder-only network: token ids in, whatever the readout makes of the hidden states out."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated layers, in order: the unit of recomputation, compilation and sharding."""
+
+    def tensor_roles(self) -> Mapping[str, str]:
+        """What each module with parameters is for, so that tensor parallelism can cut it.
+
+        Returns:
+            Path of the module to ``embedding``, ``positions`` (a table read by position), ``norm``
+            (over features, position by position), ``head_norm`` (head by head), ``column`` (a
+            linear layer whose outputs may be cut), ``row`` (the one after it, whose inputs are cut
+            likewise) or ``head``.
+
+        Raises:
+            ConfigError: the network does not say.
+        """
+        raise ConfigError(
+            f"trainer.strategy.init_args.tensor: {type(self).__name__} does not say how its "
+            "matrices may be cut; write its tensor_roles, or set tensor=1"
+        )
+
+    @abstractmethod
+    def initial(self, name: str) -> Initial:
+        """The distribution that parameter ``name`` (as in ``named_parameters``) starts from."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, readout: Readout[R]) -> R:
+        """Runs the network and hands its result to ``readout``.
+
+        The readout runs inside the module that owns the output weight. Sharded strategies gather a
+        parameter when its module is entered; a loss that touched the weight from outside would see
+        a shard.
+
+        Args:
+            tokens: (B, T) integer ids.
+            readout: called once with the final normalised hidden states (B, T, D) and the
+                projection.
+        """
+
+
+class Network(ABC):
+    """Configuration of a network. Subclasses are frozen, keyword-only dataclasses."""
+
+    @property
+    @abstractmethod
+    def token_ids(self) -> int:
+        """Number of token ids the network can read and predict (without padding)."""
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int:
+        """Longest sequence the network accepts."""
+
+    @abstractmethod
+    def build(self) -> LanguageModel:
+        """Constructs the module on torch's current default device, without choosing its weights."""

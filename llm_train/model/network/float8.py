@@ -1,0 +1,146 @@
+"""FP8 matrix products in the blocks' linear layers, through torchao.
+
+What is unusual: nothing about the network changes but the arithmetic. A converted layer is still an
+``nn.Linear`` that holds the very same ``Parameter``, so names, initial weights, checkpoints, FLOP
+counts, optimizers and sharding see no difference, and a checkpoint loads into a network without
+FP8. Weights, gradients and optimizer state stay in their own dtype: input, weight and output
+gradient are scaled and rounded to 8 bits before each of a layer's three products and forgotten
+after it. Head and embedding are left alone: their rounding errors reach the loss directly.
+
+The two recipes are torchao's:
+
+- ``tensorwise``: one scale a tensor; e4m3 forward, e5m2 for the gradient of the output.
+- ``rowwise``: one scale a row, a power of two; e4m3 throughout. More accurate where single rows are
+  large, less fast: only the forward product uses the row-wise kernel, the two of backward use the
+  tensor-wise one and multiply the scales in afterwards.
+
+What follows from torchao 0.18's source, with either recipe:
+
+- Both dimensions of a weight must be multiples of 16, and so must the tokens of a micro-batch (they
+  are the inner dimension of the weight's gradient). Generation and validation do not need that.
+- Scales and casts are plain torch operators. Only a compiler fuses them; uncompiled, FP8 is slower
+  than bf16. Converted blocks trace without a graph break.
+- A weight is scaled and cast anew in every micro-batch, forward and backward, from fp32 under
+  ``bf16-mixed``. Under fully_shard it is gathered in bf16 and cast afterwards: torchao's FP8
+  all-gather is not used, because its weights are a tensor subclass that checkpoints would hold.
+- Activations are saved for backward in their own dtype: no memory is saved.
+- ``Selective`` recomputation sees a product as ``aten.mm``, and so keeps its output by default.
+- Accumulation is torchao's choice: fast (less exact) in forward, full in backward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.quiet import quiet
+
+Recipe = Literal["tensorwise", "rowwise"]
+
+ALIGNMENT = 16
+"""Dimensions of FP8 products must be multiples of this: 16 bytes of 8-bit values."""
+
+_OLDEST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+
+
+def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> int:
+    """Makes the linear layers inside ``network.blocks()`` multiply in FP8, in place.
+
+    Goes before recomputation, compilation, sharding and initialisation; parameters may be on the
+    meta device. Layers whose dimensions do not fit stay as they are. On a CPU the products are
+    emulated in fp32 from operands rounded to FP8: right, slow, for rehearsal.
+
+    Args:
+        network: changed in place.
+        recipe: how operands are scaled.
+        device: where the network will run.
+
+    Returns:
+        Number of layers converted, at least 1.
+
+    Raises:
+        ConfigError: torchao is absent, ``device`` has no FP8 units, or no layer fits.
+    """
+    missing = lacks_float8(device)
+    if missing:
+        raise ConfigError(f"model.float8={recipe} {missing}; set model.float8=none")
+    count = len(fitting_layers(network))
+    if count == 0:
+        raise ConfigError(nothing_fits(network, recipe))
+    convert, config = _torchao(recipe, emulate=device.type == "cpu")
+    for block in network.blocks():
+        convert(block, module_filter_fn=_fits, config=config)
+    # In every forward under CUDA's autocast torchao asks for its dtype by a deprecated name.
+    warnings.filterwarnings("ignore", r"torch\.get_autocast_gpu_dtype\(\)", DeprecationWarning)
+    return count
+
+
+def lacks_float8(device: torch.device) -> str:
+    """Why ``device`` cannot multiply in FP8, as the end of a sentence; empty if it can."""
+    if device.type == "cpu":
+        return ""
+    if device.type != "cuda":
+        return f"runs on CUDA devices (and, emulated, on CPUs), not on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= _OLDEST_CAPABILITY:
+        return ""
+    return (
+        f"needs compute capability 8.9 or higher, and {torch.cuda.get_device_name(device)} has "
+        f"{capability[0]}.{capability[1]}"
+    )
+
+
+def fitting_layers(network: LanguageModel) -> list[nn.Linear]:
+    """The layers that ``to_float8`` converts."""
+    return [
+        module
+        for block in network.blocks()
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and _fits(module, name)
+    ]
+
+
+def nothing_fits(network: LanguageModel, recipe: str) -> str:
+    """The error for a network without a layer that fits."""
+    shapes = sorted(
+        {
+            f"{module.out_features} x {module.in_features}"
+            for block in network.blocks()
+            for module in block.modules()
+            if isinstance(module, nn.Linear)
+        }
+    )
+    return (
+        f"model.float8={recipe} converts no layer: none of the blocks' linear layers "
+        f"({', '.join(shapes) or 'there are none'}) has two dimensions that are multiples of "
+        f"{ALIGNMENT}; change the network's widths, or set model.float8=none"
+    )
+
+
+def _fits(module: nn.Module, name: str) -> bool:
+    """Whether a module (torchao gives its name too) is a linear layer that FP8 units can run."""
+    if not isinstance(module, nn.Linear):
+        return False
+    return module.in_features % ALIGNMENT == 0 and module.out_features % ALIGNMENT == 0
+
+
+def _torchao(recipe: Recipe, *, emulate: bool) -> tuple[Callable[..., nn.Module], Any]:
+    """What torchao offers for a recipe: its conversion and the configuration to give it."""
+    try:
+        with quiet():
+            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise ConfigError(
+            f"model.float8={recipe} needs torchao, which cannot be imported "
+            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
+            "model.float8=none"
+        ) from error
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    return convert_to_float8_training, dataclasses.replace(config, emulate=emulate)

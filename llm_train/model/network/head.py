@@ -1,0 +1,48 @@
+"""The module that owns the output weight, and inside which a loss runs.
+
+Sharding strategies gather a parameter when the forward of its module is entered and release it
+afterwards. Whatever needs the weight is therefore called from here, as a readout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from llm_train.model.network.base import Projection, R, Readout
+from llm_train.model.network.linear import WithCopy
+
+
+class Head(WithCopy, nn.Module):
+    """Output projection without a bias.
+
+    Args:
+        width: D.
+        rows: V, the padded vocabulary.
+        vocab_size: real token ids, at most V.
+        soft_cap: see ``Projection``.
+    """
+
+    def __init__(self, width: int, rows: int, *, vocab_size: int, soft_cap: float) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.soft_cap = soft_cap
+        self.weight = nn.Parameter(torch.zeros(rows, width))
+
+    def forward(self, hidden: Tensor, readout: Readout[R]) -> R:
+        """Calls ``readout`` with (B, T, D) and the projection."""
+        weight = _whole(self.weight)
+        return readout(hidden, Projection(weight, self.vocab_size, self.soft_cap, self.weight_copy))
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """(V, D), gathered where tensor parallelism has cut it; gradients add up over the ranks.
+
+    Each of them scores positions of its own, so each has a part of the gradient.
+    """
+    if not isinstance(weight, DTensor):
+        return weight
+    gathered = weight.redistribute(placements=[Replicate()])
+    whole: Tensor = gathered.to_local(grad_placements=[Partial()])
+    return whole

@@ -1,0 +1,119 @@
+"""Initial weights as a function of (seed, parameter name) alone.
+
+The usual way, one generator that the modules draw from in turn, makes a weight depend on everything
+that was drawn before it: build order, other parameters' shapes, the sharding, the device. Here each
+parameter has its own CPU generator, seeded by a hash of the seed and the name. It is drawn in
+float32 and in full, then written into whatever the parameter is by then: a tensor of another dtype
+or device, or this rank's shard, cut out locally without communication. One full parameter exists at
+a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from llm_train.model.network.base import Initial, LanguageModel
+
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+Gather = Callable[[nn.Parameter], AbstractContextManager[object]]
+
+
+def canonical_name(name: str) -> str:
+    """The name of a parameter without what compilation and recomputation wrappers add.
+
+    >>> canonical_name("layers.0._orig_mod._checkpoint_wrapped_module.mlp.up.weight")
+    'layers.0.mlp.up.weight'
+    """
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def sample(initial: Initial, shape: torch.Size, *, seed: int, name: str) -> Tensor:
+    """The full parameter, in float32 on the CPU.
+
+    Rows after ``initial.rows`` are zero and not drawn: torch's generator does not give the same
+    prefix for another length, so padding drawn along would change the real rows.
+    """
+    full = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    real = full[: initial.rows] if initial.rows else full
+    if initial.std == 0.0:
+        real.fill_(initial.mean)
+        return full
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: fits int64
+    real.normal_(initial.mean, initial.std, generator=generator)
+    return full
+
+
+def _write(parameter: Tensor, full: Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        # Every rank has the same values and cuts its own part in silence. Not by distribute_tensor,
+        # which does not know a dimension that is cut twice, for tensor parallelism and by shards.
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        own = full[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+        parameter.to_local().copy_(own)
+    else:
+        parameter.copy_(full)
+
+
+@torch.no_grad()
+def initialise(
+    network: LanguageModel, seed: int, gathered: Gather = lambda _: nullcontext()
+) -> None:
+    """Gives every parameter its initial value, in place.
+
+    Args:
+        network: materialised, on any device, in any dtype, sharded by fully_shard or not.
+        seed: two networks with the same seed agree in every parameter they share by name and shape.
+        gathered: context in which a parameter that a strategy has taken apart is whole and may be
+            written, for DeepSpeed ZeRO 3.
+    """
+    written: set[str] = set()
+    for raw_name, parameter in network.named_parameters():  # a tied parameter comes once
+        name = canonical_name(raw_name)
+        assert name not in written, f"two parameters are called {name}"
+        assert not parameter.is_meta, f"{name} has no storage; call materialise first"
+        initial = network.initial(name)
+        with gathered(parameter):
+            _write(parameter, sample(initial, parameter.shape, seed=seed, name=name))
+        written.add(name)
+    assert len(written) == len({id(p) for p in network.parameters()}), "a parameter was missed"
+
+
+def materialise(
+    network: LanguageModel,
+    device: torch.device | str,
+    buffers: torch.device | str | None = None,
+) -> None:
+    """Gives a network built on the meta device real, still undefined, parameters on ``device``.
+
+    Buffers that are a function of the configuration rebuild themselves, as ``Rotary`` does. A
+    network that already has storage is only moved.
+
+    Args:
+        network: changed in place.
+        device: of parameters.
+        buffers: of modules that have buffers alone; where parameters are if not given.
+    """
+    if any(p.is_meta for p in network.parameters()):
+        network.to_empty(device=device)
+    else:
+        network.to(device)
+    if buffers is not None and torch.device(buffers) != torch.device(device):
+        for module in network.modules():
+            if next(module.parameters(), None) is None:
+                module.to(buffers)
+    left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    assert torch.device(device).type == "meta" or not left, f"buffers without storage: {left}"

@@ -1,0 +1,165 @@
+"""Text from a network, one token at a time.
+
+Random numbers come from a CPU generator of the call's own: the same seed gives the same choices on
+every device, and sampling in the middle of training does not disturb the run.
+
+When the context is full the oldest half is forgotten: the last ``max_positions // 2`` tokens are
+read again from position 0 and the cache fills up anew. Dropping one token at a time would have to
+read the whole window again for each token, because every cached key carries its position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel, Projection
+from llm_train.model.network.cache import Cache, CachedLanguageModel
+
+
+def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Probabilities (V,) after temperature, then top-k, then top-p.
+
+    Top-p keeps the most probable tokens up to and including the one that brings their sum to
+    ``top_p`` (arXiv:1904.09751); at least one token is kept.
+
+    >>> restrict(torch.tensor([1.0, 2.0, 3.0]).log(), temperature=1.0, top_k=2, top_p=1.0)
+    tensor([0.0000, 0.4000, 0.6000])
+    """
+    logits = logits.float() / temperature
+    if 0 < top_k < logits.numel():
+        kept = torch.topk(logits, top_k).indices
+        logits = torch.full_like(logits, float("-inf")).index_copy(0, kept, logits[kept])
+    probabilities = torch.softmax(logits, dim=-1)
+    if top_p < 1.0:
+        ordered, order = torch.sort(probabilities, descending=True, stable=True)
+        before = ordered.cumsum(0) - ordered
+        dropped = order[(before >= top_p) & (torch.arange(len(order)) > 0)]
+        probabilities = probabilities.index_fill(0, dropped, 0.0)
+        probabilities = probabilities / probabilities.sum()
+    return probabilities
+
+
+def _last_logits(hidden: Tensor, projection: Projection) -> Tensor:
+    return projection.logits(hidden[0, -1])  # (V,)
+
+
+def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache | None) -> Tensor:
+    """Logits (V,) on the CPU after ``tokens``; the network's mode is as before afterwards.
+
+    Compiled blocks run eagerly: a growing cache is a new shape, and a new compilation, each token.
+    """
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            out: Tensor = network(torch.tensor([tokens], device=device), _last_logits, cache)
+        return out.cpu()
+    finally:
+        network.train(training)
+
+
+def _check(
+    prompt: Tensor, max_new_tokens: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    if prompt.dim() != 1 or prompt.numel() == 0:
+        raise ConfigError(
+            f"the prompt has shape {tuple(prompt.shape)}, not (tokens,) with at least one token; "
+            "start from an end-of-text token if there is nothing else"
+        )
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 0")
+    if not 0.0 <= temperature < float("inf"):
+        raise ConfigError(f"temperature={temperature:g} must be at least 0 (0 takes the likeliest)")
+    if top_k < 0:
+        raise ConfigError(f"top_k={top_k} must be at least 0 (0 keeps all tokens)")
+    if not 0.0 < top_p <= 1.0:
+        raise ConfigError(f"top_p={top_p:g} must be above 0 and at most 1 (1 keeps all tokens)")
+    if temperature == 0.0 and (top_k > 0 or top_p < 1.0):
+        raise ConfigError(
+            f"top_k={top_k} and top_p={top_p:g} have no effect with temperature=0; "
+            "remove them or raise the temperature"
+        )
+
+
+def generate(
+    network: LanguageModel,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: int | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """Continues a prompt.
+
+    Args:
+        network: on any device; its train/eval mode is left as it is.
+        prompt: (T,) token ids, at least one; if longer than the context only its end is read.
+        max_new_tokens: most tokens to produce.
+        temperature: divides the logits; 0 takes the likeliest token each time.
+        top_k: choose among this many likeliest tokens; 0 means all.
+        top_p: choose among the likeliest tokens that together have this probability; 1 means all.
+        stop: token that ends the text; it is not part of the result.
+        seed: of the choices.
+        use_cache: False reads the whole context for each token, as a check.
+
+    Returns:
+        The new token ids, each as soon as it is known.
+
+    Raises:
+        ConfigError: a value out of range, or a network that cannot continue from a cache.
+    """
+    _check(prompt, max_new_tokens, temperature, top_k, top_p)
+    if not isinstance(network, CachedLanguageModel):
+        raise ConfigError(
+            f"{type(network).__name__} cannot generate; derive it from CachedLanguageModel"
+        )
+    choose = _Choice(temperature, top_k, top_p, seed)
+    return _stream(network, prompt.tolist(), max_new_tokens, choose, stop, use_cache)
+
+
+class _Choice:
+    """Logits (V,) to a token id."""
+
+    def __init__(self, temperature: float, top_k: int, top_p: float, seed: int) -> None:
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.generator = torch.Generator(device="cpu").manual_seed(seed)
+
+    def __call__(self, logits: Tensor) -> int:
+        if self.temperature == 0.0:
+            return int(logits.argmax())
+        probabilities = restrict(
+            logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+
+def _stream(
+    network: CachedLanguageModel,
+    context: list[int],
+    max_new_tokens: int,
+    choose: _Choice,
+    stop: int | None,
+    use_cache: bool,
+) -> Iterator[int]:
+    cache = network.new_cache() if use_cache else None
+    unread = context
+    for _ in range(max_new_tokens):
+        if len(context) > network.max_positions:
+            context = context[-max(1, network.max_positions // 2) :]
+            cache = network.new_cache() if use_cache else None
+            unread = context
+        token = choose(_read(network, unread if use_cache else context, cache))
+        if token == stop:
+            return
+        yield token
+        context = [*context, token]
+        unread = [token]

@@ -1,0 +1,294 @@
+"""A decoder-only Pre-LN Transformer, from GPT-2 to Llama 3 by configuration.
+
+What differs from the textbook:
+
+- No weights are chosen here. ``Decoder.initial`` says which distribution each parameter starts from
+  and ``llm_train.model.network.init`` samples it, so that weights do not depend on device,
+  sharding or build order.
+- There is no ``logits`` output: the head runs the loss (``head.py``).
+- A tied head shares the embedding's ``Parameter``; ``Decoder._apply`` shares it again after moves
+  that replace parameters (``to_empty`` from the meta device unties them without a word).
+- Under mixed precision the residual stream is in the low precision too, not only the products:
+  element-wise work is bound by memory, and half the bytes are half the time.
+- Dropout acts on embeddings, attention weights and both residual branches, as in GPT-2.
+
+Shapes: B batch, T positions, D width, V vocabulary (padded).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from llm_train.errors import ConfigError
+from llm_train.model.network.attention import Attention
+from llm_train.model.network.base import Initial, Network, R, Readout
+from llm_train.model.network.block import Block
+from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.head import Head
+from llm_train.model.network.mlp import default_hidden, make_mlp
+from llm_train.model.network.norm import make_norm
+from llm_train.model.network.rotary import Rotary
+from llm_train.runtime.autocast import autocast_dtype
+
+_DEFAULT_ROTARY_BASE = 10_000.0
+_ROLES = {
+    "embedding": "embedding",
+    "positions": "positions",
+    "attention_norm": "norm",
+    "qkv": "column",
+    "q_norm": "head_norm",
+    "k_norm": "head_norm",
+    "out": "row",
+    "mlp_norm": "norm",
+    "up": "column",
+    "gate_up": "column",
+    "down": "row",
+    "norm": "norm",
+    "head": "head",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Network):
+    """Configuration of a decoder-only Transformer; the defaults are a small Llama, not GPT-2.
+
+    Attributes:
+        vocab_size: number of token ids.
+        pad_vocab_to: the embedding and the head get rows up to the next multiple of this (64 or 128
+            is faster on GPUs); the added rows are never predicted. 1 adds none.
+        layers: number of blocks.
+        width: features of the residual stream.
+        heads: query heads; each has width / heads features.
+        kv_heads: key/value heads, a divisor of heads (grouped-query attention); 0 means as many as
+            heads.
+        mlp_width: hidden features of the feed-forward part; 0 means 4 * width, or for swiglu
+            8/3 * width rounded up to a multiple of 64.
+        norm: layernorm (GPT-2) or rmsnorm (Llama).
+        activation: gelu (tanh approximation, GPT-2), gelu_erf (exact, as nanoGPT and GPT-NeoX),
+            swiglu (Llama) or relu2 (squared ReLU).
+        positions: learned table (GPT-2) or rotary (Llama).
+        rotary_base: wavelength base of rotary positions; 10000 in most networks, 500000 in Llama 3.
+        max_sequence: longest sequence, and size of the position table.
+        qk_norm: RMSNorm on queries and keys before they are rotated.
+        soft_cap: c in c * tanh(logits / c); 0 means none.
+        tied: whether the head uses the embedding's weight.
+        bias: whether linear layers and LayerNorms have biases (GPT-2 does, Llama does not).
+        dropout: probability on embeddings, attention weights and residual branches.
+        residual_init: depth starts the last weight of each residual branch at init_std / sqrt(2 *
+            layers) (GPT-2); zero starts it at 0, so that every block begins as the identity.
+        init_std: standard deviation of embeddings and linear weights at the start.
+        norm_eps: added to the variance in every norm.
+    """
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    max_sequence: int
+    pad_vocab_to: int = 1
+    kv_heads: int = 0
+    mlp_width: int = 0
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    activation: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "swiglu"
+    positions: Literal["learned", "rotary"] = "rotary"
+    rotary_base: float = _DEFAULT_ROTARY_BASE
+    qk_norm: bool = False
+    soft_cap: float = 0.0
+    tied: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+    residual_init: Literal["depth", "zero"] = "depth"
+    init_std: float = 0.02
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_choices()
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width={self.width} is not a multiple of heads={self.heads}; "
+                f"nearest: {_nearest_multiples(self.width, self.heads)}"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise ConfigError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; "
+                f"use one of {', '.join(map(str, divisors))}, or 0 for as many as heads"
+            )
+        head_dim = self.width // self.heads
+        if self.positions == "rotary" and head_dim % 2:
+            raise ConfigError(
+                f"width={self.width} / heads={self.heads} gives {head_dim} features a head, but "
+                "positions=rotary turns pairs; make it even or use positions=learned"
+            )
+        if self.positions == "learned" and self.rotary_base != _DEFAULT_ROTARY_BASE:
+            raise ConfigError(
+                f"rotary_base={self.rotary_base:g} has no effect with positions=learned; "
+                "remove it or use positions=rotary"
+            )
+
+    def _check_ranges(self) -> None:
+        for key in ("vocab_size", "layers", "width", "heads", "max_sequence", "pad_vocab_to"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")
+        for key in ("kv_heads", "mlp_width"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key}={getattr(self, key)} must be at least 0 (0 derives it)")
+        for key in ("soft_cap", "init_std"):
+            value = getattr(self, key)
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"{key}={value:g} must be a finite number of at least 0")
+        for key in ("rotary_base", "norm_eps"):
+            value = getattr(self, key)
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"{key}={value:g} must be a finite number above 0")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
+
+    def _check_choices(self) -> None:
+        for key, choices in (
+            ("norm", ("layernorm", "rmsnorm")),
+            ("activation", ("gelu", "gelu_erf", "swiglu", "relu2")),
+            ("positions", ("learned", "rotary")),
+            ("residual_init", ("depth", "zero")),
+        ):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"{key}={getattr(self, key)} must be {' or '.join(choices)}")
+
+    @property
+    def token_ids(self) -> int:
+        """Number of token ids the network can read and predict (without padding)."""
+        return self.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the network accepts."""
+        return self.max_sequence
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and of the head."""
+        return self.pad_vocab_to * math.ceil(self.vocab_size / self.pad_vocab_to)
+
+    def build(self) -> Decoder:
+        """Constructs the module on torch's current default device, without choosing its weights."""
+        return Decoder(self)
+
+
+def _nearest_multiples(value: int, factor: int) -> str:
+    below = value // factor * factor
+    return f"{below} or {below + factor}" if below else f"{factor}"
+
+
+def _make_block(config: Transformer) -> Block:
+    attention = Attention(
+        width=config.width,
+        heads=config.heads,
+        kv_heads=config.kv_heads or config.heads,
+        bias=config.bias,
+        dropout=config.dropout,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
+    )
+    hidden = config.mlp_width or default_hidden(config.activation, config.width)
+    return Block(
+        make_norm(config.norm, config.width, eps=config.norm_eps, bias=config.bias),
+        attention,
+        make_norm(config.norm, config.width, eps=config.norm_eps, bias=config.bias),
+        make_mlp(config.activation, config.width, hidden, bias=config.bias),
+        dropout=config.dropout,
+    )
+
+
+class Decoder(CachedLanguageModel):
+    """The module that ``Transformer`` builds."""
+
+    def __init__(self, config: Transformer) -> None:
+        super().__init__()
+        self.config = config
+        rows, width = config.padded_vocab_size, config.width
+        self.embedding = nn.Embedding(rows, width)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_sequence, width) if learned else None
+        self.rotary = (
+            None
+            if learned
+            else Rotary(config.max_sequence, width // config.heads, base=config.rotary_base)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(_make_block(config) for _ in range(config.layers))
+        self.norm = make_norm(config.norm, width, eps=config.norm_eps, bias=config.bias)
+        self.head = Head(width, rows, vocab_size=config.vocab_size, soft_cap=config.soft_cap)
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.config.tied:
+            self.head.weight = cast(nn.Parameter, self.embedding.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the cache and the new tokens may take together."""
+        return self.config.max_sequence
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated layers, in order."""
+        return list(self.layers)
+
+    def tensor_roles(self) -> Mapping[str, str]:
+        """What each module is for, by its last name; modules without parameters have no role."""
+        return {
+            path: _ROLES[path.rpartition(".")[2]]
+            for path, module in self.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        }
+
+    def new_cache(self) -> Cache:
+        """An empty cache of ``max_positions`` positions."""
+        return Cache(self.config.layers, self.max_positions)
+
+    def forward(self, tokens: Tensor, readout: Readout[R], cache: Cache | None = None) -> R:
+        """(B, T) -> whatever ``readout`` returns; ``tokens`` follow what ``cache`` holds."""
+        start = 0 if cache is None else cache.length
+        end = start + tokens.shape[1]
+        if end > self.max_positions:
+            raise ConfigError(
+                f"a sequence of {end} tokens is longer than max_sequence={self.max_positions}; "
+                "shorten it or raise max_sequence"
+            )
+        x = self.embedding(tokens)  # (B, T, D)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(start, end, device=tokens.device))
+        x = self.dropout(x.to(autocast_dtype(x)))
+        for index, block in enumerate(self.layers):
+            x = block(x, self.rotary, None if cache is None else cache.layers[index])
+        out: R = self.head(self.norm(x), readout)
+        return out
+
+    def initial(self, name: str) -> Initial:
+        """The distribution that parameter ``name`` starts from; every name must match a rule."""
+        config = self.config
+        if name in ("embedding.weight", "head.weight"):
+            return Initial(0.0, config.init_std, rows=config.vocab_size)
+        if name.endswith(".bias"):
+            return Initial(0.0, 0.0)
+        if name.endswith("norm.weight"):
+            return Initial(1.0, 0.0)
+        if name.endswith((".attention.out.weight", ".mlp.down.weight")):
+            depth = config.init_std / math.sqrt(2 * config.layers)
+            return Initial(0.0, depth if config.residual_init == "depth" else 0.0)
+        if name == "positions.weight" or name.endswith(
+            (".attention.qkv.weight", ".mlp.up.weight", ".mlp.gate_up.weight")
+        ):
+            return Initial(0.0, config.init_std)
+        raise KeyError(f"no initial distribution for parameter {name}")

@@ -1,0 +1,20 @@
+"""Optimizers: named parameters in, one torch optimizer out. Short names for YAML below."""
+
+from llm_train.model.optimizer.adamw import AdamW
+from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.groups import decay_groups
+from llm_train.model.optimizer.low_bit_adamw import LowBitAdamW
+from llm_train.model.optimizer.memory import bytes_per_parameter, state_bytes
+from llm_train.model.optimizer.muon_adamw import MuonAdamW
+from llm_train.model.optimizer.torch_optimizer import TorchOptimizer
+
+__all__ = [
+    "AdamW",
+    "LowBitAdamW",
+    "MuonAdamW",
+    "Optimizer",
+    "TorchOptimizer",
+    "bytes_per_parameter",
+    "decay_groups",
+    "state_bytes",
+]

@@ -1,0 +1,57 @@
+"""The update of each parameter as soon as backward has its gradient, which is then freed.
+
+What is unusual: the optimizer is the ordinary one and stays whole, so that learning rates, state
+and checkpoints are the same in both settings. When a gradient is complete, the optimizer takes its
+step with that one parameter in view. The ordinary step after backward then finds no gradient and
+does nothing. Gradients take the memory of one parameter, under FSDP of one block, since FSDP
+reduces a block at a time and calls the hooks of its shards after that.
+
+It needs an optimizer that treats parameters one by one, as Adam does, and gradients that are final
+when backward has them: no accumulation, no clipping by global norm, no reduction afterwards.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llm_train.model.optimizer.clipping import norm_of_norms
+
+UpdateTime = Literal["step", "backward"]
+
+
+class InBackward:
+    """Updates the parameters of an optimizer inside backward, and remembers gradient norms.
+
+    Args:
+        optimizer: of which every parameter gets a hook.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._norms: dict[Tensor, Tensor] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(partial(self._update, group))
+
+    @torch.no_grad()
+    def _update(self, group: dict[str, Any], parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._norms[parameter] = torch._foreach_norm([parameter.grad], 2.0)[0]
+        whole = self._optimizer.param_groups
+        self._optimizer.param_groups = [{**group, "params": [parameter]}]
+        try:
+            self._optimizer.step()
+        finally:
+            self._optimizer.param_groups = whole
+        parameter.grad = None
+
+    def take_norm(self) -> Tensor:
+        """Global norm of the gradients since the last call, collective over ranks that shard."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        norms = [self._norms[p] for p in parameters if p in self._norms]
+        self._norms.clear()
+        return norm_of_norms(norms)

@@ -1,0 +1,102 @@
+"""AdamW whose moments take 16, 8 or 4 bits each, and whose weights may be bfloat16 (torchao).
+
+What is unusual: how weights are rounded follows from their dtype. float32 weights (masters) need
+nothing. Weights that exist in bfloat16 only (``trainer.precision: bf16-true``) are rounded
+stochastically: an update smaller than half a bfloat16 step would be lost by rounding to nearest,
+every time; rounded up with a probability equal to the fraction that is cut off, it arrives on
+average (Zamirai et al., arXiv:2010.06192).
+
+Random bits are drawn from torch's generator of the rank, which checkpoints restore. Ranks that hold
+the same bfloat16 weight would round it differently, so those need sharded weights or one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn, optim
+
+from llm_train.errors import ConfigError
+from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.groups import check_adamw, decay_groups
+from llm_train.model.optimizer.low_bit import FORMATS, LowBitState
+from llm_train.model.optimizer.memory import STEP_BYTES
+from llm_train.runtime.quiet import quiet
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowBitAdamW(Optimizer):
+    """torchao's AdamW with small state; bfloat16 weights are rounded stochastically.
+
+    The update is computed in float32 and compiled by torch, once for each shape of parameter.
+
+    Attributes:
+        learning_rate: the peak, before batch scaling; the schedule multiplies it.
+        state: how moments are kept. ``8bit`` and ``4bit`` are dynamic codes with a scale for each
+            block of a row (arXiv:2110.02861, arXiv:2309.01507), ``fp8`` is float8 e4m3 with such
+            scales, all for matrices with rows that are a multiple of 64; ``bf16`` is bfloat16 for
+            every parameter.
+        betas: decay rates of the moments. With ``bf16``, a second one above 0.99 would round
+            changes of the moment away.
+        eps: added to the root of the second moment.
+        weight_decay: of parameters with two or more dimensions.
+    """
+
+    learning_rate: float
+    state: Literal["bf16", "8bit", "fp8", "4bit"] = "8bit"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_adamw(self)
+        if self.state not in ("bf16", *FORMATS):
+            raise ConfigError(
+                f"optimizer.state={self.state!r} is not one of bf16, {', '.join(FORMATS)}"
+            )
+        if self.state == "bf16" and self.betas[1] > 0.99:
+            raise ConfigError(
+                f"optimizer.betas[1]={self.betas[1]} with state=bf16 is above 0.99, where changes "
+                "of the second moment are smaller than bfloat16 resolves; write 0.95, or state=8bit"
+            )
+
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
+        """Constructs torchao's AdamW over two decay groups.
+
+        Raises:
+            ConfigError: torchao is not installed.
+        """
+        try:
+            with quiet():
+                from torchao.optim import _AdamW
+        except ImportError as error:
+            raise ConfigError(
+                "model.optimizer=LowBitAdamW needs torchao, which is not installed; "
+                "pip install 'llm-train[torchao]', or use AdamW"
+            ) from error
+        kind = type("LowBitAdamW", (LowBitState, _AdamW), {"state_format": self.state})
+        optimizer: optim.Optimizer = kind(
+            decay_groups(named_parameters, self.weight_decay),
+            lr=self.learning_rate,
+            betas=self.betas,
+            eps=self.eps,
+            bf16_stochastic_round=True,  # torchao does so for bfloat16 weights only
+        )
+        return optimizer
+
+    def quantizes(self, parameter: Tensor) -> bool:
+        """Whether the moments of ``parameter`` are kept as codes."""
+        return self.state != "bf16" and FORMATS[self.state].block(parameter) > 0
+
+    def state_bytes(self, name: str, parameter: Tensor) -> int:
+        """Two moments and a step counter."""
+        count = getattr(parameter, "_local_tensor", parameter).numel()
+        if self.state == "bf16":
+            return 2 * 2 * count + STEP_BYTES
+        format_ = FORMATS[self.state]
+        block = format_.block(parameter)
+        if not block:
+            return 2 * parameter.itemsize * count + STEP_BYTES
+        return 2 * format_.bytes(count, block) + STEP_BYTES

@@ -1,0 +1,137 @@
+"""Muon for the matrices of the blocks, AdamW for everything else.
+
+What is unusual: the split is by name and shape. Muon's are the two-dimensional parameters of
+repeated layers, which a number in the path gives away (``layers.<i>....``): orthogonal
+updates suit matrices between hidden states, not embedding and head, whose rows are tokens. A fused
+matrix (query, key and value in one, gate and up in one) is orthogonalized as the one matrix it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn, optim
+
+from llm_train.errors import ConfigError
+from llm_train.model.optimizer.adamw import can_fuse
+from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.groups import (
+    Group,
+    assert_covered,
+    check_adamw,
+    decay_groups,
+    dimensions,
+    trainable,
+)
+from llm_train.model.optimizer.memory import STEP_BYTES, tensor_bytes
+from llm_train.model.optimizer.muon import LEARNING_RATE_SCALES, MuonWithAdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonAdamW(Optimizer):
+    """Muon (Jordan et al. 2024; scaling of arXiv:2502.16982) and AdamW as one optimizer.
+
+    Needs whole matrices: runs under DDP and FSDP, not under DeepSpeed's ZeRO, which flattens them.
+
+    Attributes:
+        learning_rate: peak of the AdamW part (embeddings, head, norms, biases).
+        muon_learning_rate: peak of the Muon part, times the scale that ``learning_rate_scaling``
+            names. About 0.02 with ``original``; with ``match_rms`` what AdamW would use.
+        learning_rate_scaling: ``original`` sqrt(max(1, rows / columns)), or ``match_rms``
+            0.2 sqrt(max(rows, columns)), which makes updates as large as AdamW's.
+        momentum: of Muon (Nesterov).
+        muon_weight_decay: decoupled decay of Muon's matrices.
+        newton_schulz_steps: iterations of the orthogonalization.
+        newton_schulz_dtype: of its products; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
+        betas: decay rates of AdamW's moments.
+        eps: of AdamW.
+        weight_decay: of AdamW's parameters with two or more dimensions.
+        fused: AdamW's part in one kernel: ``auto`` where torch can, ``off`` never.
+    """
+
+    learning_rate: float
+    muon_learning_rate: float = 0.02
+    learning_rate_scaling: Literal["original", "match_rms"] = "original"
+    momentum: float = 0.95
+    muon_weight_decay: float = 0.0
+    newton_schulz_steps: int = 5
+    newton_schulz_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    fused: Literal["auto", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_adamw(
+            self,
+            muon_learning_rate=self.muon_learning_rate,
+            momentum=self.momentum,
+            muon_weight_decay=self.muon_weight_decay,
+        )
+        if not 1 <= self.newton_schulz_steps <= 20:
+            raise ConfigError(
+                f"optimizer.newton_schulz_steps={self.newton_schulz_steps} is not from 1 to 20; "
+                "a usual value is 5"
+            )
+        if self.learning_rate_scaling not in LEARNING_RATE_SCALES:
+            raise ConfigError(
+                f"optimizer.learning_rate_scaling={self.learning_rate_scaling!r} is not one of "
+                f"{', '.join(LEARNING_RATE_SCALES)}"
+            )
+        if self.newton_schulz_dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(
+                f"optimizer.newton_schulz_dtype={self.newton_schulz_dtype!r} is not one of "
+                "auto, float32, bfloat16"
+            )
+        if self.fused not in ("auto", "off"):
+            raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, off")
+
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
+        """Constructs the optimizer: Muon's group first, then AdamW's decaying and its others.
+
+        Raises:
+            ConfigError: no parameter is Muon's.
+        """
+        named = trainable(named_parameters)
+        hidden = [pair for pair in named if is_muons(*pair)]
+        if not hidden:
+            raise ConfigError(
+                "model.optimizer: MuonAdamW found no matrix in a numbered layer (layers.<i>.*); "
+                "keep the network's layers in a ModuleList, or use AdamW"
+            )
+        groups = [Group(params=hidden, algorithm="muon", **self._muon_settings())]
+        rest = [pair for pair in named if not is_muons(*pair)]
+        fused = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
+        for group in decay_groups(rest, self.weight_decay) if rest else []:
+            settings = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
+            groups.append(group | {"algorithm": "adamw", "fused": fused} | settings)
+        assert_covered(groups, named)
+        return MuonWithAdamW(groups)
+
+    def state_bytes(self, name: str, parameter: Tensor) -> int:
+        """One momentum for Muon's matrices; two moments and a step counter for the others."""
+        moment = tensor_bytes(parameter)
+        return moment if is_muons(name, parameter) else 2 * moment + STEP_BYTES
+
+    def _muon_settings(self) -> dict[str, float | int | str]:
+        return {
+            "lr": self.muon_learning_rate,
+            "learning_rate_scaling": self.learning_rate_scaling,
+            "momentum": self.momentum,
+            "weight_decay": self.muon_weight_decay,
+            "newton_schulz_steps": self.newton_schulz_steps,
+            "newton_schulz_dtype": self.newton_schulz_dtype,
+        }
+
+
+def is_muons(name: str, parameter: Tensor) -> bool:
+    """Whether Muon updates this parameter: a matrix inside a repeated layer.
+
+    >>> is_muons("layers.0.mlp.up.weight", nn.Parameter(nn.Linear(2, 3).weight))
+    True
+    >>> is_muons("head.weight", nn.Parameter(nn.Linear(2, 3).weight))
+    False
+    """
+    return any(part.isdigit() for part in name.split(".")) and dimensions(parameter) == 2

@@ -1,0 +1,62 @@
+"""Any optimizer of ``torch.optim``, by its own class and arguments.
+
+What is unusual: the field is a *callable* that makes an optimizer from parameters. For such a field
+the command line takes ``class_path`` and ``init_args`` without the first argument, and checks both
+against the class's signature while parsing::
+
+    optimizer:
+      class_path: TorchOptimizer
+      init_args:
+        optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0.9}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn, optim
+
+from llm_train.errors import ConfigError
+from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.groups import decay_groups, trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchOptimizer(Optimizer):
+    """A class of ``torch.optim`` with the given arguments and our decay groups.
+
+    Its own ``weight_decay``, where it has one, applies to parameters with two or more dimensions
+    and is 0 for the others; an optimizer without such a setting gets a single group.
+
+    Attributes:
+        optimizer: makes the optimizer from parameters; in YAML its ``class_path`` and ``init_args``
+            (``lr`` is the peak learning rate).
+    """
+
+    optimizer: Callable[[Iterable[Any]], optim.Optimizer]
+
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
+        """Constructs the optimizer.
+
+        Raises:
+            ConfigError: the class refuses these parameters or arguments.
+        """
+        named = trainable(named_parameters)
+        # Defaults are known only to an instance; one costs nothing, as state comes with the first
+        # step.
+        single = self._make(named)
+        if "weight_decay" not in single.defaults:
+            return single
+        return self._make(decay_groups(named, float(single.defaults["weight_decay"])))
+
+    def _make(self, parameters: Iterable[Any]) -> optim.Optimizer:
+        try:
+            return self.optimizer(parameters)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"optimizer.optimizer refused the parameters or its arguments: {reason}; "
+                "see the class's documentation (for Muon on matrices use MuonAdamW)"
+            ) from error

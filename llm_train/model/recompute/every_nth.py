@@ -1,0 +1,46 @@
+"""Recomputation of some blocks whole: memory for time in steps of one block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from llm_train.errors import ConfigError
+from llm_train.model.recompute.base import Recompute
+from llm_train.model.recompute.checkpointed import checkpoint_block
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryNth(Recompute):
+    """Recomputes blocks 0, n, 2n, ...; the others keep everything.
+
+    ``n=1`` is ``EveryBlock``; the larger ``n``, the more is kept.
+
+    Attributes:
+        n: distance between two blocks that recompute; at most the number of blocks.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ConfigError(
+                f"recompute.n={self.n} is not a positive number of blocks; "
+                "write 2 for every second block, or use NoRecompute"
+            )
+
+    def apply(self, blocks: Sequence[nn.Module]) -> None:
+        """Makes blocks 0, n, 2n, ... recompute.
+
+        Raises:
+            ConfigError: there are fewer than ``n`` blocks.
+        """
+        if self.n > len(blocks):
+            raise ConfigError(
+                f"recompute.n={self.n} is more than the network's {len(blocks)} blocks; "
+                f"write a number from 1 to {len(blocks)}, or use NoRecompute"
+            )
+        for block in blocks[:: self.n]:
+            checkpoint_block(block)

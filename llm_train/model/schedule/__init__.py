@@ -1,0 +1,9 @@
+"""Learning rate schedules: pure functions of the step. Short names for YAML below."""
+
+from llm_train.model.schedule.base import Multiplier, Schedule
+from llm_train.model.schedule.constant import Constant
+from llm_train.model.schedule.linear import Linear
+from llm_train.model.schedule.warmup_cosine import WarmupCosine
+from llm_train.model.schedule.warmup_stable_decay import WarmupStableDecay
+
+__all__ = ["Constant", "Linear", "Multiplier", "Schedule", "WarmupCosine", "WarmupStableDecay"]

@@ -1,0 +1,76 @@
+"""Warm-up, a plateau, and a short decay at the end: the length of the run is chosen late.
+
+What is unusual: the decay is a ``Duration`` counted back from the end, so warm-up and plateau are
+the same for every length of run, and a run stopped on the plateau can be continued, or decayed from
+there (Hu et al., MiniCPM, arXiv:2404.06395; Hägele et al., arXiv:2405.18392: 10 to 20 % of the
+run).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_train.errors import ConfigError
+from llm_train.model.schedule.base import Multiplier, Schedule
+from llm_train.model.schedule.phases import above, between, check_floor, cosine, linear, ramp, sqrt
+from llm_train.units import Duration
+
+_SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay(Schedule):
+    """``min((step + 1) / W, 1)``, then for the last D steps ``floor + (1 - floor) shape(p)``.
+
+    Here p is ``1/D, 2/D, ... 1`` on the last D steps: the step before them is the last at the peak,
+    the last step is at the floor. With ``floor=0`` that step changes nothing.
+
+    >>> schedule = WarmupStableDecay(warmup=Duration(2, "steps"), decay=Duration(4, "steps"))
+    >>> at = schedule.build(total_steps=8, tokens_per_step=1)
+    >>> [round(at(step), 3) for step in range(8)]
+    [0.5, 1.0, 1.0, 1.0, 0.5, 0.293, 0.134, 0.0]
+
+    Attributes:
+        warmup: length W of the linear rise; ``0 steps`` starts at the peak.
+        decay: length D of the fall at the end of the run.
+        shape: of the fall: ``linear`` 1 - p, ``sqrt`` 1 - sqrt(p), ``cosine`` (1 + cos(pi p)) / 2.
+        floor: the last step's learning rate as a fraction of the peak.
+    """
+
+    warmup: Duration
+    decay: Duration
+    shape: Literal["linear", "sqrt", "cosine"] = "sqrt"
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_floor(self.floor)
+        if self.shape not in _SHAPES:
+            raise ConfigError(
+                f"schedule.shape={self.shape!r} is not one of {', '.join(_SHAPES)}; write sqrt"
+            )
+        if self.decay.count < 1:
+            raise ConfigError(
+                f"schedule.decay={self.decay} gives shape and floor no effect; "
+                "write at least 1 step, or use Constant"
+            )
+
+    def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
+        """Returns the factor on the peak learning rate at each step."""
+        warmup_steps = self.warmup.steps(tokens_per_step)
+        decay_steps = self.decay.steps(tokens_per_step)
+        # Warm-up of 0 and of 1 step both need one step at the peak.
+        if max(warmup_steps, 1) + decay_steps > total_steps:
+            raise ConfigError(
+                f"schedule.warmup={self.warmup} and schedule.decay={self.decay} need "
+                f"{max(warmup_steps, 1)} + {decay_steps} steps and the run has {total_steps}; "
+                "shorten one of them or train longer"
+            )
+        shape = _SHAPES[self.shape]
+        last = total_steps - 1
+
+        def multiplier(step: int) -> float:
+            progress = between(step, last - decay_steps, last)
+            return ramp(step, warmup_steps) * above(self.floor, shape(progress))
+
+        return multiplier

@@ -1,0 +1,1 @@
+"""From settings to a Trainer, and the files of a run."""

@@ -1,0 +1,163 @@
+"""Settings to a Trainer: the user's arguments, and ours where the settings imply them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from llm_train import check as checks
+from llm_train.data.sampler import Share
+from llm_train.derived import Derived
+from llm_train.model.lightning_shortcuts import NoProfiler, trim
+from llm_train.runtime.host_memory import keep_freed_memory
+from llm_train.runtime.launch import Launch
+from llm_train.runtime.peaks import dense_peak_flops
+from llm_train.runtime.srun import Srun
+from llm_train.settings import Settings
+from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
+from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.strategy import DDP, FSDP, SingleDevice, ZeRO
+
+
+def build_trainer(
+    settings: Settings,
+    derived: Derived,
+    callbacks: list[pl.Callback],
+    metrics: JSONLMetrics | None,
+) -> pl.Trainer:
+    """Constructs the Trainer.
+
+    Args:
+        settings: what was configured.
+        derived: the numbers of the run.
+        callbacks: run after all others at a step boundary.
+        metrics: the logger that every training has; None where nothing is trained or logged.
+    """
+    if not settings.on_cuda:
+        keep_freed_memory()
+    arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
+    wanted = settings.trainer.get("devices")
+    counts = settings.task.counts
+    meter = Metrics(
+        flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
+        full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
+        peak_flops=_peak(settings),
+    )
+    loggers: list[Any] = [] if metrics is None else [metrics, *_user_loggers(settings)]
+    if metrics is not None:
+        for logger in loggers:
+            if isinstance(logger, JSONLMetrics) or hasattr(logger, "attach"):
+                logger.attach(settings.run_dir)
+    arguments.update(
+        strategy=_strategy(settings),
+        devices=wanted if isinstance(wanted, list) else settings.devices,
+        num_nodes=_nodes(settings),
+        plugins=[*settings.plugins, _environment(settings.launch)],
+        max_steps=derived.total_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=derived.accumulation,
+        val_check_interval=(derived.validate_every or derived.total_steps) * derived.accumulation,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=derived.log_every,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(settings.run_dir),
+        callbacks=[meter, *_callbacks(settings)],
+        logger=loggers or False,
+    )
+    if settings.trainer.get("enable_progress_bar") is not False:
+        arguments["callbacks"].append(Progress())
+    # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
+    arguments["callbacks"] += callbacks
+    if arguments.get("profiler") is None:
+        arguments["profiler"] = NoProfiler()
+    trainer = pl.Trainer(**arguments)
+    trim(trainer)
+    assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
+    return trainer
+
+
+def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
+    """Tells task and data what follows from the settings for this rank."""
+    source = settings.data.source
+    lengths = source.token_bytes()
+    settings.task.bind(
+        derived,
+        dense=settings.dense,
+        token_bytes=None if lengths is None else torch.from_numpy(lengths),
+    )
+    share = Share(
+        rank=trainer.global_rank // settings.tensor,
+        world_size=derived.data_ranks,
+        per_device=derived.per_device,
+        accumulation=derived.accumulation,
+    )
+    settings.data.bind(
+        share=share,
+        sequence=derived.sequence,
+        seed=derived.seed,
+        steps_total=derived.total_steps,
+        pin_memory=settings.on_cuda,
+    )
+
+
+def _callbacks(settings: Settings) -> list[pl.Callback]:
+    return [*(settings.trainer.get("callbacks") or []), GracefulStop(), GarbageCollection()]
+
+
+def _strategy(settings: Settings) -> Any:
+    strategy = settings.trainer.get("strategy", "auto")
+    if not isinstance(strategy, str):
+        return strategy
+    name = checks.strategy_name(settings)
+    if name == "SingleDevice":
+        return SingleDevice(_single_device(settings))
+    if name == "ZeRO":
+        return ZeRO(stage=int(strategy.removeprefix("zero")))  # type: ignore[arg-type]
+    if name == "DDP":
+        return DDP()
+    layout = settings.layout
+    return FSDP(replicas=layout.replicas, tensor=layout.tensor)
+
+
+def _single_device(settings: Settings) -> str:
+    if not settings.on_cuda:
+        return "cpu"
+    wanted = settings.trainer.get("devices")
+    return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}"
+
+
+def _nodes(settings: Settings) -> int:
+    if settings.launch.kind != "none":
+        return settings.launch.nodes
+    return int(settings.trainer.get("num_nodes") or 1)
+
+
+def _environment(launch: Launch) -> ClusterEnvironment:
+    """Named, or Lightning would look for one by itself and could find another than ``launch``."""
+    if launch.kind == "torchrun":
+        return TorchElasticEnvironment()
+    return Srun(launch) if launch.kind == "srun" else LightningEnvironment()
+
+
+def _user_loggers(settings: Settings) -> list[Any]:
+    logger = settings.trainer.get("logger")
+    if logger is None or isinstance(logger, bool):
+        return []
+    return list(logger) if isinstance(logger, list) else [logger]
+
+
+def _peak(settings: Settings) -> float:
+    if not settings.on_cuda or not torch.cuda.is_available():
+        return 0.0
+    precision = str(settings.trainer.get("precision") or "32-true")
+    fp32 = "tf32" if torch.get_float32_matmul_precision() != "highest" else "fp32"
+    dtype = "bf16" if precision.startswith("bf16") else fp32
+    return dense_peak_flops(torch.cuda.get_device_name(0), dtype) or 0.0

@@ -1,0 +1,41 @@
+"""What goes to standard output: from rank 0, and never through a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from llm_train.runtime.launch import find_launch
+
+
+def say(text: str = "") -> None:
+    """Prints on rank 0."""
+    if find_launch().rank == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def say_piece(text: str) -> None:
+    """Writes without a line end."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def section(title: str, values: Mapping[str, Any]) -> str:
+    """A titled list of names and values, aligned."""
+    if not values:
+        return ""
+    width = max(len(key) for key in values)
+    lines = [f"\n{title}"]
+    for key, value in values.items():
+        lines.append(f"  {key:{width}}  {_shown(value)}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

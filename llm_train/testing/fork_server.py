@@ -1,0 +1,171 @@
+"""A process that has imported everything and forks ranks on request, to be killed by tests.
+
+Importing torch, Lightning and DeepSpeed takes ten seconds a process; a fork takes none. The nursery
+itself never computes anything, so it has no threads that a fork would lose.
+
+Protocol: one JSON request a line on standard input, one JSON answer a line on standard output.
+Request: ``arguments``, ``ranks`` (0: no process group), ``log``, and for a kill ``metrics``,
+``step`` and ``delay_seconds``: a signal that long after ``metrics`` shows ``step``; ``signal``
+(SIGKILL) and ``victims`` (all ranks) may say which, and to whom, and ``repeat`` how often.
+``launcher`` (torchrun) says by whom the ranks believe to be started, see ``ranks.launched_as``.
+``script`` runs that file instead of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llm_train.testing.ranks import environment, free_port, launched_as
+
+_GRACE_SECONDS = 5.0
+
+
+class Nursery:
+    """The test's end of the pipe; use as a context manager."""
+
+    def __init__(self, *, deepspeed: bool = False) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llm_train.testing.fork_server", str(int(deepspeed))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**environment(), "DS_ACCELERATOR": "cpu"},
+        )
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def run(self, *arguments: str, ranks: int, log: Path, **options: Any) -> list[int]:
+        """Runs the command line in forked ranks, returns their exit statuses, signals negative."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"arguments": arguments, "ranks": ranks, "log": str(log), **options}
+        print(json.dumps(request, default=str), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise AssertionError(f"the nursery died; see {log}")
+        statuses: list[int] = json.loads(answer)
+        return statuses
+
+
+def _serve() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        port = free_port()
+        children = [_fork(request, rank, port) for rank in range(max(1, request["ranks"]))]
+        if "step" in request:
+            _wait_for_step(Path(request["metrics"]), request["step"], children)
+            time.sleep(request["delay_seconds"])
+            for _ in range(request.get("repeat", 1)):
+                for rank in request.get("victims", range(len(children))):
+                    os.kill(children[rank], request.get("signal", signal.SIGKILL))
+                time.sleep(0.02)
+        statuses = _reap(children)
+        print(json.dumps(statuses), flush=True)  # noqa: T201 - this is the protocol
+
+
+def _reap(children: list[int]) -> list[int]:
+    """Exit statuses in order of rank; like torchrun, ends the others soon after one has failed."""
+    statuses: dict[int, int] = {}
+    give_up = float("inf")
+    while len(statuses) < len(children):
+        for child in set(children) - set(statuses):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+                if statuses[child]:
+                    give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
+            elif time.monotonic() > give_up:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    return [statuses[child] for child in children]
+
+
+def _fork(request: dict[str, Any], rank: int, port: int) -> int:
+    child = os.fork()
+    if child == 0:
+        _become(request, rank, port)
+    return child
+
+
+def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, log), (2, log)):
+        os.dup2(source, target)
+    if request["ranks"]:
+        launcher = request.get("launcher", "torchrun")
+        os.environ.update(launched_as(launcher, rank, request["ranks"], port))
+    code = 70
+    try:
+        if "script" in request:
+            sys.argv = [request["script"], *request["arguments"]]
+            runpy.run_path(request["script"], run_name="__main__")
+            code = 0
+        else:
+            from llm_train.cli import main
+
+            main(request["arguments"])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait_for_step(metrics: Path, step: int, children: list[int]) -> None:
+    """Returns when ``step`` is logged, or when the first child has ended by itself."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and _last_step(metrics) >= step:
+            return
+        ended = os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            return
+        time.sleep(0.002)
+
+
+def _last_step(metrics: Path) -> int:
+    """Step of the last record after the last start or resume."""
+    last = -1
+    for line in metrics.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        last = record["step"] if "event" not in record else -1
+    return last
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    import lightning.pytorch  # noqa: F401
+
+    if sys.argv[1] == "1":
+        import deepspeed  # noqa: F401
+
+    import llm_train.verbs.fit  # noqa: F401
+
+    _serve()

@@ -1,0 +1,1 @@
+"""What extends Lightning's Trainer: strategies, callbacks, loggers."""

@@ -1,0 +1,78 @@
+"""Signals set a flag; ranks agree at a step boundary; then the run saves and ends.
+
+Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a
+tensor before every micro-batch. Both are replaced: the handler here stores one integer, and the
+agreement rides on the reduction of the next log point.
+
+SIGUSR1 is notice of a time limit to come, given by a scheduler that starts the run again if it ends
+with 128 + SIGUSR1. It never acts at once; before and after training it is ignored (``cli``), so
+that the exit status says truly that a checkpoint newer than the start was saved.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+from llm_train.trainer.callbacks.metrics import halt
+
+_AT_ONCE: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+
+
+_SIGNALS = (*_AT_ONCE, signal.SIGUSR1)
+
+# A scheduler signals the whole job and the launcher passes its copy on: one wish, not two.
+_IMPATIENCE_SECONDS = 3.0
+
+
+class GracefulStop(pl.Callback):
+    """Turns SIGINT, SIGTERM or SIGUSR1 into an orderly end; a later second one acts at once.
+
+    The handlers stay through the last save; Lightning puts back those of before when it tears down.
+    """
+
+    def __init__(self) -> None:
+        self._task: Any = None
+        self._first = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
+        self._task = pl_module
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = _nothing
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        self._task.stop_signal = self._task.stop_signal or number
+        if number not in _AT_ONCE:
+            return
+        if not self._first:
+            self._first = now
+        elif now - self._first > _IMPATIENCE_SECONDS:
+            # Not Lightning's handler, which would wait for the other ranks inside the signal.
+            signal.signal(number, _AT_ONCE[number])
+            signal.raise_signal(number)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Alone, a process need not wait for the next log point."""
+        boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        last = trainer.global_step == pl_module.derived.total_steps
+        if pl_module.stop_signal and boundary and not last and trainer.world_size == 1:
+            halt(trainer)
+
+
+def _nothing() -> None:
+    """Stands in for Lightning's broadcast of a received SIGTERM."""

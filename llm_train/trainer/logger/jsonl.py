@@ -1,0 +1,110 @@
+"""The source of truth about a run: one JSON object per line, appended.
+
+Every record is one ``write`` of one whole line to a file opened for appending: a killed process
+leaves whole lines, or a last one without its newline, which the next start removes and the reader
+ignores.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from llm_train.trainer.logger import records
+
+FILE_NAME = "metrics.jsonl"
+
+
+class JSONLMetrics(Logger):
+    """Appends metrics and events to ``metrics.jsonl``, on rank 0 only.
+
+    Args:
+        directory: where the file is written; "": the run directory.
+    """
+
+    def __init__(self, directory: str = "") -> None:
+        super().__init__()
+        self._directory = directory
+        self._checked = False
+
+    def attach(self, run_dir: Path) -> None:
+        """Tells the run directory; without effect when a directory was configured."""
+        self._directory = self._directory or str(run_dir)
+
+    @property
+    def path(self) -> Path:
+        """The file written to."""
+        assert self._directory, "attach() comes before the first record"
+        return Path(self._directory) / FILE_NAME
+
+    @property
+    def save_dir(self) -> str | None:
+        """The directory, for Lightning."""
+        return self._directory or None
+
+    @property
+    def name(self) -> str:
+        """A fixed name: there is one file per run."""
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        """No versions: a resumed run appends."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends ``{"step", "time", **metrics}``.
+
+        Args:
+            metrics: numbers or scalar tensors by name.
+            step: optimizer steps done.
+        """
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        self._append({"step": step or 0, "time": _now(), **numbers})
+
+    @rank_zero_only
+    def log_event(self, name: str, step: int, **facts: Any) -> None:
+        """Appends ``{"event", "step", "time", **facts}``.
+
+        Args:
+            name: what happened. ``resume`` supersedes records above ``step``, ``start`` all.
+            step: optimizer steps done.
+            **facts: JSON values.
+        """
+        self._append({"event": name, "step": step, "time": _now(), **facts})
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Does nothing: the resolved configuration is a file beside this one."""
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if not self._checked:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_torn_line(self.path)
+            self._checked = True
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(records.encode(record))
+
+
+def _number(value: Any) -> float:
+    """A scalar tensor becomes a float; a plain number stays what it is."""
+    return value if isinstance(value, int | float) else float(value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _remove_torn_line(path: Path) -> None:
+    """Cuts the file after its last newline, so that the next line does not join a torn one."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)

@@ -1,0 +1,13 @@
+"""Strategies: Lightning's own, with our defaults, placement of weights and state.
+
+YAML key: trainer.strategy.
+"""
+
+from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.ddp import DDP
+from llm_train.trainer.strategy.fsdp import FSDP
+from llm_train.trainer.strategy.local_sgd import LocalSGD
+from llm_train.trainer.strategy.single import SingleDevice
+from llm_train.trainer.strategy.zero import ZeRO
+
+__all__ = ["DDP", "FSDP", "LocalSGD", "Placement", "SingleDevice", "ZeRO"]

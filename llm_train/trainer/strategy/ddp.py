@@ -1,0 +1,70 @@
+"""Replicated parameters, gradients averaged once per optimizer step."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.canonical import Buckets, Reduction, check_reduction
+
+
+class DDP(Placement, DDPStrategy):
+    """DistributedDataParallel with views into the buckets, not a second copy of the gradients.
+
+    Args:
+        bucket_cap_mb: size of a gradient bucket in MiB; larger buckets mean fewer, later
+            reductions.
+        reduction: fast, or canonical: gradients are summed in the order of one process, so that any
+            number of ranks gives the same bits. All gradients are exchanged after every
+            micro-batch, so it is slow: for verification.
+        timeout_minutes: how long a collective may wait for a rank.
+    """
+
+    def __init__(
+        self,
+        bucket_cap_mb: int = 25,
+        reduction: Reduction = "fast",
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        check_reduction(reduction)
+        super().__init__(
+            timeout=timedelta(minutes=timeout_minutes),
+            bucket_cap_mb=bucket_cap_mb,
+            gradient_as_bucket_view=True,
+            **_no_buffer_broadcast(),
+        )
+        self.reduction = reduction
+        self._bucket_bytes = bucket_cap_mb * 2**20
+        self._buckets: Buckets | None = None
+        self._last = True
+
+    def configure_ddp(self) -> None:
+        """Wraps nothing in canonical order: DistributedDataParallel would reduce in its own."""
+        if self.reduction == "fast":
+            super().configure_ddp()
+        else:
+            self._buckets = Buckets(self.lightning_module.parameters(), self._bucket_bytes)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Remembers whether this micro-batch is the step's last."""
+        self._last = (batch_idx + 1) % self.lightning_module.trainer.accumulate_grad_batches == 0
+
+    def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        """In canonical order, sums gradients over ranks; Lightning knows nothing of it."""
+        if self._buckets is None:
+            return super().backward(closure_loss, *args, **kwargs)
+        result = super().backward(closure_loss / self.world_size, *args, **kwargs)
+        self._buckets.add(last=self._last)
+        return result
+
+
+def _no_buffer_broadcast() -> dict[str, Any]:
+    """Rotary tables are the same everywhere; torch renamed the argument that says so in 2.13."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}

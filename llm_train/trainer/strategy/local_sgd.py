@@ -1,0 +1,215 @@
+"""Replicas that train alone for a while, then agree: little communication for slow networks.
+
+A replica takes ``every`` optimizer steps on its own share of the global batches. Its gradients and
+its optimizer state meet no other's: nothing is wrapped, nothing is reduced. After the last of those
+steps comes one all-reduce of fp32 differences, and an outer update of what was agreed on before::
+
+    d <- mean over replicas of (start - weights)     start: the weights they all began with
+    m <- momentum m + d
+    agreed <- agreed - rate (d + momentum m)         Nesterov; without momentum: - rate d
+
+and every replica goes on from ``agreed``. With rate 1 and momentum 0 that is the mean of the
+weights (McMahan et al., arXiv:1602.05629; Stich, arXiv:1805.09767); with 0.7 and 0.9 it is DiLoCo
+(Douillard et al., arXiv:2311.08105).
+
+The agreed weights stay in fp32 whatever the dtype of the network: under bf16-true what rounding
+takes from a start is not lost. They cost 4 bytes a parameter, the momentum 4 more; the differences
+take the place of the gradients, which are freed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from llm_train.checkpoint import dcp as files
+from llm_train.checkpoint import tensors as state
+from llm_train.errors import ConfigError
+from llm_train.model.network.init import canonical_name
+from llm_train.trainer.strategy.base import Placement
+
+
+class LocalSGD(Placement, DDPStrategy):
+    """Independent replicas whose weights are averaged every so many optimizer steps.
+
+    The inner batch, of which a replica's gradient is the mean, is batch.tokens / ranks; learning
+    rate and clipping act on that. With ignored targets it is the mean over the replica's own that
+    count. The logged loss is that of the global batch, the logged norm the mean of the replicas'.
+
+    Args:
+        every: optimizer steps between two averagings; those at its multiples end with one.
+        outer_learning_rate: how far to go from the last agreed weights to the replicas' mean; 1 is
+            all the way.
+        outer_momentum: Nesterov momentum of that move; 0 is none.
+        timeout_minutes: how long a collective may wait for a rank.
+    """
+
+    state_format = "replicas"
+    also_reads = ("dcp",)
+
+    def __init__(
+        self,
+        every: int,
+        outer_learning_rate: float = 1.0,
+        outer_momentum: float = 0.0,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"every={every} must be at least 1 optimizer step")
+        if outer_learning_rate <= 0:
+            raise ConfigError(
+                f"outer_learning_rate={outer_learning_rate} must be above 0; "
+                "1 goes to the mean of the replicas, DiLoCo takes 0.7"
+            )
+        if not 0 <= outer_momentum < 1:
+            raise ConfigError(
+                f"outer_momentum={outer_momentum} must lie in [0, 1); 0 is none, DiLoCo takes 0.9"
+            )
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.every = every
+        self.outer_learning_rate = outer_learning_rate
+        self.outer_momentum = outer_momentum
+        self._outer: Outer | None = None
+        self._aside: list[Tensor] = []
+
+    def configure_ddp(self) -> None:
+        """Wraps nothing: that is what would reduce gradients."""
+
+    def setup(self, trainer: Any) -> None:
+        """Remembers the weights that all replicas begin with, when a run is about to train."""
+        super().setup(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._outer = Outer(self.lightning_module.network, momentum=self.outer_momentum > 0)
+
+    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+        """This replica's own: asking the others would be communication at each step."""
+        return slots / self.world_size / valid.clamp(min=1)
+
+    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+        """Updates this replica, then agrees with the others if it is time.
+
+        The step counts from the start of the run, so that a resumed one agrees at the same steps.
+        """
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        assert self._outer is not None, "setup() comes first"
+        if (self.lightning_module.trainer.global_step + 1) % self.every == 0:
+            self._outer.agree(self.outer_learning_rate, self.outer_momentum)
+        return result
+
+    # --- scoring ----------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Scores what was last agreed on, if a callback ends a run between two averagings."""
+        step = self.lightning_module.trainer.global_step
+        if self._outer is not None and step % self.every:
+            self._aside = [parameter.detach().clone() for parameter in self._outer.parameters]
+            self._outer.impose()
+            self.lightning_module._refresh_copies()
+
+    def on_validation_end(self) -> None:
+        """Gives the replica its own weights back."""
+        if self._outer is not None and self._aside:
+            self._outer.impose(self._aside)
+            self._aside = []
+            self.lightning_module._refresh_copies()
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save_state(self, directory: Path) -> None:
+        """Writes the agreed weights as every strategy does, and what replicas differ in.
+
+        A signal may come at any step, so each replica's weights and optimizer state are kept too,
+        under ``replica-RANK``, and the momentum under ``outer``.
+        """
+        assert self._outer is not None, "setup() comes first"
+        network = self.lightning_module.network
+        agreed = state.model_tensors(network) | self._outer.tensors()
+        state.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads its own replica, or lets all begin with what another strategy wrote."""
+        network = self.lightning_module.network
+        optimizer = self.optimizers[0] if with_optimizer else None
+        assert self._outer is not None, "setup() comes first"
+        if any(key.startswith(self._own) for key in files.keys(directory)):
+            agreed = self._outer.tensors()
+            state.load(directory, network, optimizer, own=self._own, beside=agreed)
+        else:
+            state.load(directory, network, optimizer)
+            self._outer.begin()
+
+    @property
+    def _own(self) -> str:
+        return f"replica-{self.global_rank:05d}."
+
+
+class Outer:
+    """The weights that replicas last agreed on, in one flat buffer, and how they agree again.
+
+    Args:
+        network: its trainable parameters are agreed on; the others stay what they are.
+        momentum: whether there will be any.
+    """
+
+    def __init__(self, network: nn.Module, *, momentum: bool) -> None:
+        named = {canonical_name(n): p for n, p in network.named_parameters() if p.requires_grad}
+        self.names = list(named)
+        self.parameters: list[Tensor] = list(named.values())
+        size = sum(parameter.numel() for parameter in self.parameters)
+        device = self.parameters[0].device
+        self.agreed = torch.empty(size, dtype=torch.float32, device=device)
+        self.momentum = torch.zeros_like(self.agreed) if momentum else None
+        self.begin()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Takes the present weights, the same on all replicas, for agreed on."""
+        torch._foreach_copy_(self._pieces(self.agreed), self.parameters)
+
+    @torch.no_grad()
+    def impose(self, weights: list[Tensor] | None = None) -> None:
+        """Puts ``weights``, or else the agreed ones, into the network, rounded to its dtype."""
+        torch._foreach_copy_(self.parameters, weights or self._pieces(self.agreed))
+
+    @torch.no_grad()
+    def agree(self, learning_rate: float, momentum: float) -> None:
+        """One outer update; one collective."""
+        difference = torch.empty_like(self.agreed)
+        pieces = zip(
+            self._pieces(difference), self._pieces(self.agreed), self.parameters, strict=True
+        )
+        for piece, agreed, parameter in pieces:
+            piece.copy_(agreed.to(parameter.dtype)).sub_(parameter)
+        dist.all_reduce(difference)
+        difference /= dist.get_world_size()
+        if self.momentum is not None:
+            self.momentum.mul_(momentum).add_(difference)
+            difference.add_(self.momentum, alpha=momentum)
+        self.agreed.sub_(difference, alpha=learning_rate)
+        self.impose()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Views for checkpoints: the agreed weights under the names that every strategy uses."""
+        buffers: Mapping[str, Tensor | None] = {"model": self.agreed, "outer": self.momentum}
+        return {
+            f"{kind}.{name}": piece
+            for kind, buffer in buffers.items()
+            if buffer is not None
+            for name, piece in zip(self.names, self._pieces(buffer), strict=True)
+        }
+
+    def _pieces(self, buffer: Tensor) -> list[Tensor]:
+        """Views of a flat ``buffer`` in the shapes of the parameters."""
+        flat = torch.split(buffer, [parameter.numel() for parameter in self.parameters])
+        return [
+            piece.view(parameter.shape)
+            for piece, parameter in zip(flat, self.parameters, strict=True)
+        ]

@@ -1,0 +1,218 @@
+"""DeepSpeed ZeRO stages 1, 2 and 3, on GPUs and, through DeepSpeed's CPU accelerator, on CPUs.
+
+Lightning's DeepSpeedStrategy refuses CPUs by two guards and by one argument; three overrides remove
+them and fall through to Lightning on CUDA. DeepSpeed owns accumulation and clipping;
+checkpoints are in the format of all other strategies (``zero_state``).
+
+Offloading uses the configured torch optimizer, not DeepSpeed's CPU Adam: torch's fused AdamW has a
+kernel for CPUs as well, needs no compiler on the machine, and keeps the same state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+
+from llm_train.errors import ConfigError
+from llm_train.trainer.strategy import zero_state
+from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
+
+Device = Literal["none", "cpu", "nvme"]
+
+
+class ZeRO(Placement, DeepSpeedStrategy):
+    """Optimizer state (1), gradients (2) or parameters (3) sharded by DeepSpeed.
+
+    Args:
+        stage: 1, 2 or 3 (Rajbhandari et al., arXiv:1910.02054).
+        offload_optimizer: where masters and optimizer state live and are updated: none leaves them
+            on the device, cpu is host memory (arXiv:2101.06840), nvme files (arXiv:2104.07857,
+            stage 3). Give each rank its share of the cores: OMP_NUM_THREADS.
+        offload_parameters: where the shards of parameters wait until they are needed (stage 3).
+        nvme_path: directory on an NVMe device, for whatever is offloaded to nvme.
+        timeout_minutes: how long a collective may wait for a rank.
+    """
+
+    clips_gradients = True
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: Device = "none",
+        offload_parameters: Device = "none",
+        nvme_path: str = "",
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        _prepare_import()
+        super().__init__(
+            zero_optimization=True,
+            stage=stage,
+            offload_optimizer=offload_optimizer != "none",
+            offload_optimizer_device=offload_optimizer,
+            offload_parameters=offload_parameters != "none",
+            offload_params_device=offload_parameters,
+            remote_device=None if offload_parameters == "none" else offload_parameters,
+            nvme_path=nvme_path,
+            pin_memory=True,
+            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
+            sub_group_size=10**8 if offload_optimizer == "nvme" else 10**12,
+            logging_level=logging.WARNING,
+            timeout=timedelta(minutes=timeout_minutes),
+            logging_batch_size_per_gpu=1,
+        )
+        self.stage = stage
+        self.offload_optimizer = offload_optimizer
+        self.offload_parameters = offload_parameters
+        self.nvme_path = nvme_path
+        assert isinstance(self.config, dict)
+        self.config["zero_allow_untested_optimizer"] = True
+        self.config["zero_force_ds_cpu_optimizer"] = False
+        self.config["steps_per_print"] = 10**9
+        self.config["communication_data_type"] = "fp32"
+
+    # --- three overrides for the CPU --------------------------------------------------------------
+
+    @property
+    def copy_dtype(self) -> torch.dtype | None:
+        """None: the engine keeps its parameters in the low precision."""
+        return None
+
+    def setup_environment(self) -> None:
+        """Skips the guard that admits CUDA only."""
+        if self._on_cuda:
+            super().setup_environment()
+        else:
+            super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Skips the validation of CUDA device indices."""
+        if self._on_cuda:
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None
+    ) -> tuple[Any, Any]:
+        if self._on_cuda:
+            return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        import deepspeed
+
+        engine, optimizer, _, _ = deepspeed.initialize(
+            config=self.config,
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            dist_init_required=False,
+        )
+        return engine, optimizer
+
+    # --- placement --------------------------------------------------------------------------------
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Nothing: Lightning would hold it over initialisation, where it rounds to bfloat16."""
+        yield
+
+    def construction(self) -> AbstractContextManager[Any]:
+        """Real memory; stage 3 partitions each module as it is constructed."""
+        if self.stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        self._init_config_if_needed()
+        context: AbstractContextManager[Any] = deepspeed.zero.Init(
+            remote_device=self.remote_device, config_dict_or_path=self.config
+        )
+        return context
+
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Stage 3: the full parameter on every rank, written back from rank 0."""
+        if self.stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            [parameter], modifier_rank=0
+        )
+        return context
+
+    def setup(self, trainer: Any) -> None:
+        """Silences the reminder that our clipping hook is not used.
+
+        DeepSpeed clips, and we read its norm.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping.*")
+            super().setup(trainer)
+
+    def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        """Takes back Lightning's division by the accumulation: DeepSpeed divides by it as well.
+
+        Adam hides the difference, clipping does not: every gradient would be too small by that
+        factor.
+        """
+        accumulation = self.lightning_module.trainer.accumulate_grad_batches
+        return super().backward(closure_loss * accumulation, *args, **kwargs)
+
+    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+        """Leaves the gradients to the engine, then publishes the norm it clipped by."""
+        result = super(Placement, self).optimizer_step(optimizer, closure, model, **kwargs)
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        if norm is not None:
+            self.lightning_module.gradient_norm = torch.as_tensor(norm)
+        return result
+
+    def save_state(self, directory: Path) -> None:
+        """Writes this rank's pieces of masters and moments."""
+        zero_state.save(directory, self.lightning_module.network, self._holder())
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
+        zero_state.load(
+            directory,
+            self.lightning_module.network,
+            self._holder(),
+            with_optimizer=with_optimizer,
+        )
+
+    def _holder(self) -> Holder:
+        zero = self.optimizers[0]
+        return Partitioned(zero) if self.stage == 3 else Replicated(zero)
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.root_device.type == "cuda"
+
+
+def _prepare_import() -> None:
+    """DeepSpeed decides on its accelerator when it is imported, from the environment."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+            "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
+        ) from error
+    if not torch.cuda.is_available():
+        # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
+        # process killed meanwhile leaves a lock, for which all later ones wait in silence.
+        vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)

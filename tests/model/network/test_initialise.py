@@ -1,0 +1,178 @@
+"""Initial weights depend on (seed, name) and on nothing else."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+from llm_train.model.network import Initial, LanguageModel, Transformer, initialise, materialise
+from llm_train.model.network.init import canonical_name
+
+CONFIG = Transformer(
+    vocab_size=50, layers=2, width=32, heads=4, kv_heads=2, max_sequence=16, qk_norm=True, bias=True
+)
+TIED = replace(CONFIG, tied=True, positions="learned", norm="layernorm", activation="gelu")
+
+
+def weights(network):
+    return {canonical_name(n): p.detach().clone() for n, p in network.named_parameters()}
+
+
+def initialised(config, seed=7):
+    network = config.build()
+    initialise(network, seed)
+    return network
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["free", "tied"])
+def test_the_same_on_the_meta_path_whatever_happened_before(config):
+    expected = weights(initialised(config))
+    torch.manual_seed(99)
+    torch.randn(5)
+    with torch.device("meta"):
+        network = config.build()
+    materialise(network, torch.device("cpu"))
+    before = torch.get_rng_state()
+    initialise(network, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same(weights(network), expected)
+
+
+class Pair(LanguageModel):
+    """Two layers, constructed in either order."""
+
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4, bias=False))
+
+    def blocks(self):
+        return []
+
+    def initial(self, name):
+        return Initial(0.0, 1.0)
+
+    def forward(self, tokens, readout):
+        raise NotImplementedError
+
+
+def test_build_order_does_not_matter():
+    first, second = Pair(["a", "b"]), Pair(["b", "c", "a"])
+    initialise(first, 0)
+    initialise(second, 0)
+    found, expected = weights(second), weights(first)
+    assert torch.equal(found["a.weight"], expected["a.weight"])
+    assert torch.equal(found["b.weight"], expected["b.weight"])
+    assert not torch.equal(found["a.weight"], found["b.weight"])
+
+
+def test_wrappers_do_not_change_names():
+    expected = weights(initialised(CONFIG))
+    network = CONFIG.build()
+    for index in range(2):
+        wrapped = checkpoint_wrapper(network.layers[index])
+        network.layers[index] = torch.compile(wrapped, backend="eager")
+    assert any("_orig_mod" in name for name, _ in network.named_parameters())
+    initialise(network, 7)
+    assert_same(weights(network), expected)
+
+
+def test_another_seed_gives_other_weights():
+    one, other = weights(initialised(CONFIG, 1)), weights(initialised(CONFIG, 2))
+    for name in one:
+        constant = CONFIG.build().initial(name).std == 0.0
+        assert torch.equal(one[name], other[name]) == constant
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_vocabulary_padding_changes_nothing_else(tied):
+    config = replace(CONFIG, tied=tied)
+    expected = weights(initialised(config))
+    padded = weights(initialised(replace(config, pad_vocab_to=64)))
+    for name in {"embedding.weight", "head.weight"} & padded.keys():
+        assert padded[name].shape == (64, 32)
+        assert not padded[name][50:].any()
+        padded[name] = padded[name][:50]
+    assert_same(padded, expected)
+
+
+def test_low_precision_is_the_rounded_float32():
+    expected = {k: v.bfloat16() for k, v in weights(initialised(CONFIG)).items()}
+    network = CONFIG.build().bfloat16()
+    initialise(network, 7)
+    assert_same(weights(network), expected)
+
+
+def test_distributions():
+    config = replace(CONFIG, width=128, layers=8, vocab_size=1000, init_std=0.05)
+    for name, value in weights(initialised(config)).items():
+        if name.endswith(".bias"):
+            assert not value.any()
+        elif name.endswith("norm.weight"):
+            assert (value == 1).all()
+        else:
+            std = 0.05 / 4 if name.endswith(("out.weight", "down.weight")) else 0.05
+            assert value.std().item() == pytest.approx(std, rel=0.03), name
+            assert abs(value.mean().item()) < 0.03 * std, name
+    zero = weights(initialised(replace(config, residual_init="zero")))
+    assert not any(v.any() for k, v in zero.items() if k.endswith(("out.weight", "down.weight")))
+
+
+def test_each_parameter_is_gathered_once_for_writing():
+    """Parameters that are empty until gathered, as DeepSpeed ZeRO 3 leaves them."""
+    expected = weights(initialised(TIED))
+    network = TIED.build()
+    whole = {id(p): p.data for p in network.parameters()}
+    visited = []
+
+    @contextlib.contextmanager
+    def gathered(parameter):
+        visited.append(id(parameter))
+        parameter.data = whole[id(parameter)]
+        yield
+        parameter.data = torch.empty(0)
+
+    for parameter in network.parameters():
+        parameter.data = torch.empty(0)
+    initialise(network, 7, gathered)
+    assert sorted(visited) == sorted(whole)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(whole[id(parameter)], expected[name]), name
+
+
+def test_a_network_on_meta_is_not_initialised():
+    with torch.device("meta"):
+        network = CONFIG.build()
+    with pytest.raises(AssertionError, match=r"embedding\.weight has no storage"):
+        initialise(network, 7)
+
+
+@pytest.mark.distributed
+def test_two_ranks_of_fully_shard_agree_with_one_process(tmp_path):
+    worker = Path(__file__).with_name("sharded_worker.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(rank), str(tmp_path / "store")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)

@@ -1,0 +1,107 @@
+"""One rank of the test in test_sharded.py: sharded training against unsharded, in the same process.
+
+Started as ``python sharded_worker.py RANK WORLD STORE``; exits with 0 when everything is equal.
+"""
+
+import copy
+import sys
+
+import torch
+from torch import nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from llm_train.model.optimizer import AdamW, MuonAdamW, decay_groups
+
+WIDTH = 9  # odd, so that the two ranks' shards differ in size
+STEPS = 5
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, WIDTH)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 20), nn.Linear(20, WIDTH), nn.Tanh()
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Linear(WIDTH, 11, bias=False)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def train(model, optimizer, ids):
+    for _ in range(STEPS):
+        nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard(model, mesh):
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def compare(config, rank, mesh):
+    ids = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(1))
+    plain, sharded = Tiny(), shard(Tiny(), mesh)
+    groups = decay_groups(sharded.named_parameters(), 0.1)
+    assert [len(group["params"]) for group in groups] == [6, 8]
+    reference = config.build(plain.named_parameters())
+    optimizer = config.build(sharded.named_parameters())
+    train(plain, reference, ids)
+    train(sharded, optimizer, ids[2 * rank : 2 * rank + 2])
+
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            assert value.shape in (parameter.shape, torch.Size([]))
+            assert value.ndim == 0 or value.placements == parameter.placements
+
+    # A checkpoint: everything gathered, then loaded into a second sharded copy that trains on.
+    options = StateDictOptions(full_state_dict=True)
+    # Copied, because AdamW's step counter in it is the live one.
+    saved = copy.deepcopy(get_optimizer_state_dict(sharded, optimizer, options=options))
+    copied = shard(Tiny(), mesh)
+    with torch.no_grad():
+        for target, source in zip(copied.parameters(), sharded.parameters(), strict=True):
+            target.copy_(source)
+    resumed = config.build(copied.named_parameters())
+    set_optimizer_state_dict(copied, resumed, saved, options=options)
+
+    for model, its_optimizer in ((plain, reference), (sharded, optimizer), (copied, resumed)):
+        train(model, its_optimizer, ids if model is plain else ids[2 * rank : 2 * rank + 2])
+    for a, b, c in zip(plain.parameters(), sharded.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(whole(b), a, rtol=1e-5, atol=1e-5)
+        assert torch.equal(whole(b), whole(c))
+
+
+def main():
+    rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", (world,))
+    for config in (AdamW(learning_rate=0.01), MuonAdamW(learning_rate=0.01)):
+        compare(config, rank, mesh)
+    destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The roofline against numbers worked out by hand, and against the counts of the real networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+
+from llm_train.errors import ConfigError
+from llm_train.model.network import Transformer, count
+from llm_train.plan.roofline import (
+    H200,
+    Device,
+    Shape,
+    elementwise_bytes,
+    loss_bytes,
+    optimizer_bytes,
+    roofline,
+)
+from llm_train.runtime.peaks import dense_peak_flops
+
+ROOT = Path(__file__).parents[2]
+
+GPT2 = Shape(
+    layers=12,
+    width=768,
+    heads=12,
+    kv_heads=12,
+    mlp_width=3072,
+    gated=False,
+    rotary=False,
+    vocab=50304,
+    tied=True,
+    sequence=1024,
+    micro_batch=64,
+    micro_batches=8,
+)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("roofline_table", ROOT / "benchmarks/roofline.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gpt2_by_hand() -> None:
+    # A block: query, key, value 3 D^2, output D^2, up 4 D^2, down 4 D^2, D = 768.
+    assert GPT2.block_parameters == 12 * 12 * 768**2 == 84_934_656
+    assert GPT2.parameters == 84_934_656 + 50304 * 768 == 123_568_128
+    assert GPT2.tokens_per_step == 524_288
+    found = roofline(GPT2, Device(peak_flops=1e15, bytes_per_second=5e12))
+    assert found.blocks.flops == 509_607_936
+    assert found.attention.flops == 6 * 12 * 768 * 1024 == 56_623_104
+    assert found.head.flops == 6 * 50304 * 768 == 231_800_832
+    # 16 D + 5 * 4 D a layer, 9 D outside, two bytes each.
+    assert found.elementwise.bytes == 2 * 768 * (12 * 36 + 9) == 677_376
+    assert found.head.bytes == 2 * 3 * 50304
+    assert found.optimizer.bytes == pytest.approx(34 * 123_568_128 / 524_288)
+    assert found.blocks.seconds == pytest.approx(509_607_936 / 0.75e15)
+    assert found.attention.seconds == pytest.approx(56_623_104 / 0.5e15)
+    assert found.head.seconds == pytest.approx(231_800_832 / 0.75e15 + 301_824 / 4.25e12)
+    assert found.elementwise.seconds == pytest.approx(677_376 / 4.25e12)
+    assert found.optimizer.seconds == pytest.approx(8013.4 / 4.25e12, rel=1e-4)
+
+
+def test_totals_follow_from_the_parts() -> None:
+    found = roofline(GPT2, H200)
+    assert found.seconds_per_token == sum(part.seconds for part in found.parts.values())
+    assert found.tokens_per_second * found.seconds_per_token == pytest.approx(1)
+    assert found.seconds_per_step == pytest.approx(524_288 / found.tokens_per_second)
+    assert found.mfu == pytest.approx(found.tokens_per_second * 798_031_872 / 989e12)
+    # Nothing but products at their efficiency would give 0.75.
+    assert found.mfu < 0.75
+    assert replace(GPT2, micro_batches=1).tokens_per_step == 65_536
+    small = roofline(replace(GPT2, micro_batches=1), H200)
+    assert small.optimizer.seconds == pytest.approx(8 * found.optimizer.seconds)
+    assert small.blocks == found.blocks
+
+
+def test_a_gated_rotary_network_with_few_key_heads_by_hand() -> None:
+    shape = replace(GPT2, layers=1, width=64, heads=4, kv_heads=1, mlp_width=96, vocab=100)
+    shape = replace(shape, gated=True, rotary=True, tied=False)
+    assert shape.kv_width == 16
+    # query, key and value 64 (64 + 2 * 16), output 64^2, gate, up and down 64 * 96 each.
+    assert shape.block_parameters == 64 * 96 + 64 * 64 + 3 * 64 * 96
+    assert shape.parameters == shape.block_parameters + 2 * 100 * 64
+    assert elementwise_bytes(shape) == 2 * (16 * 64 + 8 * 96 + 4 * (64 + 16) + 9 * 64)
+    assert loss_bytes(shape) == 600
+    assert optimizer_bytes(shape) == 34 * shape.parameters
+
+
+def test_flops_are_those_of_the_networks(script: ModuleType) -> None:
+    for name in script.PRESETS:
+        shape = script.preset(name)
+        config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            counts = count(Transformer(**config["model"]["network"]["init_args"]).build())
+        assert roofline(shape, H200).flops_per_token == counts.flops_per_token(shape.sequence)
+        # Biases, norms and tables of positions are what the plain numbers leave out.
+        assert shape.parameters == pytest.approx(counts.parameters, rel=0.01)
+        assert shape.tokens_per_step == config["batch"]["tokens"]
+
+
+def test_the_device_is_the_one_that_mfu_is_measured_against() -> None:
+    assert H200.peak_flops == pytest.approx(dense_peak_flops("NVIDIA H200", "bf16"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"layers": 0}, "layers=0 must be at least 1"), ({"kv_heads": 5}, "kv_heads the heads")],
+)
+def test_impossible_shapes_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(GPT2, **change)
+
+
+def test_the_page_shows_what_the_script_prints(script: ModuleType) -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert script.table() in page

@@ -1,0 +1,84 @@
+"""Runs the command line and counts every call that would make the host wait for a device."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from llm_train.cli import main
+from llm_train.verbs import fit as run
+
+WAITING = (
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "nonzero",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+)
+counts: collections.Counter[str] = collections.Counter()
+switch = {"counting": False}
+
+
+def watch(name: str) -> None:
+    original = getattr(torch.Tensor, name)
+
+    def wrapped(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if switch["counting"]:
+            counts[name] += 1
+        return original(self, *args, **kwargs)
+
+    setattr(torch.Tensor, name, wrapped)
+
+
+class Window(pl.Callback):
+    """Counts from the first micro-batch on."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        switch["counting"] = True
+
+    def on_train_end(self, *_: Any) -> None:
+        switch["counting"] = False
+
+
+def main_counted() -> None:
+    for name in WAITING:
+        watch(name)
+    # A validation is no part of a step; it starts a loader and reads its result.
+    build = run.build_trainer
+
+    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
+        built = build(*args, **kwargs)
+        built.callbacks.insert(0, Window())
+        validation: Any = built.fit_loop.epoch_loop.val_loop
+        validate = validation.run
+
+        def uncounted() -> Any:
+            before, switch["counting"] = switch["counting"], False
+            result = validate()
+            switch["counting"] = before
+            return result
+
+        validation.run = uncounted
+        return built
+
+    run.build_trainer = trainer
+    target = sys.argv[1]
+    try:
+        main(sys.argv[2:])
+    finally:
+        with open(f"{target}-{os.environ.get('RANK', '0')}.json", "w") as file:
+            json.dump(counts, file)
+
+
+if __name__ == "__main__":
+    main_counted()

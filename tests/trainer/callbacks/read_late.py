@@ -1,0 +1,30 @@
+"""Runs the command line as on a GPU, and says when each reading was published."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+
+from llm_train.cli import main
+from llm_train.run import trainer as assembly
+from llm_train.trainer.callbacks import Metrics
+
+
+class Late(Metrics):
+    """Reads one interval late on a CPU too."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, late=True)
+
+    def _settle(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pending = self._pending
+        super()._settle(trainer, pl_module)
+        if pending is not None:
+            sys.stderr.write(f"published {pending.step} at {trainer.global_step}\n")
+
+
+if __name__ == "__main__":
+    assembly.Metrics = Late
+    main(sys.argv[1:])

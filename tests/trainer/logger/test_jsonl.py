@@ -1,0 +1,131 @@
+"""The metrics file: what is written, what a kill leaves, and the curve that reading gives."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_train.trainer.logger import JSONLMetrics, merge, read_lines, read_metrics
+
+
+def test_written_and_read_back(tmp_path):
+    logger = JSONLMetrics()
+    logger.attach(tmp_path / "run")
+    logger.log_metrics({"train/loss": 2.5, "progress/tokens": 1000}, step=10)
+    logger.log_metrics({"val/loss": torch.tensor(2.25)}, step=10)
+    logger.log_metrics({"train/loss": 2.0}, step=20)
+    first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert first["train/loss"] == 2.5
+    assert first["val/loss"] == 2.25
+    assert first["progress/tokens"] == 1000
+    assert isinstance(first["progress/tokens"], int)
+    assert (first["step"], second["step"]) == (10, 20)
+    assert datetime.fromisoformat(first["time"]).utcoffset().total_seconds() == 0
+    assert logger.save_dir == str(tmp_path / "run")
+
+
+def test_a_configured_directory_wins(tmp_path):
+    logger = JSONLMetrics(directory=str(tmp_path / "mine"))
+    logger.attach(tmp_path / "run")
+    logger.log_metrics({"a": 1.0}, step=1)
+    assert (tmp_path / "mine" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_non_finite_numbers_in_strict_json(tmp_path):
+    logger = JSONLMetrics(str(tmp_path))
+    logger.log_metrics({"a": math.nan, "b": math.inf, "c": -math.inf}, step=1)
+    logger.log_event("stopped", 1, loss=math.nan)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    raw = [json.loads(line, parse_constant=refuse) for line in logger.path.read_text().splitlines()]
+    assert (raw[0]["a"], raw[0]["b"], raw[0]["c"]) == ("nan", "inf", "-inf")
+    [record] = read_metrics(logger.path)
+    assert math.isnan(record["a"])
+    assert (record["b"], record["c"]) == (math.inf, -math.inf)
+
+
+def test_a_resumed_run_reads_as_one_curve(tmp_path):
+    logger = JSONLMetrics(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        logger.log_metrics({"train/loss": float(step)}, step=step)
+    resumed = JSONLMetrics(str(tmp_path))
+    resumed.log_event("resume", 2, path="checkpoints/step-00000002")
+    resumed.log_metrics({"train/loss": 30.0}, step=3)
+    curve = {record["step"]: record["train/loss"] for record in read_metrics(logger.path)}
+    assert curve == {1: 1.0, 2: 2.0, 3: 30.0}
+    event = read_lines(logger.path)[4]
+    assert event["event"] == "resume"
+    assert event["path"] == "checkpoints/step-00000002"
+    resumed.log_event("start", 0)
+    assert read_metrics(logger.path) == []
+
+
+def test_events_that_supersede_nothing():
+    lines = [{"step": 1, "a": 1}, {"step": 3, "a": 3}, {"event": "signal", "step": 2}]
+    assert merge(lines) == [{"step": 1, "a": 1}, {"step": 3, "a": 3}]
+
+
+def test_a_torn_last_line_is_dropped_and_later_removed(tmp_path):
+    JSONLMetrics(str(tmp_path)).log_metrics({"a": 1.0}, step=1)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole + whole[:cut])
+        assert len(read_lines(path)) == 1
+        JSONLMetrics(str(tmp_path)).log_metrics({"a": 2.0}, step=2)
+        assert [record["a"] for record in read_metrics(path)] == [1.0, 2.0]
+
+
+def test_a_line_that_is_not_json_is_skipped_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\x00\x00\xff\n17\n{"step": 2}\n')
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+    assert [record.message.split(" line ")[1] for record in caplog.records] == [
+        "2 is not a JSON object; skipped",
+        "3 is not a JSON object; skipped",
+    ]
+
+
+def test_only_rank_zero_writes(tmp_path, monkeypatch):
+    from lightning.pytorch.utilities import rank_zero_only
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = JSONLMetrics(str(tmp_path))
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.log_event("resume", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_whole_lines(tmp_path):
+    script = (
+        "import sys; from llm_train.trainer.logger import JSONLMetrics\n"
+        "logger = JSONLMetrics(sys.argv[1]); print('ready', flush=True)\n"
+        "for step in range(10**9): logger.log_metrics({'a' * 200: float(step)}, step=step)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    path = tmp_path / "metrics.jsonl"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        while not path.exists() or path.stat().st_size < 100_000:
+            assert child.poll() is None
+        child.send_signal(signal.SIGKILL)
+    steps = [record["step"] for record in read_metrics(path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 100
+
+
+def test_writing_before_attach_is_a_programming_error():
+    with pytest.raises(AssertionError, match="attach"):
+        JSONLMetrics().log_metrics({"a": 1.0}, step=1)
