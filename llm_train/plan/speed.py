@@ -6,8 +6,8 @@ on one, two and four H200 (KempnerForge's table of April 2026) leave no room for
 
 Efficiencies are the same for every device and run. Those of attention and memory are
 ``llm_train.plan.roofline``'s; that of matrix products is what five published runs on H200, H100 and
-A100 have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at large
-shapes, predicts all five too fast, by 8 to 19 %.
+A100 have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at
+large shapes, predicts all five too fast, by 8 to 19 %.
 """
 
 from __future__ import annotations
