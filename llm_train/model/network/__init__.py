@@ -3,6 +3,7 @@
 Usable in YAML as ``class_path``: ``Transformer``.
 """
 
+from llm_train.discovery import load
 from llm_train.model.network.base import Initial, LanguageModel, Network, Projection, Readout
 from llm_train.model.network.cache import Cache, CachedLanguageModel
 from llm_train.model.network.flops import Counts, count
@@ -25,3 +26,5 @@ __all__ = [
     "initialise",
     "materialise",
 ]
+
+load(__name__)

@@ -25,6 +25,7 @@ from torch import Tensor, nn, optim
 
 from llm_train.checkpoint import tensors as state
 from llm_train.context import Part, StrategyTraits
+from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
@@ -78,6 +79,11 @@ class Strategy(Part, LightningStrategy):
 
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Takes the words away from subclasses: they mean the class that declares them."""
+        super().__init_subclass__(**arguments)
+        cls.words = vars(cls).get("words", ())
 
     @classmethod
     def from_word(cls, word: str, world: World) -> Strategy:
@@ -203,18 +209,9 @@ def placing(strategy: object) -> Strategy:
     )
 
 
-def strategies(family: type[Strategy] = Strategy) -> list[type[Strategy]]:
-    """Every concrete strategy that is loaded."""
-    found: list[type[Strategy]] = []
-    for kind in family.__subclasses__():
-        found += [] if kind.__abstractmethods__ else [kind]
-        found += strategies(kind)
-    return found
-
-
 def known_words() -> list[str]:
     """Every word that ``trainer.strategy`` takes."""
-    return ["auto", *(word for kind in strategies() for word in kind.words)]
+    return ["auto", *(word for kind in _known() for word in kind.words)]
 
 
 def from_word(word: str, world: World) -> Strategy:
@@ -224,7 +221,7 @@ def from_word(word: str, world: World) -> Strategy:
         ConfigError: no strategy answers to the word, or it means nothing on these ranks.
     """
     wanted = ("ddp" if world.ranks > 1 else "single") if word == "auto" else word
-    for kind in strategies():
+    for kind in _known():
         if wanted in kind.words:
             return kind.from_word(wanted, world)
     raise ConfigError(
@@ -233,5 +230,10 @@ def from_word(word: str, world: World) -> Strategy:
     )
 
 
+def _known() -> list[type[Strategy]]:
+    # mypy takes every type[...] for something to construct.
+    return concrete(Strategy)  # type: ignore[type-abstract]
+
+
 def _names() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in strategies()))
+    return ", ".join(kind.__name__ for kind in _known())
