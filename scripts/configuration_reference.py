@@ -33,7 +33,7 @@ FAMILIES = (
     ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
     ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
     ("data.recipe.init_args.split", "llm_train.data", "Split"),
-    ("trainer.strategy", "llm_train.trainer.strategy", "Placement"),
+    ("trainer.strategy", "llm_train.trainer.strategy", "Strategy"),
     ("trainer.logger", "llm_train.trainer.logger", "Logger"),
 )
 
@@ -177,6 +177,7 @@ def trainer_section() -> Iterator[str]:
     """What of Lightning's Trainer arguments may be set, and what another key replaces."""
     from llm_train import check
     from llm_train.check import trainer as check_trainer
+    from llm_train.trainer.strategy import known_words
 
     yield textwrap.fill(
         "Lightning's own Trainer arguments. These are the usual ones: "
@@ -187,7 +188,7 @@ def trainer_section() -> Iterator[str]:
         break_on_hyphens=False,
     )
     yield ""
-    yield f"`trainer.strategy` also takes these words: {_words(check.STRATEGIES)}."
+    yield f"`trainer.strategy` also takes these words: {_words(tuple(known_words()))}."
     yield ""
     yield f"`trainer.precision` is one of {_words(check.PRECISIONS)}; unset means `32-true`."
     yield ""

@@ -39,6 +39,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.runtime.stopwatch import Stopwatch
+from llm_train.trainer.strategy.base import strategy_of
 
 
 class Task(Trimmed, pl.LightningModule):
@@ -137,7 +138,7 @@ class Task(Trimmed, pl.LightningModule):
         """Builds the network and, where the strategy wants them, copies of its weights."""
         if hasattr(self, "network"):
             return
-        strategy: Any = self.trainer.strategy
+        strategy = strategy_of(self.trainer)
         network = self.construction.network(self.network_config, strategy, self.derived.seed)
         if strategy.copy_dtype is not None:
             self._copies = Copies(network, strategy.copy_dtype)
@@ -189,7 +190,7 @@ class Task(Trimmed, pl.LightningModule):
         """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
         tokens = batch.long()
         slots = tokens[:, 1:].numel()
-        strategy: Any = self.trainer.strategy
+        strategy = strategy_of(self.trainer)
         targets = strategy.own_targets(tokens[:, 1:])
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
@@ -238,7 +239,7 @@ class Task(Trimmed, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
-        strategy: Any = self.trainer.strategy
+        strategy = strategy_of(self.trainer)
         if self._in_backward is not None:  # every parameter is updated, every gradient gone
             self.gradient_norm = self._in_backward.take_norm()
         elif not strategy.clips_gradients:
@@ -249,9 +250,9 @@ class Task(Trimmed, pl.LightningModule):
 
     def _slots_per_valid_target(self) -> Tensor:
         """Target slots behind a gradient over its valid targets, without leaving the device."""
-        strategy: Any = self.trainer.strategy
+        strategy = strategy_of(self.trainer)
         valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
-        return torch.as_tensor(strategy.slots_per_valid(valid, self.derived.tokens_per_step))
+        return strategy.slots_per_valid(valid, self.derived.tokens_per_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.
@@ -273,7 +274,7 @@ class Task(Trimmed, pl.LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
         tokens = batch.long()
-        strategy: Any = self.trainer.strategy
+        strategy = strategy_of(self.trainer)
         targets = strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
         sums: LossSum = self(

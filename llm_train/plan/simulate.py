@@ -32,7 +32,8 @@ from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.saved import saved_bytes
 from llm_train.plan.watch import Watch, local
-from llm_train.trainer.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
+from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.sharding import make_mesh, mixed_precision, shard_network
 
 _COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
 BF16_MIXED, BF16_TRUE = "bf16-mixed", "bf16-true"
@@ -65,7 +66,7 @@ class Case:
     sequence: int
     micro_batch: int
     micro_batches: int = 1
-    layout: Layout = Layout()  # noqa: RUF009 - frozen
+    layout: MeshShape = MeshShape()  # noqa: RUF009 - frozen
     sharded: bool = False
     reshard: bool = True
     clip: bool = True

@@ -111,7 +111,7 @@ def validate(settings: Settings, checkpoint: str) -> int:
             "--checkpoint PATH"
         )
     path = found.path
-    if checks.strategy_name(settings) == "ZeRO":
+    if settings.strategy.only_trains:
         # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
         instead = "fsdp" if settings.world_size > 1 else "auto"
         settings = replace(settings, trainer={**settings.trainer, "strategy": instead})

@@ -13,7 +13,7 @@ from llm_train.plan.formula import Weight
 from llm_train.plan.placing import Placing
 from llm_train.plan.traffic import LINK_EFFICIENCY, Transfer, traffic
 from llm_train.testing.command import refused, run
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("-c", str(ROOT / "configs/quickstart.yaml"))
@@ -76,15 +76,15 @@ def test_traffic_by_hand() -> None:
         )
         return {f"{t.kind} {t.over}": t.whole for t in found}
 
-    fsdp = Placing(kind="fsdp", layout=Layout(shards=2))
+    fsdp = Placing(kind="fsdp", layout=MeshShape(shards=2))
     assert sent(fsdp, 3) == {
         "all-gather shard": 2 * 3 * (2 * 32 + 40),
         "reduce-scatter shard": 4 * 72,
     }
-    kept = Placing(kind="fsdp", layout=Layout(shards=2), reshard=False)
+    kept = Placing(kind="fsdp", layout=MeshShape(shards=2), reshard=False)
     assert sent(kept, 3)["all-gather shard"] == 2 * 72
-    assert sent(Placing(kind="ddp", layout=Layout(replicas=2)), 3) == {
+    assert sent(Placing(kind="ddp", layout=MeshShape(replicas=2)), 3) == {
         "all-reduce replicate": 4 * 72
     }
-    hybrid = Placing(kind="fsdp", layout=Layout(shards=2, replicas=2))
+    hybrid = Placing(kind="fsdp", layout=MeshShape(shards=2, replicas=2))
     assert sent(hybrid, 1)["all-reduce replicate"] == 4 * 72 / 2

@@ -23,7 +23,7 @@ from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
 from llm_train.plan.traffic import traffic
 from llm_train.settings import Settings
 from llm_train.testing import configs
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 
 ROOT = Path(__file__).parents[2]
 POLICIES = [NoRecompute(), Selective(), EveryNth(n=2), EveryNth(n=3), EveryBlock()]
@@ -83,7 +83,7 @@ def assert_equal(settings: Settings, case: Case) -> None:
     found, real = Scaled(case).at(case.micro_batch), measured(case)
     for part, size in real.items():
         assert found[part] == pytest.approx(size, rel=0.02), part
-    placing = Placing(kind="single", layout=Layout())
+    placing = Placing(kind="single", layout=MeshShape())
     weights = weights_of(case.network)
     formula = state(weights, placing, case.optimizer, case.precision, accumulation=1)
     for part in ("parameters", "gradients", "optimizer", "copies"):
@@ -128,12 +128,12 @@ def test_depth_and_micro_batch_continue_a_line() -> None:
 @pytest.mark.parametrize(
     ("layout", "reshard"),
     [
-        (Layout(shards=64), True),
-        (Layout(shards=4, replicas=2), False),
-        (Layout(shards=3, tensor=2), True),
+        (MeshShape(shards=64), True),
+        (MeshShape(shards=4, replicas=2), False),
+        (MeshShape(shards=3, tensor=2), True),
     ],
 )
-def test_shards_are_those_of_the_formula(layout: Layout, reshard: bool) -> None:
+def test_shards_are_those_of_the_formula(layout: MeshShape, reshard: bool) -> None:
     settings = preset("quickstart")
     case = case_of(settings, NoRecompute(), "bf16-mixed", 128, 4)
     adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers matrices of its own

@@ -18,7 +18,7 @@ from llm_train.testing.command import refused
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import Nursery
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.tensor_parallel import ROLES
 
 STEPS = 6
@@ -164,9 +164,9 @@ def test_a_network_that_says_nothing_cannot_be_cut() -> None:
 
 
 def test_a_layout_names_products_that_divide() -> None:
-    assert Layout.of(8, replicas=2, tensor=2) == Layout(replicas=2, shards=2, tensor=2)
+    assert MeshShape.of(8, replicas=2, tensor=2) == MeshShape(replicas=2, shards=2, tensor=2)
     with pytest.raises(ConfigError) as caught:
-        Layout.of(8, replicas=3, tensor=1)
+        MeshShape.of(8, replicas=3, tensor=1)
     assert str(caught.value) == (
         "trainer.strategy: 8 ranks are not a multiple of replicas=3 x tensor=1 = 3; "
         "use a product of 2 or 4, or another number of ranks"
