@@ -65,7 +65,7 @@ class FSDP(Placement, ModelParallelStrategy):
         self._shards: canonical.Shards | None = None
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: fully_shard casts while it gathers."""
         return None
 
