@@ -58,7 +58,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if copies is not None:
-            copies.refresh()
+            copies.cast()
         optimizer.zero_grad(set_to_none=True)
         pacer.step()
 

@@ -18,6 +18,7 @@ from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.float8 import to_float8
 from llm_train.model.network.init import initialise, materialise
 from llm_train.model.recompute.base import Recompute
+from llm_train.trainer.strategy.base import Placement
 
 CompileUnit = Literal["none", "blocks", "network", "graphs"]
 Float8 = Literal["none", "tensorwise", "rowwise"]
@@ -37,20 +38,20 @@ class Construction:
     compile: CompileUnit
     float8: Float8
 
-    def network(self, config: Network, strategy: Any, seed: int) -> LanguageModel:
-        """The network on the devices of ``strategy``, each parameter from (seed, name)."""
-        with strategy.construction():
+    def network(self, config: Network, placement: Placement, seed: int) -> LanguageModel:
+        """The network on the devices of ``placement``, each parameter from (seed, name)."""
+        with placement.construction():
             network = config.build()
         if self.float8 != "none":
-            to_float8(network, self.float8, strategy.root_device)
+            to_float8(network, self.float8, placement.root_device)
         self.recompute.apply(network.blocks())
         if self.compile == "blocks":
             for block in network.blocks():
                 block.compile(dynamic=False)
-        strategy.shard(network)
+        placement.shard(network)
         if any(parameter.is_meta for parameter in network.parameters()):
-            materialise(network, strategy.parameter_device, buffers=strategy.root_device)
-        initialise(network, seed, strategy.gathered)
+            materialise(network, placement.parameter_device, buffers=placement.root_device)
+        initialise(network, seed, placement.gathered)
         return network
 
     def scorer(self, loss: Loss) -> Scorer:

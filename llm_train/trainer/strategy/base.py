@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import tensors
 from llm_train.model.optimizer.clipping import global_norm
 
 
@@ -83,7 +83,7 @@ class Placement:
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
-        state.save(directory, self.lightning_module.network, self.optimizers[0])
+        tensors.save(directory, self.lightning_module.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads what ``save_state`` wrote into the live parameters and optimizer.
@@ -92,7 +92,7 @@ class Placement:
             CheckpointError: names, shapes or format do not fit.
         """
         optimizer = self.optimizers[0] if with_optimizer else None
-        state.load(directory, self.lightning_module.network, optimizer)
+        tensors.load(directory, self.lightning_module.network, optimizer)
 
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
