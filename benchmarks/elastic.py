@@ -88,8 +88,8 @@ class Matrix:
         differences = [abs(losses[s] - expected[s]) / expected[s] for s in losses]
         end = CheckpointStore(run_dir / "checkpoints").newest().path
         assert end is not None
-        facts = json.loads((end / "manifest.json").read_text())["facts"]
-        samples = facts["data"]["consumed"] - STEPS * facts["samples_per_step"]
+        metadata = json.loads((end / "manifest.json").read_text())["metadata"]
+        samples = metadata["data"]["consumed"] - STEPS * metadata["samples_per_step"]
         return found | {"difference": max(differences), "samples_off": samples}
 
     def _fit(self, layout: str, run_dir: Path, *options: str) -> tuple[int, str]:

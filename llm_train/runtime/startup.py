@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def seconds_since_start() -> float:
 
 def compile_seconds() -> float:
     """Seconds that torch.compile has spent in this process, forward and backward graphs alike."""
-    from torch._dynamo.utils import compilation_time_metrics
-
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:  # nothing was compiled, and to import the compiler takes most of a second
+        return 0.0
     names = ("_compile.compile_inner", "backward._backward_impl")
-    return sum(sum(compilation_time_metrics.get(name, ())) for name in names)
+    return sum(sum(dynamo.compilation_time_metrics.get(name, ())) for name in names)

@@ -47,14 +47,22 @@ class Stopwatch:
         self._start, self._runs = now, []
         return lap
 
+    def pause(self) -> None:
+        """Leaves out what happens from here to ``resume``."""
+        self._runs.append((self._start, _mark()))
+
+    def resume(self) -> None:
+        """Runs again after ``pause``."""
+        self._start = _mark()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves out what happens inside the block."""
-        self._runs.append((self._start, _mark()))
+        self.pause()
         try:
             yield
         finally:
-            self._start = _mark()
+            self.resume()
 
 
 def _mark() -> Any:

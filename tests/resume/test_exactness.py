@@ -143,9 +143,9 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    from llm_train.checkpoint import tensors as state
+    from llm_train.checkpoint import tensors
 
     network = torch.nn.Linear(2, 2)
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
     with pytest.raises(CheckpointError, match=r"could not be written or read: .*No space left"):
-        state.save(tmp_path, network, None)
+        tensors.save(tmp_path, network, None)

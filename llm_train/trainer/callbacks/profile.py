@@ -99,7 +99,7 @@ class Profile(pl.Callback):
             self._profiler.step()
             if last:
                 profiler = self._stop(trainer)
-                with pl_module.stopwatch.paused():
+                with pl_module.run.stopwatch.paused():
                     self._publish(profiler)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import tensors
 from llm_train.model.optimizer import LowBitAdamW
 
 ROWS, COLUMNS = 4, 128  # over three ranks: 2, 2 and 0 rows
@@ -63,11 +63,11 @@ def same_layout(folder: Path, mesh: Any, kept: Any, dtype: torch.dtype) -> None:
     model = network(mesh, dtype)
     optimizer = config.build(model.named_parameters())
     train(model, optimizer, range(3))
-    state.save(folder, model, optimizer)
+    tensors.save(folder, model, optimizer)
     other = network(mesh, dtype)
     again = config.build(other.named_parameters())
     dist.barrier()
-    state.load(folder, other, again)
+    tensors.load(folder, other, again)
     torch.manual_seed(5 + dist.get_rank())
     expected = train(model, optimizer, range(3, 6))
     torch.manual_seed(5 + dist.get_rank())
@@ -83,15 +83,15 @@ def other_layout(folder: Path, mesh: Any, kept: Any) -> None:
     model = network(mesh)
     optimizer = config.build(model.named_parameters())
     train(model, optimizer, range(3))
-    state.save(folder, model, optimizer)
+    tensors.save(folder, model, optimizer)
     dist.barrier()
     single = network()
     alone = config.build(single.named_parameters())
     back = network(mesh)
     sharded = config.build(back.named_parameters())
     # Every rank reads everything into an unsharded network, and its part into a sharded one.
-    state.load(folder, single, alone)
-    state.load(folder, back, sharded)
+    tensors.load(folder, single, alone)
+    tensors.load(folder, back, sharded)
     expected = parts(model, optimizer)
     for found in (parts(single, alone), parts(back, sharded)):
         assert found.keys() == expected.keys()
@@ -114,10 +114,10 @@ def cut_rows(folder: Path, mesh: Any) -> None:
         optimizer = config.build([("weight", cut.weight)])
         optimizer.step()
         if placement == Shard(0):
-            state.save(folder, cut, optimizer)
+            tensors.save(folder, cut, optimizer)
             saved = parts(cut, optimizer)
     dist.barrier()
-    state.load(folder, cut, optimizer)
+    tensors.load(folder, cut, optimizer)
     for key, value in parts(cut, optimizer).items():
         assert torch.equal(value, saved[key]), key
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from llm_train.check import problems
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import dcp, tensors
 from llm_train.cli.command import load_settings
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.optimizer import LowBitAdamW
@@ -87,10 +86,10 @@ def test_float32_weights_learn_as_with_adamw(kept, near):
 def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
     config = LowBitAdamW(learning_rate=0.01, state=kept)
     _, optimizer, model = regression(lambda m: config.build(m.named_parameters()), steps=3)
-    state.save(tmp_path, model, optimizer)
+    tensors.save(tmp_path, model, optimizer)
     other = nn.Linear(64, 64)
     again = config.build(other.named_parameters())
-    state.load(tmp_path, other, again)
+    tensors.load(tmp_path, other, again)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert type(again.state[theirs]["exp_avg"]) is type(optimizer.state[mine]["exp_avg"])
         for key, value in optimizer.split(mine, optimizer.state[mine]).items():
@@ -101,7 +100,7 @@ def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
     again.step()
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    stored = files.Reader(tmp_path).read_metadata().state_dict_metadata
+    stored = dcp.Reader(tmp_path).read_metadata().state_dict_metadata
     codes = [key for key in stored if "codes" in key]
     assert len(codes) == (0 if kept == "bf16" else 2)
 
@@ -110,14 +109,14 @@ def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
 def test_state_in_another_format_is_refused_before_anything_loads(other, tmp_path):
     eight = LowBitAdamW(learning_rate=0.01)
     _, optimizer, model = regression(lambda m: eight.build(m.named_parameters()), steps=1)
-    state.save(tmp_path, model, optimizer)
+    tensors.save(tmp_path, model, optimizer)
     fresh = nn.Linear(64, 64)
     before = fresh.weight.detach().clone()
     config = LowBitAdamW(learning_rate=0.01, state=other)
     with pytest.raises(
         CheckpointError, match=r"holds exp_avg_codes_8bit \(64, 64\).* of weight, and model\.opt"
     ) as caught:
-        state.load(tmp_path, fresh, config.build(fresh.named_parameters()))
+        tensors.load(tmp_path, fresh, config.build(fresh.named_parameters()))
     assert "\n" not in str(caught.value)
     assert torch.equal(fresh.weight, before)
 

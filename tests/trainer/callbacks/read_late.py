@@ -18,9 +18,9 @@ class Late(Metrics):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, late=True)
 
-    def _settle(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _flush(self, trainer: pl.Trainer, task: Any) -> None:
         pending = self._pending
-        super()._settle(trainer, pl_module)
+        super()._flush(trainer, task)
         if pending is not None:
             sys.stderr.write(f"published {pending.step} at {trainer.global_step}\n")
 

@@ -47,6 +47,11 @@ class Probe(pl.Callback):
         self.how = how
         self.rank = int(os.environ.get("RANK", "0"))
         self.steps: dict[int, dict[str, Any]] = {}
+        self.fresh: list[bool | None] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        look = lambda network, *_: self.fresh.append(shadows_are_fresh(network))  # noqa: E731
+        module.network.register_forward_hook(look)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         poisoned = self.how == "poison" and self.rank == 1
@@ -61,10 +66,10 @@ class Probe(pl.Callback):
         self.steps[trainer.global_step] = {
             "collectives": Counter(name for name in names if name.startswith("gloo:")),
             "weights": digest(module.network),
-            "copies": copies_are_fresh(module.network),
+            "shadows": None if None in self.fresh else all(self.fresh),
         }
         if trainer.global_step == self.end_at and self.how == "signal":
-            module.stop_signal = signal.SIGTERM
+            module.run.stop_signal = signal.SIGTERM
         elif trainer.global_step == self.end_at and self.how == "callback":
             trainer.should_stop = True
 
@@ -82,12 +87,10 @@ def digest(network: torch.nn.Module) -> str:
     return found.hexdigest()
 
 
-def copies_are_fresh(network: torch.nn.Module) -> bool | None:
-    """Whether the low-precision copies are those of the weights; None without any."""
-    having: list[Any] = [
-        m for m in network.modules() if getattr(m, "weight_copy", None) is not None
-    ]
-    same = [torch.equal(m.weight_copy, m.weight.to(m.weight_copy.dtype)) for m in having]
+def shadows_are_fresh(network: torch.nn.Module) -> bool | None:
+    """Whether the shadows are those of the weights; None without any."""
+    having: list[Any] = [m for m in network.modules() if getattr(m, "shadow", None) is not None]
+    same = [torch.equal(m.shadow, m.weight.to(m.shadow.dtype)) for m in having]
     return all(same) if same else None
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm_train.checkpoint.callback import require_loadable
+from llm_train.checkpoint.loading import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
 from llm_train.errors import CheckpointError
@@ -206,7 +206,7 @@ def test_averaging_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) 
     ],
 )
 def test_low_precision(precision: str, optimizer: str, nursery: Nursery, tmp_path: Path) -> None:
-    """Copies follow the outer update; rounding differs between replicas, what they agree on not."""
+    """Shadow weights follow the outer update; replicas agree although each rounds its own way."""
     more = {"state": "bf16"} if optimizer == "LowBitAdamW" else {}
     run = Run(
         tmp_path / "run",
@@ -215,7 +215,7 @@ def test_low_precision(precision: str, optimizer: str, nursery: Nursery, tmp_pat
         model__optimizer={"class_path": optimizer, "init_args": {"learning_rate": 0.01, **more}},
         trainer__strategy=local_sgd(every=2),
     )
-    fresh = {step["copies"] for step in run.seen[1].values()}
+    fresh = {step["shadows"] for step in run.seen[1].values()}
     assert fresh == ({True} if precision == "bf16-mixed" else {None})
     assert run.equal_after() == [2, 4, 6, 8]
     losses = run.curve("train/loss")
@@ -262,17 +262,17 @@ def test_a_run_stopped_between_two_averagings_continues_bitwise(
 def test_what_cannot_take_over_replicas_is_refused() -> None:
     """Before anything is read."""
     path = Path("runs/a/checkpoints/step-00000006")
-    facts = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
-    require_loadable(path, facts, LocalSGD(every=4), 2)
-    require_loadable(path, {**facts, "state_format": "dcp"}, LocalSGD(every=4), 4)
+    metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    require_loadable(path, metadata, LocalSGD(every=4), 2)
+    require_loadable(path, {**metadata, "state_format": "dcp"}, LocalSGD(every=4), 4)
     with pytest.raises(CheckpointError) as other_ranks:
-        require_loadable(path, facts, LocalSGD(every=4), 4)
+        require_loadable(path, metadata, LocalSGD(every=4), 4)
     assert str(other_ranks.value) == (
         f"{path} holds 2 replicas of LocalSGD with an optimizer state each, which 4 ranks cannot "
         "take over; resume on as many"
     )
     with pytest.raises(CheckpointError) as other_strategy:
-        require_loadable(path, facts, SingleDevice(), 1)
+        require_loadable(path, metadata, SingleDevice(), 1)
     assert str(other_strategy.value) == (
         f"{path} was written by LocalSGD in replicas format, which SingleDevice cannot read; "
         "resume with trainer.strategy=LocalSGD"

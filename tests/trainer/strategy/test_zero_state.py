@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llm_train.checkpoint.callback import require_loadable
 from llm_train.checkpoint.dcp import Reader
+from llm_train.checkpoint.loading import require_loadable
 from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import Nursery
@@ -172,9 +172,9 @@ def test_offloaded_state(stage: int, begun: Path, fit: Fit, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("strategy", [SingleDevice, ZeRO])
 def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
-    facts = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
+    metadata = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
-        require_loadable(Path("runs/x/step-00000001"), facts, strategy(), 2)
+        require_loadable(Path("runs/x/step-00000001"), metadata, strategy(), 2)
     assert str(refusal.value) == (
         "runs/x/step-00000001 holds DeepSpeed's own files, which earlier versions wrote and this "
         "one does not read; finish that run with the version that began it, or start a new run"
@@ -182,9 +182,9 @@ def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
 
 
 def test_a_format_of_another_strategy_is_refused() -> None:
-    facts = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
-        require_loadable(Path("runs/x/step-00000001"), facts, ZeRO(), 2)
+        require_loadable(Path("runs/x/step-00000001"), metadata, ZeRO(), 2)
     assert str(refusal.value) == (
         "runs/x/step-00000001 was written by LocalSGD in replicas format, which ZeRO cannot read; "
         "resume with trainer.strategy=LocalSGD"
