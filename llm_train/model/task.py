@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,7 +28,7 @@ from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.flops import Counts, count
+from llm_train.model.network.flops import Counts
 from llm_train.model.network.linear import Copies
 from llm_train.model.network.sdpa import Kernel, attention_order
 from llm_train.model.optimizer.base import Optimizer
@@ -127,11 +127,11 @@ class Task(Trimmed, pl.LightningModule):
         assert self._derived is not None, "bind() comes first"
         return self._derived
 
-    @property
+    @cached_property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
         with torch.device("meta"):
-            return count(self.network_config.build())
+            return Counts(self.network_config.build())
 
     def configure_model(self) -> None:
         """Builds the network and, where the strategy wants them, copies of its weights."""
