@@ -21,7 +21,7 @@ from benchmarks.duel import Peer
 from benchmarks.peers.ours import configuration, write_shards
 from benchmarks.shapes import Preset, gpu_presets
 from benchmarks.work import Job, Shape, write_tokens
-from llm_train.model.network import Counts, Transformer, count
+from llm_train.model.network import Counts, Transformer
 
 # What a user of ours would set on a GPU, beyond the defaults of benchmarks/peers/ours.py.
 RECIPE = ("--model.loss=ChunkedCausalLM",)
@@ -145,7 +145,7 @@ def counts(preset: Preset) -> Counts:
     )
     arguments = configuration(job, Path())["model"]["network"]["init_args"]
     with torch.device("meta"):
-        return count(Transformer(**{**arguments, **preset.network}).build())
+        return Counts(Transformer(**{**arguments, **preset.network}).build())
 
 
 def at(preset: Preset, micro_batch: int) -> Preset:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network.base import Network
-from llm_train.model.network.flops import Counts, count
+from llm_train.model.network.flops import Counts
 from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.sdpa import Kernel, attention_order
 from llm_train.model.optimizer.base import Optimizer
@@ -113,11 +113,11 @@ class Task(Trimmed, Trainee):
         """The Trainer's strategy, by its full type."""
         return strategy_of(self.trainer)
 
-    @property
+    @cached_property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
         with torch.device("meta"):
-            return count(self.network_config.build())
+            return Counts(self.network_config.build())
 
     def configure_model(self) -> None:
         """Builds the network and, where the strategy wants them, shadows of its weights."""

@@ -12,6 +12,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     Autocast leaves float64 alone, and so does this.
     """
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if (
+        torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+        and x.dtype != torch.float64
+    ):
         return torch.get_autocast_dtype(kind)
     return x.dtype

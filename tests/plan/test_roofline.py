@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from llm_train.errors import ConfigError
-from llm_train.model.network import Transformer, count
+from llm_train.model.network import Counts, Transformer
 from llm_train.plan.roofline import (
     H200,
     Device,
@@ -105,7 +105,7 @@ def test_flops_are_those_of_the_networks(script: ModuleType) -> None:
         shape = script.preset(name)
         config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
         with torch.device("meta"):
-            counts = count(Transformer(**config["model"]["network"]["init_args"]).build())
+            counts = Counts(Transformer(**config["model"]["network"]["init_args"]).build())
         assert roofline(shape, H200).flops_per_token == counts.flops_per_token(shape.sequence)
         # Biases, norms and tables of positions are what the plain numbers leave out.
         assert shape.parameters == pytest.approx(counts.parameters, rel=0.01)
