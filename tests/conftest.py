@@ -11,6 +11,6 @@ from llm_train.testing.fork_server import Nursery
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
-    """Forks ranks that have everything imported; starting one costs seconds instead of a minute."""
+    """A fork server: ranks have everything imported and start in seconds instead of a minute."""
     with Nursery(deepspeed=True) as ready:
         yield ready

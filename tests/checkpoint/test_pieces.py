@@ -1,4 +1,4 @@
-"""Pieces of tensors: the boxes are exactly the elements, and files of pieces fit together again."""
+"""Flat fragments of tensors: the boxes cover exactly the elements, and files fit together again."""
 
 from __future__ import annotations
 

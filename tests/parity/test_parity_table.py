@@ -1,4 +1,4 @@
-"""The table of parity: right strategies agree with one process, and a wrong one is found out."""
+"""In the table of parity, right strategies agree with one process and wrong ones are found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Table = Callable[..., tuple[int, dict[str, Any]]]
 
 
 def config(folder: Path, **overrides: Any) -> Path:
-    """No dropout, gradients clipped at every step, and shapes that two and four ranks divide."""
+    """Has no dropout, clips gradients at every step, and has shapes that 2 and 4 ranks divide."""
     settings: dict[str, Any] = {
         "model__network__init_args__dropout": 0.0,
         "model__network__init_args__heads": 4,
@@ -40,7 +40,7 @@ def config(folder: Path, **overrides: Any) -> Path:
 
 @pytest.fixture
 def table(nursery: Nursery, tmp_path: Path) -> Table:
-    """Compares in forked ranks; returns the exit status and what ``--json`` holds."""
+    """Compares in forked ranks; returns the exit status and the contents of ``--json``."""
 
     def forked(arguments: Sequence[str], ranks: int, log: Path) -> bool:
         log.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ ACCUMULATING = [
 def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
     name: str, ranks: int, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """HSDP reduces in both directions. Gathers may grow: resharding is what saves memory."""
+    """HSDP reduces in both dimensions. Gathers may grow, because resharding saves memory."""
     counts = [per_step(name, ranks, a, nursery, tmp_path) for a in accumulations(name)]
     kinds = {"reduce-scatter", "all-reduce"}
     reductions = [{kind: found.get(kind, 0) for kind in kinds} for found in counts]
@@ -156,7 +156,7 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
 def test_zero_reduces_every_micro_batch_where_gradients_are_sharded(
     name: str, kind: str, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """By design: a rank holds no gradients but its own, so the others cannot wait."""
+    """This is by design: a rank holds only its own gradients, so reduction cannot wait."""
     one, two, eight = (per_step(name, 2, a, nursery, tmp_path)[kind] for a in (1, 2, 8))
     assert (two - one, eight - one) == (1, 7)
 
@@ -167,7 +167,7 @@ def test_zero_reduces_every_micro_batch_where_gradients_are_sharded(
 def test_tensor_parallelism_talks_about_activations_only(
     name: str, ranks: int, groups: int, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """Every micro-batch scatters as many activations; gradients come to that once a step."""
+    """Every micro-batch scatters equally many activations; gradients add theirs once a step."""
     counts = [per_step(name, ranks, a, nursery, tmp_path) for a in (1, 2, 8)]
     one, two, eight = (found["reduce-scatter"] for found in counts)
     activations = two - one
@@ -182,7 +182,7 @@ def accumulations(name: str) -> tuple[int, ...]:
 def per_step(
     name: str, ranks: int, accumulation: int, nursery: Nursery, folder: Path
 ) -> dict[str, float]:
-    """Collectives of a step with so many micro-batches."""
+    """Returns the collectives of a step with so many micro-batches."""
     (variant,) = variants([name], [ranks])
     place = folder / str(accumulation)
     place.mkdir()
@@ -280,7 +280,7 @@ def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list
 
 
 def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
-    """Three times the spread, and never less than fp32 is granted."""
+    """The baseline is three times the spread, and never less than fp32 is granted."""
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
     calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)

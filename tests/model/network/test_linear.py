@@ -1,4 +1,4 @@
-"""Copies of weights: the same numbers as autocast's casts, made once a step."""
+"""Shadow weights give the same numbers as autocast's casts, but are cast once per step."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_matrix_that_is_multiplied_by_has_a_copy():
     network = built()
     copies = Copies(network, torch.bfloat16)
     matrices = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    assert len(copies) == len(matrices) + 1  # and the head
+    assert len(copies) == len(matrices) + 1  # plus the head
     assert all(isinstance(m, WithCopy) for m in matrices)
 
 
@@ -93,7 +93,7 @@ class _WeightCasts(TorchDispatchMode):
 
 
 def test_weights_are_cast_once_a_step_whatever_the_accumulation():
-    """Autocast casts each of them in every micro-batch; here nothing but the refresh does."""
+    """Autocast casts each weight in every micro-batch; here only the refresh casts them."""
     tokens = some_tokens()
     found = {}
     for copied in (False, True):

@@ -33,7 +33,7 @@ def test_pieces_of_nested_ranges_are_self_times() -> None:
         Event("outer", "cpu_op", 0, 10),
         Event("first", "cpu_op", 1, 5),
         Event("inner", "cpu_op", 2, 3),
-        Event("second", "cpu_op", 5, 10.001),  # outlives its parent by a rounding error
+        Event("second", "cpu_op", 5, 10.001),  # it outlives its parent by a rounding error
     )
     apart = Event("apart", "cpu_op", 12, 13)
     pieces = innermost([second, apart, inner, first, outer])
@@ -135,7 +135,7 @@ def launched(name: str, at: float, thread: int, start: float, end: float) -> lis
 
 
 def on_a_gpu() -> list[Event]:
-    """Two steps of 1000 and 1000 microseconds on one device."""
+    """Returns two steps of 1000 microseconds each on one device."""
     return [
         *steps(1000, 2000),
         Event(LOADER_RANGE, "user_annotation", 0, 60, MAIN),
@@ -143,9 +143,9 @@ def on_a_gpu() -> list[Event]:
         *launched("sm90_gemm", 90, MAIN, 100, 300),
         *launched("flash_fwd_kernel", 95, MAIN, 300, 350),
         Event(HEAD_RANGE, "user_annotation", 100, 120, MAIN),
-        Event("aten::view", "cpu_op", 99, 100, MAIN, sequence=5),  # takes no number
+        Event("aten::view", "cpu_op", 99, 100, MAIN, sequence=5),  # a view takes no number
         Event("aten::mm", "cpu_op", 101, 110, MAIN, sequence=5),
-        Event("aten::sum", "cpu_op", 111, 118, MAIN, sequence=6),  # the number goes to the next
+        Event("aten::sum", "cpu_op", 111, 118, MAIN, sequence=6),  # the next one takes it
         Event("aten::div", "cpu_op", 121, 125, MAIN, sequence=6),
         *launched("nvjet_head", 103, MAIN, 350, 400),
         Event("DivBackward0", "cpu_op", 130, 140, AUTOGRAD, sequence=6, backward=True),
@@ -155,9 +155,9 @@ def on_a_gpu() -> list[Event]:
         *launched("nvjet_block_backward", 161, AUTOGRAD, 500, 600),
         *launched("ncclDevKernel_AllReduce", 165, AUTOGRAD, 550, 700),
         Event(UPDATE_MARK, "user_annotation", 200, 201, MAIN),
-        *launched("elementwise_kernel", 210, MAIN, 700, 720),  # of the update, whatever its name
+        *launched("elementwise_kernel", 210, MAIN, 700, 720),  # the update, whatever its name
         *launched("elementwise_kernel", 1100, MAIN, 1150, 1190),
-        *launched("sm90_gemm", 1110, MAIN, 1160, 1260),  # beside it, on another stream
+        *launched("sm90_gemm", 1110, MAIN, 1160, 1260),  # alongside it, on another stream
         *launched("sm90_gemm", 2500, MAIN, 2500, 2600),  # after the last step
     ]
 
@@ -166,18 +166,18 @@ def test_a_gpu_timeline() -> None:
     found = break_down(on_a_gpu())
     assert (found.steps, found.step_milliseconds) == (2, 1.0)
     assert {row.name: round(1000 * row.milliseconds * 2) for row in found.kinds} == {
-        "matmul": 200 + 100 + 70,  # the last but for 30 that run beside what started earlier
+        "matmul": 200 + 100 + 70,  # without 30 of the last, which overlap
         "attention": 50,
         "head and loss": 50 + 90,
         "element-wise and norms": 10 + 40,
         "optimizer": 20,
-        "communication": 100,  # the 50 beside the backward are hidden
+        "communication": 100,  # the 50 alongside the backward are hidden
         "copies": 10,
         "data wait": 60,
         "python/other": 10 + 20 + 280 + 150 + 740,
     }
     assert sum(row.share for row in found.kinds) == pytest.approx(1.0)
-    # Copies are no kernels: 100 to 720 and 1150 to 1260 of 2000.
+    # Copies are not kernels, which run from 100 to 720 and 1150 to 1260 of 2000.
     assert found.idle == pytest.approx(1 - (620 + 110) / 2000)
     gemm = found.largest[0]
     assert (gemm.name, gemm.calls, gemm.milliseconds) == ("sm90_gemm", 1.0, pytest.approx(0.15))
@@ -195,7 +195,7 @@ def test_a_cpu_timeline() -> None:
         Event("aten::mm", "cpu_op", 310, 400, MAIN),
         Event(UPDATE_MARK, "user_annotation", 600, 601, MAIN),
         Event("aten::_foreach_norm", "cpu_op", 610, 640, MAIN),
-        Event("gloo:all_reduce", "cpu_op", 620, 700, thread=9),  # 60 of it seen by nobody else
+        Event("gloo:all_reduce", "cpu_op", 620, 700, thread=9),  # nothing else covers 60 of it
     ]
     found = break_down(events, largest=2)
     assert found.idle is None

@@ -1,4 +1,4 @@
-"""What is read one interval late is what would have been read at once."""
+"""A sample that is read one interval late equals one that is read at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def test_late_metrics_are_the_same_metrics(nursery: Nursery, tmp_path: Path) -> None:
-    """With validations and checkpoints between log points, and a last step that is none."""
+    """There are validations and checkpoints between log points, and the last step is not one."""
     found = {}
     for name, script in (("at_once", None), ("late", LATE)):
         config = tiny(
@@ -47,7 +47,7 @@ def test_late_metrics_are_the_same_metrics(nursery: Nursery, tmp_path: Path) -> 
 
 
 def test_a_reading_waits_for_the_next_log_point(nursery: Nursery, tmp_path: Path) -> None:
-    """Nothing but the last step asks for it earlier here."""
+    """Only the last step flushes it earlier here."""
     config = tiny(
         tmp_path / "run", steps=11, trainer__log_every_n_steps=3, checkpoint__every="0 steps"
     )

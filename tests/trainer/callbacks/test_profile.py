@@ -1,4 +1,4 @@
-"""Which steps are recorded, and what real runs on a CPU leave behind."""
+"""Tests which steps are recorded, and what real runs on a CPU leave behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.verbs import fit as run
 
-ACCUMULATION = 4  # of the tiny run
+ACCUMULATION = 4  # that of the tiny run
 
 
 # --- which steps ----------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def test_the_steps_lie_between_validations_and_checkpoints() -> None:
     assert first_step(100, 1000, {"a": 0}) == 100 + FIRST_STEP
     for every in ({"a": 4}, {"a": 4, "b": 5}, {"a": 5, "b": 7}, {"a": 1000, "b": 10}):
         first = first_step(0, 10_000, every)
-        # What follows the last step is not recorded; what follows the step before the first is.
+        # Work after the last step is not recorded; work after the step before the first is.
         recorded = range(first - 1, first + STEPS - 1)
         assert all(step % n for step in recorded for n in every.values())
 
@@ -63,7 +63,7 @@ def test_a_run_without_such_steps_is_refused_before_it_starts(tmp_path: Path) ->
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings, and with them task and Trainer, of the runs of this test."""
+    """Collects the settings, and with them task and Trainer, of the runs of this test."""
     found: list[Settings] = []
     fit = run.fit
 
@@ -117,7 +117,7 @@ def check_trace(path: Path) -> None:
     assert sum(row.share for row in found.kinds) == pytest.approx(1.0)
     assert {row.name for row in found.kinds if row.share > 0} == set(KINDS) - {"communication"}
     calls = {row.name: row.calls for row in found.largest}
-    # 2 layers of 4 products, each with two in the backward; the head's 3 are not among them.
+    # There are 2 layers of 4 products, each with two in the backward; the head's 3 do not count.
     products = 2 * 4 * 3 * ACCUMULATION
     assert calls["aten::mm"] == products + 3 * ACCUMULATION
     wrappers = calls["aten::linear"] + calls.get("aten::matmul", 0.0)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 
 
 def seen(nursery: Nursery, folder: Path, **overrides: Any) -> dict[str, Any]:
-    """What two ranks saw while they trained."""
+    """Returns what two ranks recorded while they trained."""
     settings = {"checkpoint__every": "0 steps", "model__schedule__init_args__warmup": "1 steps"}
     path = write(folder / "c.yaml", tiny(folder / "run", steps=STEPS, **settings, **overrides))
     log, facts = folder / "log.txt", folder / "facts.json"
@@ -31,7 +31,7 @@ def seen(nursery: Nursery, folder: Path, **overrides: Any) -> dict[str, Any]:
 def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
     per_device: int, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """Two blocks and the root make three groups, with 2 micro-batches a step or 1."""
+    """Two blocks and the root make three groups, with 2 micro-batches per step or 1."""
     facts = seen(nursery, tmp_path, trainer__strategy="fsdp", batch__per_device=per_device)
     assert scatters(facts) == {"torch.float32": 3 * STEPS}
 
@@ -40,7 +40,7 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
 def test_without_resharding_parameters_are_gathered_once_a_step(
     per_device: int, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """Three groups, with 4 micro-batches a step or 1; the validation at the end gathers again."""
+    """There are three groups and 4 micro-batches per step or 1; the validation gathers again."""
     strategy = {"class_path": "FSDP", "init_args": {"reshard_after_forward": False}}
     facts = seen(nursery, tmp_path, trainer__strategy=strategy, batch__per_device=per_device)
     gathers = {k: n for k, n in facts["collectives"].items() if k.startswith("all_gather")}
@@ -66,7 +66,7 @@ def test_ddp_mixed_keeps_master_weights_in_fp32(nursery: Nursery, tmp_path: Path
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_zero_keeps_rotary_tables_in_fp32(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
-    """DeepSpeed casts what is constructed under it; beyond 256 positions bfloat16 cannot count."""
+    """DeepSpeed casts what is built under it, and bfloat16 cannot count beyond 256 positions."""
     settings = {"batch__sequence": 512, "batch__tokens": 2048, "batch__per_device": 1}
     settings["model__network__init_args__max_sequence"] = 512
     strategies = {"trainer__strategy": strategy, "trainer__precision": "bf16-mixed"}
@@ -76,6 +76,6 @@ def test_zero_keeps_rotary_tables_in_fp32(strategy: str, nursery: Nursery, tmp_p
 
 
 def scatters(facts: dict[str, Any]) -> dict[str, int]:
-    """Number of reduce-scatters by dtype."""
+    """Returns the number of reduce-scatters by dtype."""
     counts = facts["collectives"].items()
     return {k.split()[1]: n for k, n in counts if k.startswith("reduce_scatter")}
