@@ -1,4 +1,4 @@
-"""FP8 products against full precision; everything but the arithmetic must stay as it was.
+"""FP8 products are compared with full precision; all but the arithmetic stays as it was.
 
 On a CPU the products are emulated, so the numbers are those of FP8 although the speed is not.
 """

@@ -1,4 +1,4 @@
-"""Hand-made timelines whose answer is known."""
+"""The timelines are made by hand, so that the right breakdown is known."""
 
 from __future__ import annotations
 

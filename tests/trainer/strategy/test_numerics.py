@@ -1,4 +1,4 @@
-"""Dtypes of weights, state and reductions, and the number of reductions, seen from inside."""
+"""Tests dtypes of weights, state and reductions, and how many reductions a step makes."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def fit(nursery: Nursery) -> Fit:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the folder of uninterrupted runs, each under the name of its layout."""
+    """Returns the folder of uninterrupted runs, each named after its strategy and ranks."""
     return tmp_path_factory.mktemp("begun")
 
 
