@@ -1,4 +1,4 @@
-"""How long the program has been running, counted from its first instruction."""
+"""Measures how long the process has been running, and how long it has spent compiling."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _IMPORTED = time.monotonic()
 
 
 def seconds_since_start() -> float:
-    """Seconds since the operating system started this process (since import if not on Linux).
+    """Returns the seconds since this process started (since this import where /proc is missing).
 
-    Under torchrun that is the rank's own process, not the launcher's.
+    Under torchrun the process is the rank's own, not the launcher's.
     """
     try:
-        # Field 22 is the start in clock ticks after boot; the name before it may hold blanks.
+        # Field 22 is the start in clock ticks after boot; field 2, the name, may contain blanks.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return float(Path("/proc/uptime").read_text().split()[0]) - started

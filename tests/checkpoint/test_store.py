@@ -1,4 +1,4 @@
-"""The store against a plain model of its rules, and against every kind of damage."""
+"""The store equals a plain model of its rules and survives every kind of damage."""
 
 import errno
 import os
@@ -61,11 +61,11 @@ def test_pruning_equals_a_plain_model(tmp_path, seed):
     draw = random.Random(seed)
     keep_last, keep_every = draw.randint(1, 4), draw.choice([0, 0, 20, 30])
     store = CheckpointStore(tmp_path, keep_last, keep_every)
-    kept: list[int] = []  # in the order of saving
+    kept: list[int] = []  # in the order of saving them
     step = 0
     for _ in range(25):
         if draw.random() < 0.15 and kept:
-            step = draw.choice(kept)  # resumed from an earlier one; may save the same step again
+            step = draw.choice(kept)  # resume; perhaps save a step again
         else:
             step += 10
         save(store, step, f"{step}")

@@ -1,4 +1,4 @@
-"""SIGKILL at every system call through which ``commit`` changes the disk, one after the other."""
+"""A save is killed at each system call through which ``commit`` changes the disk, in turn."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import CheckpointStore
 
-# One process per scenario forks a child per kill point; the child kills itself just before its n-th
-# call. Threads only start in the children. The loop ends with the first child that lives.
+# One process per scenario forks a child per kill point, and the child kills itself just before its
+# n-th call. Threads start only in the children. The loop ends with the first child that lives.
 SCRIPT = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_killed_anywhere_a_complete_checkpoint_is_found(tmp_path, first, second)
 
 
 def test_killed_at_random_moments_while_saving_on(tmp_path):
-    """The same by the clock, without any hook, over a run that saves as fast as it can."""
+    """A run that saves as fast as it can is killed by the clock, without any hook."""
     script = SCRIPT.split("def kill_at")[0] + (
         "store = CheckpointStore(root, keep_last=2)\n"
         "for step in range(first, 10**6):\n"

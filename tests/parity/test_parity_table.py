@@ -1,4 +1,4 @@
-"""The table of parity: right strategies agree with one process, and a wrong one is found out."""
+"""In the table of parity, right strategies agree with one process and wrong ones are found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Table = Callable[..., tuple[int, dict[str, Any]]]
 
 
 def config(folder: Path, **overrides: Any) -> Path:
-    """No dropout, gradients clipped at every step, and shapes that two and four ranks divide."""
+    """Has no dropout, clips gradients at every step, and has shapes that 2 and 4 ranks divide."""
     settings: dict[str, Any] = {
         "model__network__init_args__dropout": 0.0,
         "model__network__init_args__heads": 4,
@@ -182,7 +182,7 @@ def accumulations(name: str) -> tuple[int, ...]:
 def per_step(
     name: str, ranks: int, accumulation: int, fork_server: ForkServer, folder: Path
 ) -> dict[str, float]:
-    """Collectives of a step with so many micro-batches."""
+    """Returns the collectives of a step with so many micro-batches."""
     (variant,) = variants([name], [ranks])
     place = folder / str(accumulation)
     place.mkdir()
@@ -280,7 +280,7 @@ def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list
 
 
 def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
-    """Three times the spread, and never less than fp32 is granted."""
+    """The baseline is three times the spread, and never less than fp32 is granted."""
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
     calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)

@@ -1,4 +1,4 @@
-"""A run killed at random steps and resumed each time equals the run left alone, bit for bit."""
+"""A run that is killed at random steps and resumed equals an unbroken run, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 STEPS = 40
-# strategy -> ranks; 0 is a plain process without a launcher
+# ranks of each strategy; 0 is a plain process without a launcher
 RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
 EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
 
@@ -81,7 +81,7 @@ def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, ki
 
 
 def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
-    """What must be the same, by step."""
+    """Returns the values that must be the same, by step."""
     return {
         record["step"]: {key: record[key] for key in EXACT if key in record}
         for record in read_metrics(run_dir / "metrics.jsonl")
@@ -89,7 +89,7 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights and optimizer state."""
+    """Returns every tensor of the last checkpoint: weights and optimizer state."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"

@@ -119,7 +119,7 @@ class _WeightCasts(TorchDispatchMode):
 
 
 def test_weights_are_cast_once_a_step_whatever_the_accumulation():
-    """Autocast casts each of them in every micro-batch; here nothing but the refresh does."""
+    """Autocast casts each weight in every micro-batch; here only the refresh casts them."""
     tokens = some_tokens()
     found = {}
     for copied in (False, True):

@@ -1,6 +1,6 @@
-"""One rank of the test in test_low_bit.py: low-bit state of sharded weights, saved and moved.
+"""One rank of the test in test_low_bit.py: low-bit state of sharded weights is saved and moved.
 
-Exits with 0 when everything is as it should be. The directory of the checkpoints is the argument.
+The argument is the directory of the checkpoints. The exit status is 0 if everything is right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from llm_train.checkpoint import tensors
 from llm_train.model.optimizer import LowBitAdamW
 
-ROWS, COLUMNS = 4, 128  # over three ranks: 2, 2 and 0 rows
+ROWS, COLUMNS = 4, 128  # three ranks get 2, 2 and 0 rows
 
 
 def network(mesh: Any = None, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -30,7 +30,7 @@ def network(mesh: Any = None, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[Any]:
-    """Losses of ``steps`` on inputs that every rank has, so that one process sees the same."""
+    """Returns losses of ``steps`` on inputs that every rank has, so one process sees the same."""
     losses = []
     for step in steps:
         generator = torch.Generator().manual_seed(step)
@@ -58,7 +58,7 @@ def parts(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
 
 
 def same_layout(folder: Path, mesh: Any, kept: Any, dtype: torch.dtype) -> None:
-    """What goes on in a second sharded network equals what goes on in the first, bit for bit."""
+    """A second sharded network continues bit for bit like the first one."""
     config = LowBitAdamW(learning_rate=0.01, state=kept)
     model = network(mesh, dtype)
     optimizer = config.build(model.named_parameters())
@@ -78,7 +78,7 @@ def same_layout(folder: Path, mesh: Any, kept: Any, dtype: torch.dtype) -> None:
 
 
 def other_layout(folder: Path, mesh: Any, kept: Any) -> None:
-    """Codes and scales of shards are those of one process, which reads them and goes on."""
+    """Codes and scales of shards equal those of one process, which reads them and continues."""
     config = LowBitAdamW(learning_rate=0.01, state=kept)
     model = network(mesh)
     optimizer = config.build(model.named_parameters())
@@ -102,7 +102,7 @@ def other_layout(folder: Path, mesh: Any, kept: Any) -> None:
 
 
 def cut_rows(folder: Path, mesh: Any) -> None:
-    """Tensor parallelism cuts rows; blocks that divide the parts are those of whole rows."""
+    """Tensor parallelism splits rows; blocks that divide the parts are those of whole rows."""
     torch.manual_seed(0)
     whole_module, cut = nn.Linear(3 * COLUMNS, 5), nn.Linear(3 * COLUMNS, 5)
     config = LowBitAdamW(learning_rate=0.01)

@@ -1,4 +1,4 @@
-"""Moments in 16, 8 and 4 bits: what they cost, that they learn, round and come back bit for bit."""
+"""Moments in 16, 8 and 4 bits: their cost, learning, rounding, and bitwise resume."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ WORKER = Path(__file__).with_name("low_bit_worker.py")
 
 @pytest.fixture(autouse=True)
 def _eager():
-    """The update as it is written; compiling each shape takes seconds and changes no rule."""
+    """Runs updates uncompiled: compiling each shape takes seconds and changes no rule."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def moved(optimizer_of, dtype, steps=60):
-    """Mean distance of weights at 1.0 after updates of 1e-4 each, far below bfloat16's 2**-8."""
+    """Returns the mean change of weights of 1.0 by updates of 1e-4, far below bfloat16's 2**-8."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.ones(64, 128, dtype=dtype))
     optimizer = optimizer_of(weight)
@@ -52,12 +52,12 @@ def test_small_updates_of_bfloat16_weights_arrive_on_average(kept):
     stochastic = moved(lambda w: config.build([("w", w)]), torch.bfloat16)
     assert exact == pytest.approx(60 * 1e-4, rel=1e-3)
     assert nearest == 0.0  # every update is rounded away
-    # 8,192 weights: the mean of the roundings has a standard deviation of about 1 %.
+    # With 8,192 weights the mean of the roundings has a standard deviation of about 1 %.
     assert stochastic == pytest.approx(exact, rel=0.05)
 
 
 def regression(optimizer_of, steps=40, width=64):
-    """Losses of a linear regression with float32 weights."""
+    """Returns the losses of a linear regression with float32 weights."""
     torch.manual_seed(0)
     model = nn.Linear(width, width)
     inputs, truth = torch.randn(256, width), torch.randn(width, width) / 8
@@ -190,12 +190,12 @@ def written(tmp_path: Path, name: str, kept: str, **overrides: Any) -> str:
     return str(write(tmp_path / f"{name}.yaml", config))
 
 
-# What the trainer warns of in a test process, see tests/resume.
+# The trainer warns of these in a test process; see tests/resume.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated")
 @pytest.mark.parametrize(("kept", "precision"), [("8bit", "32-true"), ("4bit", "bf16-true")])
 def test_a_run_resumes_bitwise(kept, precision, tmp_path: Path):
-    """Rounding draws random bits; the checkpoint holds the generator."""
+    """Rounding draws random bits, so the checkpoint holds the generator."""
     files = {
         name: written(tmp_path, name, kept, trainer__precision=precision)
         for name in ("alone", "resumed")

@@ -1,4 +1,4 @@
-"""Runs the command line as on a GPU, and says when each reading was published."""
+"""Runs the command line as on a GPU, and reports when each sample was published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_train.trainer.callbacks import Metrics
 
 
 class Late(Metrics):
-    """Reads one interval late on a CPU too."""
+    """Reads one interval late, as on a GPU."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, late=True)

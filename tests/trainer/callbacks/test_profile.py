@@ -1,4 +1,4 @@
-"""Which steps are recorded, and what real runs on a CPU leave behind."""
+"""Tests which steps are recorded, and what real runs on a CPU leave behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step, i
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.verbs import fit as run
 
-ACCUMULATION = 4  # of the tiny run
+ACCUMULATION = 4  # that of the tiny run
 
 
 # --- which steps ----------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def test_the_steps_lie_between_validations_and_checkpoints() -> None:
     assert first_step(100, 1000, {"a": 0}) == 100 + FIRST_STEP
     for every in ({"a": 4}, {"a": 4, "b": 5}, {"a": 5, "b": 7}, {"a": 1000, "b": 10}):
         first = first_step(0, 10_000, every)
-        # What follows the last step is not recorded; what follows the step before the first is.
+        # Work after the last step is not recorded; work after the step before the first is.
         recorded = range(first - 1, first + STEPS - 1)
         assert all(step % n for step in recorded for n in every.values())
 
@@ -62,7 +62,7 @@ def test_a_run_without_such_steps_is_refused_before_it_starts(tmp_path: Path) ->
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings, and with them task and Trainer, of the runs of this test."""
+    """Collects the settings, and with them task and Trainer, of the runs of this test."""
     found: list[Settings] = []
     fit = run.fit
 

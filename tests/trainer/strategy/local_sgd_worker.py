@@ -1,7 +1,7 @@
-"""One rank of the local SGD tests: what it sends, when replicas are equal, and where it ends.
+"""One rank of the local SGD tests: records what it sends and when replicas are equal.
 
-Arguments: a folder for what was seen, a step to end at (0: none), how to end there (signal: as
-SIGTERM would, callback: as a Timer would, poison: an infinite gradient on rank 1), and those of the
+The arguments are a folder for the records, a step to end at (0: none), how to end there (signal:
+like SIGTERM, callback: like a Timer, poison: an infinite gradient on rank 1), and those of the
 command line.
 """
 
@@ -25,7 +25,7 @@ from llm_train.testing.attach import attached
 
 
 class Recorder(pl.Callback):
-    """Begins to record an optimizer step when all else at its start, a save for one, is over."""
+    """Starts to record an optimizer step when other work at its start, such as a save, is over."""
 
     profile: Any = None
 
@@ -38,7 +38,7 @@ class Recorder(pl.Callback):
 
 
 class Probe(pl.Callback):
-    """Looks at each optimizer step when it is over, before anything is logged."""
+    """Inspects each optimizer step when it is over, before anything is logged."""
 
     def __init__(self, recorder: Recorder, folder: Path, end_at: int, how: str) -> None:
         self.recorder = recorder
@@ -80,7 +80,7 @@ class Probe(pl.Callback):
 
 
 def digest(network: torch.nn.Module) -> str:
-    """Of every bit of the weights."""
+    """Returns a hash of every bit of the weights."""
     found = hashlib.sha256()
     for parameter in network.parameters():
         found.update(parameter.detach().float().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""With reduction: canonical, any number of ranks gives the bits of one process.
+"""With reduction: deterministic, any number of ranks gives the bits of one process.
 
 Everything is compared with ``==``: losses, gradient norms, weights and optimizer state.
 """
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model__loss__class_path": "ChunkedCausalLM",
         "model__recompute__class_path": "EveryBlock",
     },
-    # Targets of number 5 do not count, so that gradients are scaled by what all ranks have counted.
+    # Targets with id 5 do not count, so the loss normaliser is a count over all ranks.
     "ignored": {"model__loss": {"class_path": "CausalLM", "init_args": {"ignore_index": 5}}},
     "three": {"batch__tokens": 384},  # 12 micro-batches: 3 ranks x 4
 }
@@ -56,11 +56,11 @@ def config(run_dir: Path, strategy: Any, **overrides: Any) -> dict[str, Any]:
     settings = {
         **PLAIN,
         f"{NETWORK}dropout": 0.0,
-        "batch__tokens": 256,  # 8 micro-batches: on 4 ranks still 2 for each
+        "batch__tokens": 256,  # 8 micro-batches, so that each of 4 ranks still has 2
         "checkpoint__every": "3 steps",
         "validate_every": "3 steps",
         "model__optimizer__init_args__fused": "off",
-        # Below every norm of this run, so that clipping acts on each step.
+        # This is below every norm of this run, so that clipping acts on each step.
         "trainer__gradient_clip_val": 0.25,
         **overrides,
     }
@@ -113,7 +113,7 @@ def recorded(run_dir: Path) -> dict[tuple[int, str], float]:
 
 
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimizer state of the last checkpoint."""
+    """Returns weights and optimizer state of the last checkpoint."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"
@@ -154,12 +154,12 @@ def test_any_number_of_ranks_equals_one_process(
 ) -> None:
     assert_same_bits(trained(), trained(strategy, ranks))
     clipped = [norm for (_, key), norm in recorded(trained()).items() if key == "grad/norm"]
-    assert min(clipped) > 0.25  # the clipping was at work
+    assert min(clipped) > 0.25  # clipping had an effect
 
 
 @pytest.mark.parametrize("strategy", [slow("DDP"), "FSDP"])
 def test_without_the_option_they_differ(strategy: str, trained: Trained) -> None:
-    """So the test above can fail."""
+    """This shows that the test above can fail."""
     fast = trained(strategy, 2, reduction="fast")
     assert recorded(fast) != recorded(trained())
     assert recorded(fast) == pytest.approx(recorded(trained()), rel=1e-5)
@@ -177,7 +177,7 @@ def test_variants_equal_one_process(variant: str, strategy: str, trained: Traine
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["DDP", "FSDP"])
 def test_mixed_precision_equals_one_rank_of_the_strategy(strategy: str, trained: Trained) -> None:
-    """FSDP casts norms and activations to bf16 where autocast does not: another computation."""
+    """FSDP casts norms and activations to bf16, and autocast does not, so results differ."""
     one = trained(strategy, 1, "bf16-mixed")
     for ranks in (2, 4):
         assert_same_bits(one, trained(strategy, ranks, "bf16-mixed"))

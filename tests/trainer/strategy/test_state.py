@@ -1,4 +1,4 @@
-"""Files of parameters and optimizer state: nothing is executed, nothing is quietly missing."""
+"""Reading parameters and optimizer state executes nothing and silently loses nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_state_that_is_no_tensor_comes_back(tmp_path: Path) -> None:
 def test_a_step_counter_goes_where_the_kernel_reads_it(
     fused: bool | None, device: str, tmp_path: Path
 ) -> None:
-    """Fused kernels want the counter beside the parameter; the others want it on the host."""
+    """Fused kernels read the counter on the parameter's device; the others read it on the host."""
     network, optimizer = trained()
     tensors.save(tmp_path, network, optimizer)
     stored = dcp.Reader(tmp_path).read_metadata().state_dict_metadata

@@ -1,4 +1,4 @@
-"""A run begun under one of ZeRO's layouts goes on under any other layout, and the reverse."""
+"""A run begun under ZeRO continues under any other strategy, and the reverse."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fit(fork_server: ForkServer) -> Fit:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs that are not interrupted are, each under the name of its layout."""
+    """Returns the folder of uninterrupted runs, each named after its strategy and ranks."""
     return tmp_path_factory.mktemp("begun")
 
 
@@ -75,7 +75,7 @@ def middle(folder: Path) -> Path:
 
 
 def crossed(source: Layout, target: Layout, begun: Path, fit: Fit, tmp_path: Path) -> float:
-    """The largest relative difference of a loss from one process that was not interrupted."""
+    """Returns the largest relative difference of a loss from one process without interruption."""
     expected = fit(begun / "single-0", "single", 0)
     folder = begun / f"{source[0]}-{source[1]}"
     fit(folder, *source)
@@ -159,7 +159,7 @@ def test_mixed_precision(source: str, target: str, fit: Fit, tmp_path: Path) -> 
     "stage", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
 def test_offloaded_state(stage: int, begun: Path, fit: Fit, tmp_path: Path) -> None:
-    """What host memory holds is updated, saved and read like anything else."""
+    """State in host memory is updated, saved and read like any other."""
     expected = fit(begun / "single-0", "single", 0)
     arguments = {"stage": stage, "offload_optimizer": "cpu"}
     if stage == 3:
