@@ -22,7 +22,7 @@ FAMILIES = {
 ALLOWED: dict[str, tuple[int, str]] = {}
 """File -> number of comparisons in it, and why the part cannot be asked instead."""
 
-UNFINISHED: tuple[str,...] = ()
+UNFINISHED: tuple[str, ...] = ()
 """Rooms that compare strategies still."""
 
 
@@ -45,7 +45,11 @@ def comparisons(path: Path, classes: dict[str, set[str]], words: set[str]) -> It
     foreign = {name for name in classes.keys() - own if f"class {name}" not in text}
     words = {word for word in words if home != "trainer/strategy"} | foreign
     for node in ast.walk(ast.parse(text)):
-        calls = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        calls = {
+            n.func.id
+            for n in ast.walk(node)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id in ("isinstance", "issubclass") and names(node) & foreign:
                 yield node
@@ -61,7 +65,8 @@ def names(node: ast.AST) -> set[str]:
     return plain | {
         inner.attr
         for inner in ast.walk(node)
-        if isinstance(inner, ast.Attribute) and ast.unparse(inner.value) not in ("nn", "optim", "pl")
+        if isinstance(inner, ast.Attribute)
+        and ast.unparse(inner.value) not in ("nn", "optim", "pl")
     }
 
 

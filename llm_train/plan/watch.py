@@ -24,6 +24,8 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llm_train.model.network.flops import attention_flops
+
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 _VIEWS_OF_ONE = ("detach", "alias", "lift_fresh", "view", "_unsafe_view", "device", "new_empty")
 _COLLECTIVES = {
@@ -235,9 +237,7 @@ def _ranks(value: Any) -> int:
 
 
 def _attention_flops(name: str, args: tuple[Any, ...]) -> int:
-    """Two products forward, five backward, each over half of the scores (causal)."""
+    """Causal cost, half of all pairs; backward twice the forward (it recomputes the scores)."""
     backward = "backward" in name
-    q, k = (args[1], args[2]) if backward else (args[0], args[1])
-    batch, heads, length, width = q.shape
-    product = batch * heads * length * k.shape[2] * width  # 2 operations, half of the matrix
-    return int(product) * (4 if backward else 2)
+    query, key, value = (tensor.shape for tensor in (args[1:4] if backward else args[:3]))
+    return attention_flops(query, key, value) // 2 * (2 if backward else 1)

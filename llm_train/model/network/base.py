@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import through_copy
+from llm_train.model.network.linear import through_shadow
 
 R = TypeVar("R")
 
@@ -32,17 +32,17 @@ class Projection(NamedTuple):
             probability.
         soft_cap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, eq. 1); 0 means
             none.
-        weight_copy: (V, D) the weight in the dtype of products, where it is kept (``linear``).
+        shadow: (V, D) the weight in the dtype of products, where it is kept (``linear``).
     """
 
     weight: Tensor
     vocab_size: int
     soft_cap: float
-    weight_copy: Tensor | None = None
+    shadow: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) in float32; padding columns are -inf."""
-        matrix = through_copy(self.weight, self.weight_copy)
+        matrix = through_shadow(self.weight, self.shadow)
         out = torch.nn.functional.linear(hidden, matrix).float()
         if self.soft_cap > 0.0:
             out = self.soft_cap * torch.tanh(out / self.soft_cap)
@@ -68,6 +68,20 @@ class Initial(NamedTuple):
     mean: float
     std: float
     rows: int = 0
+
+
+class ForwardFlops(NamedTuple):
+    """Floating point operations of one sample's forward; a multiplication and an addition are 2.
+
+    Attributes:
+        products: of everything but attention.
+        attention: of its two products, at their causal cost where they are causal.
+        attention_all_pairs: of the same over all pairs of positions.
+    """
+
+    products: int
+    attention: int
+    attention_all_pairs: int
 
 
 class LanguageModel(nn.Module, ABC):
@@ -104,6 +118,14 @@ class LanguageModel(nn.Module, ABC):
         tables = [path for path, role in roles if role in ("embedding", "head")]
         rows = {self.get_parameter(f"{path}.weight").shape[0] for path in tables}
         return {"the rows of the vocabulary (see pad_vocab_to)": math.gcd(*rows)}
+
+    def forward_flops(self, sequence: int) -> ForwardFlops | None:
+        """What a sample of ``sequence`` tokens costs; None (the default) lets torch count it.
+
+        For networks that ``flops`` cannot count: with operators that have no formula, or with work
+        that depends on values. A network that declares its work is taken at its word.
+        """
+        return None
 
     @abstractmethod
     def initial(self, name: str) -> Initial:

@@ -8,4 +8,4 @@ from llm_train.trainer.callbacks.signals import GracefulStop
 
 __all__ = ["GarbageCollection", "GracefulStop", "Metrics", "Progress"]
 
-load(__name__, skip=("breakdown", "collectives", "forecast", "intervals", "kinds", "profile"))
+load(__name__, skip=("collectives", "forecast", "phases", "profile"))

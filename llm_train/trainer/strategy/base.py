@@ -16,19 +16,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import tensors
 from llm_train.context import Part, StrategyTraits
 from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
+from llm_train.run_state import Trainee, trainee
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -50,16 +51,6 @@ class World:
     def nodes(self) -> int:
         """Machines that share the ranks."""
         return max(1, self.ranks // self.devices)
-
-
-class Trained(Protocol):
-    """What a strategy needs of the LightningModule that it trains."""
-
-    network: LanguageModel
-    gradient_norm: Tensor | None
-    trainer: pl.Trainer
-
-    def _refresh_copies(self) -> None: ...
 
 
 class Strategy(Part, LightningStrategy):
@@ -109,13 +100,13 @@ class Strategy(Part, LightningStrategy):
     # --- construction -----------------------------------------------------------------------------
 
     @property
-    def task(self) -> Trained:
+    def task(self) -> Trainee:
         """The module that the Trainer connected."""
         assert self.lightning_module is not None, "the Trainer connects the module"
-        return cast("Trained", self.lightning_module)  # nn.Module's attributes have no types
+        return trainee(self.lightning_module)
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """Dtype of the copies of weights that products read; None: no copies are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
 
@@ -174,7 +165,7 @@ class Strategy(Part, LightningStrategy):
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
-        state.save(directory, self.task.network, self.optimizers[0])
+        tensors.save(directory, self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads what ``save_state`` wrote into the live parameters and optimizer.
@@ -183,7 +174,7 @@ class Strategy(Part, LightningStrategy):
             CheckpointError: names, shapes or format do not fit.
         """
         optimizer = self.optimizers[0] if with_optimizer else None
-        state.load(directory, self.task.network, optimizer)
+        tensors.load(directory, self.task.network, optimizer)
 
 
 def strategy_of(trainer: pl.Trainer) -> Strategy:

@@ -140,7 +140,7 @@ class FSDP(Strategy, ModelParallelStrategy):
         yield from deterministic.problems(context, shards=True)
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: fully_shard casts while it gathers."""
         return None
 

@@ -142,7 +142,7 @@ class ZeRO(Strategy, DeepSpeedStrategy):
     # --- three overrides for the CPU --------------------------------------------------------------
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: the engine keeps its parameters in the low precision."""
         return None
 
@@ -259,15 +259,15 @@ class ZeRO(Strategy, DeepSpeedStrategy):
         result = super(Strategy, self).optimizer_step(optimizer, closure, model, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
-            self.task.gradient_norm = torch.as_tensor(norm)
+            self.task.run.gradient_norm = torch.as_tensor(norm)
         return result
 
     def save_state(self, directory: Path) -> None:
-        """Writes this rank's pieces of masters and moments."""
+        """Writes this rank's fragments of masters and moments."""
         zero_state.save(directory, self.task.network, self._holder())
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
+        """Reads this rank's fragments, whatever strategy on however many ranks wrote them."""
         zero_state.load(
             directory,
             self.task.network,
