@@ -11,7 +11,7 @@ Metrics gather on the device in ``run.sums`` until a log point reads them
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any
@@ -20,16 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.construction import CompileUnit, Construction, Float8
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
+from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
 from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.groups import set_learning_rates
@@ -41,7 +44,7 @@ from llm_train.run_state import Trainee
 from llm_train.trainer.strategy.base import Strategy, strategy_of
 
 
-class Task(Trimmed, Trainee):
+class Task(Part, Trimmed, Trainee):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -90,6 +93,22 @@ class Task(Trimmed, Trainee):
         self._token_bytes: Tensor | None = None
         self._shadows: ShadowWeights | None = None
         self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
+
+    # --- configuration ----------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        """What is connected here."""
+        yield self.network_config
+        yield self.loss
+        yield self.optimizer_config
+        yield self.schedule
+        yield self.construction.recompute
+        yield self.construction
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Those of ``attention`` and ``update``, which are words."""
+        yield from sdpa.problems(self.attention, context)
+        yield from in_backward.problems(context)
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -231,7 +250,7 @@ class Task(Trimmed, Trainee):
         """Target slots behind a gradient over its valid targets, without leaving the device."""
         valid = self._valid.float()
         self._valid.zero_()
-        return self.strategy.slots_per_valid(valid, self.derived.tokens_per_step)
+        return self.strategy.loss_normaliser(valid, self.derived.tokens_per_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.

@@ -12,10 +12,9 @@ import yaml
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import Found
-from llm_train.data.token_shards import TokenShards
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
-from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.logger.base import log_event
 
 EARLIER = "earlier"
 RECORDS = "records"
@@ -58,10 +57,8 @@ def record(
     if found.path is not None:
         event, step = "resume", int(manifest.read(found.path).metadata["step"])
     for logger in loggers:
-        if isinstance(logger, JSONLMetrics):
-            logger.log_event(event, step)
-        else:
-            logger.log_hyperparams(settings.plain)
+        logger.log_hyperparams(settings.plain)
+    log_event(loggers, event, step)
 
 
 def _set_aside(run_dir: Path) -> None:
@@ -107,7 +104,5 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def files_for_checkpoints(settings: Settings) -> dict[str, str]:
     """Texts that make a checkpoint usable without the run directory and the data."""
     files = {"config.yaml": settings.text}
-    source = settings.data.source
-    if isinstance(source, TokenShards):
-        files["tokenizer.json"] = (Path(source.path) / "tokenizer.json").read_text(encoding="utf-8")
-    return files
+    tokenizer = settings.data.source.tokenizer_text()
+    return files | ({"tokenizer.json": tokenizer} if tokenizer else {})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_train import check as checks
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError
 from llm_train.plan import report
 from llm_train.plan.devices import Accelerator, accelerator
@@ -78,7 +77,7 @@ class Draft:
 
 def draft(settings: Settings, device: Accelerator, *, searching: bool = True) -> Draft:
     """Plans the configured run, and looks for a faster one."""
-    precision, placing = precision_of(settings), placing_of(settings)
+    precision, placing = settings.precision, placing_of(settings)
     ground = Ground(settings, weights_of(settings.task.network_config), device, precision)
     policy, micro_batch = settings.task.construction.recompute, settings.batch.per_device
     own = ground.candidate(placing, policy, micro_batch)
@@ -124,7 +123,7 @@ def confirmed(settings: Settings, placing: Placing, own: Candidate) -> Measured 
             loss=task.loss,
             optimizer=task.optimizer_config,
             recompute=task.construction.recompute,
-            precision=precision_of(settings),
+            precision=settings.precision,
             sequence=settings.batch.sequence,
             micro_batch=own.micro_batch,
             micro_batches=own.micro_batches,

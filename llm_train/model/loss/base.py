@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from llm_train.context import Part
+
 
 class Projection(Protocol):
     """The part of a network's output projection (its head) that a loss may use."""
@@ -55,7 +57,7 @@ Scorer = Callable[..., LossSum]
 """Maps ``(hidden, projection, targets)`` to sums: a loss, or a faster form of one."""
 
 
-class Loss(ABC):
+class Loss(Part, ABC):
     """The configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
     ignore_index: int = -100
