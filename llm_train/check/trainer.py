@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.model.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
+from llm_train.trainer.callbacks import EMA
 from llm_train.trainer.strategy import Placement, SingleDevice
 
 WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
@@ -59,7 +60,7 @@ _FORBIDDEN_CALLBACKS = {
 }
 
 
-_UNCALLED_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
+_CHECKPOINT_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
 def strategy_name(settings: Settings) -> str:
@@ -214,11 +215,20 @@ def callbacks(settings: Settings) -> Iterator[str]:
                 yield f"trainer.callbacks[{index}]={base.__name__} does not work here: {way_out}"
                 break
         else:
-            if any(is_overridden(hook, callback, Callback) for hook in _UNCALLED_HOOKS):
+            where, name = (
+                f"trainer.callbacks[{index}]={type(callback).__name__}",
+                strategy_name(settings),
+            )
+            hooked = any(is_overridden(hook, callback, Callback) for hook in _CHECKPOINT_HOOKS)
+            if hooked and name not in ("SingleDevice", "DDP"):
                 yield (
-                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps its state through "
-                    "on_save_checkpoint, and checkpoints here hold what state_dict returns; use "
-                    "state_dict and load_state_dict"
+                    f"{where} keeps whole weights through on_save_checkpoint, which no rank has "
+                    f"under {name}; use class_path: EMA, or trainer.strategy=ddp"
+                )
+            if isinstance(callback, EMA) and name in ("ZeRO", "LocalSGD"):
+                yield (
+                    f"{where} averages parameters that {name} flattens or lets differ between "
+                    "ranks; use trainer.strategy=ddp or fsdp"
                 )
 
 

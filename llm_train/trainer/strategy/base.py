@@ -81,6 +81,9 @@ class Placement:
         """Global norm of the gradients, whatever their layout."""
         return global_norm(gradients)
 
+    def reshard(self) -> None:
+        """Frees whatever parameters a forward has left gathered; the shards hold their values."""
+
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
         tensors.save(directory, self.lightning_module.network, self.optimizers[0])

@@ -206,7 +206,7 @@ def test_averaging_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) 
     ],
 )
 def test_low_precision(precision: str, optimizer: str, nursery: Nursery, tmp_path: Path) -> None:
-    """Shadows follow the outer update; rounding differs between replicas, what they agree on not."""
+    """Shadows follow the outer update; replicas round differently, what they agree on does not."""
     more = {"state": "bf16"} if optimizer == "LowBitAdamW" else {}
     run = Run(
         tmp_path / "run",
