@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
-from llm_train.run_state import Trainee, trainee
+from llm_train.run_state import trainee
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.strategy.base import Placement
 
@@ -50,8 +50,9 @@ class EMA(EachStep):
         """Begins with the present weights, where no checkpoint brought an average."""
         self.tensors(trainee(pl_module).network)
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Moves the average towards the weights."""
+        task = trainee(pl_module)
         weights = [parameter.detach().float() for parameter in task.network.parameters()]
         torch._foreach_lerp_(list(self._average.values()), weights, 1 - self.decay)
 

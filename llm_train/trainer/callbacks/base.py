@@ -7,14 +7,12 @@ from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 
-from llm_train.run_state import Trainee, trainee
-
 
 class EachStep(pl.Callback, ABC):
     """A callback with a hook that Lightning lacks: the end of an optimizer step."""
 
     @abstractmethod
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when the update of step ``trainer.global_step`` is done."""
 
     def on_train_batch_end(
@@ -27,7 +25,7 @@ class EachStep(pl.Callback, ABC):
     ) -> None:
         """Passes over the micro-batches that end no step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.on_step_end(trainer, trainee(pl_module))
+            self.on_step_end(trainer, pl_module)
 
 
 @runtime_checkable

@@ -41,18 +41,16 @@ class Forecast(EachStep):
         self._due = trainer.global_step + STEP
 
     def on_before_optimizer_step(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        optimizer: torch.optim.Optimizer,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
             parameters = trainee(pl_module).network.parameters()
             self._gradients = size(p.grad for p in parameters if p.grad is not None)
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
+        task = trainee(pl_module)
         if trainer.global_step != self._due:
             return
         self._due = -1
