@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import Found
@@ -35,7 +36,7 @@ _WRITTEN = (
 def record(
     settings: Settings,
     table: dict[str, Any],
-    loggers: Sequence[Any],
+    loggers: Sequence[Logger],
     found: Found,
     *,
     resume: bool,
@@ -92,7 +93,7 @@ def _show_changes(start: Path, settings: Settings) -> None:
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         flat: dict[str, Any] = {}
         for key, inner in value.items():

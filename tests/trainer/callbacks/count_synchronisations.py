@@ -46,7 +46,7 @@ class Window(pl.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         switch["counting"] = True
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, *_: Any) -> None:  # the last save comes after it
         switch["counting"] = False
 
 
