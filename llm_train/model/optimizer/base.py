@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.runtime.sharded import local_part
 
 
 class Optimizer(ABC):
@@ -31,7 +32,7 @@ class Optimizer(ABC):
             name: of the parameter.
             parameter: on any device, meta included; a DTensor counts as this rank's part of it.
         """
-        shape, dtype = getattr(parameter, "_local_tensor", parameter).shape, parameter.dtype
+        shape, dtype = local_part(parameter).shape, parameter.dtype
         with FakeTensorMode():
             stand_in = nn.Parameter(torch.empty(shape, dtype=dtype))
             stand_in.grad = torch.empty_like(stand_in)
