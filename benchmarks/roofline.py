@@ -1,4 +1,4 @@
-"""The roofline of every preset on one H200, as a Markdown table: python -m benchmarks.roofline."""
+"""Prints the roofline of every preset on one H200 as Markdown: python -m benchmarks.roofline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRESETS = (
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The network and batch of a parsed YAML file; one device does the whole step."""
+    """Returns the network and batch of a parsed YAML file; one device does the whole step."""
     network, batch = config["model"]["network"]["init_args"], config["batch"]
     activation = network.get("activation", "swiglu")
     multiple = network.get("pad_vocab_to", 1)
@@ -45,12 +45,12 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def preset(name: str) -> Shape:
-    """The shape of a shipped configuration."""
+    """Returns the shape of a shipped configuration."""
     return shape_of(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def table() -> str:
-    """One row for each preset: shares of the time by part, and what they add up to."""
+    """Returns one row per preset: each part's share of the time, and the resulting totals."""
     parts = list(roofline(preset(PRESETS[0]), H200).parts)
     head = ["preset", "sequence", "GFLOPs per token", *parts, "tokens/s", "MFU"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]

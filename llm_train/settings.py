@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
 from llm_train.model.task import Task
 from llm_train.runtime.launch import Launch, find_launch
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
+from llm_train.trainer.strategy.base import placing
 from llm_train.units import Batch, Duration
 
 _NEVER = Duration(0, "steps")
@@ -93,22 +95,33 @@ class Settings:
         return self.devices * int(self.trainer.get("num_nodes") or 1)
 
     @property
-    def tensor(self) -> int:
-        """Ranks that compute the same samples together."""
-        strategy = self.trainer.get("strategy", "auto")
-        return self.devices if strategy == "tp" else int(getattr(strategy, "tensor", 1))
+    def world(self) -> World:
+        """The ranks that the run will have, as a strategy wants to know them."""
+        return World(ranks=self.world_size, devices=self.devices, device=self._first_device)
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """Where weights, gradients and state will live, whichever way it was written.
+
+        Raises:
+            ConfigError: no strategy of ours answers to what was written.
+        """
+        written = self.trainer.get("strategy", "auto")
+        return from_word(written, self.world) if isinstance(written, str) else placing(written)
 
     @property
-    def layout(self) -> Layout:
-        """How the ranks share data and state; all of them hold all state where nothing is sharded.
+    def mesh_shape(self) -> MeshShape:
+        """How the ranks share data and state.
 
         Raises:
             ConfigError: the ranks do not divide.
         """
-        strategy = self.trainer.get("strategy", "auto")
-        nodes = max(1, self.world_size // self.devices)
-        replicas = nodes if strategy == "hsdp" else int(getattr(strategy, "replicas", 1))
-        return Layout.of(self.world_size, replicas=replicas, tensor=self.tensor)
+        return self.strategy.mesh_shape(self.world_size)
+
+    @property
+    def _first_device(self) -> str:
+        wanted = self.trainer.get("devices")
+        return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}" if self.on_cuda else "cpu"
 
     @property
     def devices(self) -> int:

@@ -1,8 +1,8 @@
 """Writes docs/configuration.md from the code: ``make docs``. With ``--check`` it only compares.
 
 Every name, type, default and sentence comes from signatures and docstrings; a test writes the page
-again and compares. What a reader may put after ``class_path`` is what a family exports in its
-``__all__`` and derives from the family's base.
+again and compares. The page lists as ``class_path`` every class that a family exports in its
+``__all__`` and that derives from the family's base.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import docstring_parser
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 
-# YAML key, package, base classes of what the key takes (by name, in the package's base module).
+# YAML key, package, and the name of the base class of what the key takes.
 FAMILIES = (
     ("model.network", "llm_train.model.network", "Network"),
     ("model.loss", "llm_train.model.loss", "Loss"),
@@ -33,14 +33,14 @@ FAMILIES = (
     ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
     ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
     ("data.recipe.init_args.split", "llm_train.data", "Split"),
-    ("trainer.strategy", "llm_train.trainer.strategy", "Placement"),
+    ("trainer.strategy", "llm_train.trainer.strategy", "Strategy"),
     ("trainer.logger", "llm_train.trainer.logger", "Logger"),
 )
 
-# Every run has these anyway.
+# Every run has these, so nobody names them.
 ALWAYS_ON = ("JSONLMetrics",)
 
-# The least that a run needs; what else it prints are defaults.
+# The least that a run needs; everything else on the page is a default.
 SMALLEST = """\
 budget: 1000 steps
 batch: {tokens: 4096, sequence: 128, per_device: 8}
@@ -69,7 +69,7 @@ HONOURED = (
 
 
 def usable(package: str, base: str) -> list[type]:
-    """The classes of a family that ``class_path`` may name by their short names."""
+    """Lists the classes of a family that ``class_path`` may name by their short names."""
     family = importlib.import_module(package)
     root = getattr(family, base, None)
     if root is None:
@@ -92,7 +92,7 @@ def usable(package: str, base: str) -> list[type]:
 
 
 def type_text(annotation: Any) -> str:
-    """An annotation as a reader would write it."""
+    """Writes an annotation as a reader would write it."""
     text = re.sub(r"\b(?:[a-z_]\w*\.)+", "", inspect.formatannotation(annotation))
     choices = re.fullmatch(r"Literal\[(.*)\]", text)
     if choices:
@@ -101,7 +101,7 @@ def type_text(annotation: Any) -> str:
 
 
 def default_text(value: Any) -> str:
-    """A default as YAML would say it."""
+    """Writes a default value as YAML would write it."""
     if value is inspect.Parameter.empty:
         return "required"
     if dataclasses.is_dataclass(value):
@@ -116,13 +116,13 @@ def default_text(value: Any) -> str:
 
 
 def sentences(text: str | None) -> str:
-    """Running text on one line, safe in a table."""
+    """Joins running text into one line that is safe in a table."""
     joined = " ".join((text or "").replace("``", "`").split())
     return joined.replace("|", "\\|")
 
 
 def table(kind: Any) -> Iterator[str]:
-    """The arguments of a class: name, type, default, meaning."""
+    """Yields a table of the arguments of a class: name, type, default, meaning."""
     meanings = {
         parameter.arg_name: parameter.description
         for parameter in docstring_parser.parse(inspect.getdoc(kind) or "").params
@@ -142,7 +142,7 @@ def table(kind: Any) -> Iterator[str]:
 
 
 def about(kind: Any) -> str:
-    """The docstring without its sections, formulas as they are."""
+    """Returns the docstring without its sections, with formulas as they are."""
     parsed = docstring_parser.parse(inspect.getdoc(kind) or "")
     parts = [parsed.short_description or "", parsed.long_description or ""]
     text = "\n\n".join(part for part in parts if part)
@@ -151,7 +151,7 @@ def about(kind: Any) -> str:
 
 
 def top_level() -> Iterator[str]:
-    """The keys beside model, data and trainer, with the defaults that a parse gives them."""
+    """Yields a table of the keys outside model, data and trainer, with the defaults of a parse."""
     import yaml
 
     from llm_train.cli import load_settings
@@ -174,9 +174,10 @@ def top_level() -> Iterator[str]:
 
 
 def trainer_section() -> Iterator[str]:
-    """What of Lightning's Trainer arguments may be set, and what another key replaces."""
+    """Yields the Trainer arguments that may be set, and those that another key replaces."""
     from llm_train import check
     from llm_train.check import trainer as check_trainer
+    from llm_train.trainer.strategy import known_words
 
     yield textwrap.fill(
         "Lightning's own Trainer arguments. These are the usual ones: "
@@ -187,7 +188,7 @@ def trainer_section() -> Iterator[str]:
         break_on_hyphens=False,
     )
     yield ""
-    yield f"`trainer.strategy` also takes these words: {_words(check.STRATEGIES)}."
+    yield f"`trainer.strategy` also takes these words: {_words(tuple(known_words()))}."
     yield ""
     yield f"`trainer.precision` is one of {_words(check.PRECISIONS)}; unset means `32-true`."
     yield ""
@@ -208,7 +209,7 @@ def _words(values: tuple[str, ...]) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the whole page."""
     from llm_train.data.module import TokenData
     from llm_train.model.task import Task
     from llm_train.settings import CheckpointPolicy

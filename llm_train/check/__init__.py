@@ -7,16 +7,14 @@ touches a device, so a configuration for a thousand GPUs can be checked on a lap
 
 from llm_train.check.problems import notes, problems
 from llm_train.check.table import derive, table
-from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED, STRATEGIES, strategy_name
+from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED
 
 __all__ = [
     "ACCELERATORS",
     "PRECISIONS",
     "REPLACED",
-    "STRATEGIES",
     "derive",
     "notes",
     "problems",
-    "strategy_name",
     "table",
 ]

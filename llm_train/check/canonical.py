@@ -14,7 +14,7 @@ from torch import nn
 from llm_train.check.table import derive, on_meta, stand_ins
 from llm_train.check.trainer import precision_of
 from llm_train.settings import Settings
-from llm_train.trainer.strategy import FSDP, Placement
+from llm_train.trainer.strategy import FSDP, Strategy
 
 _KEY = "reduction: canonical"
 # Arguments of FSDP with sums, or places of sums, of their own, and what they must be.
@@ -79,9 +79,7 @@ def parts(settings: Settings) -> Iterator[str]:
         )
 
 
-def _strategy(settings: Settings) -> Placement | None:
+def _strategy(settings: Settings) -> Strategy | None:
     """The strategy, if it was asked for canonical order."""
-    strategy = settings.trainer.get("strategy", "auto")
-    if isinstance(strategy, Placement) and strategy.reduction == "canonical":
-        return strategy
-    return None
+    strategy = settings.strategy
+    return strategy if strategy.reduction == "canonical" else None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from llm_train.check.table import on_meta
-from llm_train.check.trainer import precision_of, strategy_name
+from llm_train.check.trainer import precision_of
 from llm_train.model.network.float8 import ALIGNMENT, fitting_layers, lacks_float8, nothing_fits
 from llm_train.settings import Settings
 
@@ -28,7 +28,7 @@ def float8(settings: Settings) -> Iterator[str]:
             f"model.float8={recipe} needs torchao, which is not installed; "
             "pip install 'llm-train[torchao]', or set model.float8=none"
         )
-    if strategy_name(settings) == "ZeRO":
+    if type(settings.strategy).__name__ == "ZeRO":
         yield (
             f"model.float8={recipe} does not work under ZeRO, where DeepSpeed casts weights "
             "itself; set trainer.strategy to ddp or fsdp, or model.float8=none"

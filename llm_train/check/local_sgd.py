@@ -11,7 +11,7 @@ from llm_train.trainer.strategy import LocalSGD
 
 def local_sgd(settings: Settings) -> Iterator[str]:
     """Somebody to agree with, and lengths that end with an agreement."""
-    strategy = settings.trainer.get("strategy")
+    strategy = settings.strategy
     if not isinstance(strategy, LocalSGD):
         return
     if settings.world_size == 1:

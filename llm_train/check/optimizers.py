@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llm_train.check.table import derive, stand_ins
-from llm_train.check.trainer import precision_of, strategy_name
+from llm_train.check.trainer import precision_of
 from llm_train.model.optimizer import LowBitAdamW, MuonAdamW
 from llm_train.settings import Settings
 
@@ -32,7 +32,7 @@ def rounding(settings: Settings) -> Iterator[str]:
     """Where LowBitAdamW cannot keep or round what it is given."""
     if not isinstance(settings.task.optimizer_config, LowBitAdamW):
         return
-    name = strategy_name(settings)
+    name = type(settings.strategy).__name__
     if name == "ZeRO":
         yield (
             "model.optimizer=LowBitAdamW needs whole matrices, and ZeRO flattens them and keeps "
@@ -49,7 +49,7 @@ def rounding(settings: Settings) -> Iterator[str]:
 def _replicas(settings: Settings, name: str) -> int:
     """Ranks that hold the same weights; tensor parallelism leaves vectors whole on each of its."""
     if name == "FSDP":
-        return settings.layout.replicas * settings.layout.tensor
+        return settings.mesh_shape.replicas * settings.mesh_shape.tensor
     if name == "LocalSGD":  # each has weights of its own
         return 1
     return settings.world_size
@@ -73,13 +73,13 @@ def in_backward(settings: Settings) -> Iterator[str]:
             "them; raise batch.per_device until a step is one micro-batch, or write "
             "model.update=step"
         )
-    name = strategy_name(settings)
+    name = type(settings.strategy).__name__
     if name not in ("SingleDevice", "FSDP"):
         yield (
             f"{_IN_BACKWARD} under {name}, which reduces gradients after they would be used; set "
             "trainer.strategy to fsdp, or write model.update=step"
         )
-    if getattr(settings.trainer.get("strategy"), "reduction", "fast") != "fast":
+    if settings.strategy.reduction != "fast":
         yield (
             f"{_IN_BACKWARD} with reduction: canonical, which takes the norm of whole gradients "
             "after backward; write model.update=step"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from llm_train.check import (
@@ -32,7 +33,13 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
         running: a run is about to start here, so that devices and prepared data must be present,
             and nothing is built while a problem is known.
     """
-    found = _ask(settings, _RULES)
+    found: list[str] = []
+    try:
+        settings.strategy  # noqa: B018 - asked whether it can be made
+    except LLMTrainError as error:
+        found.append(str(error))
+        settings = replace(settings, trainer={**settings.trainer, "strategy": "auto"})
+    found.extend(_ask(settings, _RULES))
     found.extend(_ask(settings, [devices.present, float8.present] if running else []))
     found.extend(_data(settings, running=running))
     if not (running and found):

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from llm_train.check.table import on_meta
-from llm_train.check.trainer import strategy_name
 from llm_train.model.network.attention import Attention
 from llm_train.model.network.mlp import GatedMLP, PlainMLP
 from llm_train.model.optimizer import AdamW, TorchOptimizer
@@ -17,22 +16,14 @@ from llm_train.settings import Settings
 
 def mesh(settings: Settings) -> Iterator[str]:
     """Sizes of the mesh against ranks and nodes."""
-    if strategy_name(settings) != "FSDP":
+    if type(settings.strategy).__name__ != "FSDP":
         return
-    layout, word = settings.layout, settings.trainer.get("strategy")
-    key = "trainer.strategy" if isinstance(word, str) else "trainer.strategy.init_args"
-    if word == "hsdp" and layout.replicas == 1:
-        yield (
-            "trainer.strategy=hsdp on one node is fsdp; write fsdp, or class_path: FSDP with "
-            "init_args: {replicas: N}"
-        )
-    elif layout.replicas > 1 and layout.shards == layout.tensor == 1:
+    layout, key = settings.mesh_shape, "trainer.strategy"
+    if layout.replicas > 1 and layout.shards == layout.tensor == 1:
         yield (
             f"{key}: replicas={layout.replicas} leaves one rank a copy and nothing to shard; "
             "use ddp, or fewer replicas"
         )
-    if word == "tp" and layout.tensor == 1:
-        yield "trainer.strategy=tp on one device has nothing to cut; write single"
     if settings.devices % layout.tensor:
         yield (
             f"{key}: tensor={layout.tensor} does not divide the {settings.devices} devices of a "
@@ -42,9 +33,9 @@ def mesh(settings: Settings) -> Iterator[str]:
 
 def matrices(settings: Settings) -> Iterator[str]:
     """What tensor parallelism cuts must come out in equal parts; builds on meta."""
-    if strategy_name(settings) != "FSDP" or settings.layout.tensor == 1:
+    if type(settings.strategy).__name__ != "FSDP" or settings.mesh_shape.tensor == 1:
         return
-    ranks, network = settings.layout.tensor, on_meta(settings)
+    ranks, network = settings.mesh_shape.tensor, on_meta(settings)
     roles = network.tensor_roles()
     seen: dict[str, int] = {"batch.sequence": settings.batch.sequence}
     for path, module in network.named_modules():
@@ -79,7 +70,7 @@ def _parts(module: nn.Module, role: str) -> dict[str, int]:
 
 def offload(settings: Settings) -> Iterator[str]:
     """Shards in host memory are updated there."""
-    if not getattr(settings.trainer.get("strategy"), "offload", False):
+    if not getattr(settings.strategy, "offload", False):
         return
     key = "trainer.strategy.init_args.offload=true"
     if not settings.on_cuda:

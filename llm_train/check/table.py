@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_train.check.trainer import precision_of, strategy_name
+from llm_train.check.trainer import precision_of
 from llm_train.derived import Derived
 from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.peaks import dense_peak_flops
@@ -29,7 +29,7 @@ def derive(settings: Settings) -> Derived:
         validate_every=settings.validate_every,
         log_every=10 if log_every is None else log_every,
         ranks=settings.world_size,
-        tensor=settings.layout.tensor,
+        tensor=settings.mesh_shape.tensor,
     )
 
 
@@ -165,7 +165,7 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
         "directory": str(settings.run_dir),
         "ranks": derived.ranks,
         "accelerator": "cuda" if settings.on_cuda else "cpu",
-        "strategy": strategy_name(settings),
+        "strategy": type(settings.strategy).__name__,
         "precision": precision_of(settings),
         "gradient_clip": settings.trainer.get("gradient_clip_val") or "none",
         "seed": str(derived.seed),

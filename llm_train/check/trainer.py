@@ -11,10 +11,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.model.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
-from llm_train.trainer.strategy import Placement, SingleDevice
+from llm_train.trainer.strategy import SingleDevice
 
 WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
-STRATEGIES = ("auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
@@ -62,17 +61,6 @@ _FORBIDDEN_CALLBACKS = {
 _UNCALLED_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
-def strategy_name(settings: Settings) -> str:
-    """The class that will run, whatever way it was written."""
-    strategy = settings.trainer.get("strategy", "auto")
-    if not isinstance(strategy, str):
-        return type(strategy).__name__
-    if strategy == "auto":
-        return "DDP" if settings.world_size > 1 else "SingleDevice"
-    names = {"single": "SingleDevice", "ddp": "DDP"} | dict.fromkeys(("fsdp", "hsdp", "tp"), "FSDP")
-    return names.get(strategy, "ZeRO" if strategy.startswith("zero") else strategy)
-
-
 def precision_of(settings: Settings) -> str:
     """The precision by its full name; Lightning also takes short ones."""
     precision = str(settings.trainer.get("precision") or "32-true")
@@ -108,27 +96,14 @@ def values(settings: Settings) -> Iterator[str]:
 
 def strategy(settings: Settings) -> Iterator[str]:
     """Strategies of ours only, and what each of them cannot do."""
-    chosen = settings.trainer.get("strategy", "auto")
-    if isinstance(chosen, str):
-        if chosen not in STRATEGIES:
-            yield (
-                f"trainer.strategy={chosen} is not one of {', '.join(STRATEGIES)}; for options "
-                "write class_path: DDP, FSDP, LocalSGD or ZeRO with init_args"
-            )
-            return
-    elif not isinstance(chosen, Placement):
-        yield (
-            f"trainer.strategy={type(chosen).__name__} cannot place weights or save state exactly; "
-            "use DDP, FSDP, LocalSGD or ZeRO of llm_train"
-        )
-        return
+    chosen = settings.strategy
     if isinstance(chosen, SingleDevice) and (chosen.root_device.type == "cuda") != settings.on_cuda:
         yield (
             f"trainer.strategy.init_args.device={chosen.root_device} does not fit "
             f"trainer.accelerator={settings.trainer.get('accelerator')}; "
             "write trainer.strategy=single"
         )
-    name = strategy_name(settings)
+    name = type(settings.strategy).__name__
     if name == "SingleDevice" and settings.world_size > 1:
         yield (
             f"trainer.strategy=single cannot use {settings.world_size} ranks; "
@@ -149,7 +124,7 @@ def precision(settings: Settings) -> Iterator[str]:
             f"trainer.precision={name} is not supported (no loss scaling here); choose "
             f"{', '.join(PRECISIONS)}"
         )
-    if name == "bf16-true" and strategy_name(settings) == "ZeRO":
+    if name == "bf16-true" and type(settings.strategy).__name__ == "ZeRO":
         yield (
             "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
             "write bf16-mixed, which is what DeepSpeed does"
@@ -158,7 +133,7 @@ def precision(settings: Settings) -> Iterator[str]:
 
 def compilation(settings: Settings) -> Iterator[str]:
     """Sharding hooks stand around every block and cannot be part of one graph."""
-    name = strategy_name(settings)
+    name = type(settings.strategy).__name__
     if settings.task.construction.compile == "network" and name not in WHOLE:
         yield (
             f"model.compile=network cannot be one graph under {name}, whose hooks stand between "

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from torch import optim
 
 from llm_train.check.table import stand_ins
-from llm_train.check.trainer import strategy_name
 from llm_train.model.optimizer import MuonAdamW
 from llm_train.settings import Settings
 from llm_train.trainer.strategy import ZeRO
@@ -18,7 +17,7 @@ _NOT_ON_FLAT_PIECES = (optim.Adafactor, optim.Adagrad, optim.LBFGS, optim.Muon, 
 
 def zero(settings: Settings) -> Iterator[str]:
     """What the optimizer, the data and the devices must be."""
-    if strategy_name(settings) != "ZeRO":
+    if type(settings.strategy).__name__ != "ZeRO":
         return
     if isinstance(settings.task.optimizer_config, MuonAdamW):
         yield (
@@ -30,7 +29,7 @@ def zero(settings: Settings) -> Iterator[str]:
             "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
             "before they are counted; set trainer.strategy to ddp or fsdp"
         )
-    strategy = settings.trainer.get("strategy")
+    strategy = settings.strategy
     if isinstance(strategy, ZeRO):
         yield from _offload(settings, strategy)
 
@@ -69,7 +68,9 @@ def _offload(settings: Settings, strategy: ZeRO) -> Iterator[str]:
 
 def elementwise(settings: Settings) -> Iterator[str]:
     """ZeRO hands an optimizer flat pieces; builds it, on the meta device."""
-    if strategy_name(settings) != "ZeRO" or isinstance(settings.task.optimizer_config, MuonAdamW):
+    if type(settings.strategy).__name__ != "ZeRO" or isinstance(
+        settings.task.optimizer_config, MuonAdamW
+    ):
         return
     built = settings.task.optimizer_config.build(stand_ins(settings))
     if isinstance(built, _NOT_ON_FLAT_PIECES):

@@ -30,6 +30,7 @@ from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
 from llm_train.model.task import Task
 from llm_train.settings import CheckpointPolicy, Settings
+from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")
@@ -46,7 +47,7 @@ ROOTS: Mapping[str, Any] = {
 CHOICES: Mapping[str, Sequence[str]] = {
     "trainer.precision": check.PRECISIONS,
     "trainer.accelerator": check.ACCELERATORS,
-    "trainer.strategy": check.STRATEGIES,
+    "trainer.strategy": known_words(),
 }
 
 

@@ -18,6 +18,7 @@ from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.float8 import to_float8
 from llm_train.model.network.init import initialise, materialise
 from llm_train.model.recompute.base import Recompute
+from llm_train.trainer.strategy.base import Strategy
 
 CompileUnit = Literal["none", "blocks", "network", "graphs"]
 Float8 = Literal["none", "tensorwise", "rowwise"]
@@ -37,7 +38,7 @@ class Construction:
     compile: CompileUnit
     float8: Float8
 
-    def network(self, config: Network, strategy: Any, seed: int) -> LanguageModel:
+    def network(self, config: Network, strategy: Strategy, seed: int) -> LanguageModel:
         """The network on the devices of ``strategy``, each parameter from (seed, name)."""
         with strategy.construction():
             network = config.build()

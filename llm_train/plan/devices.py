@@ -3,8 +3,8 @@
 Rates of arithmetic come from ``llm_train.runtime.peaks``, the one place for them. Bandwidths count
 one direction, where datasheets of links print the sum of both. Memory is what ``torch.cuda``
 reports as the device's total, as it stands in error messages in public: the driver keeps some of
-what the datasheet prints. The network is a choice of whoever builds the cluster: the vendor's reference
-system is assumed, and its source named.
+what the datasheet prints. The network is a choice of whoever builds the
+cluster: the vendor's reference system is assumed, and its source named.
 """
 
 from __future__ import annotations

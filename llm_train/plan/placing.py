@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llm_train.check import strategy_name
 from llm_train.settings import Settings
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class Placing:
     """
 
     kind: str
-    layout: Layout
+    layout: MeshShape
     reshard: bool = True
     offload: bool = False
 
@@ -55,21 +54,20 @@ class Placing:
 
 def placing_of(settings: Settings) -> Placing:
     """What ``trainer.strategy`` means on the configured ranks."""
-    name = strategy_name(settings)
-    chosen: Any = settings.trainer.get("strategy", "auto")
+    chosen: Any = settings.strategy
+    name = type(chosen).__name__
     ranks = settings.world_size
     if name == "SingleDevice":
-        return Placing(kind="single", layout=Layout())
+        return Placing(kind="single", layout=MeshShape())
     if name == "DDP":
-        return Placing(kind="ddp", layout=Layout(replicas=ranks))
+        return Placing(kind="ddp", layout=MeshShape(replicas=ranks))
     if name == "FSDP":
         return Placing(
             kind="fsdp",
-            layout=settings.layout,
+            layout=settings.mesh_shape,
             reshard=getattr(chosen, "reshard_after_forward", True),
             offload=getattr(chosen, "offload", False),
         )
     if name == "ZeRO":
-        stage = chosen[-1] if isinstance(chosen, str) else chosen.stage
-        return Placing(kind=f"zero{stage}", layout=Layout(shards=ranks))
-    return Placing(kind="ddp", layout=Layout(replicas=ranks))  # LocalSGD: whole on every rank
+        return Placing(kind=f"zero{chosen.stage}", layout=MeshShape(shards=ranks))
+    return Placing(kind="ddp", layout=MeshShape(replicas=ranks))  # LocalSGD: whole on every rank

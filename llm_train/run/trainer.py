@@ -10,7 +10,6 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from llm_train import check as checks
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.model.lightning_shortcuts import NoProfiler, trim
@@ -21,7 +20,6 @@ from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
 from llm_train.trainer.logger.jsonl import JSONLMetrics
-from llm_train.trainer.strategy import DDP, FSDP, SingleDevice, ZeRO
 
 
 def build_trainer(
@@ -54,7 +52,7 @@ def build_trainer(
             if isinstance(logger, JSONLMetrics) or hasattr(logger, "attach"):
                 logger.attach(settings.run_dir)
     arguments.update(
-        strategy=_strategy(settings),
+        strategy=settings.strategy,
         devices=wanted if isinstance(wanted, list) else settings.devices,
         num_nodes=_nodes(settings),
         plugins=[*settings.plugins, _environment(settings.launch)],
@@ -94,7 +92,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(
-        rank=trainer.global_rank // settings.tensor,
+        rank=trainer.global_rank // settings.mesh_shape.tensor,
         world_size=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=derived.accumulation,
@@ -110,28 +108,6 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
 
 def _callbacks(settings: Settings) -> list[pl.Callback]:
     return [*(settings.trainer.get("callbacks") or []), GracefulStop(), GarbageCollection()]
-
-
-def _strategy(settings: Settings) -> Any:
-    strategy = settings.trainer.get("strategy", "auto")
-    if not isinstance(strategy, str):
-        return strategy
-    name = checks.strategy_name(settings)
-    if name == "SingleDevice":
-        return SingleDevice(_single_device(settings))
-    if name == "ZeRO":
-        return ZeRO(stage=int(strategy.removeprefix("zero")))  # type: ignore[arg-type]
-    if name == "DDP":
-        return DDP()
-    layout = settings.layout
-    return FSDP(replicas=layout.replicas, tensor=layout.tensor)
-
-
-def _single_device(settings: Settings) -> str:
-    if not settings.on_cuda:
-        return "cpu"
-    wanted = settings.trainer.get("devices")
-    return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}"
 
 
 def _nodes(settings: Settings) -> int:

@@ -1,4 +1,4 @@
-"""Every measured shape is a network of ours, of the size that its name says."""
+"""Every measured shape is one of our networks and has the size that its name says."""
 
 from __future__ import annotations
 

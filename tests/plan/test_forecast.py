@@ -1,4 +1,4 @@
-"""A run says at its tenth step what was predicted and what there is."""
+"""A run reports at its tenth step what was predicted and what is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb: what it prints, writes and refuses."""
+"""Tests what the verb prints, writes and refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_train.plan.formula import Weight
 from llm_train.plan.placing import Placing
 from llm_train.plan.traffic import LINK_EFFICIENCY, Transfer, traffic
 from llm_train.testing.command import refused, run
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("-c", str(ROOT / "configs/quickstart.yaml"))
@@ -53,7 +53,7 @@ def test_a_ring_by_hand() -> None:
     # Two rounds of 15 / 16 through eight adapters of 50 GB/s: 400 GB/s, below NVLink's 450.
     assert sent.through_rank == pytest.approx(1.875e9)
     assert sent.seconds(device, 8) == pytest.approx(1.875e9 / (LINK_EFFICIENCY * 400e9))
-    # One rank of each node: its own adapter.
+    # One rank of each node has an adapter of its own.
     across = Transfer(kind="all-gather", over="shard", ranks=2, stride=8, whole=1e9, calls=0)
     assert across.seconds(device, 8) == pytest.approx(0.5e9 / (LINK_EFFICIENCY * 50e9))
 
@@ -76,15 +76,15 @@ def test_traffic_by_hand() -> None:
         )
         return {f"{t.kind} {t.over}": t.whole for t in found}
 
-    fsdp = Placing(kind="fsdp", layout=Layout(shards=2))
+    fsdp = Placing(kind="fsdp", layout=MeshShape(shards=2))
     assert sent(fsdp, 3) == {
         "all-gather shard": 2 * 3 * (2 * 32 + 40),
         "reduce-scatter shard": 4 * 72,
     }
-    kept = Placing(kind="fsdp", layout=Layout(shards=2), reshard=False)
+    kept = Placing(kind="fsdp", layout=MeshShape(shards=2), reshard=False)
     assert sent(kept, 3)["all-gather shard"] == 2 * 72
-    assert sent(Placing(kind="ddp", layout=Layout(replicas=2)), 3) == {
+    assert sent(Placing(kind="ddp", layout=MeshShape(replicas=2)), 3) == {
         "all-reduce replicate": 4 * 72
     }
-    hybrid = Placing(kind="fsdp", layout=Layout(shards=2, replicas=2))
+    hybrid = Placing(kind="fsdp", layout=MeshShape(shards=2, replicas=2))
     assert sent(hybrid, 1)["all-reduce replicate"] == 4 * 72 / 2

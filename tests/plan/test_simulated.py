@@ -1,4 +1,4 @@
-"""The simulated step against real tensors: the same bytes, for every preset that a CPU holds."""
+"""The simulated step takes the same bytes as real tensors, for every preset a CPU can hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from llm_train.cli.command import load_settings
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import Copies, WithCopy
+from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
 from llm_train.plan.formula import State, state, weights_of
@@ -23,7 +23,7 @@ from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
 from llm_train.plan.traffic import traffic
 from llm_train.settings import Settings
 from llm_train.testing import configs
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 
 ROOT = Path(__file__).parents[2]
 POLICIES = [NoRecompute(), Selective(), EveryNth(n=2), EveryNth(n=3), EveryBlock()]
@@ -49,7 +49,7 @@ def case_of(settings: Settings, policy: Any, precision: str, sequence: int, batc
 
 
 def measured(case: Case) -> dict[str, int]:
-    """The same step with real tensors, all blocks, on one device."""
+    """Runs the same step with real tensors and all blocks, on one device."""
     with default_dtype(case.precision):
         with torch.device("meta"):
             network = case.network.build()
@@ -58,7 +58,7 @@ def measured(case: Case) -> dict[str, int]:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         if case.copies:
-            Copies(network, torch.bfloat16)
+            ShadowWeights(network, torch.bfloat16)
         tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
         readout = partial(case.loss, targets=tokens[:, 1:])
         with autocast(case.precision):
@@ -69,13 +69,13 @@ def measured(case: Case) -> dict[str, int]:
         optimizer.step()
     parameters = list(network.parameters())
     states = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    modules = [m for m in network.modules() if isinstance(m, WithCopy)]
+    modules = [m for m in network.modules() if isinstance(m, HasShadow)]
     return {
         "saved": saved,
         "parameters": sum(p.nbytes for p in parameters),
         "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
         "optimizer": sum(v.nbytes for v in states),
-        "copies": sum(0 if m.weight_copy is None else m.weight_copy.nbytes for m in modules),
+        "copies": sum(0 if m.shadow is None else m.shadow.nbytes for m in modules),
     }
 
 
@@ -83,7 +83,7 @@ def assert_equal(settings: Settings, case: Case) -> None:
     found, real = Scaled(case).at(case.micro_batch), measured(case)
     for part, size in real.items():
         assert found[part] == pytest.approx(size, rel=0.02), part
-    placing = Placing(kind="single", layout=Layout())
+    placing = Placing(kind="single", layout=MeshShape())
     weights = weights_of(case.network)
     formula = state(weights, placing, case.optimizer, case.precision, accumulation=1)
     for part in ("parameters", "gradients", "optimizer", "copies"):
@@ -103,7 +103,7 @@ def test_small_presets(name: str, policy: Any) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_large_presets(name: str, policy: Any) -> None:
     settings = preset(name)
-    # bf16 products are emulated here, so in fp32; a sequence of 128 is enough for bytes.
+    # This runs in fp32, because bf16 is emulated here; a sequence of 128 is enough for bytes.
     assert_equal(settings, case_of(settings, policy, "32-true", 128, 1))
 
 
@@ -121,22 +121,22 @@ def test_depth_and_micro_batch_continue_a_line() -> None:
     settings = preset("quickstart")
     network: Any = replace(settings.task.network_config, layers=7)  # type: ignore[type-var]
     case = replace(case_of(settings, EveryNth(n=2), "bf16-mixed", 64, 3), network=network)
-    # One sample alone needs a copy less here and there, so not to the byte.
+    # A single sample needs a copy less here and there, so the bytes agree only roughly.
     assert Scaled(case).at(3) == pytest.approx(simulate(case), rel=0.03)
 
 
 @pytest.mark.parametrize(
     ("layout", "reshard"),
     [
-        (Layout(shards=64), True),
-        (Layout(shards=4, replicas=2), False),
-        (Layout(shards=3, tensor=2), True),
+        (MeshShape(shards=64), True),
+        (MeshShape(shards=4, replicas=2), False),
+        (MeshShape(shards=3, tensor=2), True),
     ],
 )
-def test_shards_are_those_of_the_formula(layout: Layout, reshard: bool) -> None:
+def test_shards_are_those_of_the_formula(layout: MeshShape, reshard: bool) -> None:
     settings = preset("quickstart")
     case = case_of(settings, NoRecompute(), "bf16-mixed", 128, 4)
-    adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers matrices of its own
+    adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers additional matrices
     case = replace(case, optimizer=adamw, micro_batches=2)
     case = replace(case, layout=layout, sharded=True, reshard=reshard)
     found = at_depth(case)

@@ -1,4 +1,4 @@
-"""Learning rate schedules: pure functions of the step. Short names for YAML below."""
+"""Learning rate schedules: pure functions of the step. YAML may use the short names below."""
 
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.model.schedule.constant import Constant

@@ -8,21 +8,22 @@ CUDA device the allocator's peak and the time of a step are known as well.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.terminal import say, section
+from llm_train.trainer.callbacks.base import EachStep, log_event
 
 STEP = 10
 _GIB = 2**30
 
 
-class Forecast(pl.Callback):
+class Forecast(EachStep):
     """Compares a forecast with what is there.
 
     Args:
@@ -35,24 +36,27 @@ class Forecast(pl.Callback):
         self._gradients = 0
         self._due = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run compares at its own tenth step."""
         self._due = trainer.global_step + STEP
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
-            parameters = pl_module.network.parameters()
+            parameters = trainee(pl_module).network.parameters()
             self._gradients = size(p.grad for p in parameters if p.grad is not None)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
         """Says it once, at the end of the tenth step."""
         if trainer.global_step != self._due:
             return
         self._due = -1
-        measured = self._measured(trainer, pl_module)
+        measured = self._measured(trainer, task)
         rows = {
             name: _row(name, self.predicted[name], measured[name])
             for name in measured
@@ -61,30 +65,26 @@ class Forecast(pl.Callback):
         if not rows:
             return
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_event"):
-                known = {name: self.predicted[name] for name in rows}
-                found = {name: measured[name] for name in rows}
-                step = trainer.global_step
-                logger.log_event("forecast", step, predicted=known, measured=found)
+        known = {name: self.predicted[name] for name in rows}
+        log_event(trainer, "forecast", predicted=known, measured={n: measured[n] for n in rows})
 
-    def _measured(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
-        network, device = pl_module.network, pl_module.device
+    def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
+        network, device = task.network, task.device
         found: dict[str, float] = {
             "parameters": size(network.parameters()),
             "copies": size(
-                module.weight_copy
+                module.shadow
                 for module in network.modules()
-                if isinstance(module, WithCopy) and module.weight_copy is not None
+                if isinstance(module, HasShadow) and module.shadow is not None
             ),
             "gradients": self._gradients,
             "optimizer": size(_state(trainer.optimizers)),
         }
         if device.type == "cuda":
             found["peak"] = torch.cuda.max_memory_allocated(device)
-        rate = pl_module.latest.get("throughput/tokens_per_s")
+        rate = task.run.latest.get("throughput/tokens_per_s")
         if rate:
-            found["step"] = pl_module.derived.tokens_per_step / rate
+            found["step"] = task.derived.tokens_per_step / rate
         return found
 
 
@@ -93,7 +93,7 @@ def size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor_bytes(tensor) for tensor in tensors)
 
 
-def _state(optimizers: Iterable[Any]) -> Iterable[Tensor]:
+def _state(optimizers: Iterable[torch.optim.Optimizer]) -> Iterable[Tensor]:
     for optimizer in optimizers:
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))

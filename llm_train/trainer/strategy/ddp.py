@@ -9,11 +9,12 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.canonical import Buckets, Reduction, check_reduction
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class DDP(Placement, DDPStrategy):
+class DDP(Strategy, DDPStrategy):
     """DistributedDataParallel with views into the buckets, not a second copy of the gradients.
 
     Args:
@@ -24,6 +25,8 @@ class DDP(Placement, DDPStrategy):
             micro-batch, so it is slow: for verification.
         timeout_minutes: how long a collective may wait for a rank.
     """
+
+    words = ("ddp",)
 
     def __init__(
         self,
@@ -43,16 +46,20 @@ class DDP(Placement, DDPStrategy):
         self._buckets: Buckets | None = None
         self._last = True
 
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """Every rank holds everything."""
+        return MeshShape(replicas=ranks)
+
     def configure_ddp(self) -> None:
         """Wraps nothing in canonical order: DistributedDataParallel would reduce in its own."""
         if self.reduction == "fast":
             super().configure_ddp()
         else:
-            self._buckets = Buckets(self.lightning_module.parameters(), self._bucket_bytes)
+            self._buckets = Buckets(self.task.network.parameters(), self._bucket_bytes)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remembers whether this micro-batch is the step's last."""
-        self._last = (batch_idx + 1) % self.lightning_module.trainer.accumulate_grad_batches == 0
+        self._last = (batch_idx + 1) % self.task.trainer.accumulate_grad_batches == 0
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
         """In canonical order, sums gradients over ranks; Lightning knows nothing of it."""

@@ -19,16 +19,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
 from llm_train.trainer.strategy import canonical
-from llm_train.trainer.strategy.base import Placement
-from llm_train.trainer.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
+from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.sharding import make_mesh, mixed_precision, shard_network
 from llm_train.trainer.strategy.tensor_parallel import own_positions
 
 
-class FSDP(Placement, ModelParallelStrategy):
+class FSDP(Strategy, ModelParallelStrategy):
     """Parameters, gradients and optimizer state sharded over ranks (ZeRO-3 in torch's own way).
 
     Args:
@@ -45,6 +48,8 @@ class FSDP(Placement, ModelParallelStrategy):
             gathered for their norm, so it is slow: for verification.
         timeout_minutes: how long a collective may wait for a rank.
     """
+
+    words = ("fsdp", "hsdp", "tp")
 
     def __init__(
         self,
@@ -64,8 +69,26 @@ class FSDP(Placement, ModelParallelStrategy):
         self.reduction = reduction
         self._shards: canonical.Shards | None = None
 
+    @classmethod
+    def from_word(cls, word: str, world: World) -> FSDP:
+        """``fsdp`` shards over all ranks, ``hsdp`` within each node, ``tp`` cuts over a node."""
+        if word == "hsdp":
+            if world.nodes == 1:
+                raise ConfigError(
+                    "trainer.strategy=hsdp on one node is fsdp; write fsdp, or class_path: FSDP "
+                    "with init_args: {replicas: N}"
+                )
+            return cls(replicas=world.nodes)
+        if word == "tp" and world.devices == 1:
+            raise ConfigError("trainer.strategy=tp on one device has nothing to cut; write single")
+        return cls(tensor=world.devices if word == "tp" else 1)
+
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """The ranks that neither hold copies nor share samples share the shards."""
+        return MeshShape.of(ranks, replicas=self.replicas, tensor=self.tensor)
+
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: fully_shard casts while it gathers."""
         return None
 
@@ -81,13 +104,12 @@ class FSDP(Placement, ModelParallelStrategy):
             self._process_group_backend = "cpu:gloo,cuda:nccl"
         super(ModelParallelStrategy, self).setup_environment()
         self._setup_distributed()
-        layout = Layout.of(self.world_size, replicas=self.replicas, tensor=self.tensor)
-        self._device_mesh = make_mesh(self.root_device.type, layout)
+        self._device_mesh = make_mesh(self.root_device.type, self.mesh_shape(self.world_size))
 
     def model_to_device(self) -> None:
         """Nothing: everything is where it belongs since its construction."""
 
-    def shard(self, network: nn.Module) -> None:
+    def shard(self, network: LanguageModel) -> None:
         """Cuts the network over the mesh."""
         shard_network(
             network,
@@ -105,8 +127,8 @@ class FSDP(Placement, ModelParallelStrategy):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""
-        accumulation = self.lightning_module.trainer.accumulate_grad_batches
-        network: FSDPModule = self.lightning_module.network
+        accumulation = self.task.trainer.accumulate_grad_batches
+        network: Any = self.task.network  # fully_shard made it an FSDPModule as well
         last = (batch_idx + 1) % accumulation == 0
         network.set_requires_gradient_sync(last or self._shards is not None)
         if self._shards is not None:
@@ -141,6 +163,6 @@ class FSDP(Placement, ModelParallelStrategy):
 
         Its parameters are then full tensors whose memory torch frees behind our back.
         """
-        for module in self.lightning_module.network.modules():
+        for module in self.task.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

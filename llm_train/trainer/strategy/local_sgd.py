@@ -30,14 +30,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import dcp, tensors
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.base import Strategy
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class LocalSGD(Placement, DDPStrategy):
+class LocalSGD(Strategy, DDPStrategy):
     """Independent replicas whose weights are averaged every so many optimizer steps.
 
     The inner batch, of which a replica's gradient is the mean, is batch.tokens / ranks; learning
@@ -80,6 +80,10 @@ class LocalSGD(Placement, DDPStrategy):
         self._outer: Outer | None = None
         self._aside: list[Tensor] = []
 
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """Every rank holds everything."""
+        return MeshShape(replicas=ranks)
+
     def configure_ddp(self) -> None:
         """Wraps nothing: that is what would reduce gradients."""
 
@@ -87,7 +91,7 @@ class LocalSGD(Placement, DDPStrategy):
         """Remembers the weights that all replicas begin with, when a run is about to train."""
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
-            self._outer = Outer(self.lightning_module.network, momentum=self.outer_momentum > 0)
+            self._outer = Outer(self.task.network, momentum=self.outer_momentum > 0)
 
     def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
         """This replica's own: asking the others would be communication at each step."""
@@ -100,7 +104,7 @@ class LocalSGD(Placement, DDPStrategy):
         """
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         assert self._outer is not None, "setup() comes first"
-        if (self.lightning_module.trainer.global_step + 1) % self.every == 0:
+        if (self.task.trainer.global_step + 1) % self.every == 0:
             self._outer.agree(self.outer_learning_rate, self.outer_momentum)
         return result
 
@@ -108,18 +112,16 @@ class LocalSGD(Placement, DDPStrategy):
 
     def on_validation_start(self) -> None:
         """Scores what was last agreed on, if a callback ends a run between two averagings."""
-        step = self.lightning_module.trainer.global_step
+        step = self.task.trainer.global_step
         if self._outer is not None and step % self.every:
             self._aside = [parameter.detach().clone() for parameter in self._outer.parameters]
             self._outer.impose()
-            self.lightning_module._refresh_copies()
 
     def on_validation_end(self) -> None:
         """Gives the replica its own weights back."""
         if self._outer is not None and self._aside:
             self._outer.impose(self._aside)
             self._aside = []
-            self.lightning_module._refresh_copies()
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -130,20 +132,20 @@ class LocalSGD(Placement, DDPStrategy):
         under ``replica-RANK``, and the momentum under ``outer``.
         """
         assert self._outer is not None, "setup() comes first"
-        network = self.lightning_module.network
-        agreed = state.model_tensors(network) | self._outer.tensors()
-        state.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
+        network = self.task.network
+        agreed = tensors.model_tensors(network) | self._outer.tensors()
+        tensors.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""
-        network = self.lightning_module.network
+        network = self.task.network
         optimizer = self.optimizers[0] if with_optimizer else None
         assert self._outer is not None, "setup() comes first"
-        if any(key.startswith(self._own) for key in files.keys(directory)):
+        if any(key.startswith(self._own) for key in dcp.keys(directory)):
             agreed = self._outer.tensors()
-            state.load(directory, network, optimizer, own=self._own, beside=agreed)
+            tensors.load(directory, network, optimizer, own=self._own, beside=agreed)
         else:
-            state.load(directory, network, optimizer)
+            tensors.load(directory, network, optimizer)
             self._outer.begin()
 
     @property

@@ -27,13 +27,14 @@ from torch import nn
 
 from llm_train.errors import ConfigError
 from llm_train.trainer.strategy import zero_state
-from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
 
 Device = Literal["none", "cpu", "nvme"]
 
 
-class ZeRO(Placement, DeepSpeedStrategy):
+class ZeRO(Strategy, DeepSpeedStrategy):
     """Optimizer state (1), gradients (2) or parameters (3) sharded by DeepSpeed.
 
     Args:
@@ -46,7 +47,9 @@ class ZeRO(Placement, DeepSpeedStrategy):
         timeout_minutes: how long a collective may wait for a rank.
     """
 
+    words = ("zero1", "zero2", "zero3")
     clips_gradients = True
+    only_trains = True
 
     def __init__(
         self,
@@ -56,46 +59,63 @@ class ZeRO(Placement, DeepSpeedStrategy):
         nvme_path: str = "",
         timeout_minutes: float = 30.0,
     ) -> None:
-        _prepare_import()
-        super().__init__(
-            zero_optimization=True,
-            stage=stage,
-            offload_optimizer=offload_optimizer != "none",
-            offload_optimizer_device=offload_optimizer,
-            offload_parameters=offload_parameters != "none",
-            offload_params_device=offload_parameters,
-            remote_device=None if offload_parameters == "none" else offload_parameters,
-            nvme_path=nvme_path,
-            pin_memory=True,
-            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
-            sub_group_size=10**8 if offload_optimizer == "nvme" else 10**12,
-            logging_level=logging.WARNING,
-            timeout=timedelta(minutes=timeout_minutes),
-            logging_batch_size_per_gpu=1,
-        )
+        # Not DeepSpeedStrategy's, which imports deepspeed: that waits for ``setup_environment``.
+        super(DeepSpeedStrategy, self).__init__(timeout=timedelta(minutes=timeout_minutes))
         self.stage = stage
         self.offload_optimizer = offload_optimizer
         self.offload_parameters = offload_parameters
         self.nvme_path = nvme_path
-        assert isinstance(self.config, dict)
-        self.config["zero_allow_untested_optimizer"] = True
-        self.config["zero_force_ds_cpu_optimizer"] = False
-        self.config["steps_per_print"] = 10**9
-        self.config["communication_data_type"] = "fp32"
+
+    @classmethod
+    def from_word(cls, word: str, world: World) -> ZeRO:
+        """The last letter is the stage."""
+        stage: Any = int(word[-1])
+        return cls(stage=stage)
+
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """All ranks share one copy of what the stage shards."""
+        return MeshShape(shards=ranks)
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: the engine keeps its parameters in the low precision."""
         return None
 
     def setup_environment(self) -> None:
         """Skips the guard that admits CUDA only."""
+        self._complete()
         if self._on_cuda:
             super().setup_environment()
         else:
             super(DeepSpeedStrategy, self).setup_environment()
+
+    def _complete(self) -> None:
+        """Completes the constructor; what the Trainer has connected meanwhile stays."""
+        import_deepspeed()
+        connected = dict(vars(self))
+        super().__init__(
+            zero_optimization=True,
+            stage=self.stage,
+            offload_optimizer=self.offload_optimizer != "none",
+            offload_optimizer_device=self.offload_optimizer,
+            offload_parameters=self.offload_parameters != "none",
+            offload_params_device=self.offload_parameters,
+            remote_device=None if self.offload_parameters == "none" else self.offload_parameters,
+            nvme_path=self.nvme_path,
+            pin_memory=True,
+            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
+            sub_group_size=10**8 if self.offload_optimizer == "nvme" else 10**12,
+            logging_level=logging.WARNING,
+            logging_batch_size_per_gpu=1,
+        )
+        vars(self).update(connected)
+        assert isinstance(self.config, dict)
+        self.config["zero_allow_untested_optimizer"] = True
+        self.config["zero_force_ds_cpu_optimizer"] = False
+        self.config["steps_per_print"] = 10**9
+        self.config["communication_data_type"] = "fp32"
 
     def setup_distributed(self) -> None:
         """Skips the validation of CUDA device indices."""
@@ -168,26 +188,26 @@ class ZeRO(Placement, DeepSpeedStrategy):
         Adam hides the difference, clipping does not: every gradient would be too small by that
         factor.
         """
-        accumulation = self.lightning_module.trainer.accumulate_grad_batches
+        accumulation = self.task.trainer.accumulate_grad_batches
         return super().backward(closure_loss * accumulation, *args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
-        result = super(Placement, self).optimizer_step(optimizer, closure, model, **kwargs)
+        result = super(Strategy, self).optimizer_step(optimizer, closure, model, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
-            self.lightning_module.gradient_norm = torch.as_tensor(norm)
+            self.task.run.gradient_norm = torch.as_tensor(norm)
         return result
 
     def save_state(self, directory: Path) -> None:
-        """Writes this rank's pieces of masters and moments."""
-        zero_state.save(directory, self.lightning_module.network, self._holder())
+        """Writes this rank's fragments of masters and moments."""
+        zero_state.save(directory, self.task.network, self._holder())
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
+        """Reads this rank's fragments, whatever strategy on however many ranks wrote them."""
         zero_state.load(
             directory,
-            self.lightning_module.network,
+            self.task.network,
             self._holder(),
             with_optimizer=with_optimizer,
         )
@@ -201,8 +221,12 @@ class ZeRO(Placement, DeepSpeedStrategy):
         return self.root_device.type == "cuda"
 
 
-def _prepare_import() -> None:
-    """DeepSpeed decides on its accelerator when it is imported, from the environment."""
+def import_deepspeed() -> None:
+    """Imports it where it must; it decides on its accelerator by the environment while imported.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:

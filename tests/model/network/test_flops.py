@@ -1,9 +1,9 @@
-"""Counts against torch's FlopCounterMode and against published parameter counts.
+"""Counts equal torch's FlopCounterMode and published parameter counts.
 
-torch counts every SDPA as if it were not causal. With the math kernel its backward is two products
-for each forward product, 12 * width * sequence in all, which is our non-causal convention exactly.
-A flash kernel's backward is counted with one product more (it recomputes the scores): 14 instead of
-12. The CPU flash kernel is not known to the counter at all, and leaves the matrix products alone.
+torch counts every SDPA as if it were not causal. With the math kernel its backward has two products
+for each forward product, 12 * width * sequence in all, which is exactly our non-causal convention.
+For a flash kernel it counts one more product in the backward, which recomputes the scores: 14
+instead of 12. It does not know the CPU flash kernel at all, which leaves only the matrix products.
 """
 
 from dataclasses import replace
