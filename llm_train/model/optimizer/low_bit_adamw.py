@@ -20,7 +20,7 @@ from torch import Tensor, nn, optim
 
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.groups import check_adamw, decay_groups
+from llm_train.model.optimizer.groups import check_fields, decay_groups
 from llm_train.model.optimizer.low_bit import TABLE_BYTES, LowBitState, block_size
 from llm_train.model.optimizer.memory import STEP_BYTES
 from llm_train.runtime.quiet import quiet
@@ -51,9 +51,7 @@ class LowBitAdamW(Optimizer):
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        check_adamw(self)
-        if self.state not in ("bf16", "8bit"):
-            raise ConfigError(f"optimizer.state={self.state!r} is not one of bf16, 8bit")
+        check_fields(self)
         if self.state == "bf16" and self.betas[1] > 0.99:
             raise ConfigError(
                 f"optimizer.betas[1]={self.betas[1]} with state=bf16 is above 0.99, where changes "
