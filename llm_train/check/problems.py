@@ -17,8 +17,9 @@ from llm_train.check import (
     zero,
 )
 from llm_train.check.table import derive, on_meta
-from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE, recipe_differences
+from llm_train.data import Prepared, Tokenize, TokenShards, TrainBPE
 from llm_train.data.manifest import FILE_NAME
+from llm_train.data.recipe import recipe_differences
 from llm_train.errors import LLMTrainError
 from llm_train.settings import Settings
 
