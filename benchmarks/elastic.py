@@ -17,7 +17,7 @@ from typing import Any
 
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 STEPS, SAVED = 6, 3
@@ -59,8 +59,8 @@ def config(run_dir: Path, layout: str) -> dict[str, Any]:
 class Matrix:
     """Runs cells; uninterrupted runs are made once and kept in ``folder``."""
 
-    def __init__(self, nursery: Nursery, folder: Path) -> None:
-        self.nursery = nursery
+    def __init__(self, fork_server: ForkServer, folder: Path) -> None:
+        self.fork_server = fork_server
         self.folder = folder
         self._rows: dict[str, dict[int, float]] = {}
 
@@ -96,7 +96,7 @@ class Matrix:
         path = write(run_dir.with_suffix(".yaml"), config(run_dir, layout))
         log = run_dir.with_suffix(".log")
         ranks = LAYOUTS[layout][1]
-        statuses = self.nursery.run("fit", "-c", str(path), *options, ranks=ranks, log=log)
+        statuses = self.fork_server.run("fit", "-c", str(path), *options, ranks=ranks, log=log)
         return max(abs(status) for status in statuses), log.read_text()
 
 
@@ -134,8 +134,11 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cells = []
-    with Nursery(deepspeed=True) as nursery, open(arguments.out / "cells.jsonl", "a") as file:
-        matrix = Matrix(nursery, arguments.out)
+    with (
+        ForkServer(deepspeed=True) as fork_server,
+        open(arguments.out / "cells.jsonl", "a") as file,
+    ):
+        matrix = Matrix(fork_server, arguments.out)
         for start in arguments.start:
             for to in arguments.to:
                 cells.append(matrix.cell(start, to))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.elastic import LAYOUTS, TOLERANCE, Matrix, markdown
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 
 pytestmark = pytest.mark.distributed
 NAMES = list(LAYOUTS)
 
 
 @pytest.fixture(scope="module")
-def matrix(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
-    return Matrix(nursery, tmp_path_factory.mktemp("elastic"))
+def matrix(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(fork_server, tmp_path_factory.mktemp("elastic"))
 
 
 @pytest.mark.parametrize(

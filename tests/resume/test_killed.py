@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from llm_train.checkpoint.dcp import Reader
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 STEPS = 40
@@ -23,18 +23,18 @@ EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", RANKS)
-def test_three_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
-    kill_and_compare(strategy, nursery, tmp_path, kills=3)
+def test_three_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
+    kill_and_compare(strategy, fork_server, tmp_path, kills=3)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", RANKS)
-def test_twenty_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
-    kill_and_compare(strategy, nursery, tmp_path, kills=20)
+def test_twenty_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
+    kill_and_compare(strategy, fork_server, tmp_path, kills=20)
 
 
-def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: int) -> None:
+def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, kills: int) -> None:
     """Trains twice, without and with ``kills`` kills, and compares everything recorded."""
     ranks = RANKS[strategy]
     log = folder / "log.txt"
@@ -49,14 +49,14 @@ def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: in
             trainer__strategy=strategy,
         )
         arguments[name] = ["fit", "-c", str(write(folder / f"{name}.yaml", config))]
-    assert set(nursery.run(*arguments["alone"], ranks=ranks, log=log)) == {0}, log.read_text()
+    assert set(fork_server.run(*arguments["alone"], ranks=ranks, log=log)) == {0}, log.read_text()
 
     draw = random.Random(f"{strategy}-{kills}")
     landed = 0
     metrics = folder / "killed" / "metrics.jsonl"
     for number, step in enumerate(sorted(draw.sample(range(1, STEPS - 4), kills))):
         resume = ["--resume", "auto"] if number else []
-        statuses = nursery.run(
+        statuses = fork_server.run(
             *arguments["killed"],
             *resume,
             ranks=ranks,
@@ -67,7 +67,7 @@ def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: in
         )
         landed += statuses == [-9] * max(1, ranks)
     assert landed == kills, log.read_text()
-    finish = nursery.run(*arguments["killed"], "--resume", "auto", ranks=ranks, log=log)
+    finish = fork_server.run(*arguments["killed"], "--resume", "auto", ranks=ranks, log=log)
     assert set(finish) == {0}, log.read_text()
 
     alone, killed = (recorded(folder / name) for name in arguments)

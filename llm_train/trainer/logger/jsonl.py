@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from llm_train.trainer.logger import records
+from llm_train.trainer.logger.base import RunLogger
 
 FILE_NAME = "metrics.jsonl"
 
 
-class JSONLMetrics(Logger):
+class JSONLMetrics(RunLogger):
     """Appends metrics and events to ``metrics.jsonl``, on rank 0 only.
 
     Args:
@@ -29,24 +29,13 @@ class JSONLMetrics(Logger):
     """
 
     def __init__(self, directory: str = "") -> None:
-        super().__init__()
-        self._directory = directory
+        super().__init__(directory)
         self._checked = False
-
-    def attach(self, run_dir: Path) -> None:
-        """Tells the run directory; without effect when a directory was configured."""
-        self._directory = self._directory or str(run_dir)
 
     @property
     def path(self) -> Path:
         """The file written to."""
-        assert self._directory, "attach() comes before the first record"
-        return Path(self._directory) / FILE_NAME
-
-    @property
-    def save_dir(self) -> str | None:
-        """The directory, for Lightning."""
-        return self._directory or None
+        return self.directory / FILE_NAME
 
     @property
     def name(self) -> str:
@@ -70,15 +59,15 @@ class JSONLMetrics(Logger):
         self._append({"step": step or 0, "time": _now(), **numbers})
 
     @rank_zero_only
-    def log_event(self, name: str, step: int, **facts: Any) -> None:
-        """Appends ``{"event", "step", "time", **facts}``.
+    def log_event(self, name: str, step: int, **details: object) -> None:
+        """Appends ``{"event", "step", "time", **details}``.
 
         Args:
             name: what happened. ``resume`` supersedes records above ``step``, ``start`` all.
             step: optimizer steps done.
-            **facts: JSON values.
+            **details: JSON values.
         """
-        self._append({"event": name, "step": step, "time": _now(), **facts})
+        self._append({"event": name, "step": step, "time": _now(), **details})
 
     @rank_zero_only
     def log_hyperparams(

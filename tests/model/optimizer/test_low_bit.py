@@ -18,7 +18,7 @@ from llm_train.model.optimizer import LowBitAdamW
 from llm_train.model.optimizer.low_bit import FORMATS
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 pytest.importorskip("torchao")
@@ -209,17 +209,17 @@ def test_a_run_resumes_bitwise(kept, precision, tmp_path: Path):
 
 
 @pytest.mark.distributed
-def test_shards_resume_bitwise_and_move_to_one_process(nursery: Nursery, tmp_path: Path):
+def test_shards_resume_bitwise_and_move_to_one_process(fork_server: ForkServer, tmp_path: Path):
     """Three ranks, so that shards differ in size; the codes are those of one process."""
     log = tmp_path / "log.txt"
-    assert set(nursery.run(str(tmp_path), ranks=3, log=log, script=str(WORKER))) == {0}, (
+    assert set(fork_server.run(str(tmp_path), ranks=3, log=log, script=str(WORKER))) == {0}, (
         log.read_text()
     )
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_compiled_updates_of_shards_resume_bitwise(nursery: Nursery, tmp_path: Path) -> None:
+def test_compiled_updates_of_shards_resume_bitwise(fork_server: ForkServer, tmp_path: Path) -> None:
     """Processes of their own compile the update, as a run does."""
     found = {}
     for name in ("alone", "resumed"):
@@ -228,7 +228,7 @@ def test_compiled_updates_of_shards_resume_bitwise(nursery: Nursery, tmp_path: P
         if name == "resumed":
             arguments += ["--resume", str(tmp_path / "alone" / "checkpoints" / "step-00000004")]
         log = tmp_path / f"{name}.txt"
-        assert nursery.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
+        assert fork_server.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
         found[name] = losses(tmp_path / name)
     assert found["resumed"] == {step: found["alone"][step] for step in (5, 6)}
     assert found["alone"][6] < found["alone"][1]

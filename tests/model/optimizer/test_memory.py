@@ -20,7 +20,7 @@ from llm_train.model.optimizer import (
     state_bytes,
 )
 from llm_train.model.optimizer.memory import tensor_bytes
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 
 WORKER = Path(__file__).with_name("memory_worker.py")
 # Of a matrix in a layer, in bytes per parameter: with float32 weights and with bfloat16 weights.
@@ -100,6 +100,6 @@ def test_tied_parameters_count_once_and_frozen_ones_not_at_all() -> None:
 
 
 @pytest.mark.distributed
-def test_shards_take_their_part(nursery: Nursery, tmp_path: Path) -> None:
+def test_shards_take_their_part(fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    assert nursery.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()
+    assert fork_server.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()

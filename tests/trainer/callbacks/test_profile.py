@@ -11,7 +11,7 @@ from llm_train.errors import ConfigError
 from llm_train.settings import Settings
 from llm_train.testing import command
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.callbacks.breakdown import (
     HEAD_RANGE,
     LOADER_RANGE,
@@ -125,11 +125,13 @@ def check_trace(path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_rank_0_alone_speaks_and_writes(nursery: Nursery, tmp_path: Path) -> None:
+def test_rank_0_alone_speaks_and_writes(fork_server: ForkServer, tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", steps=13, checkpoint__every="0 steps", trainer__strategy="ddp")
     log = tmp_path / "log.txt"
     path = str(write(tmp_path / "c.yaml", config))
-    assert nursery.run("fit", "-c", path, "--profile", ranks=2, log=log) == [0, 0], log.read_text()
+    assert fork_server.run("fit", "-c", path, "--profile", ranks=2, log=log) == [0, 0], (
+        log.read_text()
+    )
     assert log.read_text().count("profile of steps 11 to 13") == 1
     assert [p.name for p in (tmp_path / "run" / "profile").iterdir()] == ["trace.json.gz"]
     shares = {

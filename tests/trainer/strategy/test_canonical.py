@@ -18,7 +18,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import ConfigError
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy import DDP, FSDP, canonical
 
@@ -77,7 +77,7 @@ Trained = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def trained(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Runs a strategy on some ranks, each combination once."""
     known: dict[tuple[Any, ...], Path] = {}
 
@@ -95,7 +95,7 @@ def trained(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Train
             arguments = ["fit", "-c", str(write(folder / "c.yaml", settings))]
             arguments += ["--resume", str(resume)] if resume else []
             log = folder / "log.txt"
-            statuses = nursery.run(*arguments, ranks=ranks, log=log)
+            statuses = fork_server.run(*arguments, ranks=ranks, log=log)
             assert set(statuses) == {0}, log.read_text()
             known[key] = folder / "run"
         return known[key]
@@ -206,10 +206,10 @@ def test_resumes_bitwise_on_other_ranks(
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_buckets_fold_in_order(ranks: int, nursery: Nursery, tmp_path: Path) -> None:
+def test_buckets_fold_in_order(ranks: int, fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     script = Path(__file__).with_name("canonical_worker.py")
-    statuses = nursery.run(str(tmp_path), ranks=ranks, log=log, script=str(script))
+    statuses = fork_server.run(str(tmp_path), ranks=ranks, log=log, script=str(script))
     assert statuses == [0] * ranks, log.read_text()
     assert len(list(tmp_path.glob("rank-*"))) == ranks
 

@@ -22,7 +22,7 @@ from llm_train.model.optimizer import AdamW, MuonAdamW
 from llm_train.model.schedule import WarmupCosine
 from llm_train.testing.command import refused
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy import LocalSGD, SingleDevice
 from llm_train.units import Duration
@@ -59,7 +59,7 @@ class Run:
 
     Args:
         folder: of its own.
-        nursery: starts them.
+        fork_server: starts them.
         arguments: further ones of the command line.
         end: step to end at and how.
         overrides: of the configuration.
@@ -68,7 +68,7 @@ class Run:
     def __init__(
         self,
         folder: Path,
-        nursery: Nursery,
+        fork_server: ForkServer,
         *arguments: str,
         end: tuple[int, str] = (0, "signal"),
         statuses: tuple[int, int] = (0, 0),
@@ -78,7 +78,7 @@ class Run:
         self.run_dir, log = folder / "run", folder / "log.txt"
         self.path = write(folder / "c.yaml", config(self.run_dir, **overrides))
         given = [str(folder / "seen"), str(end[0]), end[1], "fit", "-c", str(self.path), *arguments]
-        found = nursery.run(*given, ranks=2, log=log, script=WORKER)
+        found = fork_server.run(*given, ranks=2, log=log, script=WORKER)
         assert found == list(statuses), log.read_text()
         self.seen = [json.loads((folder / "seen" / f"{r}.json").read_text()) for r in (0, 1)]
         self.weights = [torch.load(folder / "seen" / f"{r}.pt") for r in (0, 1)]
@@ -150,13 +150,13 @@ def simulate(
     [("AdamW", -100), ("AdamW", 0), pytest.param("MuonAdamW", -100, marks=pytest.mark.slow)],
 )
 def test_diloco_is_what_a_plain_loop_computes(
-    optimizer: str, ignore: int, nursery: Nursery, tmp_path: Path
+    optimizer: str, ignore: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """With ignored targets (id 0 is the most frequent) each replica divides by its own."""
     chosen = {"AdamW": AdamW, "MuonAdamW": MuonAdamW}[optimizer](learning_rate=0.01)
     run = Run(
         tmp_path / "run",
-        nursery,
+        fork_server,
         model__optimizer={"class_path": optimizer, "init_args": {"learning_rate": 0.01}},
         model__loss={"class_path": "CausalLM", "init_args": {"ignore_index": ignore}},
     )
@@ -171,15 +171,15 @@ def test_diloco_is_what_a_plain_loop_computes(
 
 
 @pytest.mark.distributed
-def test_averaging_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) -> None:
+def test_averaging_sgd_after_each_step_is_ddp(fork_server: ForkServer, tmp_path: Path) -> None:
     """The mean of weights moved by gradients is the weights moved by the mean of gradients.
 
     Momentum is linear too. Then replicas begin where DDP stopped, with its optimizer state: the
     loss of a step is measured before its update, and with one step between averagings all agree.
     """
     plain = {"model__optimizer": SGD, "trainer__gradient_clip_val": None}
-    local = Run(tmp_path / "local", nursery, trainer__strategy=local_sgd(every=1), **plain)
-    ddp = Run(tmp_path / "ddp", nursery, trainer__strategy="ddp", **plain)
+    local = Run(tmp_path / "local", fork_server, trainer__strategy=local_sgd(every=1), **plain)
+    ddp = Run(tmp_path / "ddp", fork_server, trainer__strategy="ddp", **plain)
     for key in ("train/loss", "val/loss"):
         assert local.curve(key) == pytest.approx(ddp.curve(key), rel=1e-6)
     for name, expected in ddp.weights[0].items():
@@ -190,7 +190,7 @@ def test_averaging_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) 
     assert local.collectives() == {s: {"gloo:all_reduce": 1} for s in range(1, STEPS + 1)}
     start_at = ["--resume", str(ddp.run_dir / "checkpoints" / "step-00000004")]
     begun = Run(
-        tmp_path / "begun", nursery, *start_at, trainer__strategy=local_sgd(every=1), **plain
+        tmp_path / "begun", fork_server, *start_at, trainer__strategy=local_sgd(every=1), **plain
     )
     expected = {s: loss for s, loss in ddp.curve("train/loss").items() if s > 4}
     assert begun.curve("train/loss") == pytest.approx(expected, rel=1e-6)
@@ -205,12 +205,14 @@ def test_averaging_sgd_after_each_step_is_ddp(nursery: Nursery, tmp_path: Path) 
         pytest.param("bf16-true", "LowBitAdamW", marks=pytest.mark.slow),
     ],
 )
-def test_low_precision(precision: str, optimizer: str, nursery: Nursery, tmp_path: Path) -> None:
+def test_low_precision(
+    precision: str, optimizer: str, fork_server: ForkServer, tmp_path: Path
+) -> None:
     """Copies follow the outer update; rounding differs between replicas, what they agree on not."""
     more = {"state": "bf16"} if optimizer == "LowBitAdamW" else {}
     run = Run(
         tmp_path / "run",
-        nursery,
+        fork_server,
         trainer__precision=precision,
         model__optimizer={"class_path": optimizer, "init_args": {"learning_rate": 0.01, **more}},
         trainer__strategy=local_sgd(every=2),
@@ -224,19 +226,19 @@ def test_low_precision(precision: str, optimizer: str, nursery: Nursery, tmp_pat
 
 @pytest.mark.distributed
 def test_a_run_stopped_between_two_averagings_continues_bitwise(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """With dropout and momentum: all that a replica has of its own comes back.
 
     What is saved in between is scored by its agreed weights.
     """
     dropout = {"model__network__init_args__dropout": 0.1}
-    whole = Run(tmp_path / "whole", nursery, **dropout)
-    cut = Run(tmp_path / "cut", nursery, end=(6, "signal"), statuses=(143, 143), **dropout)
+    whole = Run(tmp_path / "whole", fork_server, **dropout)
+    cut = Run(tmp_path / "cut", fork_server, end=(6, "signal"), statuses=(143, 143), **dropout)
     saved = cut.run_dir / "checkpoints" / "step-00000006"
     assert saved.is_dir()
     assert cut.equal_after() == [4]
-    resumed = Run(tmp_path / "cut", nursery, "--resume", "auto", **dropout)
+    resumed = Run(tmp_path / "cut", fork_server, "--resume", "auto", **dropout)
     assert resumed.equal_after() == [8]
     for key in ("train/loss", "grad/norm", "val/loss"):
         assert resumed.curve(key) == whole.curve(key)
@@ -254,7 +256,7 @@ def test_a_run_stopped_between_two_averagings_continues_bitwise(
     assert all(torch.equal(first[key], second[key]) for key in first)
     alone = ["-c", str(cut.path), "--trainer.strategy=single"]
     log = tmp_path / "log.txt"
-    assert nursery.run("validate", *alone, "--checkpoint", str(saved), ranks=0, log=log) == [0]
+    assert fork_server.run("validate", *alone, "--checkpoint", str(saved), ranks=0, log=log) == [0]
     agreed = round(whole.curve("val/loss")[4], 4)
     assert f"loss (nats per token)  {agreed}\n" in log.read_text()
 
@@ -293,10 +295,10 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.distributed
 def test_validation_between_two_averagings_scores_what_was_agreed(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """As a Timer causes it; the replicas' own weights are back when the run is saved."""
-    timed = Run(tmp_path / "timed", nursery, end=(6, "callback"))
+    timed = Run(tmp_path / "timed", fork_server, end=(6, "callback"))
     assert timed.curve("val/loss")[6] == timed.curve("val/loss")[4]
     state = tensors(timed.run_dir / "checkpoints/step-00000006/state")
     for rank, weights in enumerate(timed.weights):
@@ -307,12 +309,12 @@ def test_validation_between_two_averagings_scores_what_was_agreed(
 
 @pytest.mark.distributed
 def test_a_gradient_that_one_replica_alone_finds_infinite_ends_all(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Its loss is still finite; the others must not wait for it at the next averaging."""
     path, log = write(tmp_path / "c.yaml", config(tmp_path / "run")), tmp_path / "log.txt"
     arguments = [str(tmp_path / "seen"), "3", "poison", "fit", "-c", str(path)]
-    assert nursery.run(*arguments, ranks=2, log=log, script=WORKER)[0] == 2, log.read_text()
+    assert fork_server.run(*arguments, ranks=2, log=log, script=WORKER)[0] == 2, log.read_text()
     assert "grad/norm=inf at step 3: the run cannot recover" in log.read_text()
 
 

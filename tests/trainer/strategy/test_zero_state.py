@@ -12,7 +12,7 @@ from llm_train.checkpoint.callback import require_loadable
 from llm_train.checkpoint.dcp import Reader
 from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy import SingleDevice, ZeRO
 
@@ -44,7 +44,7 @@ def config(run_dir: Path, strategy: Any, **overrides: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def fit(nursery: Nursery) -> Fit:
+def fit(fork_server: ForkServer) -> Fit:
     """Trains in a folder, once, and returns the loss of each step."""
 
     def run(
@@ -56,7 +56,7 @@ def fit(nursery: Nursery) -> Fit:
             path = write(folder / "c.yaml", config(folder / "run", strategy, **overrides))
             arguments = ["fit", "-c", str(path), *(["--resume", str(resume)] if resume else [])]
             log = folder / "log.txt"
-            statuses = nursery.run(*arguments, ranks=ranks, log=log, **options)
+            statuses = fork_server.run(*arguments, ranks=ranks, log=log, **options)
             assert set(statuses) == {0}, log.read_text()
         records = read_metrics(folder / "run" / "metrics.jsonl")
         return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
@@ -116,12 +116,14 @@ def test_what_is_stored_is_what_one_process_stores(source: Layout, begun: Path, 
     assert stored[0] == stored[1]
 
 
-def test_validation_under_zero(nursery: Nursery, begun: Path, fit: Fit, tmp_path: Path) -> None:
+def test_validation_under_zero(
+    fork_server: ForkServer, begun: Path, fit: Fit, tmp_path: Path
+) -> None:
     """DeepSpeed cannot only validate, so that FSDP reads the weights."""
     fit(begun / "zero3-2", "zero3", 2)
     log = tmp_path / "log.txt"
     arguments = ["validate", "-c", str(begun / "zero3-2" / "c.yaml")]
-    assert nursery.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
+    assert fork_server.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
     metrics = read_metrics(begun / "zero3-2" / "run" / "metrics.jsonl")
     (expected,) = (r["val/loss"] for r in metrics if "val/loss" in r)
     (line,) = (x for x in log.read_text().splitlines() if "loss (nats per token)" in x)
