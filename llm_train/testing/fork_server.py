@@ -20,6 +20,7 @@ are optional:
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import runpy
@@ -35,14 +36,19 @@ from llm_train.testing.command import Outcome
 from llm_train.testing.ranks import environment, free_port, launched_as
 
 _GRACE_SECONDS = 5.0
+_IMPORTED = (
+    "llm_train.verbs.fit",
+    "torch._inductor.compile_fx",
+    "deepspeed.runtime.zero.muon.original_muon",  # late, and by every engine
+)
 
 
 class ForkServer:
     """The test's end of the pipe, which closes when its ``with`` block ends."""
 
-    def __init__(self, *, deepspeed: bool = False) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llm_train.testing.fork_server", str(int(deepspeed))],
+            [sys.executable, "-m", "llm_train.testing.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -182,23 +188,21 @@ def _last_step(metrics: Path) -> int:
     return last
 
 
-def _warm_up(*, deepspeed: bool) -> None:
+def _warm_up() -> None:
     """Imports what ranks will need, and parses once what they will parse."""
     import torch
 
     torch.set_num_threads(1)
-    import torch._inductor.compile_fx
+    for name in _IMPORTED:
+        if importlib.util.find_spec(name.split(".")[0]) is not None:
+            importlib.import_module(name)
 
-    import llm_train.verbs.fit  # noqa: F401
-    from llm_train.cli import command
+    from llm_train.cli.command import load_settings
     from llm_train.testing.configs import tiny, write
-
-    if deepspeed:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - the engine imports it late
 
     with tempfile.TemporaryDirectory() as folder:
         file = write(Path(folder) / "tiny.yaml", tiny(Path(folder)))
-        command.load_settings(["-c", str(file)])
+        load_settings(["-c", str(file)])
     # Collections of a child then leave what the server has made alone: they would walk it, and
     # copy every page of it.
     gc.collect()
@@ -206,5 +210,5 @@ def _warm_up(*, deepspeed: bool) -> None:
 
 
 if __name__ == "__main__":
-    _warm_up(deepspeed=sys.argv[1] == "1")
+    _warm_up()
     _serve()
