@@ -11,6 +11,7 @@ from torch import nn
 from llm_train.check.trainer import precision_of, strategy_name
 from llm_train.derived import Derived
 from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.meta import without_memory
 from llm_train.runtime.peaks import dense_peak_flops
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
@@ -35,7 +36,7 @@ def derive(settings: Settings) -> Derived:
 
 def on_meta(settings: Settings) -> LanguageModel:
     """The network without memory."""
-    with torch.device("meta"):
+    with without_memory():
         return settings.task.network_config.build()
 
 

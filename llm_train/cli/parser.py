@@ -87,15 +87,12 @@ class _Cli(LightningCLI):
         builder.raise_failures(self.config.as_dict(), ROOTS)
 
 
-def load_settings(
-    arguments: Sequence[str], allow_import: Sequence[str] = (), options: Sequence[str] = ()
-) -> Settings:
+def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
     """Parses and instantiates a configuration.
 
     Args:
         arguments: as on the command line: ``-c FILE`` and ``--key=value``.
         allow_import: modules that a ``class_path`` may import besides our own, torch and lightning.
-        options: flags that are not settings, to suggest where one is misspelt.
 
     Raises:
         ConfigError: anything wrong with a key or value; one line for each problem.
@@ -118,7 +115,7 @@ def load_settings(
             )
             return _settings(cli, arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(explain(str(error), ROOTS, raw, CHOICES, options)) from error
+        raise ConfigError(explain(str(error), ROOTS, raw, CHOICES, ())) from error
 
 
 @contextmanager

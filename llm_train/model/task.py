@@ -30,6 +30,7 @@ from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.flops import Counts, count
 from llm_train.model.network.linear import Copies
+from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
@@ -130,7 +131,7 @@ class Task(Trimmed, pl.LightningModule):
     @property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
-        with torch.device("meta"):
+        with without_memory():
             return count(self.network_config.build())
 
     def configure_model(self) -> None:

@@ -161,11 +161,10 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    import lightning.pytorch  # noqa: F401
-
     if sys.argv[1] == "1":
         import deepspeed  # noqa: F401
 
-    import llm_train.verbs.fit  # noqa: F401
+    import llm_train.cli.parser
+    import llm_train.run.training  # noqa: F401
 
     _serve()

@@ -211,4 +211,4 @@ def test_overview_and_version() -> None:
     overview = run()
     assert overview.code == 0
     assert overview.out == run("--help").out
-    assert "  fit       train\n" in overview.out
+    assert "  fit       Trains, validates and saves.\n" in overview.out

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llm_train.errors import ConfigError
+from llm_train.run import training
 from llm_train.settings import Settings
 from llm_train.testing import command
 from llm_train.testing.configs import tiny, write
@@ -22,7 +23,6 @@ from llm_train.trainer.callbacks.breakdown import (
 from llm_train.trainer.callbacks.kinds import KINDS
 from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.verbs import fit as run
 
 ACCUMULATION = 4  # of the tiny run
 
@@ -65,13 +65,13 @@ def test_a_run_without_such_steps_is_refused_before_it_starts(tmp_path: Path) ->
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings, and with them task and Trainer, of the runs of this test."""
     found: list[Settings] = []
-    fit = run.fit
+    build = training.build
 
-    def spy(settings: Settings, *args: Any, **kwargs: Any) -> int:
+    def spy(settings: Settings, *args: Any, **kwargs: Any) -> training.Run:
         found.append(settings)
-        return fit(settings, *args, **kwargs)
+        return build(settings, *args, **kwargs)
 
-    monkeypatch.setattr(run, "fit", spy)
+    monkeypatch.setattr(training, "build", spy)
     return found
 
 
