@@ -18,30 +18,31 @@ from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
-import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningCLI
 
 from llm_train import check
 from llm_train.cli import documents, parts
 from llm_train.cli.help import settings_help
-from llm_train.cli.messages import explain
+from llm_train.cli.schema import MODE, Setting
+from llm_train.cli.walk import Walk
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
 from llm_train.model.task import Task
+from llm_train.runtime import yaml12
 from llm_train.settings import CheckpointPolicy, Settings
 from llm_train.units import Batch, Duration
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")
-ROOTS: Mapping[str, Any] = {
-    "seed": int,
-    "budget": Duration,
-    "validate_every": Duration,
-    "batch": Batch,
-    "checkpoint": CheckpointPolicy,
-    "trainer": pl.Trainer,
-    "model": Task,
-    "data": TokenData,
+ROOTS: Mapping[str, Setting] = {
+    "seed": Setting(int),
+    "budget": Setting(Duration, required=True),
+    "validate_every": Setting(Duration),
+    "batch": Setting(Batch, required=True),
+    "checkpoint": Setting(CheckpointPolicy),
+    "trainer": Setting(pl.Trainer),
+    "model": Setting(Task, required=True),
+    "data": Setting(TokenData, required=True),
 }
 CHOICES: Mapping[str, Sequence[str]] = {
     "trainer.precision": check.PRECISIONS,
@@ -97,57 +98,65 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     Raises:
         ConfigError: anything wrong with a key or value; one line for each problem.
     """
-    arguments = documents.spell_out(arguments)
-    if not arguments:
+    files, options = documents.spell_out(arguments)
+    if not files and not options:
         raise ConfigError("no configuration; give one with -c FILE.yaml; configs/ holds some")
-    raw = documents.merged(arguments)
-    try:
-        with _parsing(allow_import):
+    with _parsing(allow_import) as allowed:
+        walk = Walk(ROOTS, CHOICES, allowed)
+        if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
+            walk.require_sound(list(documents.layers(files, options)))
+        # Files come first, because the parser works from left to right and an option wins.
+        words = [word for file in files for word in ("-c", file)]
+        try:
             cli = _Cli(
                 Task,
                 TokenData,
-                args=arguments,
+                args=[*words, *options],
                 run=False,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
-                parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "llm-train"},
+                parser_kwargs={
+                    "allow_abbrev": False,
+                    "exit_on_error": False,
+                    "parser_mode": MODE,
+                    "prog": "llm-train",
+                },
             )
-            return _settings(cli, arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(explain(str(error), ROOTS, raw, CHOICES, ())) from error
+        except argparse.ArgumentError as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        return _settings(cli, Path(files[0]).stem if files else "run")
 
 
 @contextmanager
-def _parsing(allow_import: Sequence[str]) -> Iterator[None]:
-    """Sets up jsonargparse; it does so globally, so what was allowed is forbidden afterwards."""
+def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
+    """Sets up jsonargparse, which keeps this globally, and yields what may be imported."""
     for name in allow_import:
         if not all(part.isidentifier() for part in name.split(".")) or name == "jsonargparse":
             raise ConfigError(f"--allow-import {name} cannot be allowed; give the name of a module")
+    allowed = [*ALLOWED_IMPORTS, *allow_import]
     jsonargparse.set_parsing_settings(
-        import_path_denylist=["*"],
-        import_path_allowlist=[*ALLOWED_IMPORTS, *allow_import],
-        validate_defaults=False,
+        import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
-    jsonargparse.set_loader("yaml", documents.load, exceptions=(yaml.YAMLError,))
+    jsonargparse.set_loader(MODE, yaml12.load, exceptions=(yaml12.YAMLError,))
+    jsonargparse.set_dumper(MODE, yaml12.dump)
     if allow_import and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*args parameter is intended to run.*")
-            yield
+            yield allowed
     finally:
         foreign = [name for name in allow_import if name not in ALLOWED_IMPORTS]
         jsonargparse.set_parsing_settings(import_path_denylist=foreign)
 
 
-def _settings(cli: _Cli, arguments: Sequence[str]) -> Settings:
+def _settings(cli: _Cli, name: str) -> Settings:
     built = cli.config_init
     text = cli.parser.dump(cli.config, skip_unset=False)
     trainer = dict(built.trainer)
     trainer["__defaults__"] = dict(cli.parser.get_defaults().trainer)
-    files = documents.files(arguments)
     return Settings(
         seed=built.seed,
         budget=built.budget,
@@ -158,6 +167,6 @@ def _settings(cli: _Cli, arguments: Sequence[str]) -> Settings:
         data=built.data,
         trainer=trainer,
         text=text,
-        plain=documents.load(text),
-        name=Path(files[0]).stem if files else "run",
+        plain=yaml12.load(text),
+        name=name,
     )

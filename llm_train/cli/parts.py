@@ -63,7 +63,9 @@ class Builder:
             self.failures.append(Failure(kind, settings, error))
             return _FAILED
 
-    def raise_failures(self, config: Mapping[str, Any], roots: Mapping[str, Any]) -> None:
+    def raise_failures(
+        self, config: Mapping[str, Any], roots: Mapping[str, schema.Setting]
+    ) -> None:
         """Reports all failures.
 
         Raises:
@@ -80,7 +82,9 @@ def _holds_failure(value: Any) -> bool:
     return value is _FAILED
 
 
-def _describe(failure: Failure, config: Mapping[str, Any], roots: Mapping[str, Any]) -> str:
+def _describe(
+    failure: Failure, config: Mapping[str, Any], roots: Mapping[str, schema.Setting]
+) -> str:
     path = _place(failure, config, roots)
     name, error = failure.kind.__name__, failure.error
     text = " ".join(str(error).split()) or type(error).__name__
@@ -116,14 +120,14 @@ def prefixed(path: str, text: str, name: str = "") -> str:
     return f"{path}: {text}"
 
 
-def _place(failure: Failure, config: Mapping[str, Any], roots: Mapping[str, Any]) -> str:
+def _place(failure: Failure, config: Mapping[str, Any], roots: Mapping[str, schema.Setting]) -> str:
     for key in schema.all_keys(roots):
-        if schema.type_at(roots, key) is failure.kind:
+        if schema.setting_at(roots, key).hint is failure.kind:
             return key
     found = [
         (path, settings)
         for path, class_path, settings in _class_paths(config, "")
-        if schema.loaded(class_path) is failure.kind or class_path == failure.kind.__name__
+        if class_path.rpartition(".")[2] == failure.kind.__name__
     ]
     for path, settings in found:
         if all(settings.get(key, value) == value for key, value in _scalars(failure.arguments)):

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from llm_train.checkpoint import tensors as state
 from llm_train.checkpoint.callback import require_weights
 from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.data.token_shards import TokenShards
+from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -84,7 +84,7 @@ def _stamp() -> str:
 
 def _show_changes(start: Path, settings: Settings) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
-    before = _flat(yaml.safe_load((start / "config.yaml").read_text()))
+    before = _flat(yaml12.load((start / "config.yaml").read_text()))
     after = _flat(settings.plain)
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if not changed:

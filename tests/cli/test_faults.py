@@ -126,7 +126,7 @@ FIFTEEN = {
     "abbreviation": (
         put(),
         ["--trainer.prec=32-true"],
-        "--trainer.prec is not an option; did you mean --trainer.precision?",
+        "trainer.prec is not a setting of Trainer; did you mean precision?",
     ),
     "forbidden import": (
         put("model", "network", class_path="os.system"),

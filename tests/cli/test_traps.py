@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from llm_train.cli import load_settings
-from llm_train.cli.documents import load
+from llm_train.runtime.yaml12 import load
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
