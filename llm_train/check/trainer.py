@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.model.network.sdpa import FLASH3_PACKAGE
@@ -81,10 +82,11 @@ def precision_of(settings: Settings) -> str:
 
 def replaced(settings: Settings) -> Iterator[str]:
     """Arguments that would be overwritten."""
-    defaults = settings.trainer["__defaults__"]
+    parameters = inspect.signature(Trainer).parameters
     for key, way_out in REPLACED.items():
-        value = settings.trainer.get(key, defaults.get(key))
-        if value != defaults.get(key):
+        default = parameters[key].default
+        value = settings.trainer.get(key, default)
+        if value != default:
             yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
 
 

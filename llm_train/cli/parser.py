@@ -10,20 +10,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
-from lightning.pytorch.cli import LightningCLI
 
 from llm_train import check
-from llm_train.cli import documents, parts
+from llm_train.cli import documents
 from llm_train.cli.help import settings_help
+from llm_train.cli.parts import Builder
 from llm_train.cli.schema import MODE, Setting
 from llm_train.cli.walk import Walk
 from llm_train.data.module import TokenData
@@ -51,41 +50,38 @@ CHOICES: Mapping[str, Sequence[str]] = {
 }
 
 
-class _Cli(LightningCLI):
-    """LightningCLI with our keys beside model, data and trainer; builds no Trainer."""
+class _Parser(ArgumentParser):
+    """Lists the settings that have an effect, instead of every class of Lightning."""
 
-    def add_default_arguments_to_parser(self, parser: Any) -> None:
-        """Our own keys."""
-        parser.add_argument("--seed", type=int, default=1337, help="weights, order, dropout")
-        parser.add_argument("--budget", type=Duration, required=True, help="length of the run")
-        parser.add_argument(
-            "--validate_every",
-            type=Duration,
-            default=Duration(0, "steps"),
-            help="distance between validations; 0 steps: at the end only",
-        )
-        parser.add_argument("--batch", type=Batch, help="the global batch")
-        parser.add_argument("--checkpoint", type=CheckpointPolicy, default=CheckpointPolicy())
-
-    def add_arguments_to_parser(self, parser: Any) -> None:
-        """Replaces the listing of options, now that all of them are there."""
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         hidden = {f"trainer.{key}" for key in check.REPLACED}
-        parser.format_help = lambda: settings_help(parser._actions, ROOTS, hidden, CHOICES)
+        return settings_help(self._actions, ROOTS, hidden, CHOICES)
 
-    def _set_seed(self) -> None:
-        """Weights, order and dropout are seeded where they are made."""
 
-    def instantiate_classes(self) -> None:
-        """Builds the parts, but not the Trainer: ``check`` must work without the devices.
-
-        The builder stands in for LightningCLI's, which would put live objects into the module's
-        hyper-parameters, where no checkpoint could be read with ``weights_only=True``.
-        """
-        with parts.Builder() as builder:
-            self.config_init = self.parser.instantiate(
-                self.config, instantiators=[(builder, object, True)]
-            )
-        builder.raise_failures(self.config.as_dict(), ROOTS)
+def _new_parser() -> ArgumentParser:
+    """A parser with our keys beside Trainer's, the task's and the data's own arguments."""
+    parser = _Parser(prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--seed", type=int, default=1337, help="weights, order, dropout")
+    parser.add_argument("--budget", type=Duration, required=True, help="length of the run")
+    parser.add_argument(
+        "--validate_every",
+        type=Duration,
+        default=Duration(0, "steps"),
+        help="distance between validations; 0 steps: at the end only",
+    )
+    parser.add_argument("--batch", type=Batch, help="the global batch")
+    parser.add_argument("--checkpoint", type=CheckpointPolicy, default=CheckpointPolicy())
+    for key in ("trainer", "model", "data"):
+        parser.add_class_arguments(
+            ROOTS[key].hint,
+            key,
+            # `check` must work without the devices, which a Trainer asks for.
+            instantiate=key != "trainer",
+            fail_untyped=False,
+            sub_configs=True,
+        )
+    return parser
 
 
 def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
@@ -107,25 +103,28 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
             walk.require_sound(list(documents.layers(files, options)))
         # Files come first, because the parser works from left to right and an option wins.
         words = [word for file in files for word in ("-c", file)]
+        parser = _new_parser()
         try:
-            cli = _Cli(
-                Task,
-                TokenData,
-                args=[*words, *options],
-                run=False,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                parser_kwargs={
-                    "allow_abbrev": False,
-                    "exit_on_error": False,
-                    "parser_mode": MODE,
-                    "prog": "llm-train",
-                },
-            )
+            config = parser.parse_args([*words, *options])
         except argparse.ArgumentError as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        return _settings(cli, Path(files[0]).stem if files else "run")
+        builder = Builder(walk.places())
+        built = parser.instantiate(config, instantiators=[(builder, object, True)])
+        builder.raise_failures()
+        text = parser.dump(config, skip_unset=False)
+        return Settings(
+            seed=built.seed,
+            budget=built.budget,
+            validate_every=built.validate_every,
+            batch=built.batch,
+            checkpoint=built.checkpoint,
+            task=built.model,
+            data=built.data,
+            trainer=dict(built.trainer),
+            text=text,
+            plain=yaml12.load(text),
+            name=Path(files[0]).stem if files else "run",
+        )
 
 
 @contextmanager
@@ -144,29 +143,7 @@ def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
     if allow_import and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*args parameter is intended to run.*")
-            yield allowed
+        yield allowed
     finally:
         foreign = [name for name in allow_import if name not in ALLOWED_IMPORTS]
         jsonargparse.set_parsing_settings(import_path_denylist=foreign)
-
-
-def _settings(cli: _Cli, name: str) -> Settings:
-    built = cli.config_init
-    text = cli.parser.dump(cli.config, skip_unset=False)
-    trainer = dict(built.trainer)
-    trainer["__defaults__"] = dict(cli.parser.get_defaults().trainer)
-    return Settings(
-        seed=built.seed,
-        budget=built.budget,
-        validate_every=built.validate_every,
-        batch=built.batch,
-        checkpoint=built.checkpoint,
-        task=built.model,
-        data=built.data,
-        trainer=trainer,
-        text=text,
-        plain=yaml12.load(text),
-        name=name,
-    )

@@ -66,6 +66,17 @@ class Walk:
         if self.problems:
             raise ConfigError("\n".join(self.problems))
 
+    def places(self) -> dict[type, list[str]]:
+        """The keys of each class: those of groups, and those where it was chosen, in order."""
+        found: dict[type, list[str]] = {}
+        groups = {
+            key: schema.setting_at(self._roots, key).hint for key in schema.all_keys(self._roots)
+        }
+        for key, kind in {**groups, **self.chosen}.items():
+            if isinstance(kind, type):
+                found.setdefault(kind, []).append(key)
+        return found
+
     def _say(self, problem: str) -> None:
         self.problems[problem] = None
 

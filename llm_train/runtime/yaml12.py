@@ -44,9 +44,9 @@ def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)  # the parser in C knows YAML 1.1 only
     yaml.Constructor = _Constructor
     yaml.Representer = _Representer
-    # Declared by its default, which is None.
-    yaml.default_flow_style = False  # type: ignore[assignment]
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.default_flow_style = False
+    # Its declared type is that of its default, None.
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 100
     return yaml
 
