@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.settings import Settings
@@ -59,10 +60,11 @@ _CHECKPOINT_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 def replaced(settings: Settings) -> Iterator[str]:
     """Arguments that would be overwritten."""
-    defaults = settings.trainer["__defaults__"]
+    parameters = inspect.signature(Trainer).parameters
     for key, way_out in REPLACED.items():
-        value = settings.trainer.get(key, defaults.get(key))
-        if value != defaults.get(key):
+        default = parameters[key].default
+        value = settings.trainer.get(key, default)
+        if value != default:
             yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
 
 

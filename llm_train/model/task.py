@@ -31,6 +31,7 @@ from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
 from llm_train.model.network.linear import ShadowWeights
+from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
@@ -135,7 +136,7 @@ class Task(Part, Trimmed, Trainee):
     @cached_property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
-        with torch.device("meta"):
+        with without_memory():
             return Counts(self.network_config.build())
 
     def configure_model(self) -> None:

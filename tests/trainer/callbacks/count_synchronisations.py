@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train.cli import main
-from llm_train.verbs import fit as run
+from llm_train.run import training as run
 
 WAITING = (
     "item",
