@@ -19,6 +19,8 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
+import llm_train.trainer.callbacks
+import llm_train.trainer.logger  # noqa: F401
 from llm_train import check
 from llm_train.cli import documents
 from llm_train.cli.help import settings_help
