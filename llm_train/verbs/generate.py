@@ -10,8 +10,8 @@ import torch
 
 from llm_train.checkpoint.loading import load_weights
 from llm_train.checkpoint.store import CheckpointStore
+from llm_train.data import load_tokenizer
 from llm_train.data.base import END_OF_TEXT
-from llm_train.data.tokenizer import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.init import materialise
 from llm_train.model.network.sample import generate as sample
