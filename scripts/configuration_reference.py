@@ -1,8 +1,8 @@
 """Writes docs/configuration.md from the code: ``make docs``. With ``--check`` it only compares.
 
 Every name, type, default and sentence comes from signatures and docstrings; a test writes the page
-again and compares. The page lists as ``class_path`` every class that a family exports in its
-``__all__`` and that derives from the family's base.
+again and compares. What a reader may put after ``class_path`` is what the modules of a
+family's folder derive from its base.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
+
+from llm_train.discovery import concrete
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 
@@ -76,19 +78,8 @@ def usable(package: str, base: str) -> list[type]:
         from lightning.pytorch import loggers
 
         root = getattr(loggers, base)
-    exported = [getattr(family, name) for name in family.__all__]
-    return sorted(
-        (
-            each
-            for each in exported
-            if inspect.isclass(each)
-            and issubclass(each, root)
-            and each is not root
-            and not inspect.isabstract(each)
-            and each.__name__ not in ALWAYS_ON
-        ),
-        key=lambda each: each.__name__,
-    )
+    ours = [each for each in concrete(root) if each.__module__.startswith(f"{package}.")]
+    return [each for each in ours if each.__name__ not in ALWAYS_ON]
 
 
 def type_text(annotation: Any) -> str:

@@ -15,19 +15,14 @@ from llm_train.data.base import (
     TokenSource,
     Windows,
 )
-from llm_train.data.corpus.hugging_face import HuggingFace
-from llm_train.data.corpus.json_lines import JSONLines
-from llm_train.data.corpus.standard_library import StandardLibrary
-from llm_train.data.corpus.text_files import TextFiles
+from llm_train.data.corpus import HuggingFace, JSONLines, StandardLibrary, TextFiles
 from llm_train.data.prepare import Prepared, prepare
 from llm_train.data.random_tokens import RandomTokens
 from llm_train.data.split import HashSplit, TailSplit
 from llm_train.data.token_shards import TokenShards
 from llm_train.data.tokenize_corpus import Tokenize
-from llm_train.data.tokenizer.characters import Characters
-from llm_train.data.tokenizer.loading import load_tokenizer
-from llm_train.data.tokenizer.tokenizer_file import TokenizerFile
-from llm_train.data.tokenizer.train_bpe import TrainBPE
+from llm_train.data.tokenizer import Characters, TokenizerFile, TrainBPE, load_tokenizer
+from llm_train.discovery import load
 
 __all__ = [
     "Characters",
@@ -56,3 +51,5 @@ __all__ = [
     "load_tokenizer",
     "prepare",
 ]
+
+load(__name__, skip=("module",))

@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tqdm.auto import tqdm
 
+from llm_train.context import Part
 from llm_train.data.base import (
     SPLITS,
     Corpus,
@@ -61,6 +62,10 @@ class Tokenize(Recipe):
     def __post_init__(self) -> None:
         check_at_least(self, 0, "workers", hint=" (0: one per core)")
         check_at_least(self, 1, "shard_tokens")
+
+    def parts(self) -> Iterator[Part]:
+        """Corpus, tokenizer and split."""
+        yield from (self.corpus, self.tokenizer, self.split)
 
     @property
     def comparable(self) -> bool:

@@ -11,25 +11,29 @@ Metrics gather on the device in ``run.sums`` until a log point reads them
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.model.construction import CompileUnit, Construction, Float8
+from llm_train.model.construction import CompileUnit, Construction, Float8, Score
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
+from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
 from llm_train.model.network.linear import ShadowWeights
+from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.groups import set_learning_rates
@@ -41,7 +45,7 @@ from llm_train.run_state import Trainee
 from llm_train.trainer.strategy.base import Strategy, strategy_of
 
 
-class Task(Trimmed, Trainee):
+class Task(Part, Trimmed, Trainee):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -89,7 +93,23 @@ class Task(Trimmed, Trainee):
         self._dense = True
         self._token_bytes: Tensor | None = None
         self._shadows: ShadowWeights | None = None
-        self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
+        self._score: Score = self._plain_score
+
+    # --- configuration ----------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        """What is connected here."""
+        yield self.network_config
+        yield self.loss
+        yield self.optimizer_config
+        yield self.schedule
+        yield self.construction.recompute
+        yield self.construction
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Those of ``attention`` and ``update``, which are words."""
+        yield from sdpa.problems(self.attention, context)
+        yield from in_backward.problems(context)
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -116,7 +136,7 @@ class Task(Trimmed, Trainee):
     @cached_property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
-        with torch.device("meta"):
+        with without_memory():
             return Counts(self.network_config.build())
 
     def configure_model(self) -> None:
@@ -199,8 +219,8 @@ class Task(Trimmed, Trainee):
         self,
         epoch: int,
         batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         """Sets the learning rate of this step, then runs the micro-batch and the update."""
         assert self._multiplier is not None
@@ -208,12 +228,14 @@ class Task(Trimmed, Trainee):
         set_learning_rates(optimizer.param_groups, self._peaks, factor)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Does nothing: our strategies free gradients after the update, not after a forward."""
 
     def configure_gradient_clipping(
         self,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
@@ -231,9 +253,9 @@ class Task(Trimmed, Trainee):
         """Target slots behind a gradient over its valid targets, without leaving the device."""
         valid = self._valid.float()
         self._valid.zero_()
-        return self.strategy.slots_per_valid(valid, self.derived.tokens_per_step)
+        return self.strategy.loss_normaliser(valid, self.derived.tokens_per_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.
 
         Lightning stops between micro-batches; the gradients and sums of the others would be lost.

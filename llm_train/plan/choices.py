@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from llm_train import check as checks
-from llm_train.check.table import on_meta
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Recompute, Selective
 from llm_train.plan.placing import Placing, placing_of
 from llm_train.settings import Settings
@@ -18,7 +17,7 @@ from llm_train.trainer.strategy import FSDP
 
 def policies(settings: Settings) -> list[Recompute]:
     """Those worth trying, and the configured one."""
-    layers = len(on_meta(settings).blocks())
+    layers = len(settings.context().network.blocks())
     found: list[Recompute] = [NoRecompute(), Selective(), EveryBlock()]
     if layers > 1:
         found.insert(2, EveryNth(n=2))

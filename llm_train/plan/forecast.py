@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError
 from llm_train.plan.formula import state, weights_of
 from llm_train.plan.placing import placing_of
@@ -23,7 +22,7 @@ def forecast(settings: Settings, accumulation: int) -> dict[str, float]:
         return {}  # DeepSpeed keeps its own tensors, and host memory is not the device's
     optimizer = settings.task.optimizer_config
     weights = weights_of(settings.task.network_config)
-    held = state(weights, placing, optimizer, precision_of(settings), accumulation=accumulation)
+    held = state(weights, placing, optimizer, settings.precision, accumulation=accumulation)
     return {
         "parameters": held.parameters,
         "copies": held.copies,

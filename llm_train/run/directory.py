@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import Found
-from llm_train.data.token_shards import TokenShards
+from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
-from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.logger.base import log_event
 
 EARLIER = "earlier"
 RECORDS = "records"
@@ -36,7 +36,7 @@ _WRITTEN = (
 def record(
     settings: Settings,
     table: dict[str, Any],
-    loggers: Sequence[Any],
+    loggers: Sequence[Logger],
     found: Found,
     *,
     resume: bool,
@@ -58,10 +58,8 @@ def record(
     if found.path is not None:
         event, step = "resume", int(manifest.read(found.path).metadata["step"])
     for logger in loggers:
-        if isinstance(logger, JSONLMetrics):
-            logger.log_event(event, step)
-        else:
-            logger.log_hyperparams(settings.plain)
+        logger.log_hyperparams(settings.plain)
+    log_event(loggers, event, step)
 
 
 def _set_aside(run_dir: Path) -> None:
@@ -84,7 +82,7 @@ def _stamp() -> str:
 
 def _show_changes(start: Path, settings: Settings) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
-    before = _flat(yaml.safe_load((start / "config.yaml").read_text()))
+    before = _flat(yaml12.load((start / "config.yaml").read_text()))
     after = _flat(settings.plain)
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if not changed:
@@ -95,7 +93,7 @@ def _show_changes(start: Path, settings: Settings) -> None:
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         flat: dict[str, Any] = {}
         for key, inner in value.items():
@@ -107,7 +105,5 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def files_for_checkpoints(settings: Settings) -> dict[str, str]:
     """Texts that make a checkpoint usable without the run directory and the data."""
     files = {"config.yaml": settings.text}
-    source = settings.data.source
-    if isinstance(source, TokenShards):
-        files["tokenizer.json"] = (Path(source.path) / "tokenizer.json").read_text(encoding="utf-8")
-    return files
+    tokenizer = settings.data.source.tokenizer_text()
+    return files | ({"tokenizer.json": tokenizer} if tokenizer else {})

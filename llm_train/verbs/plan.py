@@ -1,7 +1,8 @@
-"""The verb ``plan``: what a run would take on devices that are not here."""
+"""Says what a run will need and take on given GPUs, and which is fastest; needs no device."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_train import check as checks
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError
 from llm_train.plan import report
 from llm_train.plan.devices import Accelerator, accelerator
@@ -21,6 +21,28 @@ from llm_train.plan.simulate import Case, Measured
 from llm_train.plan.speed import summary
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
+from llm_train.verbs.base import Load, Verb
+
+
+class Plan(Verb):
+    """Plans without allocating anything."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """The devices to plan for."""
+        parser.add_argument("--devices", type=int, default=0, help="GPUs of a node")
+        parser.add_argument("--nodes", type=int, default=0, help="nodes")
+        parser.add_argument("--gpu", default="h200", help="short name of the device")
+        parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prints memory, time and traffic."""
+        return plan(
+            load(flags.settings),
+            devices=flags.devices,
+            nodes=flags.nodes,
+            gpu=flags.gpu,
+            json_path=flags.json,
+        )
 
 
 def plan(settings: Settings, *, devices: int, nodes: int, gpu: str, json_path: str = "") -> int:
@@ -78,7 +100,7 @@ class Draft:
 
 def draft(settings: Settings, device: Accelerator, *, searching: bool = True) -> Draft:
     """Plans the configured run, and looks for a faster one."""
-    precision, placing = precision_of(settings), placing_of(settings)
+    precision, placing = settings.precision, placing_of(settings)
     ground = Ground(settings, weights_of(settings.task.network_config), device, precision)
     policy, micro_batch = settings.task.construction.recompute, settings.batch.per_device
     own = ground.candidate(placing, policy, micro_batch)
@@ -124,7 +146,7 @@ def confirmed(settings: Settings, placing: Placing, own: Candidate) -> Measured 
             loss=task.loss,
             optimizer=task.optimizer_config,
             recompute=task.construction.recompute,
-            precision=precision_of(settings),
+            precision=settings.precision,
             sequence=settings.batch.sequence,
             micro_batch=own.micro_batch,
             micro_batches=own.micro_batches,

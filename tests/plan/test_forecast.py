@@ -16,7 +16,7 @@ from llm_train.testing.command import refused, run
 
 def test_predicted_bytes_are_those_of_the_run(tmp_path: Path) -> None:
     path = configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run", steps=11))
-    done = run("fit", "-c", str(path))
+    done = run("fit", "-c", str(path), "--plan")
     assert done.code == 0, done.err
     assert "predicted and measured after 10 steps" in done.out
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()

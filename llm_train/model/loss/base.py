@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from llm_train.context import Part
 from llm_train.model.projection import Projection
 
 __all__ = ["Loss", "LossSum", "Projection", "Scorer"]
@@ -36,7 +37,7 @@ Scorer = Callable[..., LossSum]
 """Maps ``(hidden, projection, targets)`` to sums: a loss, or a faster form of one."""
 
 
-class Loss(ABC):
+class Loss(Part, ABC):
     """The configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
     ignore_index: int = -100

@@ -3,6 +3,7 @@
 Usable in YAML as ``class_path``: ``Transformer``.
 """
 
+from llm_train.discovery import load
 from llm_train.model.network.base import (
     ForwardFlops,
     Initial,
@@ -32,3 +33,5 @@ __all__ = [
     "initialise",
     "materialise",
 ]
+
+load(__name__)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import check_fields, decay_groups
@@ -44,6 +45,11 @@ class AdamW(Optimizer):
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Elementwise; torch has a fused kernel for CPUs."""
+        return OptimizerTraits(name=type(self).__name__, on_host=True)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs torch's AdamW over two decay groups."""

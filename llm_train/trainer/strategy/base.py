@@ -24,6 +24,8 @@ from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
 from llm_train.checkpoint import tensors
+from llm_train.context import Part, StrategyTraits
+from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
@@ -51,7 +53,7 @@ class World:
         return max(1, self.ranks // self.devices)
 
 
-class Strategy(LightningStrategy):
+class Strategy(Part, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
 
     words: ClassVar[tuple[str, ...]] = ()
@@ -69,8 +71,10 @@ class Strategy(LightningStrategy):
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
 
-    reduction = "fast"
-    """How gradients are summed over ranks; canonical: as one process would, bit for bit."""
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Takes the words away from subclasses: they mean the class that declares them."""
+        super().__init_subclass__(**arguments)
+        cls.words = vars(cls).get("words", ())
 
     @classmethod
     def from_word(cls, word: str, world: World) -> Strategy:
@@ -88,6 +92,10 @@ class Strategy(LightningStrategy):
         Raises:
             ConfigError: the ranks do not divide.
         """
+
+    @abstractmethod
+    def traits(self, ranks: int) -> StrategyTraits:
+        """What other parts need to know of this strategy on ``ranks`` ranks."""
 
     # --- construction -----------------------------------------------------------------------------
 
@@ -120,8 +128,11 @@ class Strategy(LightningStrategy):
 
     # --- a step -----------------------------------------------------------------------------------
 
-    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+    def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """Target slots over valid targets, of all samples that a gradient is the mean over.
+
+        A micro-batch's loss is divided by its slots, since the number of valid targets of a step is
+        known only at its end; this factor turns the sum into the mean over valid targets.
 
         Args:
             valid: targets of this rank in this step that count.
@@ -137,6 +148,9 @@ class Strategy(LightningStrategy):
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Global norm of the gradients, however they are sharded."""
         return global_norm(gradients)
+
+    def reshard(self) -> None:
+        """Frees whatever parameters a forward has left gathered; the shards hold their values."""
 
     def optimizer_step(
         self,
@@ -189,18 +203,9 @@ def placing(strategy: object) -> Strategy:
     )
 
 
-def strategies(family: type[Strategy] = Strategy) -> list[type[Strategy]]:
-    """Every concrete strategy that is loaded."""
-    found: list[type[Strategy]] = []
-    for kind in family.__subclasses__():
-        found += [] if kind.__abstractmethods__ else [kind]
-        found += strategies(kind)
-    return found
-
-
 def known_words() -> list[str]:
     """Every word that ``trainer.strategy`` takes."""
-    return ["auto", *(word for kind in strategies() for word in kind.words)]
+    return ["auto", *(word for kind in _known() for word in kind.words)]
 
 
 def from_word(word: str, world: World) -> Strategy:
@@ -210,7 +215,7 @@ def from_word(word: str, world: World) -> Strategy:
         ConfigError: no strategy answers to the word, or it means nothing on these ranks.
     """
     wanted = ("ddp" if world.ranks > 1 else "single") if word == "auto" else word
-    for kind in strategies():
+    for kind in _known():
         if wanted in kind.words:
             return kind.from_word(wanted, world)
     raise ConfigError(
@@ -219,5 +224,10 @@ def from_word(word: str, world: World) -> Strategy:
     )
 
 
+def _known() -> list[type[Strategy]]:
+    # mypy takes every type[...] for something to construct.
+    return concrete(Strategy)  # type: ignore[type-abstract]
+
+
 def _names() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in strategies()))
+    return ", ".join(kind.__name__ for kind in _known())

@@ -10,11 +10,12 @@ kernel for CPUs as well, needs no compiler on the machine, and keeps the same st
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
+from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.trainer.strategy import zero_state
 from llm_train.trainer.strategy.base import Strategy, World
@@ -32,6 +34,10 @@ from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
 
 Device = Literal["none", "cpu", "nvme"]
+_MISSING = (
+    "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+    "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
+)
 
 
 class ZeRO(Strategy, DeepSpeedStrategy):
@@ -75,6 +81,63 @@ class ZeRO(Strategy, DeepSpeedStrategy):
     def mesh_shape(self, ranks: int) -> MeshShape:
         """All ranks share one copy of what the stage shards."""
         return MeshShape(shards=ranks)
+
+    def traits(self, ranks: int) -> StrategyTraits:
+        """The engine reduces and updates flat fragments of the parameters."""
+        name = type(self).__name__
+        return StrategyTraits(name=name, flattens=True, hooks_between_blocks=True)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """What DeepSpeed's engine does on its own, and where it cannot offload."""
+        if importlib.util.find_spec("deepspeed") is None:
+            yield _MISSING
+        if context.precision == "bf16-true":
+            yield (
+                "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
+                "write bf16-mixed, which is what DeepSpeed does"
+            )
+        if context.float8 != "none":
+            yield (
+                f"model.float8={context.float8} does not work under ZeRO, where DeepSpeed casts "
+                "weights itself; set trainer.strategy to ddp or fsdp, or model.float8=none"
+            )
+        if not context.dense:
+            yield (
+                "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
+                "before they are counted; set trainer.strategy to ddp or fsdp"
+            )
+        yield from self._offload_problems(context)
+
+    def _offload_problems(self, context: Context) -> Iterator[str]:
+        key = "trainer.strategy.init_args"
+        chosen = {
+            "offload_optimizer": self.offload_optimizer,
+            "offload_parameters": self.offload_parameters,
+        }
+        for name, device in chosen.items():
+            if device != "none" and not context.on_cuda:
+                yield (
+                    f"{key}.{name}={device} has no effect on a CPU, where everything already is in "
+                    "host memory; remove it"
+                )
+            if device == "nvme" and not self.nvme_path:
+                yield f"{key}.{name}=nvme needs a directory for its files; set {key}.nvme_path"
+        if self.offload_parameters != "none" and self.stage < 3:
+            yield (
+                f"{key}.offload_parameters={self.offload_parameters} needs stage 3, since stage "
+                f"{self.stage} keeps all parameters on every device; set {key}.stage to 3, or "
+                "remove it"
+            )
+        if self.offload_optimizer == "nvme" and self.stage < 3:
+            yield (
+                f"{key}.offload_optimizer=nvme needs stage 3, since DeepSpeed would use host "
+                f"memory with stage {self.stage}; set {key}.stage to 3, or write cpu"
+            )
+        if self.nvme_path and "nvme" not in chosen.values():
+            yield (
+                f"{key}.nvme_path={self.nvme_path} has no effect, since nothing is offloaded to "
+                "nvme; remove it, or write nvme"
+            )
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
@@ -232,10 +295,7 @@ def import_deepspeed() -> None:
     try:
         import deepspeed
     except ImportError as error:
-        raise ConfigError(
-            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-            "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
-        ) from error
+        raise ConfigError(_MISSING) from error
     if not torch.cuda.is_available():
         # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
         # process killed meanwhile leaves a lock, for which all later ones wait in silence.
