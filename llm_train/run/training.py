@@ -113,6 +113,8 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
+    if hasattr(settings.task, "network"):
+        raise ConfigError("a run has used these settings and moved their weights; load them again")
     require_sound(settings)
     derived, table = checks.derive(settings), checks.table(settings)
     saver = Checkpoints(
