@@ -213,6 +213,25 @@ def test_readme_sequence_runs(fork_server: ForkServer, place: Path) -> None:
     assert resumed[:5] == torchrun[:5]
 
 
+@pytest.mark.distributed
+def test_scripts_run_as_written(place: Path) -> None:
+    scripts = re.findall(r"^```python\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
+    assert [len([line for line in each.splitlines() if line]) for each in scripts] == [4, 5]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(scripts)],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, result, predicted = done.stdout.splitlines()
+    assert re.fullmatch(r"10 \d\.\d+", result)
+    assert re.fullmatch(r"tensor\(\[\[\d+, +\d+, +\d+\]\]\)", predicted)
+
+
 def first_yaml(page: Path) -> str:
     return page.read_text("utf-8").split("```yaml\n")[1].split("```")[0]
 
