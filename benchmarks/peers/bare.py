@@ -22,7 +22,7 @@ def main() -> None:
     from llm_train.model.loss import CausalLM, ChunkedCausalLM
     from llm_train.model.network import Transformer
     from llm_train.model.network.init import initialise
-    from llm_train.model.network.linear import Copies
+    from llm_train.model.network.linear import ShadowWeights
     from llm_train.model.optimizer import AdamW
 
     job = Job.from_arguments()
@@ -37,7 +37,7 @@ def main() -> None:
     optimizer = AdamW(learning_rate=6e-4).build(network.named_parameters())
     recipe = ChunkedCausalLM() if shape.vocab >= 8192 else CausalLM()
     loss = recipe.compiled() if job.variant == "compiled" else recipe
-    copies = Copies(network, torch.bfloat16) if job.dtype == "bfloat16" else None
+    copies = ShadowWeights(network, torch.bfloat16) if job.dtype == "bfloat16" else None
     ids = np.memmap(job.tokens, dtype=np.uint16, mode="r")
     count = (len(ids) - 1) // shape.sequence
     context = (

@@ -29,7 +29,7 @@ from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.flops import Counts, count
-from llm_train.model.network.linear import Copies
+from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.sdpa import Kernel, attention_order
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
@@ -101,7 +101,7 @@ class Task(Trimmed, pl.LightningModule):
         self._stop_wanted = False
         self._dense = True
         self._token_bytes: Tensor | None = None
-        self._copies: Copies | None = None
+        self._copies: ShadowWeights | None = None
         self._during_run = ExitStack()
         self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
 
@@ -140,8 +140,8 @@ class Task(Trimmed, pl.LightningModule):
             return
         strategy = strategy_of(self.trainer)
         network = self.construction.network(self.network_config, strategy, self.derived.seed)
-        if strategy.copy_dtype is not None:
-            self._copies = Copies(network, strategy.copy_dtype)
+        if strategy.shadow_dtype is not None:
+            self._copies = ShadowWeights(network, strategy.shadow_dtype)
         self._loss = self.construction.scorer(self.loss)
         self._score = self.construction.whole(self._plain_score)
         self.network = network

@@ -17,7 +17,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.model.network import Transformer
-from llm_train.model.network.linear import Copies
+from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.recompute.saved import saved_bytes
 from llm_train.plan.simulate import Case, autocast, default_dtype
 
@@ -32,7 +32,7 @@ def saving_of_a_block(case: Case) -> float:
     with default_dtype(case.precision), FakeTensorMode(), autocast(case.precision):
         network = case.network.build()
         if case.copies:
-            Copies(network, torch.bfloat16)
+            ShadowWeights(network, torch.bfloat16)
         block = network.blocks()[0]
         dtype = torch.float32 if case.precision == "32-true" else torch.bfloat16
         x = torch.zeros(1, case.sequence, case.network.width, dtype=dtype, requires_grad=True)
@@ -48,25 +48,25 @@ class _Alone(nn.Module):
         super().__init__()
         self.block, self.rotary = block, rotary
         self.copied: list[Any] = [
-            module for module in block.modules() if getattr(module, "weight_copy", None) is not None
+            module for module in block.modules() if getattr(module, "shadow", None) is not None
         ]
 
     def forward(self, x: Tensor, copies: tuple[Tensor, ...]) -> Any:
-        before = [module.weight_copy for module in self.copied]
+        before = [module.shadow for module in self.copied]
         for module, copy in zip(self.copied, copies, strict=True):
-            module.weight_copy = copy
+            module.shadow = copy
         try:
             return self.block(x, self.rotary)
         finally:
             for module, copy in zip(self.copied, before, strict=True):
-                module.weight_copy = copy
+                module.shadow = copy
 
 
 def _kept(block: nn.Module, x: Tensor, rotary: Any) -> float:
     """Bytes that the forward half hands to the backward half, what it is given not counted."""
     alone = _Alone(block, rotary)
     state: dict[str, Tensor] = {**dict(alone.named_parameters()), **dict(alone.named_buffers())}
-    copies: Any = tuple(module.weight_copy for module in alone.copied)
+    copies: Any = tuple(module.shadow for module in alone.copied)
     found: list[float] = []
 
     def run(x: Tensor, values: dict[str, Tensor], copies: tuple[Tensor, ...]) -> Any:

@@ -25,7 +25,7 @@ from torch import nn
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.plan.placing import Placing
 
@@ -68,7 +68,7 @@ def weights_of(config: Network) -> list[Weight]:
     with torch.device("meta"):
         network = config.build()
     inside = {id(p) for block in network.blocks() for p in block.parameters()}
-    copied = {id(module.weight) for module in network.modules() if isinstance(module, WithCopy)}
+    copied = {id(module.weight) for module in network.modules() if isinstance(module, HasShadow)}
     cuts = _cuts(network)
     return [
         Weight(

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from llm_train.model.loss.base import Loss
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import Copies, WithCopy
+from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer import LowBitAdamW
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.recompute.base import Recompute
@@ -95,7 +95,7 @@ def simulate(case: Case) -> Measured:
 
 
 def _measure(network: LanguageModel, case: Case) -> Measured:
-    copies = Copies(network, torch.bfloat16) if case.copies else None
+    copies = ShadowWeights(network, torch.bfloat16) if case.copies else None
     found: Measured = {"saved": 0.0 if case.sharded else _saved(network, case)}
     optimizer = case.optimizer.build(network.named_parameters())
     _make_state(optimizer)
@@ -153,7 +153,7 @@ def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
 def _step(
     network: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    copies: Copies | None,
+    copies: ShadowWeights | None,
     case: Case,
     watch: Watch,
 ) -> int:
@@ -226,7 +226,7 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 
 def _copies(network: nn.Module) -> list[Tensor]:
-    found = [m.weight_copy for m in network.modules() if isinstance(m, WithCopy)]
+    found = [m.shadow for m in network.modules() if isinstance(m, HasShadow)]
     return [copy for copy in found if copy is not None]
 
 

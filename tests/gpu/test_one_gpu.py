@@ -15,7 +15,7 @@ import torch
 
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise, materialise
-from llm_train.model.network.linear import Copies
+from llm_train.model.network.linear import ShadowWeights
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment, llm_train
 from llm_train.trainer.logger.records import read_lines, read_metrics
@@ -175,7 +175,7 @@ def test_copies_of_weights_give_what_autocast_gives() -> None:
         network = shape.build().cuda()
         initialise(network, seed=3)
         if copied:
-            Copies(network, torch.bfloat16)
+            ShadowWeights(network, torch.bfloat16)
         with torch.autocast("cuda", torch.bfloat16):
             sums = network(tokens[:, :-1], partial(CausalLM(), targets=tokens[:, 1:]))
         sums.objective.backward()

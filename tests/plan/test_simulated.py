@@ -13,7 +13,7 @@ import torch
 
 from llm_train.cli.command import load_settings
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import Copies, WithCopy
+from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
 from llm_train.plan.formula import State, state, weights_of
@@ -58,7 +58,7 @@ def measured(case: Case) -> dict[str, int]:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         if case.copies:
-            Copies(network, torch.bfloat16)
+            ShadowWeights(network, torch.bfloat16)
         tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
         readout = partial(case.loss, targets=tokens[:, 1:])
         with autocast(case.precision):
@@ -69,13 +69,13 @@ def measured(case: Case) -> dict[str, int]:
         optimizer.step()
     parameters = list(network.parameters())
     states = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    modules = [m for m in network.modules() if isinstance(m, WithCopy)]
+    modules = [m for m in network.modules() if isinstance(m, HasShadow)]
     return {
         "saved": saved,
         "parameters": sum(p.nbytes for p in parameters),
         "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
         "optimizer": sum(v.nbytes for v in states),
-        "copies": sum(0 if m.weight_copy is None else m.weight_copy.nbytes for m in modules),
+        "copies": sum(0 if m.shadow is None else m.shadow.nbytes for m in modules),
     }
 
 

@@ -29,7 +29,7 @@ class Projection(Protocol):
         """``c`` in ``c * tanh(logits / c)``; 0 means none."""
 
     @property
-    def weight_copy(self) -> Tensor | None:
+    def shadow(self) -> Tensor | None:
         """(V, D) the weight already in the dtype of products, or None."""
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class ChunkedCausalLM(Loss):
             # whether anybody wants a gradient must be asked here.
             gradients=torch.is_grad_enabled(),
         )
-        matrix = projection.weight_copy
+        matrix = projection.shadow
         objective, nats = _ChunkedSum.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, -2), weight, targets.flatten(), matrix, settings, chunk
         )
@@ -120,7 +120,7 @@ class _ChunkedSum(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        weight_copy: Tensor | None,
+        shadow: Tensor | None,
         settings: _Settings,
         chunk: _Chunk,
     ) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class _ChunkedSum(torch.autograd.Function):
             wants_hidden = settings.gradients and ctx.needs_input_grad[0]
             wants_weight = settings.gradients and ctx.needs_input_grad[1]
             # Cast once a call, not once a chunk; detached, so that it is not in autocast's cache.
-            source = weight.detach() if weight_copy is None else weight_copy
+            source = weight.detach() if shadow is None else shadow
             matrix = source.to(settings.dtype)  # (V, D)
             grad_hidden = torch.zeros_like(hidden) if wants_hidden else None  # (N, D)
             grad_weight = (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import through_copy
+from llm_train.model.network.linear import through_shadow
 
 R = TypeVar("R")
 
@@ -30,17 +30,17 @@ class Projection(NamedTuple):
             probability.
         soft_cap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, eq. 1); 0 means
             none.
-        weight_copy: (V, D) the weight in the dtype of products, where it is kept (``linear``).
+        shadow: (V, D) the weight in the dtype of products, where it is kept (``linear``).
     """
 
     weight: Tensor
     vocab_size: int
     soft_cap: float
-    weight_copy: Tensor | None = None
+    shadow: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) in float32; padding columns are -inf."""
-        matrix = through_copy(self.weight, self.weight_copy)
+        matrix = through_shadow(self.weight, self.shadow)
         out = torch.nn.functional.linear(hidden, matrix).float()
         if self.soft_cap > 0.0:
             out = self.soft_cap * torch.tanh(out / self.soft_cap)

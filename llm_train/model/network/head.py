@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from llm_train.model.network.base import Projection, R, Readout
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
 
 
-class Head(WithCopy, nn.Module):
+class Head(HasShadow, nn.Module):
     """Output projection without a bias.
 
     Args:
@@ -33,7 +33,7 @@ class Head(WithCopy, nn.Module):
     def forward(self, hidden: Tensor, readout: Readout[R]) -> R:
         """Calls ``readout`` with (B, T, D) and the projection."""
         weight = _whole(self.weight)
-        return readout(hidden, Projection(weight, self.vocab_size, self.soft_cap, self.weight_copy))
+        return readout(hidden, Projection(weight, self.vocab_size, self.soft_cap, self.shadow))
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Under autocast a float32 weight is cast each time its layer runs: for every micro-batch, and again
 in every recomputation. Here a module may hold a low-precision copy of its weight beside it. The
 product reads the copy, the gradient goes to the float32 weight, and whoever changes the weight
-refreshes the copy (``Copies.refresh``). Without a copy all is as in ``nn.Linear``: strategies that
+refreshes the copy (``ShadowWeights.refresh``). Without a copy all is as in ``nn.Linear``: strategies that
 cast while gathering, and precisions that cast nothing, need none.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class _ThroughCopy(torch.autograd.Function):
+class _ThroughShadow(torch.autograd.Function):
     """(weight, copy) -> copy, differentiable with respect to the weight."""
 
     @staticmethod
@@ -29,36 +29,36 @@ class _ThroughCopy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None
 
 
-def through_copy(weight: Tensor, copy: Tensor | None) -> Tensor:
+def through_shadow(weight: Tensor, copy: Tensor | None) -> Tensor:
     """The tensor to multiply by: ``copy`` where there is one, else ``weight`` itself."""
     if copy is None:
         return weight
-    product: Tensor = _ThroughCopy.apply(weight, copy)  # type: ignore[no-untyped-call]
+    product: Tensor = _ThroughShadow.apply(weight, copy)  # type: ignore[no-untyped-call]
     return product
 
 
-class WithCopy:
-    """Mixed into modules whose ``weight`` is multiplied by, in the dtype of ``weight_copy``."""
+class HasShadow:
+    """Mixed into modules whose ``weight`` is multiplied by, in the dtype of ``shadow``."""
 
-    weight_copy: Tensor | None = None
+    shadow: Tensor | None = None
     """A plain attribute, not a buffer: no state dict, no broadcast and no cast may touch it."""
 
 
-class Linear(WithCopy, nn.Linear):
-    """``nn.Linear`` that multiplies by ``weight_copy`` where it is set."""
+class Linear(HasShadow, nn.Linear):
+    """``nn.Linear`` that multiplies by ``shadow`` where it is set."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, through_copy(self.weight, self.weight_copy), self.bias)
+        return F.linear(x, through_shadow(self.weight, self.shadow), self.bias)
 
 
-class Copies:
+class ShadowWeights:
     """Low-precision copies of every weight in ``network`` that has a place for one.
 
     Costs ``2`` bytes a parameter for bfloat16, which autocast holds from forward to backward too.
 
     Args:
-        network: materialised; every ``WithCopy`` in it gets one.
+        network: materialised; every ``HasShadow`` in it gets one.
         dtype: of the copies.
     """
 
@@ -66,12 +66,12 @@ class Copies:
         self._weights: list[Tensor] = []
         self._copies: list[Tensor] = []
         for module in network.modules():
-            if not isinstance(module, WithCopy):
+            if not isinstance(module, HasShadow):
                 continue
             weight = module.weight
             assert isinstance(weight, Tensor)
             copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
-            module.weight_copy = copy
+            module.shadow = copy
             self._weights.append(weight)
             self._copies.append(copy)
         self.refresh()

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.runtime.terminal import say, section
 
@@ -73,9 +73,9 @@ class Forecast(pl.Callback):
         found: dict[str, float] = {
             "parameters": size(network.parameters()),
             "copies": size(
-                module.weight_copy
+                module.shadow
                 for module in network.modules()
-                if isinstance(module, WithCopy) and module.weight_copy is not None
+                if isinstance(module, HasShadow) and module.shadow is not None
             ),
             "gradients": self._gradients,
             "optimizer": size(_state(trainer.optimizers)),

@@ -107,7 +107,7 @@ class Strategy(LightningStrategy):
         return cast("Trained", self.lightning_module)  # nn.Module's attributes have no types
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """Dtype of the copies of weights that products read; None: no copies are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
 

@@ -88,7 +88,7 @@ class FSDP(Strategy, ModelParallelStrategy):
         return MeshShape.of(ranks, replicas=self.replicas, tensor=self.tensor)
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: fully_shard casts while it gathers."""
         return None
 

@@ -79,7 +79,7 @@ class ZeRO(Strategy, DeepSpeedStrategy):
     # --- three overrides for the CPU --------------------------------------------------------------
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: the engine keeps its parameters in the low precision."""
         return None
 

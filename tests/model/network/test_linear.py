@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_train.model.loss import CausalLM, ChunkedCausalLM
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import Copies, Linear, WithCopy
+from llm_train.model.network.linear import HasShadow, Linear, ShadowWeights
 
 CONFIG = Transformer(vocab_size=23, layers=2, width=16, heads=2, max_sequence=8)
 LOSSES = [CausalLM(), ChunkedCausalLM(chunk_tokens=5)]
@@ -39,7 +39,7 @@ def some_tokens():
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_losses_and_gradients_are_those_of_autocast(loss):
     plain, copied = built(), built()
-    Copies(copied, torch.bfloat16)
+    ShadowWeights(copied, torch.bfloat16)
     expected = gradients(plain, loss, some_tokens())
     found = gradients(copied, loss, some_tokens())
     assert found[0] == expected[0]
@@ -50,7 +50,7 @@ def test_losses_and_gradients_are_those_of_autocast(loss):
 
 def test_a_copy_is_stale_until_it_is_refreshed():
     layer = Linear(4, 3, bias=False)
-    copies = Copies(layer, torch.bfloat16)
+    copies = ShadowWeights(layer, torch.bfloat16)
     x = torch.randn(2, 4, dtype=torch.bfloat16)
     before = layer(x)
     with torch.no_grad():
@@ -63,17 +63,17 @@ def test_a_copy_is_stale_until_it_is_refreshed():
 def test_a_copy_is_no_part_of_the_module():
     layer = Linear(4, 3)
     names = list(layer.state_dict())
-    Copies(layer, torch.bfloat16)
+    ShadowWeights(layer, torch.bfloat16)
     assert list(layer.state_dict()) == names
     assert [n for n, _ in layer.named_buffers()] == []
 
 
 def test_every_matrix_that_is_multiplied_by_has_a_copy():
     network = built()
-    copies = Copies(network, torch.bfloat16)
+    copies = ShadowWeights(network, torch.bfloat16)
     matrices = [m for m in network.modules() if isinstance(m, nn.Linear)]
     assert len(copies) == len(matrices) + 1  # and the head
-    assert all(isinstance(m, WithCopy) for m in matrices)
+    assert all(isinstance(m, HasShadow) for m in matrices)
 
 
 class _WeightCasts(TorchDispatchMode):
@@ -98,8 +98,8 @@ def test_weights_are_cast_once_a_step_whatever_the_accumulation():
     found = {}
     for copied in (False, True):
         network = built()
-        shapes = {tuple(m.weight.shape) for m in network.modules() if isinstance(m, WithCopy)}
-        copies = Copies(network, torch.bfloat16) if copied else None
+        shapes = {tuple(m.weight.shape) for m in network.modules() if isinstance(m, HasShadow)}
+        copies = ShadowWeights(network, torch.bfloat16) if copied else None
         with _WeightCasts(shapes) as mode:
             for _ in range(4):
                 with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
@@ -109,7 +109,7 @@ def test_weights_are_cast_once_a_step_whatever_the_accumulation():
         del sums
         found[copied] = sum(mode.count.values()) - mode.count["refresh"]
         assert mode.count["refresh"] == copied
-    matrices = sum(isinstance(m, WithCopy) for m in built().modules())
+    matrices = sum(isinstance(m, HasShadow) for m in built().modules())
     assert found == {False: 4 * matrices, True: 0}
 
 

@@ -15,7 +15,7 @@ from llm_train.derived import Derived
 from llm_train.model.construction import CompileUnit
 from llm_train.model.loss import CausalLM, ChunkedCausalLM, Loss
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer import AdamW
 from llm_train.model.schedule import WarmupCosine
 from llm_train.model.task import Task
@@ -169,19 +169,19 @@ def test_gradients_do_not_outlive_the_update(tmp_path: Path) -> None:
 def test_copies_follow_the_weights(tmp_path: Path) -> None:
     """A copy that missed an update would train another network without a word."""
     task, *_ = train(tmp_path, per_device=4, masked=False, clip=1.0, precision="bf16-mixed")
-    layers = [module for module in task.network.modules() if isinstance(module, WithCopy)]
+    layers = [module for module in task.network.modules() if isinstance(module, HasShadow)]
     initial = NETWORK.build()
     initialise(initial, SEED)
-    before = [module for module in initial.modules() if isinstance(module, WithCopy)]
+    before = [module for module in initial.modules() if isinstance(module, HasShadow)]
     for layer, untrained in zip(layers, before, strict=True):
-        assert layer.weight_copy is not None
-        assert torch.equal(layer.weight_copy, layer.weight.bfloat16())
-        assert not torch.equal(layer.weight_copy, untrained.weight.bfloat16())
+        assert layer.shadow is not None
+        assert torch.equal(layer.shadow, layer.weight.bfloat16())
+        assert not torch.equal(layer.shadow, untrained.weight.bfloat16())
 
 
 def test_full_precision_needs_no_copies(tmp_path: Path) -> None:
     task, *_ = train(tmp_path, per_device=4, masked=False, clip=1.0)
-    assert all(m.weight_copy is None for m in task.network.modules() if isinstance(m, WithCopy))
+    assert all(m.shadow is None for m in task.network.modules() if isinstance(m, HasShadow))
 
 
 @pytest.mark.slow

@@ -84,10 +84,8 @@ def digest(network: torch.nn.Module) -> str:
 
 def copies_are_fresh(network: torch.nn.Module) -> bool | None:
     """Whether the low-precision copies are those of the weights; None without any."""
-    having: list[Any] = [
-        m for m in network.modules() if getattr(m, "weight_copy", None) is not None
-    ]
-    same = [torch.equal(m.weight_copy, m.weight.to(m.weight_copy.dtype)) for m in having]
+    having: list[Any] = [m for m in network.modules() if getattr(m, "shadow", None) is not None]
+    same = [torch.equal(m.shadow, m.weight.to(m.shadow.dtype)) for m in having]
     return all(same) if same else None
 
 
