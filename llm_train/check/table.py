@@ -11,7 +11,7 @@ from torch import nn
 from llm_train.check.trainer import precision_of
 from llm_train.derived import Derived
 from llm_train.model.network.base import LanguageModel
-from llm_train.runtime.peaks import dense_peak_flops
+from llm_train.runtime.devices import dense_peak_flops
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
 

@@ -151,7 +151,7 @@ def _parity(settings: Settings, flags: argparse.Namespace) -> int:
     from llm_train.verbs import parity as compare
 
     ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
-    names = flags.strategies.split(",") if flags.strategies else variants.STRATEGIES
+    names = flags.strategies.split(",") if flags.strategies else ()
     return compare.parity(
         settings,
         lambda arguments: load_settings(arguments, flags.allow_import),

@@ -17,13 +17,12 @@ from llm_train.data.prepare import prepare as prepare_tokens
 from llm_train.data.token_shards import TokenShards
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
-from llm_train.plan.forecast import forecast, planned
 from llm_train.run import directory as rundir
 from llm_train.run.trainer import bind, build_trainer
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks.collectives import Collectives
-from llm_train.trainer.callbacks.forecast import Forecast
+from llm_train.trainer.callbacks.forecast import Forecast, planned
 from llm_train.trainer.callbacks.profile import Profile
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_metrics
@@ -66,9 +65,7 @@ def fit(
     """Trains from the start or from a checkpoint."""
     _require_sound(settings)
     derived = checks.derive(settings)
-    predicted = forecast(settings, derived.accumulation)
-    if plan:
-        predicted |= planned(Path(plan), settings)
+    forecasts = [Forecast(planned(Path(plan), _planned_for(settings)))] if plan else []
     save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
     profiles = [Profile(settings.run_dir, derived, save_every=save_every)] if profile else []
     table = checks.table(settings)
@@ -91,7 +88,7 @@ def fit(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
-    watching = [*profiles, Forecast(predicted)]
+    watching = [*profiles, *forecasts]
     trainer = build_trainer(settings, derived, [*watching, saver], JSONLMetrics())
     if count_collectives:
         trainer.callbacks.insert(0, Collectives())  # type: ignore[attr-defined]
@@ -149,6 +146,13 @@ def _require_sound(settings: Settings, *, running: bool = True) -> None:
     found = checks.problems(settings, running=running)
     if found:
         raise ConfigError("\n".join(found))
+
+
+def _planned_for(settings: Settings) -> dict[str, object]:
+    """What a plan must have been made for, by the names in its file."""
+    mesh = settings.mesh_shape
+    strategy, micro_batch = settings.strategy.described(mesh), settings.batch.per_device
+    return {"strategy": strategy, "layout": vars(mesh), "micro_batch": micro_batch}
 
 
 def _store(settings: Settings, derived: Derived) -> CheckpointStore:

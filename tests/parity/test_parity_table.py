@@ -14,8 +14,8 @@ import pytest
 from llm_train.cli.command import load_settings
 from llm_train.errors import ConfigError
 from llm_train.parity.judge import Distance, judge, measured, tolerance
-from llm_train.parity.outcome import Outcome, counted
-from llm_train.parity.variants import STRATEGIES, Variant, rounding, variants
+from llm_train.parity.trajectory import Trajectory, counted
+from llm_train.parity.variants import Variant, rounding, variants
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import Nursery
@@ -103,10 +103,11 @@ def test_strategies_agree_and_wrong_ones_are_found_out(
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_every_strategy_on_one_two_and_four_ranks(precision: str, table: Table) -> None:
     settings = {"batch__tokens": 256, "trainer__precision": precision}
-    code, found = table(variants(STRATEGIES, [1, 2, 4]), steps=50, **settings)
+    compared = variants([], [1, 2, 4])
+    code, found = table(compared, steps=50, **settings)
     assert code == 0, found
     ran = {(row["name"], row["ranks"]) for row in found["rows"]}
-    assert {(name, 4) for name in STRATEGIES if name != "single"} <= ran
+    assert {(v.name, 4) for v in compared} <= ran
     assert (("single, in fp32", 1) in ran) == (precision != "32-true")
 
 
@@ -249,7 +250,7 @@ def test_it_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
-RUN = Outcome(
+RUN = Trajectory(
     loss=[4.0, 2.0],
     norm=[1.0, 1.0],
     rate=[0.1, 0.2],
@@ -279,7 +280,7 @@ def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list
     assert row.faults == faults
 
 
-def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
+def test_rounding_itself_is_the_baseline_where_fp32_is_not() -> None:
     """Three times the spread, and never less than fp32 is granted."""
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)

@@ -15,6 +15,9 @@ from llm_train.model.optimizer.memory import tensor_bytes
 class Optimizer(ABC):
     """Configuration of an optimizer. Subclasses are frozen, keyword-only dataclasses."""
 
+    compiled = False
+    """Whether torch compiles the update, so that it holds no tensor of its own."""
+
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer; each parameter that requires a gradient is in just one group.

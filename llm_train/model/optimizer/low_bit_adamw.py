@@ -44,6 +44,8 @@ class LowBitAdamW(Optimizer):
         weight_decay: of parameters with two or more dimensions.
     """
 
+    compiled = True
+
     learning_rate: float
     state: Literal["bf16", "8bit", "fp8", "4bit"] = "8bit"
     betas: tuple[float, float] = (0.9, 0.95)

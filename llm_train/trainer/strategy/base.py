@@ -27,6 +27,7 @@ from llm_train.checkpoint import tensors as state
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
+from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -60,7 +61,7 @@ class Trained(Protocol):
     def _refresh_copies(self) -> None: ...
 
 
-class Strategy(LightningStrategy):
+class Strategy(Costed, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
 
     words: ClassVar[tuple[str, ...]] = ()

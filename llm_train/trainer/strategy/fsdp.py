@@ -12,20 +12,23 @@ One class for full, hybrid and tensor-parallel sharding: they are sizes of one m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.trainer.strategy import canonical
 from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.sharding import make_mesh, mixed_precision, shard_network
 from llm_train.trainer.strategy.tensor_parallel import own_positions
@@ -111,13 +114,7 @@ class FSDP(Strategy, ModelParallelStrategy):
 
     def shard(self, network: LanguageModel) -> None:
         """Cuts the network over the mesh."""
-        shard_network(
-            network,
-            self.device_mesh,
-            policy=mixed_precision(self.precision_plugin.precision),
-            reshard_after_forward=self.reshard_after_forward,
-            offload=self.offload,
-        )
+        self.shard_over(network, self.device_mesh, self.precision_plugin.precision)
         if self.reduction == "canonical":
             self._shards = canonical.Shards(network)
 
@@ -127,14 +124,10 @@ class FSDP(Strategy, ModelParallelStrategy):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""
-        accumulation = self.task.trainer.accumulate_grad_batches
-        network: Any = self.task.network  # fully_shard made it an FSDPModule as well
-        last = (batch_idx + 1) % accumulation == 0
-        network.set_requires_gradient_sync(last or self._shards is not None)
+        last = (batch_idx + 1) % self.task.trainer.accumulate_grad_batches == 0
+        self.begin_micro_batch(self.task.network, last=last)
         if self._shards is not None:
             self._shards.begin(last=last)
-        if not self.reshard_after_forward:
-            network.set_reshard_after_backward(last)
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
         """In canonical order gradients are summed, not averaged."""
@@ -166,3 +159,109 @@ class FSDP(Strategy, ModelParallelStrategy):
         for module in self.task.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    cuts_network = True
+
+    def rehearsable(self) -> bool:
+        """Fake tensors are all on one device, so shards in host memory cannot be told apart."""
+        return not self.offload
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Sharded over all ranks or within nodes, gathered twice or once, cut within a node."""
+        if world.ranks == 1:
+            return
+        for replicas in {1, world.nodes if world.devices > 1 else 1}:
+            yield cls(replicas=replicas)
+            yield cls(replicas=replicas, reshard_after_forward=False)
+        for power in range(1, world.devices.bit_length()):
+            yield cls(tensor=2**power)
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Each direction of the mesh, and two together."""
+        own = cls.__name__.lower()
+        prefix = "" if cls is FSDP else f"{own}-"
+        yield Compared(name=own)
+        yield Compared(name=f"{own}-no-reshard", arguments={"reshard_after_forward": False})
+        yield Compared(name=f"{prefix}hsdp", arguments={"replicas": 2}, least_ranks=4)
+        yield Compared(name=f"{prefix}tp", arguments={"tensor": ranks}, least_ranks=2)
+        yield Compared(name=f"{own}-tp", arguments={"tensor": 2}, least_ranks=4)
+
+    def described(self, mesh: MeshShape) -> str:
+        """The class, and what differs from its defaults."""
+        parts = {
+            type(self).__name__: True,
+            f"{mesh.replicas} replicas": mesh.replicas > 1,
+            f"tensor {mesh.tensor}": mesh.tensor > 1,
+            "no reshard": not self.reshard_after_forward,
+            "offload": self.offload,
+        }
+        return ", ".join(name for name, present in parts.items() if present)
+
+    def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
+        """(w + w + s) / shards, each parameter cut by rows and rounded up.
+
+        What is held for a while comes on top: gathered parameters in the dtype of products, and,
+        while gradients accumulate over micro-batches without being reduced, whole gradients in
+        fp32: 4 bytes a parameter that no number of ranks makes smaller.
+        """
+        root, blocks = work.elements(lambda weight: weight.on_tensor_rank(mesh))
+        block = blocks / max(1, work.layers)
+        # Two blocks: the one that runs and the one that is gathered ahead.
+        ahead = min(2 * block, blocks) if self.reshard_after_forward else blocks
+        on_device = 0 if self.offload else 1
+        size = on_device * work.width * sum(work.elements(lambda weight: weight.on_shard(mesh)))
+        return StateBytes(
+            parameters=size,
+            gradients=size,
+            optimizer=on_device * work.optimizer_bytes(lambda weight: weight.on_shard(mesh)),
+            gathered=work.product_width * (root + ahead),
+            unreduced=4.0 * (root + blocks) if work.accumulation > 1 else 0.0,
+            # A block's gradients, and the flat fp32 buffer that is reduced.
+            reducing=(work.product_width + 4) * block,
+        )
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """Gathers in every micro-batch, twice where blocks are resharded; one reduction a step.
+
+        With w bytes of a weight in products and m micro-batches: all-gather 2 w m of blocks (w
+        without resharding), reduce-scatter 4, and over replicas all-reduce 4 / shards. Under tensor
+        parallelism a layer and micro-batch has 4 all-gathers and 4 reduce-scatters of B T D w, half
+        as many again where it is recomputed; the embedding's output, the head's weight and its
+        gradient one each.
+        """
+        root, blocks = work.elements(lambda weight: weight.on_tensor_rank(mesh))
+        layers, width = work.layers, work.product_width
+        times, twice = (work.accumulation, 2) if self.reshard_after_forward else (1, 1)
+        gathered, gradients = width * times * (twice * blocks + root), 4 * (root + blocks)
+        calls = times * twice * (layers + 1)
+        rounds = work.accumulation * (layers * (6 if work.recomputed else 4) + 1)
+        head = max((math.prod(w.extent) for w in work.weights if not w.block), default=0)
+        acted = rounds * work.activation + work.accumulation * width * head
+        return [
+            Transfer.on(mesh, "all-gather", "shard", gathered, calls),
+            Transfer.on(mesh, "reduce-scatter", "shard", gradients, layers + 1),
+            Transfer.on(mesh, "all-reduce", "replicate", gradients / mesh.shards, layers + 1),
+            Transfer.on(mesh, "all-gather", "tensor", acted, rounds + work.accumulation),
+            Transfer.on(mesh, "reduce-scatter", "tensor", acted, rounds + work.accumulation),
+        ]
+
+    def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
+        """Makes each block one communication group of ``mesh``."""
+        shard_network(
+            network,
+            mesh,
+            policy=mixed_precision(precision),
+            reshard_after_forward=self.reshard_after_forward,
+            offload=self.offload,
+        )
+
+    def begin_micro_batch(self, network: LanguageModel, *, last: bool) -> None:
+        """Gradients are reduced after the last micro-batch of a step; canonical, after each."""
+        sharded: Any = network  # fully_shard made it an FSDPModule as well
+        sharded.set_requires_gradient_sync(last or self._shards is not None)
+        if not self.reshard_after_forward:
+            sharded.set_reshard_after_backward(last)

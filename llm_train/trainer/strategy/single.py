@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Self
+
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -28,3 +32,16 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
     def mesh_shape(self, ranks: int) -> MeshShape:
         """One rank that holds everything."""
         return MeshShape(replicas=ranks)
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Only where there is one rank."""
+        if world.ranks == 1:
+            yield cls(world.device)
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Nothing: one process is what the others are compared with."""
+        yield from () if cls is SingleDevice else super().compared(ranks)

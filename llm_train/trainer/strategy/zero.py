@@ -14,11 +14,11 @@ import logging
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
@@ -28,6 +28,7 @@ from torch import nn
 from llm_train.errors import ConfigError
 from llm_train.trainer.strategy import zero_state
 from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
 
@@ -219,6 +220,57 @@ class ZeRO(Strategy, DeepSpeedStrategy):
     @property
     def _on_cuda(self) -> bool:
         return self.root_device.type == "cuda"
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    def rehearsable(self) -> bool:
+        """False: the engine does not run on fake tensors."""
+        return False
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Every stage."""
+        if world.ranks > 1:
+            yield from (cls(stage=1), cls(stage=2), cls(stage=3))
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Every stage."""
+        for stage in (1, 2, 3):
+            yield Compared(name=f"{cls.__name__.lower()}{stage}", arguments={"stage": stage})
+
+    def described(self, mesh: MeshShape) -> str:
+        """The class and its stage."""
+        return f"{type(self).__name__} {self.stage}"
+
+    def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
+        """As the paper has it (arXiv:1910.02054, section 5), bf16 weights with fp32 masters.
+
+        Stage 1: 2 + 2 + (4 + s) / ranks; stage 2: 2 + (2 + 4 + s) / ranks; stage 3: all of it
+        divided, and what is gathered for a while on top.
+        """
+        root, blocks = work.elements()
+        elements, ranks = root + blocks, mesh.shards
+        moments = work.optimizer_bytes(lambda weight: weight.extent, width=4)
+        gathered = 2 * (root + 2 * blocks / max(1, work.layers))
+        return StateBytes(
+            parameters=2 * elements / (ranks if self.stage == 3 else 1),
+            gradients=2 * elements / (ranks if self.stage >= 2 else 1),
+            optimizer=(4 * elements + moments) / ranks,
+            gathered=gathered if self.stage == 3 else 0.0,
+            reducing=2 * min(elements, 5e8) if self.stage == 2 else 0.0,
+        )
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """Stages 2 and 3 reduce in every micro-batch, and stage 3 gathers in each as well."""
+        elements, groups = sum(work.elements()), work.layers + 1
+        reductions = work.accumulation if self.stage >= 2 else 1
+        gathers = 2 * work.accumulation if self.stage == 3 else 1
+        reduced, gathered = 4 * elements * reductions, 2 * elements * gathers
+        return [
+            Transfer.on(mesh, "reduce-scatter", "shard", reduced, reductions * groups),
+            Transfer.on(mesh, "all-gather", "shard", gathered, gathers * groups),
+        ]
 
 
 def import_deepspeed() -> None:
