@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.check import derive, problems, table
+from llm_train.check import problems, table
 from llm_train.cli import load_settings
 from llm_train.model.network import Transformer
 from llm_train.settings import Settings
@@ -87,7 +87,7 @@ def test_the_header_is_true(name: str) -> None:
     settings, claims = load(name), header(name)
     assert {"hardware", "hours", "loss", "batch", "run", "parameters"} <= set(claims)
 
-    counts, derived = settings.task.counts, derive(settings)
+    counts, derived = settings.task.counts, settings.derive()
     assert numbers(r"^([\d,]+)", claims["parameters"]) == [counts.parameters]
 
     tokens, *factors = numbers(
@@ -116,7 +116,7 @@ def test_hours_follow_from_flops(name: str) -> None:
     [ranks] = numbers(r"= (\d+) ranks?", claims["batch"])
     assert gpus == ranks == in_hardware
     expected = settings.task.counts.flops_per_token(settings.batch.sequence)
-    expected *= derive(settings).total_tokens
+    expected *= settings.derive().total_tokens
     assert flops == pytest.approx(expected, rel=0.005)
     assert hours == pytest.approx(expected / (gpus * 0.40 * 989e12) / 3600, abs=0.051)
     assert "not measured" in claims["hours"]
@@ -159,7 +159,7 @@ def test_overlays_fit_the_quickstart(overlay: str) -> None:
 def test_smoke_makes_everything_small(name: str) -> None:
     settings = load(name, "overlay-smoke")
     assert problems(settings, running=False) == []
-    assert derive(settings).total_tokens < 100_000
+    assert settings.derive().total_tokens < 100_000
     assert settings.task.counts.parameters < 100_000_000
     assert settings.data.source.check() == []
     for ranks in (1, 2, 4, 8, 16):

@@ -6,14 +6,13 @@ touches a device, so a configuration for a thousand GPUs can be checked on a lap
 """
 
 from llm_train.check.problems import notes, problems
-from llm_train.check.table import derive, table
+from llm_train.check.table import table
 from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED
 
 __all__ = [
     "ACCELERATORS",
     "PRECISIONS",
     "REPLACED",
-    "derive",
     "notes",
     "problems",
     "table",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from llm_train.model.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
-from llm_train.trainer.strategy import SingleDevice
 
-WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
@@ -61,12 +57,6 @@ _FORBIDDEN_CALLBACKS = {
 _UNCALLED_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
-def precision_of(settings: Settings) -> str:
-    """The precision by its full name; Lightning also takes short ones."""
-    precision = str(settings.trainer.get("precision") or "32-true")
-    return {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
-
-
 def replaced(settings: Settings) -> Iterator[str]:
     """Arguments that would be overwritten."""
     defaults = settings.trainer["__defaults__"]
@@ -94,85 +84,13 @@ def values(settings: Settings) -> Iterator[str]:
         )
 
 
-def strategy(settings: Settings) -> Iterator[str]:
-    """Strategies of ours only, and what each of them cannot do."""
-    chosen = settings.strategy
-    if isinstance(chosen, SingleDevice) and (chosen.root_device.type == "cuda") != settings.on_cuda:
-        yield (
-            f"trainer.strategy.init_args.device={chosen.root_device} does not fit "
-            f"trainer.accelerator={settings.trainer.get('accelerator')}; "
-            "write trainer.strategy=single"
-        )
-    name = type(settings.strategy).__name__
-    if name == "SingleDevice" and settings.world_size > 1:
-        yield (
-            f"trainer.strategy=single cannot use {settings.world_size} ranks; "
-            "choose ddp, fsdp or zero1-3"
-        )
-    if name == "ZeRO" and importlib.util.find_spec("deepspeed") is None:
-        yield (
-            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-            "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
-        )
-
-
 def precision(settings: Settings) -> Iterator[str]:
     """Precisions that keep the promises about master weights and reduction."""
-    name = precision_of(settings)
+    name = settings.precision
     if name not in PRECISIONS:
         yield (
             f"trainer.precision={name} is not supported (no loss scaling here); choose "
             f"{', '.join(PRECISIONS)}"
-        )
-    if name == "bf16-true" and type(settings.strategy).__name__ == "ZeRO":
-        yield (
-            "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
-            "write bf16-mixed, which is what DeepSpeed does"
-        )
-
-
-def compilation(settings: Settings) -> Iterator[str]:
-    """Sharding hooks stand around every block and cannot be part of one graph."""
-    name = type(settings.strategy).__name__
-    if settings.task.construction.compile == "network" and name not in WHOLE:
-        yield (
-            f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
-            "the blocks; write model.compile=blocks"
-        )
-    if settings.task.construction.compile == "graphs":
-        yield from _graphs(settings, name)
-    if settings.task.attention == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
-        yield (
-            f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
-            "install FlashAttention 3, or write auto"
-        )
-    if settings.task.attention != "auto" and not settings.on_cuda:
-        yield (
-            f"model.attention={settings.task.attention} has no effect on a CPU, which has one "
-            "kernel; remove it"
-        )
-
-
-def _graphs(settings: Settings, name: str) -> Iterator[str]:
-    """A replayed graph writes gradients to the same memory each time."""
-    if not settings.on_cuda:
-        yield (
-            "model.compile=graphs has no effect on a CPU, which has no CUDA graphs; write "
-            "model.compile=network"
-        )
-    if name != "SingleDevice":
-        yield (
-            f"model.compile=graphs works on one device, not under {name}; write "
-            "model.compile=blocks"
-        )
-    micro_batches = settings.batch.tokens // (
-        settings.batch.per_device * settings.batch.sequence * settings.world_size
-    )
-    if micro_batches > 1:
-        yield (
-            f"model.compile=graphs with {micro_batches} micro-batches a step would overwrite the "
-            "gradients of the one before; raise batch.per_device until a step is one micro-batch, "
-            "or write model.compile=network"
         )
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from llm_train.context import Context, Part
 from llm_train.data.base import Recipe, TokenSource, Windows
 from llm_train.data.prepare import Prepared
+from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 from llm_train.errors import ConfigError
 
@@ -76,7 +78,7 @@ class TokenLoader(_DirectLoader):
         self.sampler.consumed = state["consumed"]
 
 
-class TokenData(pl.LightningDataModule):
+class TokenData(Part, pl.LightningDataModule):
     """Training windows in an order fixed by (seed, data, sample index), held-out windows in full.
 
     Args:
@@ -107,6 +109,22 @@ class TokenData(pl.LightningDataModule):
         self._seed = 0
         self._steps_total = 0
         self._pin_memory = False
+
+    def parts(self) -> Iterator[Part]:
+        """Source and recipe."""
+        yield self.source
+        yield self.recipe
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Tokens that another recipe has made."""
+        folder = self.source.folder
+        if folder is None or not self.source.prepared or self.source.check():
+            return
+        for difference in recipe_differences(folder, self.recipe):
+            yield (
+                f"data.recipe differs from what {folder} was prepared with: {difference}; "
+                "choose another data.source path, or prepare again with --force"
+            )
 
     def bind(
         self, *, share: Share, sequence: int, seed: int, steps_total: int, pin_memory: bool

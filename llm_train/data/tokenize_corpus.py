@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tqdm.auto import tqdm
 
+from llm_train.context import Part
 from llm_train.data.base import (
     SPLITS,
     Corpus,
@@ -64,6 +65,10 @@ class Tokenize(Recipe):
             raise ConfigError(f"workers={self.workers} must be at least 0 (0: one per core)")
         if self.shard_tokens < 1:
             raise ConfigError(f"shard_tokens={self.shard_tokens} must be at least 1")
+
+    def parts(self) -> Iterator[Part]:
+        """Corpus, tokenizer and split."""
+        yield from (self.corpus, self.tokenizer, self.split)
 
     @property
     def comparable(self) -> bool:

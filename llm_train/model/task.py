@@ -11,7 +11,7 @@ Metrics gather on the device in ``sums`` until a log point reads them
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -21,16 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.construction import CompileUnit, Construction, Float8
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
+from llm_train.model.network import sdpa
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.flops import Counts, count
 from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.groups import set_learning_rates
@@ -42,7 +45,7 @@ from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.strategy.base import strategy_of
 
 
-class Task(Trimmed, pl.LightningModule):
+class Task(Part, Trimmed, pl.LightningModule):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -104,6 +107,22 @@ class Task(Trimmed, pl.LightningModule):
         self._copies: ShadowWeights | None = None
         self._during_run = ExitStack()
         self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
+
+    # --- configuration ----------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        """What is connected here."""
+        yield self.network_config
+        yield self.loss
+        yield self.optimizer_config
+        yield self.schedule
+        yield self.construction.recompute
+        yield self.construction
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Those of ``attention`` and ``update``, which are words."""
+        yield from sdpa.problems(self.attention, context)
+        yield from in_backward.problems(context)
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -243,16 +262,16 @@ class Task(Trimmed, pl.LightningModule):
         if self._in_backward is not None:  # every parameter is updated, every gradient gone
             self.gradient_norm = self._in_backward.take_norm()
         elif not strategy.clips_gradients:
-            scale = None if self._dense else self._slots_per_valid_target()
+            scale = None if self._dense else self._loss_normaliser()
             groups, norm_of = optimizer.param_groups, strategy.gradient_norm
             norm = clip_by_norm(groups, gradient_clip_val, scale=scale, norm_of=norm_of)
             self.gradient_norm = norm
 
-    def _slots_per_valid_target(self) -> Tensor:
+    def _loss_normaliser(self) -> Tensor:
         """Target slots behind a gradient over its valid targets, without leaving the device."""
         strategy = strategy_of(self.trainer)
         valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
-        return strategy.slots_per_valid(valid, self.derived.tokens_per_step)
+        return strategy.loss_normaliser(valid, self.derived.tokens_per_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import torch
 
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.linear import HasShadow
@@ -79,7 +78,7 @@ class CostModel:
 
     def __init__(self, settings: Settings, device: Device) -> None:
         self.settings, self.device = settings, device
-        self.precision = precision_of(settings)
+        self.precision = settings.precision
         self.compiled = settings.task.construction.compile != "none"
         self.workload = Workload(
             weights=weights_of(settings.task.network_config),

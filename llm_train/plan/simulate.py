@@ -166,7 +166,7 @@ def _step(
     if case.clip:
         nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
     size = sum(tensor_bytes(g) for g in gradients)
-    if not case.optimizer.compiled:  # a compiled update holds nothing of its own
+    if not case.optimizer.traits.compiled:  # a compiled update holds nothing of its own
         optimizer.step()
     del gradients
     optimizer.zero_grad(set_to_none=True)

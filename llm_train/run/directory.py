@@ -14,10 +14,9 @@ import yaml
 from llm_train.checkpoint import tensors as state
 from llm_train.checkpoint.callback import require_weights
 from llm_train.checkpoint.store import CheckpointStore, Found
-from llm_train.data.token_shards import TokenShards
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
-from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.logger.base import ours
 
 EARLIER = "earlier"
 RECORDS = "records"
@@ -58,10 +57,9 @@ def record(
     (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     event, step = ("start", 0) if found.path is None else ("resume", facts(found.path)["step"])
     for logger in loggers:
-        if isinstance(logger, JSONLMetrics):
-            logger.log_event(event, int(step))
-        else:
-            logger.log_hyperparams(settings.plain)
+        logger.log_hyperparams(settings.plain)
+    for told in ours(loggers):
+        told.log_event(event, int(step))
 
 
 def _set_aside(run_dir: Path) -> None:
@@ -122,7 +120,5 @@ def facts(path: Path) -> Mapping[str, Any]:
 def files_for_checkpoints(settings: Settings) -> dict[str, str]:
     """Texts that make a checkpoint usable without the run directory and the data."""
     files = {"config.yaml": settings.text}
-    source = settings.data.source
-    if isinstance(source, TokenShards):
-        files["tokenizer.json"] = (Path(source.path) / "tokenizer.json").read_text(encoding="utf-8")
-    return files
+    tokenizer = settings.data.source.tokenizer_text()
+    return files | ({"tokenizer.json": tokenizer} if tokenizer else {})

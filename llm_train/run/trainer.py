@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -19,6 +17,7 @@ from llm_train.runtime.launch import Launch
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
+from llm_train.trainer.logger.base import ours
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 
 
@@ -46,11 +45,9 @@ def build_trainer(
         full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
         peak_flops=_peak(settings),
     )
-    loggers: list[Any] = [] if metrics is None else [metrics, *_user_loggers(settings)]
-    if metrics is not None:
-        for logger in loggers:
-            if isinstance(logger, JSONLMetrics) or hasattr(logger, "attach"):
-                logger.attach(settings.run_dir)
+    loggers = [] if metrics is None else [metrics, *settings.loggers]
+    for logger in ours(loggers):
+        logger.attach(settings.run_dir)
     arguments.update(
         strategy=settings.strategy,
         devices=wanted if isinstance(wanted, list) else settings.devices,
@@ -107,7 +104,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
 
 
 def _callbacks(settings: Settings) -> list[pl.Callback]:
-    return [*(settings.trainer.get("callbacks") or []), GracefulStop(), GarbageCollection()]
+    return [*settings.callbacks, GracefulStop(), GarbageCollection()]
 
 
 def _nodes(settings: Settings) -> int:
@@ -123,17 +120,9 @@ def _environment(launch: Launch) -> ClusterEnvironment:
     return Srun(launch) if launch.kind == "srun" else LightningEnvironment()
 
 
-def _user_loggers(settings: Settings) -> list[Any]:
-    logger = settings.trainer.get("logger")
-    if logger is None or isinstance(logger, bool):
-        return []
-    return list(logger) if isinstance(logger, list) else [logger]
-
-
 def _peak(settings: Settings) -> float:
     if not settings.on_cuda or not torch.cuda.is_available():
         return 0.0
-    precision = str(settings.trainer.get("precision") or "32-true")
     fp32 = "tf32" if torch.get_float32_matmul_precision() != "highest" else "fp32"
-    dtype = "bf16" if precision.startswith("bf16") else fp32
+    dtype = "bf16" if settings.precision.startswith("bf16") else fp32
     return dense_peak_flops(torch.cuda.get_device_name(0), dtype) or 0.0

@@ -14,7 +14,6 @@ from llm_train import check as checks
 from llm_train.checkpoint.callback import Checkpoints
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.prepare import prepare as prepare_tokens
-from llm_train.data.token_shards import TokenShards
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.run import directory as rundir
@@ -33,12 +32,12 @@ from llm_train.trainer.logger.records import read_metrics
 def prepare(settings: Settings, *, force: bool) -> int:
     """Makes the tokens that ``data.source`` reads."""
     source = settings.data.source
-    if not isinstance(source, TokenShards):
+    if source.folder is None:
         raise ConfigError(
             f"data.source={type(source).__name__} reads nothing that could be prepared; "
-            "only TokenShards does"
+            "TokenShards does"
         )
-    prepare_tokens(settings.data.recipe, source.path, force=force)
+    prepare_tokens(settings.data.recipe, source.folder, force=force)
     say(section("data", source.description()))
     return 0
 
@@ -64,7 +63,7 @@ def fit(
 ) -> int:
     """Trains from the start or from a checkpoint."""
     _require_sound(settings)
-    derived = checks.derive(settings)
+    derived = settings.derive()
     forecasts = [Forecast(planned(Path(plan), _planned_for(settings)))] if plan else []
     save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
     profiles = [Profile(settings.run_dir, derived, save_every=save_every)] if profile else []
@@ -100,7 +99,7 @@ def fit(
 def validate(settings: Settings, checkpoint: str) -> int:
     """Scores a checkpoint on all held-out data."""
     _require_sound(settings)
-    derived = checks.derive(settings)
+    derived = settings.derive()
     found = _store(settings, derived).resolve(checkpoint)
     if found.path is None:
         raise CheckpointError(

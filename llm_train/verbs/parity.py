@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_train import check
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.parity import configuration, judge, trajectory
 from llm_train.parity.judge import Row
@@ -104,7 +103,7 @@ def parity(
         settings=settings, changes=changes, options=options, load=load, launch=launch
     )
     compared.folder.mkdir(parents=True, exist_ok=True)
-    precision = precision_of(settings)
+    precision = settings.precision
     baselines = [rounding(settings.batch), *([] if precision == "32-true" else [exact()])]
     for variant in (reference(), *baselines):
         _require(compared.prepare(variant))

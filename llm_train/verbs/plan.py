@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_train import check as checks
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError
 from llm_train.plan import sections
 from llm_train.plan.cost_model import Candidate, CostModel
@@ -117,7 +116,7 @@ def _rehearsed(settings: Settings, own: Candidate) -> Measured | None:
         loss=task.loss,
         optimizer=task.optimizer_config,
         recompute=task.construction.recompute,
-        precision=precision_of(settings),
+        precision=settings.precision,
         sequence=settings.batch.sequence,
         micro_batch=own.micro_batch,
         micro_batches=own.micro_batches,
@@ -133,7 +132,7 @@ def _head(settings: Settings, own: Candidate, device: Device) -> dict[str, str]:
     return {
         "devices": f"{nodes} nodes x {settings.devices} x {device.name}",
         "configured": str(own),
-        "precision": precision_of(settings),
+        "precision": settings.precision,
         "micro-batches a step": str(own.micro_batches),
         "compile": settings.task.construction.compile,
         "optimizer": type(settings.task.optimizer_config).__name__,

@@ -14,7 +14,6 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
-from llm_train.check import derive
 from llm_train.cli import load_settings
 from llm_train.model import lightning_shortcuts as trim_module
 from llm_train.model.lightning_shortcuts import NoProfiler, Trimmed, trim
@@ -59,7 +58,7 @@ def test_arguments_of_a_training_step_are_those_that_lightning_finds(
 
 def test_a_run_is_trimmed(tmp_path: Path) -> None:
     settings = load_settings(["-c", str(write(tmp_path / "c.yaml", tiny(tmp_path / "run")))])
-    trainer = build_trainer(settings, derive(settings), [], None)
+    trainer = build_trainer(settings, settings.derive(), [], None)
     assert trainer.fit_loop.epoch_loop._build_kwargs is trim_module._build_kwargs
     assert isinstance(trainer.profiler, NoProfiler)
     assert isinstance(settings.task, Trimmed)

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from llm_train.context import Part
+
 
 class Projection(Protocol):
     """The part of a network's output projection that a loss may use."""
@@ -54,7 +56,7 @@ Scorer = Callable[..., LossSum]
 """``(hidden, projection, targets)`` to sums: a loss, or a faster form of one."""
 
 
-class Loss(ABC):
+class Loss(Part, ABC):
     """Configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
     ignore_index: int = -100

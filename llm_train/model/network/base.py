@@ -8,13 +8,15 @@ Shapes: B batch, T positions, D width, V vocabulary (padded).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
 from llm_train.model.network.linear import through_shadow
 
@@ -92,6 +94,17 @@ class LanguageModel(nn.Module, ABC):
             "matrices may be cut; write its tensor_roles, or set tensor=1"
         )
 
+    def tensor_limits(self) -> Mapping[str, int]:
+        """How many parts what tensor parallelism cuts can have at most, by the key that says so.
+
+        Raises:
+            ConfigError: the network does not say how it may be cut.
+        """
+        roles = self.tensor_roles().items()
+        tables = [path for path, role in roles if role in ("embedding", "head")]
+        rows = {self.get_parameter(f"{path}.weight").shape[0] for path in tables}
+        return {"the rows of the vocabulary (see pad_vocab_to)": math.gcd(*rows)}
+
     @abstractmethod
     def initial(self, name: str) -> Initial:
         """The distribution that parameter ``name`` (as in ``named_parameters``) starts from."""
@@ -111,7 +124,7 @@ class LanguageModel(nn.Module, ABC):
         """
 
 
-class Network(ABC):
+class Network(Part, ABC):
     """Configuration of a network. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
@@ -123,6 +136,23 @@ class Network(ABC):
     @abstractmethod
     def max_positions(self) -> int:
         """Longest sequence the network accepts."""
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """A sequence that is too long, and matrices that tensor parallelism cannot cut evenly."""
+        if context.batch.sequence > self.max_positions:
+            yield (
+                f"batch.sequence={context.batch.sequence} exceeds the {self.max_positions} "
+                "positions of model.network; shorten it, or raise "
+                "model.network.init_args.max_sequence"
+            )
+        ranks = context.strategy.tensor
+        limits = context.network.tensor_limits() if ranks > 1 else {}
+        for name, number in {"batch.sequence": context.batch.sequence, **limits}.items():
+            if number % ranks:
+                yield (
+                    f"trainer.strategy: tensor={ranks} does not divide {name}={number}; use a "
+                    f"divisor of both, or change {name}"
+                )
 
     @abstractmethod
     def build(self) -> LanguageModel:

@@ -31,13 +31,15 @@ What follows from torchao 0.18's source, with either recipe:
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from llm_train.context import Context, Model
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.quiet import quiet
@@ -48,6 +50,47 @@ ALIGNMENT = 16
 """Dimensions of FP8 products must be multiples of this: 16 bytes of 8-bit values."""
 
 _OLDEST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+
+
+def problems(context: Context) -> Iterator[str]:
+    """What model.float8 needs of other keys, of the installation, of layers and of devices."""
+    recipe = context.float8
+    if recipe == "none":
+        return
+    if importlib.util.find_spec("torchao") is None:
+        yield (
+            f"model.float8={recipe} needs torchao, which is not installed; "
+            "pip install 'llm-train[torchao]', or set model.float8=none"
+        )
+    if context.on_cuda:
+        yield from _cuda_problems(context)
+    for missing in sorted({lacks_float8(torch.device("cuda", i)) for i in context.cuda_here}):
+        if missing and context.running:
+            yield f"model.float8={recipe} {missing}; set model.float8=none"
+    if not fitting_layers(context.network):
+        yield nothing_fits(context.network, recipe)
+
+
+def _cuda_problems(context: Context) -> Iterator[str]:
+    recipe, batch = context.float8, context.batch
+    if context.compile == "none":
+        yield (
+            f"model.float8={recipe} with model.compile=none is slower than bf16, since scales and "
+            "casts are not fused; set model.compile=blocks, or model.float8=none"
+        )
+    if not context.precision.startswith("bf16"):
+        yield (
+            f"trainer.precision={context.precision} with model.float8={recipe} leaves everything "
+            "else in fp32; set trainer.precision to bf16-mixed or bf16-true, or model.float8=none"
+        )
+    tokens = batch.per_device * batch.sequence
+    if tokens % ALIGNMENT:
+        yield (
+            f"batch.per_device={batch.per_device} x batch.sequence={batch.sequence} = {tokens} "
+            f"tokens are not a multiple of {ALIGNMENT}, as model.float8={recipe} needs for the "
+            f"gradients of weights; make batch.sequence a multiple of {ALIGNMENT}, or set "
+            "model.float8=none"
+        )
 
 
 def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> int:
@@ -97,7 +140,7 @@ def lacks_float8(device: torch.device) -> str:
     )
 
 
-def fitting_layers(network: LanguageModel) -> list[nn.Linear]:
+def fitting_layers(network: Model) -> list[nn.Linear]:
     """The layers that ``to_float8`` converts."""
     return [
         module
@@ -107,7 +150,7 @@ def fitting_layers(network: LanguageModel) -> list[nn.Linear]:
     ]
 
 
-def nothing_fits(network: LanguageModel, recipe: str) -> str:
+def nothing_fits(network: Model, recipe: str) -> str:
     """The error for a network without a layer that fits."""
     shapes = sorted(
         {

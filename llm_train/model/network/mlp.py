@@ -53,6 +53,8 @@ def default_hidden(activation: Activation, width: int) -> int:
 class PlainMLP(nn.Module):
     """``down(activation(up(x)))``."""
 
+    slab = 1  # any feature may be cut from its neighbours
+
     def __init__(self, width: int, hidden: int, activation: Activation, *, bias: bool) -> None:
         super().__init__()
         self.activation = _ELEMENTWISE[activation]

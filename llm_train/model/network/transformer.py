@@ -31,7 +31,7 @@ from llm_train.model.network.base import Initial, Network, R, Readout
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel
 from llm_train.model.network.head import Head
-from llm_train.model.network.mlp import default_hidden, make_mlp
+from llm_train.model.network.mlp import GatedMLP, PlainMLP, default_hidden, make_mlp
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
 from llm_train.runtime.autocast import autocast_dtype
@@ -251,6 +251,17 @@ class Decoder(CachedLanguageModel):
             path: _ROLES[path.rpartition(".")[2]]
             for path, module in self.named_modules()
             if next(module.parameters(recurse=False), None) is not None
+        }
+
+    def tensor_limits(self) -> Mapping[str, int]:
+        """Whole groups of heads, and whole slabs or features of the feed-forward part."""
+        block = cast(Block, self.layers[0])
+        mlp = cast(PlainMLP | GatedMLP, block.mlp)
+        groups = f"the groups of {mlp.slab} in " if mlp.slab > 1 else ""
+        return {
+            "model.network's kv_heads": block.attention.heads // block.attention.group,
+            f"{groups}model.network's mlp_width": mlp.down.in_features // mlp.slab,
+            **super().tensor_limits(),
         }
 
     def new_cache(self) -> Cache:

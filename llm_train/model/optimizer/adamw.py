@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import check_adamw, decay_groups
@@ -46,6 +47,11 @@ class AdamW(Optimizer):
         check_adamw(self)
         if self.fused not in ("auto", "on", "off"):
             raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, on, off")
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Elementwise; torch has a fused kernel for CPUs."""
+        return OptimizerTraits(name=type(self).__name__, on_host=True)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs torch's AdamW over two decay groups."""

@@ -12,12 +12,13 @@ the same bfloat16 weight would round it differently, so those need sharded weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import Context, OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import check_adamw, decay_groups
@@ -44,8 +45,6 @@ class LowBitAdamW(Optimizer):
         weight_decay: of parameters with two or more dimensions.
     """
 
-    compiled = True
-
     learning_rate: float
     state: Literal["bf16", "8bit", "fp8", "4bit"] = "8bit"
     betas: tuple[float, float] = (0.9, 0.95)
@@ -62,6 +61,30 @@ class LowBitAdamW(Optimizer):
             raise ConfigError(
                 f"optimizer.betas[1]={self.betas[1]} with state=bf16 is above 0.99, where changes "
                 "of the second moment are smaller than bfloat16 resolves; write 0.95, or state=8bit"
+            )
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Scales belong to blocks of a row, so matrices must be whole."""
+        return OptimizerTraits(name=type(self).__name__, flat_fragments=False, compiled=True)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Weights that ranks would round differently, and state that nothing would make smaller."""
+        yield from super().problems(context)
+        replicas = context.strategy.weight_replicas
+        if context.precision == "bf16-true" and replicas > 1 and not context.strategy.flattens:
+            yield (
+                "model.optimizer=LowBitAdamW with trainer.precision=bf16-true and weights that "
+                f"several ranks hold ({context.strategy.name}): they would round the same weight "
+                "differently; set trainer.strategy=fsdp or trainer.precision=bf16-mixed, or use "
+                "AdamW"
+            )
+        trained = [p for _, p in context.parameters if p.requires_grad]
+        if self.state != "bf16" and not any(self.quantizes(p) for p in trained):
+            yield (
+                f"model.optimizer.init_args.state={self.state} has no effect: no matrix of "
+                "model.network has rows that are a multiple of 64; widen the network, or use "
+                "state=bf16 or AdamW"
             )
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.adamw import can_fuse
 from llm_train.model.optimizer.base import Optimizer
@@ -87,6 +88,11 @@ class MuonAdamW(Optimizer):
             )
         if self.fused not in ("auto", "off"):
             raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, off")
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Orthogonalizes whole matrices, those of one shape together."""
+        return OptimizerTraits(name=type(self).__name__, flat_fragments=False, one_by_one=False)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer: Muon's group first, then AdamW's decaying and its others.

@@ -8,9 +8,16 @@ from typing import Self
 
 from torch import nn
 
+from llm_train.context import Context, Part
 
-class Recompute(ABC):
+
+class Recompute(Part, ABC):
     """Configuration of a policy. Subclasses are frozen, keyword-only dataclasses."""
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Blocks that the policy cannot be applied to: ``apply`` raises."""
+        self.apply(context.build().blocks())
+        yield from ()
 
     @abstractmethod
     def apply(self, blocks: Sequence[nn.Module]) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from llm_train.context import Context, Part
 
 Multiplier = Callable[[int], float]
 
 
-class Schedule(ABC):
+class Schedule(Part, ABC):
     """Configuration of a schedule. Subclasses are frozen, keyword-only dataclasses."""
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Phases that do not fit into the run: ``build`` raises."""
+        derived = context.derived
+        self.build(total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step)
+        yield from ()
 
     @abstractmethod
     def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:

@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from llm_train.trainer.logger import records
+from llm_train.trainer.logger.base import RunLogger
 
 FILE_NAME = "metrics.jsonl"
 
 
-class JSONLMetrics(Logger):
+class JSONLMetrics(RunLogger):
     """Appends metrics and events to ``metrics.jsonl``, on rank 0 only.
 
     Args:
@@ -29,24 +29,14 @@ class JSONLMetrics(Logger):
     """
 
     def __init__(self, directory: str = "") -> None:
-        super().__init__()
-        self._directory = directory
+        super().__init__(directory)
         self._checked = False
-
-    def attach(self, run_dir: Path) -> None:
-        """Tells the run directory; without effect when a directory was configured."""
-        self._directory = self._directory or str(run_dir)
 
     @property
     def path(self) -> Path:
         """The file written to."""
         assert self._directory, "attach() comes before the first record"
         return Path(self._directory) / FILE_NAME
-
-    @property
-    def save_dir(self) -> str | None:
-        """The directory, for Lightning."""
-        return self._directory or None
 
     @property
     def name(self) -> str:

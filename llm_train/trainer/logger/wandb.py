@@ -25,10 +25,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from llm_train.errors import ConfigError
+from llm_train.trainer.logger.base import RunLogger
 
 _log = logging.getLogger(__name__)
 _LADDER = {"online": "offline", "offline": "disabled"}
@@ -37,7 +37,7 @@ ID_FILE_NAME = "wandb_id.txt"
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
-class WandB(Logger):
+class WandB(RunLogger):
     """Logs to Weights & Biases, on rank 0 only.
 
     Args:
@@ -64,7 +64,7 @@ class WandB(Logger):
         init_timeout_seconds: float = 20.0,
         directory: str = "",
     ) -> None:
-        super().__init__()
+        super().__init__(directory)
         if init_timeout_seconds <= 0.0:
             raise ConfigError(
                 f"WandB.init_timeout_seconds={init_timeout_seconds} leaves no time to start; "
@@ -78,23 +78,13 @@ class WandB(Logger):
         self._project, self._run_name, self._group = project, name, group
         self._tags, self._entity = tuple(tags), entity
         self._timeout_seconds = init_timeout_seconds
-        self._directory = directory
         self._mode = _resolved(mode)
         self._run: Any = None
-
-    def attach(self, run_dir: Path) -> None:
-        """Tells the run directory; without effect when a directory was configured."""
-        self._directory = self._directory or str(run_dir)
 
     @property
     def mode(self) -> str:
         """The rung that is stood on now: ``online``, ``offline`` or ``disabled``."""
         return self._mode
-
-    @property
-    def save_dir(self) -> str | None:
-        """The directory, for Lightning."""
-        return self._directory or None
 
     @property
     def name(self) -> str:

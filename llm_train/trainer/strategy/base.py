@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
 from llm_train.checkpoint import tensors as state
+from llm_train.context import Part, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
@@ -61,7 +62,7 @@ class Trained(Protocol):
     def _refresh_copies(self) -> None: ...
 
 
-class Strategy(Costed, LightningStrategy):
+class Strategy(Costed, Part, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
 
     words: ClassVar[tuple[str, ...]] = ()
@@ -79,9 +80,6 @@ class Strategy(Costed, LightningStrategy):
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
 
-    reduction = "fast"
-    """How gradients are summed over ranks; canonical: as one process would, bit for bit."""
-
     @classmethod
     def from_word(cls, word: str, world: World) -> Strategy:
         """The strategy that one of ``words`` means on the ranks of ``world``.
@@ -98,6 +96,10 @@ class Strategy(Costed, LightningStrategy):
         Raises:
             ConfigError: the ranks do not divide.
         """
+
+    @abstractmethod
+    def traits(self, ranks: int) -> StrategyTraits:
+        """What other parts need to know of this strategy on ``ranks`` ranks."""
 
     # --- construction -----------------------------------------------------------------------------
 
@@ -130,8 +132,11 @@ class Strategy(Costed, LightningStrategy):
 
     # --- a step -----------------------------------------------------------------------------------
 
-    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+    def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """Target slots over valid targets, of all samples that a gradient is the mean over.
+
+        A micro-batch's loss is divided by its slots, since the number of valid targets of a step is
+        known only at its end; this factor turns the sum into the mean over valid targets.
 
         Args:
             valid: targets of this rank in this step that count.

@@ -12,7 +12,6 @@ One class for full, hybrid and tensor-parallel sharding: they are sizes of one m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -24,17 +23,19 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
+from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
-from llm_train.trainer.strategy import canonical
+from llm_train.trainer.strategy import deterministic
 from llm_train.trainer.strategy.base import Strategy, World
-from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
+from llm_train.trainer.strategy.cost import Compared
+from llm_train.trainer.strategy.fsdp_cost import MeshCost
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.sharding import make_mesh, mixed_precision, shard_network
 from llm_train.trainer.strategy.tensor_parallel import own_positions
 
 
-class FSDP(Strategy, ModelParallelStrategy):
+class FSDP(MeshCost, Strategy, ModelParallelStrategy):
     """Parameters, gradients and optimizer state sharded over ranks (ZeRO-3 in torch's own way).
 
     Args:
@@ -46,8 +47,8 @@ class FSDP(Strategy, ModelParallelStrategy):
             of the positions (tensor and sequence parallelism). Neighbouring ranks; at most the
             devices of a node, since they talk in every layer.
         offload: keep shards, gradients and optimizer state in host memory and update them there.
-        reduction: fast, or canonical: gradients are summed in the order of one process, so that any
-            number of ranks gives the same bits. They are reduced after every micro-batch, and
+        reduction: fast, or deterministic: gradients are summed in the order of one process, so that
+            any number of ranks gives the same bits. They are reduced after every micro-batch, and
             gathered for their norm, so it is slow: for verification.
         timeout_minutes: how long a collective may wait for a rank.
     """
@@ -60,17 +61,17 @@ class FSDP(Strategy, ModelParallelStrategy):
         replicas: int = 1,
         tensor: int = 1,
         offload: bool = False,
-        reduction: canonical.Reduction = "fast",
+        reduction: deterministic.Reduction = "fast",
         timeout_minutes: float = 30.0,
     ) -> None:
-        canonical.check_reduction(reduction)
+        deterministic.check_reduction(reduction)
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_after_forward = reshard_after_forward
         self.replicas = replicas
         self.tensor = tensor
         self.offload = offload
         self.reduction = reduction
-        self._shards: canonical.Shards | None = None
+        self._shards: deterministic.Shards | None = None
 
     @classmethod
     def from_word(cls, word: str, world: World) -> FSDP:
@@ -89,6 +90,60 @@ class FSDP(Strategy, ModelParallelStrategy):
     def mesh_shape(self, ranks: int) -> MeshShape:
         """The ranks that neither hold copies nor share samples share the shards."""
         return MeshShape.of(ranks, replicas=self.replicas, tensor=self.tensor)
+
+    def traits(self, ranks: int) -> StrategyTraits:
+        """A block's gradients are reduced at once; vectors stay whole on each tensor rank."""
+        return StrategyTraits(
+            name=type(self).__name__,
+            tensor=self.tensor,
+            weight_replicas=self.replicas * self.tensor,
+            hooks_between_blocks=True,
+            final_in_backward=True,
+        )
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Sizes of the mesh against ranks and nodes, and what its options rule out."""
+        shape = self.mesh_shape(context.ranks)
+        if shape.replicas > 1 and shape.shards == shape.tensor == 1:
+            yield (
+                f"trainer.strategy: replicas={shape.replicas} leaves one rank a copy and nothing "
+                "to shard; use ddp, or fewer replicas"
+            )
+        if context.devices % shape.tensor:
+            yield (
+                f"trainer.strategy: tensor={shape.tensor} does not divide the {context.devices} "
+                "devices of a node, and its ranks talk in every layer; use a divisor"
+            )
+        if shape.tensor > 1 and context.float8 != "none":
+            yield (
+                f"model.float8={context.float8} does not work with tensor={shape.tensor}; set "
+                "model.float8=none, or tensor=1"
+            )
+        if self.offload:
+            yield from self._offload_problems(context)
+        if self.reduction != "fast":
+            yield from self._deterministic_problems(context)
+
+    def _offload_problems(self, context: Context) -> Iterator[str]:
+        key = "trainer.strategy.init_args.offload=true"
+        if not context.on_cuda:
+            yield f"{key} has no effect on a CPU, where all memory is the host's; remove it"
+        if not context.optimizer.on_host:
+            yield (
+                f"{key} updates on the host, where model.optimizer={context.optimizer.name} cannot "
+                "or is far too slow; use AdamW, or offload=false"
+            )
+
+    def _deterministic_problems(self, context: Context) -> Iterator[str]:
+        plain = {"replicas": 1, "tensor": 1, "offload": False}  # else there are sums elsewhere too
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                yield (
+                    f"trainer.strategy.init_args.{name}={getattr(self, name)} with "
+                    f"{deterministic.KEY} is not supported; leave {name} out, or set reduction: "
+                    "fast"
+                )
+        yield from deterministic.problems(context, shards=True)
 
     @property
     def shadow_dtype(self) -> torch.dtype | None:
@@ -115,8 +170,8 @@ class FSDP(Strategy, ModelParallelStrategy):
     def shard(self, network: LanguageModel) -> None:
         """Cuts the network over the mesh."""
         self.shard_over(network, self.device_mesh, self.precision_plugin.precision)
-        if self.reduction == "canonical":
-            self._shards = canonical.Shards(network)
+        if self.reduction == "deterministic":
+            self._shards = deterministic.Shards(network)
 
     def own_targets(self, targets: Tensor) -> Tensor:
         """Under tensor parallelism each rank scores a part of the positions."""
@@ -130,15 +185,15 @@ class FSDP(Strategy, ModelParallelStrategy):
             self._shards.begin(last=last)
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
-        """In canonical order gradients are summed, not averaged."""
+        """In deterministic order gradients are summed, not averaged."""
         if self._shards is not None:
             closure_loss = closure_loss / self.world_size
         return super().backward(closure_loss, *args, **kwargs)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """In canonical order from whole gradients: norms of shards add up in another order."""
+        """In deterministic order from whole gradients: norms of shards add up in another order."""
         if self._shards is not None:
-            return canonical.gradient_norm(gradients)
+            return deterministic.gradient_norm(gradients)
         return super().gradient_norm(gradients)
 
     def save_state(self, directory: Path) -> None:
@@ -160,13 +215,7 @@ class FSDP(Strategy, ModelParallelStrategy):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    # --- cost -------------------------------------------------------------------------------------
-
-    cuts_network = True
-
-    def rehearsable(self) -> bool:
-        """Fake tensors are all on one device, so shards in host memory cannot be told apart."""
-        return not self.offload
+    # --- cost: bytes and collectives are in ``fsdp_cost`` -----------------------------------------
 
     @classmethod
     def candidates(cls, world: World) -> Iterator[Self]:
@@ -190,65 +239,6 @@ class FSDP(Strategy, ModelParallelStrategy):
         yield Compared(name=f"{prefix}tp", arguments={"tensor": ranks}, least_ranks=2)
         yield Compared(name=f"{own}-tp", arguments={"tensor": 2}, least_ranks=4)
 
-    def described(self, mesh: MeshShape) -> str:
-        """The class, and what differs from its defaults."""
-        parts = {
-            type(self).__name__: True,
-            f"{mesh.replicas} replicas": mesh.replicas > 1,
-            f"tensor {mesh.tensor}": mesh.tensor > 1,
-            "no reshard": not self.reshard_after_forward,
-            "offload": self.offload,
-        }
-        return ", ".join(name for name, present in parts.items() if present)
-
-    def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
-        """(w + w + s) / shards, each parameter cut by rows and rounded up.
-
-        What is held for a while comes on top: gathered parameters in the dtype of products, and,
-        while gradients accumulate over micro-batches without being reduced, whole gradients in
-        fp32: 4 bytes a parameter that no number of ranks makes smaller.
-        """
-        root, blocks = work.elements(lambda weight: weight.on_tensor_rank(mesh))
-        block = blocks / max(1, work.layers)
-        # Two blocks: the one that runs and the one that is gathered ahead.
-        ahead = min(2 * block, blocks) if self.reshard_after_forward else blocks
-        on_device = 0 if self.offload else 1
-        size = on_device * work.width * sum(work.elements(lambda weight: weight.on_shard(mesh)))
-        return StateBytes(
-            parameters=size,
-            gradients=size,
-            optimizer=on_device * work.optimizer_bytes(lambda weight: weight.on_shard(mesh)),
-            gathered=work.product_width * (root + ahead),
-            unreduced=4.0 * (root + blocks) if work.accumulation > 1 else 0.0,
-            # A block's gradients, and the flat fp32 buffer that is reduced.
-            reducing=(work.product_width + 4) * block,
-        )
-
-    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
-        """Gathers in every micro-batch, twice where blocks are resharded; one reduction a step.
-
-        With w bytes of a weight in products and m micro-batches: all-gather 2 w m of blocks (w
-        without resharding), reduce-scatter 4, and over replicas all-reduce 4 / shards. Under tensor
-        parallelism a layer and micro-batch has 4 all-gathers and 4 reduce-scatters of B T D w, half
-        as many again where it is recomputed; the embedding's output, the head's weight and its
-        gradient one each.
-        """
-        root, blocks = work.elements(lambda weight: weight.on_tensor_rank(mesh))
-        layers, width = work.layers, work.product_width
-        times, twice = (work.accumulation, 2) if self.reshard_after_forward else (1, 1)
-        gathered, gradients = width * times * (twice * blocks + root), 4 * (root + blocks)
-        calls = times * twice * (layers + 1)
-        rounds = work.accumulation * (layers * (6 if work.recomputed else 4) + 1)
-        head = max((math.prod(w.extent) for w in work.weights if not w.block), default=0)
-        acted = rounds * work.activation + work.accumulation * width * head
-        return [
-            Transfer.on(mesh, "all-gather", "shard", gathered, calls),
-            Transfer.on(mesh, "reduce-scatter", "shard", gradients, layers + 1),
-            Transfer.on(mesh, "all-reduce", "replicate", gradients / mesh.shards, layers + 1),
-            Transfer.on(mesh, "all-gather", "tensor", acted, rounds + work.accumulation),
-            Transfer.on(mesh, "reduce-scatter", "tensor", acted, rounds + work.accumulation),
-        ]
-
     def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
         """Makes each block one communication group of ``mesh``."""
         shard_network(
@@ -260,7 +250,7 @@ class FSDP(Strategy, ModelParallelStrategy):
         )
 
     def begin_micro_batch(self, network: LanguageModel, *, last: bool) -> None:
-        """Gradients are reduced after the last micro-batch of a step; canonical, after each."""
+        """Gradients are reduced after the last micro-batch of a step; deterministic, after each."""
         sharded: Any = network  # fully_shard made it an FSDPModule as well
         sharded.set_requires_gradient_sync(last or self._shards is not None)
         if not self.reshard_after_forward:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from llm_train.checkpoint import dcp as files
 from llm_train.checkpoint import tensors as state
+from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
 from llm_train.trainer.strategy.base import Strategy, World
@@ -87,6 +88,28 @@ class LocalSGD(Strategy, DDPStrategy):
         """Every rank holds everything."""
         return MeshShape(replicas=ranks)
 
+    def traits(self, ranks: int) -> StrategyTraits:
+        """Replicas have weights of their own between two averagings."""
+        return StrategyTraits(name=type(self).__name__)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Somebody to agree with, and lengths that end with an agreement."""
+        if context.ranks == 1:
+            yield (
+                "trainer.strategy=LocalSGD has no effect on 1 rank, which has nobody to agree "
+                "with; start several with torchrun or trainer.devices, or write "
+                "trainer.strategy=auto"
+            )
+        for key, length in context.lengths.items():
+            steps = length.steps(context.derived.tokens_per_step)
+            if steps % self.every:
+                shown = str(length) if length.unit == "steps" else f"{length} = {steps} steps"
+                yield (
+                    f"{key}={shown} is not a multiple of trainer.strategy.init_args.every="
+                    f"{self.every}, so replicas would not agree on the weights then; nearest: "
+                    f"{_nearest(steps, self.every)} steps"
+                )
+
     def configure_ddp(self) -> None:
         """Wraps nothing: that is what would reduce gradients."""
 
@@ -96,7 +119,7 @@ class LocalSGD(Strategy, DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._outer = Outer(self.task.network, momentum=self.outer_momentum > 0)
 
-    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+    def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """This replica's own: asking the others would be communication at each step."""
         return slots / self.world_size / valid.clamp(min=1)
 
@@ -246,3 +269,8 @@ class Outer:
             piece.view(parameter.shape)
             for piece, parameter in zip(flat, self.parameters, strict=True)
         ]
+
+
+def _nearest(steps: int, every: int) -> str:
+    below = steps // every * every
+    return f"{below} or {below + every}" if below else f"{every}"

@@ -7,6 +7,7 @@ from typing import Self
 
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from llm_train.context import Context, StrategyTraits
 from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.mesh import MeshShape
@@ -32,6 +33,24 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
     def mesh_shape(self, ranks: int) -> MeshShape:
         """One rank that holds everything."""
         return MeshShape(replicas=ranks)
+
+    def traits(self, ranks: int) -> StrategyTraits:
+        """Nothing stands between a gradient and its update."""
+        name = type(self).__name__
+        return StrategyTraits(name=name, communicates=False, final_in_backward=True)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Another kind of device, or more than one."""
+        if (self.root_device.type == "cuda") != context.on_cuda:
+            yield (
+                f"trainer.strategy.init_args.device={self.root_device} does not fit "
+                f"trainer.accelerator={context.accelerator}; write trainer.strategy=single"
+            )
+        if context.ranks > 1:
+            yield (
+                f"trainer.strategy=single cannot use {context.ranks} ranks; "
+                "choose ddp, fsdp or zero1-3"
+            )
 
     # --- cost -------------------------------------------------------------------------------------
 

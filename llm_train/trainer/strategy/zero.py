@@ -10,6 +10,7 @@ kernel for CPUs as well, needs no compiler on the machine, and keeps the same st
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -18,24 +19,29 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
+from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.trainer.strategy import zero_state
 from llm_train.trainer.strategy.base import Strategy, World
-from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.zero_cost import StageCost
 from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
 
 Device = Literal["none", "cpu", "nvme"]
+_MISSING = (
+    "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+    "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
+)
 
 
-class ZeRO(Strategy, DeepSpeedStrategy):
+class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     """Optimizer state (1), gradients (2) or parameters (3) sharded by DeepSpeed.
 
     Args:
@@ -76,6 +82,63 @@ class ZeRO(Strategy, DeepSpeedStrategy):
     def mesh_shape(self, ranks: int) -> MeshShape:
         """All ranks share one copy of what the stage shards."""
         return MeshShape(shards=ranks)
+
+    def traits(self, ranks: int) -> StrategyTraits:
+        """The engine reduces and updates flat fragments of the parameters."""
+        name = type(self).__name__
+        return StrategyTraits(name=name, flattens=True, hooks_between_blocks=True)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """What DeepSpeed's engine does on its own, and where it cannot offload."""
+        if importlib.util.find_spec("deepspeed") is None:
+            yield _MISSING
+        if context.precision == "bf16-true":
+            yield (
+                "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
+                "write bf16-mixed, which is what DeepSpeed does"
+            )
+        if context.float8 != "none":
+            yield (
+                f"model.float8={context.float8} does not work under ZeRO, where DeepSpeed casts "
+                "weights itself; set trainer.strategy to ddp or fsdp, or model.float8=none"
+            )
+        if not context.dense:
+            yield (
+                "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
+                "before they are counted; set trainer.strategy to ddp or fsdp"
+            )
+        yield from self._offload_problems(context)
+
+    def _offload_problems(self, context: Context) -> Iterator[str]:
+        key = "trainer.strategy.init_args"
+        chosen = {
+            "offload_optimizer": self.offload_optimizer,
+            "offload_parameters": self.offload_parameters,
+        }
+        for name, device in chosen.items():
+            if device != "none" and not context.on_cuda:
+                yield (
+                    f"{key}.{name}={device} has no effect on a CPU, where everything already is in "
+                    "host memory; remove it"
+                )
+            if device == "nvme" and not self.nvme_path:
+                yield f"{key}.{name}=nvme needs a directory for its files; set {key}.nvme_path"
+        if self.offload_parameters != "none" and self.stage < 3:
+            yield (
+                f"{key}.offload_parameters={self.offload_parameters} needs stage 3, since stage "
+                f"{self.stage} keeps all parameters on every device; set {key}.stage to 3, or "
+                "remove it"
+            )
+        if self.offload_optimizer == "nvme" and self.stage < 3:
+            yield (
+                f"{key}.offload_optimizer=nvme needs stage 3, since DeepSpeed would use host "
+                f"memory with stage {self.stage}; set {key}.stage to 3, or write cpu"
+            )
+        if self.nvme_path and "nvme" not in chosen.values():
+            yield (
+                f"{key}.nvme_path={self.nvme_path} has no effect, since nothing is offloaded to "
+                "nvme; remove it, or write nvme"
+            )
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
@@ -206,12 +269,8 @@ class ZeRO(Strategy, DeepSpeedStrategy):
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
-        zero_state.load(
-            directory,
-            self.task.network,
-            self._holder(),
-            with_optimizer=with_optimizer,
-        )
+        holder = self._holder()
+        zero_state.load(directory, self.task.network, holder, with_optimizer=with_optimizer)
 
     def _holder(self) -> Holder:
         zero = self.optimizers[0]
@@ -220,57 +279,6 @@ class ZeRO(Strategy, DeepSpeedStrategy):
     @property
     def _on_cuda(self) -> bool:
         return self.root_device.type == "cuda"
-
-    # --- cost -------------------------------------------------------------------------------------
-
-    def rehearsable(self) -> bool:
-        """False: the engine does not run on fake tensors."""
-        return False
-
-    @classmethod
-    def candidates(cls, world: World) -> Iterator[Self]:
-        """Every stage."""
-        if world.ranks > 1:
-            yield from (cls(stage=1), cls(stage=2), cls(stage=3))
-
-    @classmethod
-    def compared(cls, ranks: int) -> Iterator[Compared]:
-        """Every stage."""
-        for stage in (1, 2, 3):
-            yield Compared(name=f"{cls.__name__.lower()}{stage}", arguments={"stage": stage})
-
-    def described(self, mesh: MeshShape) -> str:
-        """The class and its stage."""
-        return f"{type(self).__name__} {self.stage}"
-
-    def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
-        """As the paper has it (arXiv:1910.02054, section 5), bf16 weights with fp32 masters.
-
-        Stage 1: 2 + 2 + (4 + s) / ranks; stage 2: 2 + (2 + 4 + s) / ranks; stage 3: all of it
-        divided, and what is gathered for a while on top.
-        """
-        root, blocks = work.elements()
-        elements, ranks = root + blocks, mesh.shards
-        moments = work.optimizer_bytes(lambda weight: weight.extent, width=4)
-        gathered = 2 * (root + 2 * blocks / max(1, work.layers))
-        return StateBytes(
-            parameters=2 * elements / (ranks if self.stage == 3 else 1),
-            gradients=2 * elements / (ranks if self.stage >= 2 else 1),
-            optimizer=(4 * elements + moments) / ranks,
-            gathered=gathered if self.stage == 3 else 0.0,
-            reducing=2 * min(elements, 5e8) if self.stage == 2 else 0.0,
-        )
-
-    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
-        """Stages 2 and 3 reduce in every micro-batch, and stage 3 gathers in each as well."""
-        elements, groups = sum(work.elements()), work.layers + 1
-        reductions = work.accumulation if self.stage >= 2 else 1
-        gathers = 2 * work.accumulation if self.stage == 3 else 1
-        reduced, gathered = 4 * elements * reductions, 2 * elements * gathers
-        return [
-            Transfer.on(mesh, "reduce-scatter", "shard", reduced, reductions * groups),
-            Transfer.on(mesh, "all-gather", "shard", gathered, gathers * groups),
-        ]
 
 
 def import_deepspeed() -> None:
@@ -284,10 +292,7 @@ def import_deepspeed() -> None:
     try:
         import deepspeed
     except ImportError as error:
-        raise ConfigError(
-            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-            "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
-        ) from error
+        raise ConfigError(_MISSING) from error
     if not torch.cuda.is_available():
         # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
         # process killed meanwhile leaves a lock, for which all later ones wait in silence.

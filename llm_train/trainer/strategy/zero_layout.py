@@ -21,7 +21,7 @@ from llm_train.checkpoint.pieces import Piece
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardOffset:
     """Where this rank's part of one parameter lies.
 
     Attributes:
@@ -52,7 +52,7 @@ class Holder(ABC):
 
     zero: Any
     flats: list[Tensor]
-    members: list[dict[nn.Parameter, Place]]
+    members: list[dict[nn.Parameter, ShardOffset]]
 
     @abstractmethod
     def settings(self, index: int) -> Mapping[str, Any]:
@@ -81,12 +81,12 @@ class Replicated(Holder):
         self.members = [{p: self._place(p) for p in group} for group in zero.bit16_groups]
 
     @staticmethod
-    def _place(parameter: Any) -> Place:
+    def _place(parameter: Any) -> ShardOffset:
         mapping = parameter._hp_mapping
         if mapping is None:
-            return Place(parameter.shape, 0, 0, 0)
+            return ShardOffset(parameter.shape, 0, 0, 0)
         master, low = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return Place(parameter.shape, low.start, master.start, master.numel)
+        return ShardOffset(parameter.shape, low.start, master.start, master.numel)
 
     def settings(self, index: int) -> Mapping[str, Any]:
         """The parameter group of a flat tensor."""
@@ -112,10 +112,12 @@ class Partitioned(Holder):
         self.flats = zero.fp32_partitioned_groups_flat
         self.members = [{p: self._place(p) for p in group} for group in zero.fp16_groups]
 
-    def _place(self, parameter: Any) -> Place:
+    def _place(self, parameter: Any) -> ShardOffset:
         _, start, padded = self.zero.grad_position[self.zero.get_param_id(parameter)]
         offset = min(parameter.ds_numel, padded * _rank(parameter))
-        return Place(parameter.ds_shape, offset, start, min(padded, parameter.ds_numel - offset))
+        return ShardOffset(
+            parameter.ds_shape, offset, start, min(padded, parameter.ds_numel - offset)
+        )
 
     def settings(self, index: int) -> Mapping[str, Any]:
         """The parameter group of a flat tensor."""

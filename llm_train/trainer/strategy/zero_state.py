@@ -21,7 +21,7 @@ from llm_train.checkpoint import tensors as state
 from llm_train.checkpoint.pieces import Piece
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.zero_layout import Holder, Place
+from llm_train.trainer.strategy.zero_layout import Holder, ShardOffset
 
 
 def save(directory: Path, network: nn.Module, holder: Holder) -> None:
@@ -43,7 +43,7 @@ def save(directory: Path, network: nn.Module, holder: Holder) -> None:
 
 def _add(
     name: str,
-    place: Place,
+    place: ShardOffset,
     sources: Mapping[str, Any],
     tensors: dict[str, Tensor | Piece],
     others: dict[str, dict[str, Any]],

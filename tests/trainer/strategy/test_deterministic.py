@@ -1,4 +1,4 @@
-"""With reduction: canonical, any number of ranks gives the bits of one process.
+"""With reduction: deterministic, any number of ranks gives the bits of one process.
 
 Everything is compared with ``==``: losses, gradient norms, weights and optimizer state.
 """
@@ -20,7 +20,7 @@ from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import Nursery
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.trainer.strategy import DDP, FSDP, canonical
+from llm_train.trainer.strategy import DDP, FSDP, deterministic
 
 pytestmark = pytest.mark.distributed
 STEPS = 6
@@ -85,7 +85,7 @@ def trained(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Train
         strategy: str = "single",
         ranks: int = 0,
         variant: str = "fp32",
-        reduction: str = "canonical",
+        reduction: str = "deterministic",
         resume: Path | None = None,
     ) -> Path:
         key = (strategy, ranks, variant, reduction, resume)
@@ -208,7 +208,7 @@ def test_resumes_bitwise_on_other_ranks(
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_buckets_fold_in_order(ranks: int, nursery: Nursery, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    script = Path(__file__).with_name("canonical_worker.py")
+    script = Path(__file__).with_name("deterministic_worker.py")
     statuses = nursery.run(str(tmp_path), ranks=ranks, log=log, script=str(script))
     assert statuses == [0] * ranks, log.read_text()
     assert len(list(tmp_path.glob("rank-*"))) == ranks
@@ -218,39 +218,39 @@ RULES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bf16-true": (
         "DDP",
         {"trainer__precision": "bf16-true"},
-        "trainer.precision=bf16-true with reduction: canonical sums gradients in bf16, where one "
-        "process and several round differently; write 32-true or bf16-mixed",
+        "trainer.precision=bf16-true with reduction: deterministic sums gradients in bf16, where "
+        "one process and several round differently; write 32-true or bf16-mixed",
     ),
     "float8": (
         "DDP",
         {"model__float8": "rowwise", f"{NETWORK}width": 32, f"{NETWORK}heads": 2},
-        "model.float8=rowwise with reduction: canonical: FP8 scales were not shown to be the same "
-        "on any number of ranks; set model.float8=none",
+        "model.float8=rowwise with reduction: deterministic: FP8 scales were not shown to be the "
+        "same on any number of ranks; set model.float8=none",
     ),
     "dropout": (
         "DDP",
         {f"{NETWORK}dropout": 0.1},
-        "reduction: canonical with dropout: every rank draws masks of its own, so results depend "
-        "on the number of ranks; set model.network.init_args.dropout=0",
+        "reduction: deterministic with dropout: every rank draws masks of its own, so results "
+        "depend on the number of ranks; set model.network.init_args.dropout=0",
     ),
     "fused": (
         "FSDP",
         {"model__optimizer__init_args__fused": "auto"},
-        "reduction: canonical under FSDP with a fused optimizer: its kernel rounds the last "
+        "reduction: deterministic under FSDP with a fused optimizer: its kernel rounds the last "
         "elements of a tensor differently, and every shard has last elements; set "
         "model.optimizer.init_args.fused=off, here and in the runs to compare with",
     ),
     "replicas": (
         "FSDP",
         {"trainer__strategy__init_args__replicas": 2},
-        "trainer.strategy.init_args.replicas=2 with reduction: canonical is not supported; leave "
-        "replicas out, or set reduction: fast",
+        "trainer.strategy.init_args.replicas=2 with reduction: deterministic is not supported; "
+        "leave replicas out, or set reduction: fast",
     ),
     "odd": (
         "DDP",
         {"trainer__devices": 3, "batch__tokens": 3 * 3 * 32},
-        "reduction: canonical with 3 ranks x 3 micro-batches: one of the two must be a power of "
-        "two, or dividing by both may round differently than dividing by their product; change "
+        "reduction: deterministic with 3 ranks x 3 micro-batches: one of the two must be a power "
+        "of two, or dividing by both may round differently than dividing by their product; change "
         "the number of ranks, batch.tokens or batch.per_device",
     ),
 }
@@ -260,24 +260,24 @@ RULES: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_would_break_it_is_refused(rule: str, tmp_path: Path) -> None:
     strategy, overrides, line = RULES[rule]
     settings = {"trainer__devices": 4, **overrides}
-    place = config(tmp_path / "run", by_name(strategy, "canonical"), **settings)
+    place = config(tmp_path / "run", by_name(strategy, "deterministic"), **settings)
     assert refused("check", "-c", str(write(tmp_path / "c.yaml", place))) == [line]
 
 
 def test_a_fused_optimizer_is_allowed_under_ddp(tmp_path: Path) -> None:
     """Every rank updates whole tensors, as one process does."""
     fused = {"model__optimizer__init_args__fused": "auto", "trainer__devices": 4}
-    settings = config(tmp_path / "run", by_name("DDP", "canonical"), **fused)
+    settings = config(tmp_path / "run", by_name("DDP", "deterministic"), **fused)
     assert run("check", "-c", str(write(tmp_path / "c.yaml", settings))).err == ""
 
 
 def test_other_words_are_refused() -> None:
     for strategy in (DDP, FSDP):
-        with pytest.raises(ConfigError, match="reduction='slow' is not one of fast, canonical"):
+        with pytest.raises(ConfigError, match="reduction='slow' is not one of fast, deterministic"):
             strategy(reduction="slow")  # type: ignore[arg-type]
 
 
 def test_a_torch_without_the_hooks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canonical, "_HOOKS", ("set_custom_reduce_scatter", "set_no_such_hook"))
+    monkeypatch.setattr(deterministic, "_HOOKS", ("set_custom_reduce_scatter", "set_no_such_hook"))
     with pytest.raises(ConfigError, match=r"needs FSDPModule\.set_no_such_hook, which torch"):
-        canonical.Shards(torch.nn.Linear(1, 1))
+        deterministic.Shards(torch.nn.Linear(1, 1))

@@ -7,7 +7,7 @@ that: after every micro-batch each rank receives its shard of every rank's gradi
 in rank order, onto what the micro-batches before have left. Nothing is averaged: the loss is
 divided by ``W`` before the backward, which together with Lightning's division by the accumulation
 equals one process's division wherever one of the two numbers is a power of two
-(``check/canonical.py`` asks for that).
+(``problems`` asks for that).
 
 The price is an exchange of all gradients after every micro-batch, without overlap with the
 backward, and for the norm a gather of every gradient. It is for verification and debugging.
@@ -15,8 +15,8 @@ backward, and for the norm a gather of every gradient. It is for verification an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from llm_train.context import Context
 from llm_train.errors import ConfigError, LLMTrainError
 
-Reduction = Literal["fast", "canonical"]
+Reduction = Literal["fast", "deterministic"]
+KEY = "reduction: deterministic"
 _HOOKS = (
     "set_custom_reduce_scatter",
     "set_gradient_divide_factor",
@@ -38,11 +40,63 @@ def check_reduction(reduction: str) -> None:
     """Refuses other words.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the word is another.
     """
-    if reduction not in ("fast", "canonical"):
+    if reduction == "canonical":
         raise ConfigError(
-            f"trainer.strategy.init_args.reduction={reduction!r} is not one of fast, canonical"
+            "trainer.strategy.init_args.reduction=canonical is called deterministic now; write "
+            "reduction: deterministic"
+        )
+    if reduction not in get_args(Reduction):
+        raise ConfigError(
+            f"trainer.strategy.init_args.reduction={reduction!r} is not one of "
+            f"{', '.join(get_args(Reduction))}"
+        )
+
+
+def problems(context: Context, *, shards: bool = False) -> Iterator[str]:
+    """What would make ranks differ bit by bit, or was never shown not to.
+
+    A run that asks for equal bits and cannot have them would be worse than one that never asked.
+
+    Args:
+        context: the run.
+        shards: parameters are cut over the ranks.
+    """
+    if context.precision == "bf16-true":
+        yield (
+            f"trainer.precision={context.precision} with {KEY} sums gradients in bf16, where one "
+            "process and several round differently; write 32-true or bf16-mixed"
+        )
+    if context.float8 != "none":
+        yield (
+            f"model.float8={context.float8} with {KEY}: FP8 scales were not shown to be the same "
+            "on any number of ranks; set model.float8=none"
+        )
+    if context.update == "backward":
+        yield (
+            f"model.update=backward with {KEY}, which takes the norm of whole gradients after "
+            "backward; write model.update=step"
+        )
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in context.network.modules()):
+        yield (
+            f"{KEY} with dropout: every rank draws masks of its own, so results depend on the "
+            "number of ranks; set model.network.init_args.dropout=0"
+        )
+    groups = context.torch_optimizer.param_groups
+    if shards and any(group.get("fused") for group in groups):
+        yield (
+            f"{KEY} under FSDP with a fused optimizer: its kernel rounds the last elements of a "
+            "tensor differently, and every shard has last elements; set "
+            "model.optimizer.init_args.fused=off, here and in the runs to compare with"
+        )
+    # 1 / W / A, rounded twice, is 1 / (W A) where W or A is a power of two.
+    ranks, accumulation = context.derived.data_ranks, context.derived.accumulation
+    if ranks & (ranks - 1) and accumulation & (accumulation - 1):
+        yield (
+            f"{KEY} with {ranks} ranks x {accumulation} micro-batches: one of the two must be a "
+            "power of two, or dividing by both may round differently than dividing by their "
+            "product; change the number of ranks, batch.tokens or batch.per_device"
         )
 
 
@@ -108,8 +162,8 @@ class Buckets:
         gradients = [parameter.grad for parameter in bucket]
         if any(gradient is None for gradient in gradients):
             raise LLMTrainError(
-                "a parameter got no gradient, and canonical reduction needs one from all; freeze "
-                "it with requires_grad_(False), or set reduction: fast"
+                "a parameter got no gradient, and deterministic reduction needs one from all; "
+                "freeze it with requires_grad_(False), or set reduction: fast"
             )
         flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
         for parameter in bucket:
@@ -142,7 +196,7 @@ class _Ordered:
     ) -> None:
         """Folds; the output is the sum over all micro-batches so far, and the shard of ``.grad``.
 
-        The operation asked for is a plain sum, see ``Shards``.
+        ``Shards`` has asked for a plain sum.
         """
         reduce_scatter(output_tensor, input_tensor, self._sum, group)
         self._sum = output_tensor if self.keep else None
@@ -158,8 +212,9 @@ class Shards:
         lacking = [name for name in _HOOKS if not hasattr(FSDPModule, name)]
         if lacking:
             raise ConfigError(
-                f"trainer.strategy.init_args.reduction=canonical needs FSDPModule.{lacking[0]}, "
-                f"which torch {torch.__version__} lacks; use DDP, or reduction: fast"
+                f"trainer.strategy.init_args.reduction=deterministic needs "
+                f"FSDPModule.{lacking[0]}, which torch {torch.__version__} lacks; use DDP, or "
+                "reduction: fast"
             )
         self._network = network
         self._reductions: list[_Ordered] = []

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llm_train.trainer.strategy.canonical import Buckets
+from llm_train.trainer.strategy.deterministic import Buckets
 
 SHAPES = ((3, 5), (7,), (1,), (4, 4), (2, 3))
 ACCUMULATION = 3
