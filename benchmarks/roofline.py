@@ -1,4 +1,4 @@
-"""The roofline of every preset on one H200, as a Markdown table: python -m benchmarks.roofline."""
+"""Prints the roofline of every preset on one H200 as Markdown: python -m benchmarks.roofline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def preset(name: str) -> Shape:
 
 
 def table() -> str:
-    """One row for each preset: shares of the time by part, and what they add up to."""
+    """Returns one row per preset: each part's share of the time, and the resulting totals."""
     parts = list(roofline(preset(PRESETS[0]), H200).parts)
     head = ["preset", "sequence", "GFLOPs per token", *parts, "tokens/s", "MFU"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]

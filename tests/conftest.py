@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     """Forks ranks that have everything imported; starting one costs seconds instead of a minute."""
-    with Nursery(deepspeed=True) as ready:
+    with ForkServer(deepspeed=True) as ready:
         yield ready

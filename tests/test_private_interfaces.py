@@ -1,8 +1,8 @@
-"""What ARCHITECTURE.md lists as private interfaces is still there, with the meaning we rely on.
+"""What ARCHITECTURE.md lists as private interfaces still exists and means what we rely on.
 
 An upgrade of Lightning, torch or DeepSpeed that renames one of them fails here, by name, and not
-somewhere in a run. Those that ``model/lightning_shortcuts.py`` replaces are compared in
-``test_lightning_shortcuts.py``.
+somewhere in a run. ``test_lightning_shortcuts.py`` compares those that
+``model/lightning_shortcuts.py`` replaces.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
     import_deepspeed()
     backend = importlib.import_module("deepspeed.comm.torch")
     builder = backend.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    assert builder is not None  # or there is nothing to switch off any more
+    assert builder is not None  # otherwise nothing is left to switch off
     assert backend.build_shm_op() is None
 
 
@@ -114,7 +114,7 @@ def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:
         "_init_config_if_needed",
     ):
         assert callable(getattr(DeepSpeedStrategy, name)), name
-    # The division that trainer/strategy/zero.py takes back.
+    # trainer/strategy/zero.py takes this division back.
     loop = inspect.getsource(pl.loops.optimization.automatic.ClosureResult)
     assert "normalize" in loop
 

@@ -1,7 +1,8 @@
-"""A bare PyTorch loop around our own network, loss and optimizer: what the Trainer costs.
+"""Runs a bare PyTorch loop around our network, loss and optimizer, to find the Trainer's cost.
 
-Variants: eager, compiled (each block). It logs nothing and reads nothing back. Under bfloat16 it
-casts weights once a step, as ours does, so that only what is around the step differs.
+Its variants are eager and compiled (each block). It logs nothing and reads nothing back. Under
+bfloat16 it casts weights once per step, as llm_train does, so that the two differ only in what is
+around the step.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if copies is not None:
-            copies.refresh()
+            copies.cast()
         optimizer.zero_grad(set_to_none=True)
         pacer.step()
 

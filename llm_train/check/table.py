@@ -45,7 +45,7 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "parameters": counts.parameters,
         "parameters_embedding": embedding,
         "parameters_without_embedding": counts.parameters - embedding,
-        "parameters_matmul": counts.matmul_parameters,
+        "parameters_matmul": counts.matmul_parameters(derived.sequence),
         "flops_per_token_causal": flops,
         "flops_per_token_non_causal": counts.flops_per_token(derived.sequence, causal=False),
         "flops_total_causal": f"{flops * derived.total_tokens:.3e}",

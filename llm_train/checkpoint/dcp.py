@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from llm_train.checkpoint.pieces import LoadPlanner, Piece, SavePlanner
+from llm_train.checkpoint.fragments import FlatFragment, LoadPlanner, SavePlanner
 from llm_train.errors import CheckpointError
 
 Scalars = dict[str, dict[str, Any]]
@@ -92,12 +92,12 @@ class Reader(FileSystemReader):
 
 def write(
     directory: Path,
-    tensors: Mapping[str, Tensor | Piece],
+    tensors: Mapping[str, Tensor | FlatFragment],
     scalars: Mapping[str, dict[str, Any]],
     *,
     own: str = "",
 ) -> None:
-    """Writes tensors, or this rank's pieces of them; collective, replicas are shared out.
+    """Writes tensors, or this rank's fragments of them; collective, replicas are shared out.
 
     Args:
         directory: exists, and is empty.
@@ -117,8 +117,8 @@ def write(
         (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
 
 
-def read(directory: Path, tensors: Mapping[str, Tensor | Piece]) -> None:
-    """Reads into ``tensors``, or into this rank's pieces of them, in place; collective."""
+def read(directory: Path, tensors: Mapping[str, Tensor | FlatFragment]) -> None:
+    """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
     with _quiet():
         state_dict_loader.load(
             dict(tensors),

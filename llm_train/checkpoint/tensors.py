@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from llm_train.checkpoint import dcp as files
+from llm_train.checkpoint import dcp
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
 
@@ -53,7 +53,7 @@ def save(
     """
     state, scalars = _collect(network, optimizer)
     tensors = {own + key: tensor for key, tensor in state.items()} | dict(beside or {})
-    files.write(directory, tensors, scalars, own=own)
+    dcp.write(directory, tensors, scalars, own=own)
 
 
 def load(
@@ -76,7 +76,7 @@ def load(
     Raises:
         CheckpointError: names, shapes or the format of the optimizer's state do not fit.
     """
-    everything = files.keys(directory)
+    everything = dcp.keys(directory)
     stored = {k.removeprefix(own): v for k, v in everything.items() if k.startswith(own)}
     model = model_tensors(network)
     require_fit(directory, stored, {key: tensor.shape for key, tensor in model.items()})
@@ -93,9 +93,9 @@ def load(
                 _require_same_parts(directory, names[parameter], parts, stored)
     tensors = {own + key: tensor for key, tensor in tensors.items()}
     tensors.update({key: t for key, t in (beside or {}).items() if key in everything})
-    files.read(directory, tensors)
+    dcp.read(directory, tensors)
     if optimizer is not None:
-        scalars = files.read_scalars(directory, own)
+        scalars = dcp.read_scalars(directory, own)
         for name, parameter in _parameters(network).items():
             states.setdefault(parameter, {}).update(scalars.get(name, {}))
         optimizer.state.clear()

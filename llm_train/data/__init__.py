@@ -27,6 +27,7 @@ from llm_train.data.split import HashSplit, TailSplit
 from llm_train.data.token_shards import TokenShards
 from llm_train.data.tokenize_corpus import Tokenize
 from llm_train.data.tokenizer import Characters, TokenizerFile, TrainBPE, load_tokenizer
+from llm_train.discovery import load
 
 __all__ = [
     "END_OF_TEXT",
@@ -62,3 +63,5 @@ __all__ = [
     "recipe_hash",
     "verify",
 ]
+
+load(__name__, skip=("module",))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_train.data.base import SPLITS, SplitName
 from llm_train.errors import DataError
+from llm_train.runtime import disk
 
 FILE_NAME = "manifest.json"
 VERSION = 1
@@ -90,13 +90,7 @@ class Manifest:
 
     def save(self, directory: Path) -> None:
         """Writes the manifest under its name in one step."""
-        staged = directory / f"{FILE_NAME}.partial"
-        with staged.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(self), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        staged.rename(directory / FILE_NAME)
+        disk.write_manifest(directory / FILE_NAME, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:

@@ -22,10 +22,10 @@ from llm_train.data.base import Ids, SplitName
 from llm_train.data.manifest import Manifest, StoredFile
 from llm_train.data.windows import Tokens
 from llm_train.errors import DataError
+from llm_train.runtime import disk
 
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
-_CHUNK_BYTES = 1 << 22
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -41,11 +41,8 @@ def little_endian(dtype: str) -> np.dtype[Any]:
 def describe_file(path: Path) -> StoredFile:
     """Reads a finished file once for its size and checksum, and waits until it is on disk."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-        os.fsync(file.fileno())
-    return StoredFile(name=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+    size = disk.scan(path, digest.update, flush=True)
+    return StoredFile(name=path.name, bytes=size, sha256=digest.hexdigest())
 
 
 class ShardWriter:

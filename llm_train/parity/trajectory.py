@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llm_train.checkpoint.loading import load_weights
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.run import directory as rundir
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import collectives
 from llm_train.trainer.logger.records import merge, read_lines
@@ -67,7 +67,7 @@ def weights(settings: Settings, run_dir: Path) -> Weights:
     path = CheckpointStore(run_dir / "checkpoints").newest(verify=False).path
     assert path is not None, "a run saves at its end"
     network = settings.task.network_config.build()
-    rundir.load_weights(path, network)
+    load_weights(path, network)
     return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 

@@ -9,8 +9,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
-from llm_train.trainer.strategy.base import strategies
+from llm_train.trainer.strategy import Strategy
 from llm_train.units import Batch
 
 REFERENCE = "single"
@@ -79,7 +80,7 @@ def _known(ranks: int) -> dict[str, Variant]:
             refusal="" if ranks >= way.least_ranks else f"needs at least {way.least_ranks} ranks",
             same=way.same,
         )
-        for kind in strategies()
+        for kind in concrete(Strategy)  # type: ignore[type-abstract]
         for way in kind.compared(ranks)
     }
 

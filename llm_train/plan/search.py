@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from llm_train import check as checks
+from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.recompute import Recompute
 from llm_train.plan.cost_model import Candidate, CostModel
 from llm_train.settings import Settings
 from llm_train.trainer.strategy import Strategy
-from llm_train.trainer.strategy.base import strategies
 
 USABLE = 0.92
 """Of the device's memory: the rest is the CUDA context, NCCL's buffers and what is fragmented."""
@@ -76,7 +76,8 @@ def strategies_to_try(settings: Settings) -> tuple[dict[str, Strategy], dict[str
     """The strategies that ``check`` accepts, and the others with its reason."""
     accepted: dict[str, Strategy] = {}
     refused: dict[str, str] = {}
-    offered = _offers(strategies(), lambda kind: kind.candidates(settings.world))
+    kinds = concrete(Strategy)  # type: ignore[type-abstract]
+    offered = _offers(kinds, lambda kind: kind.candidates(settings.world))
     for strategy in [settings.strategy, *offered]:
         tried = replace(settings, trainer={**settings.trainer, "strategy": strategy})
         try:
@@ -98,7 +99,8 @@ def strategies_to_try(settings: Settings) -> tuple[dict[str, Strategy], dict[str
 
 def policies_to_try(settings: Settings, layers: int) -> list[Recompute]:
     """Those worth trying on so many blocks, and the configured one."""
-    offered = _offers(Recompute.__subclasses__(), lambda kind: kind.candidates(layers))
+    kinds = concrete(Recompute)  # type: ignore[type-abstract]
+    offered = _offers(kinds, lambda kind: kind.candidates(layers))
     return list(dict.fromkeys([settings.task.construction.recompute, *offered]))
 
 

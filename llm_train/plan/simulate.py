@@ -171,7 +171,7 @@ def _step(
     del gradients
     optimizer.zero_grad(set_to_none=True)
     if copies is not None:
-        copies.refresh()
+        copies.cast()
     return size
 
 

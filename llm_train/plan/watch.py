@@ -28,7 +28,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
+
+from llm_train.model.network.flops import attention_flops
 
 _VIEWS_OF_ONE = ("detach", "alias", "lift_fresh", "view", "_unsafe_view", "device", "new_empty")
 _COLLECTIVES = {
@@ -182,7 +184,7 @@ class Watch(TorchDispatchMode):
         if name in _COLLECTIVES:
             self._communicate(_COLLECTIVES[name], args)
         elif "dot_product" in name and "attention" in name:
-            self.attention += _causal_flops(name, args)
+            self.attention += _attention_flops(name, args)
         elif func._overloadpacket in flop_registry:
             self.products += flop_registry[func._overloadpacket](*args, out_val=results[0])
         elif name not in _VIEWS_OF_ONE and not func.is_view and self._phase != "update":
@@ -238,13 +240,8 @@ def _ranks(value: Any) -> int:
     return int(value.size()) if isinstance(value, torch.distributed.ProcessGroup) else 0
 
 
-def _causal_flops(name: str, args: tuple[Any, ...]) -> int:
-    """Two products forward and four backward, each over half of the scores.
-
-    torch's counter takes all scores, and in backward a fifth product, with which kernels compute
-    the scores again.
-    """
+def _attention_flops(name: str, args: tuple[Any, ...]) -> int:
+    """Causal cost, half of all pairs; backward twice the forward (it recomputes the scores)."""
     backward = "backward" in name
-    shapes = [tensor.shape for tensor in args[backward : backward + 3]]
-    whole: int = sdpa_flop_count(*shapes)  # type: ignore[no-untyped-call]
-    return whole if backward else whole // 2
+    query, key, value = (tensor.shape for tensor in (args[1:4] if backward else args[:3]))
+    return attention_flops(query, key, value) // 2 * (2 if backward else 1)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from llm_train.checkpoint import tensors as state
-from llm_train.checkpoint.callback import require_weights
-from llm_train.checkpoint.store import CheckpointStore, Found
+from llm_train.checkpoint import manifest
+from llm_train.checkpoint.store import Found
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
-from llm_train.trainer.logger.base import ours
+from llm_train.trainer.logger.base import log_event
 
 EARLIER = "earlier"
 RECORDS = "records"
@@ -55,11 +53,12 @@ def record(
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    event, step = ("start", 0) if found.path is None else ("resume", facts(found.path)["step"])
+    event, step = "start", 0
+    if found.path is not None:
+        event, step = "resume", int(manifest.read(found.path).metadata["step"])
     for logger in loggers:
         logger.log_hyperparams(settings.plain)
-    for told in ours(loggers):
-        told.log_event(event, int(step))
+    log_event(loggers, event, step)
 
 
 def _set_aside(run_dir: Path) -> None:
@@ -100,21 +99,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
         return flat
     return {prefix: value}
-
-
-def load_weights(path: Path, network: torch.nn.Module) -> None:
-    """Reads the weights alone, whatever strategy wrote them.
-
-    Raises:
-        CheckpointError: another format, or a network that they do not fit.
-    """
-    require_weights(path, facts(path))
-    state.load(path / "state", network, None)
-
-
-def facts(path: Path) -> Mapping[str, Any]:
-    """What the checkpoint in ``path`` says about itself."""
-    return CheckpointStore(path.parent).read_manifest(path).facts
 
 
 def files_for_checkpoints(settings: Settings) -> dict[str, str]:

@@ -17,7 +17,7 @@ from llm_train.runtime.launch import Launch
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
-from llm_train.trainer.logger.base import ours
+from llm_train.trainer.logger.base import attach
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 
 
@@ -46,8 +46,7 @@ def build_trainer(
         peak_flops=_peak(settings),
     )
     loggers = [] if metrics is None else [metrics, *settings.loggers]
-    for logger in ours(loggers):
-        logger.attach(settings.run_dir)
+    attach(loggers, settings.run_dir)
     arguments.update(
         strategy=settings.strategy,
         devices=wanted if isinstance(wanted, list) else settings.devices,

@@ -1,14 +1,16 @@
 """A process that has imported everything and forks ranks on request, to be killed by tests.
 
-Importing torch, Lightning and DeepSpeed takes ten seconds a process; a fork takes none. The nursery
-itself never computes anything, so it has no threads that a fork would lose.
+Importing torch, Lightning and DeepSpeed takes ten seconds for each process; a fork takes none. The
+server itself never computes anything, so it has no threads that a fork would lose.
 
-Protocol: one JSON request a line on standard input, one JSON answer a line on standard output.
-Request: ``arguments``, ``ranks`` (0: no process group), ``log``, and for a kill ``metrics``,
-``step`` and ``delay_seconds``: a signal that long after ``metrics`` shows ``step``; ``signal``
-(SIGKILL) and ``victims`` (all ranks) may say which, and to whom, and ``repeat`` how often.
-``launcher`` (torchrun) says by whom the ranks believe to be started, see ``ranks.launched_as``.
-``script`` runs that file instead of the command line.
+The protocol is one JSON request per line on standard input and one JSON answer per line on standard
+output. A request holds ``arguments``, ``ranks`` (0 starts no process group) and ``log``. These keys
+are optional:
+
+- ``metrics``, ``step`` and ``delay_seconds`` send a signal that long after ``metrics`` shows
+  ``step``; ``signal`` (SIGKILL) says which, ``victims`` (all ranks) to whom, ``repeat`` how often.
+- ``launcher`` (torchrun) is who started the ranks, as far as they can tell: ``ranks.launched_as``.
+- ``script`` is a file to run instead of the command line.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from llm_train.testing.ranks import environment, free_port, launched_as
 _GRACE_SECONDS = 5.0
 
 
-class Nursery:
-    """The test's end of the pipe; use as a context manager."""
+class ForkServer:
+    """The test's end of the pipe, which closes when its ``with`` block ends."""
 
     def __init__(self, *, deepspeed: bool = False) -> None:
         self._process = subprocess.Popen(
@@ -40,7 +42,7 @@ class Nursery:
             env={**environment(), "DS_ACCELERATOR": "cpu"},
         )
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,14 +53,14 @@ class Nursery:
         self._process.stdout.close()
 
     def run(self, *arguments: str, ranks: int, log: Path, **options: Any) -> list[int]:
-        """Runs the command line in forked ranks, returns their exit statuses, signals negative."""
+        """Runs the command line in forked ranks and returns exit statuses; a signal is negative."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {"arguments": arguments, "ranks": ranks, "log": str(log), **options}
         print(json.dumps(request, default=str), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise AssertionError(f"the nursery died; see {log}")
+            raise AssertionError(f"the fork server died; see {log}")
         statuses: list[int] = json.loads(answer)
         return statuses
 

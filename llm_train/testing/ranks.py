@@ -68,7 +68,7 @@ def launched_as(launcher: str, rank: int, ranks: int, port: int) -> dict[str, st
         "GROUP_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "nursery",
+        "TORCHELASTIC_RUN_ID": "fork-server",
     }
     if launcher == "torchrun":
         return agent

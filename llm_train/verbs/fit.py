@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train import check as checks
-from llm_train.checkpoint.callback import Checkpoints
+from llm_train.checkpoint import manifest
+from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.prepare import prepare as prepare_tokens
 from llm_train.derived import Derived
@@ -75,7 +76,7 @@ def fit(
     saver = Checkpoints(
         store,
         every=save_every,
-        facts={
+        metadata={
             "seed": derived.seed,
             "samples_per_step": derived.samples_per_step,
             "sequence": derived.sequence,
@@ -92,8 +93,11 @@ def fit(
     if count_collectives:
         trainer.callbacks.insert(0, Collectives())  # type: ignore[attr-defined]
     bind(settings, derived, trainer)
-    trainer.fit(settings.task, datamodule=settings.data)
-    return _conclude(settings, trainer, _leave_process_group(trainer, settings.task.stop_signal))
+    with settings.task.kernels(trainer.strategy.root_device):
+        trainer.fit(settings.task, datamodule=settings.data)
+    return _conclude(
+        settings, trainer, _leave_process_group(trainer, settings.task.run.stop_signal)
+    )
 
 
 def validate(settings: Settings, checkpoint: str) -> int:
@@ -111,11 +115,13 @@ def validate(settings: Settings, checkpoint: str) -> int:
         # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
         instead = "fsdp" if settings.world_size > 1 else "auto"
         settings = replace(settings, trainer={**settings.trainer, "strategy": instead})
-    trainer = build_trainer(settings, derived, [_Weights(path)], None)
+    trainer = build_trainer(settings, derived, [], None)
+    trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
     bind(settings, derived, trainer)
-    trainer.validate(settings.task, datamodule=settings.data, verbose=False)
+    with settings.task.kernels(trainer.strategy.root_device):
+        trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
-    say(f"{path}: step {rundir.facts(path)['step']}")
+    say(f"{path}: step {manifest.read(path).metadata['step']}")
     say(section("held out", _held_out(settings)))
     return 0
 
@@ -176,16 +182,6 @@ def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
     return number
 
 
-class _Weights(pl.Callback):
-    """Puts a checkpoint's weights into the network before validation."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        rundir.load_weights(self.path, pl_module.network)
-
-
 def _conclude(settings: Settings, trainer: pl.Trainer, number: int) -> int:
     path = settings.run_dir / "checkpoints"
     step = trainer.global_step
@@ -194,20 +190,21 @@ def _conclude(settings: Settings, trainer: pl.Trainer, number: int) -> int:
         say(f"\nstopped by {name} after step {step}; saved in {path}; continue with --resume auto")
         return 128 + number if number else 0
     say(f"\ndone: {step} steps, {step * settings.task.derived.tokens_per_step:,} tokens")
-    if "val/loss" not in settings.task.latest:  # resumed after its last step
+    held_out = settings.task.run.held_out
+    if not held_out:  # resumed after its last step
         for record in read_metrics(settings.run_dir / "metrics.jsonl"):
-            settings.task.latest.update({k: v for k, v in record.items() if k.startswith("val/")})
-    if "val/loss" in settings.task.latest:
+            held_out.update({k: v for k, v in record.items() if k.startswith("val/")})
+    if held_out:
         say(section("held out", _held_out(settings)))
     say(f"\nwrote {settings.run_dir}/metrics.jsonl, config.yaml, derived.json and checkpoints/")
     return 0
 
 
 def _held_out(settings: Settings) -> dict[str, Any]:
-    latest = settings.task.latest
-    result: dict[str, Any] = {"loss (nats per token)": round(latest["val/loss"], 4)}
-    if "val/bits_per_byte" in latest:
-        result["bits per byte"] = round(latest["val/bits_per_byte"], 4)
+    held_out = settings.task.run.held_out
+    result: dict[str, Any] = {"loss (nats per token)": round(held_out["val/loss"], 4)}
+    if "val/bits_per_byte" in held_out:
+        result["bits per byte"] = round(held_out["val/bits_per_byte"], 4)
     for key, value in settings.data.source.description().items():
         if key.endswith("bits_per_byte") and value is not None:
             result[key.replace("_", " ")] = round(float(value), 4)

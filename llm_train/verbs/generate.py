@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from llm_train.checkpoint.loading import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import END_OF_TEXT
 from llm_train.data.tokenizer import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.init import materialise
 from llm_train.model.network.sample import generate as sample
-from llm_train.run.directory import load_weights
 from llm_train.runtime.terminal import say_piece
 from llm_train.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Rules between settings, each by the line it prints; and the numbers that follow from settings."""
+"""Each rule between settings prints its line, and the derived numbers follow from the settings."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_what_is_allowed(name: str, tmp_path: Path) -> None:
     assert outcome.out.endswith("\nno problems found\n")
 
 
-# --- what is not here -----------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------
 
 
 def missing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -419,7 +419,7 @@ def table(text: str) -> dict[str, str]:
 
 
 def test_every_derived_number(tmp_path: Path) -> None:
-    """By hand: 2 blocks of width 16, hidden 64, vocabulary 61; 128 tokens a step, 6 steps."""
+    """By hand: 2 blocks of width 16, hidden 64, vocabulary 61, and 6 steps of 128 tokens each."""
     file = file_of(
         tmp_path,
         batch__scaling={"rule": "sqrt", "reference_tokens": 32},

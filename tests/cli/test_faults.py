@@ -1,4 +1,4 @@
-"""Wrong input: one line on stderr that names the key, exit code 2, nothing built."""
+"""Wrong input gives one line on stderr that names the key, exit code 2, and builds nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARGS = "model__network__init_args__"
 
 
 def put(*path: str, **values: Any) -> Any:
-    """An edit of a configuration: sets ``values`` at ``path``."""
+    """Returns an edit of a configuration that sets ``values`` at ``path``."""
 
     def edit(config: dict[str, Any]) -> None:
         for name in path:
@@ -27,7 +27,7 @@ def put(*path: str, **values: Any) -> Any:
 
 
 def rename(*path: str, old: str, new: str = "") -> Any:
-    """An edit of a configuration: renames a key, or removes it."""
+    """Returns an edit of a configuration that renames a key or removes it."""
 
     def edit(config: dict[str, Any]) -> None:
         for name in path:
@@ -110,7 +110,7 @@ FIFTEEN = {
         "model.network.init_args.layers=true is not a whole number; write 12, for instance",
     ),
     "duplicate key": (
-        None,  # in the text: a mapping cannot hold a key twice
+        None,  # edited as text, because a mapping cannot hold a key twice
         [],
         "seed is written twice, in lines 1 and 41 of {file}; remove one",
     ),

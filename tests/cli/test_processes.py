@@ -1,4 +1,4 @@
-"""The command line as a process: under torchrun, and without the packages it may do without."""
+"""The command line runs as a process, under torchrun and without its optional packages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_two_ranks_print_one_line(tmp_path: Path) -> None:
 
 
 def test_nothing_optional_is_imported(tmp_path: Path) -> None:
-    """Not listed: matplotlib and transformers, which torchmetrics, below Lightning, imports."""
+    """matplotlib and transformers are not listed: torchmetrics (for Lightning) imports them."""
     file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
     code = """
 import sys
@@ -98,7 +98,7 @@ for argument in ("--help", "--version"):
 
 
 def test_checks_and_trains_without_the_optional_packages(tmp_path: Path) -> None:
-    """And says in one line which package a configuration would need."""
+    """One line says which package a configuration would need."""
     names = {"wandb", "deepspeed", "datasets", "tensorboard", "tensorboardX"}
     config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
     plain = write(tmp_path / "plain.yaml", config)

@@ -1,4 +1,4 @@
-"""The traps that LightningCLI leaves open, each closed; and what a configuration file means."""
+"""The traps that LightningCLI leaves open are closed, and a file means what it says."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_print_config_runs_again_as_it_is(tmp_path: Path) -> None:
     assert second.task.network_config.layers == 3
     assert first.budget == second.budget
     saved = tmp_path / "saved.yaml"
-    saved.write_text(first.text)  # what a run writes into its directory
+    saved.write_text(first.text)  # a run writes this into its directory
     assert load_settings(["-c", str(saved)]).text == first.text
     assert run("fit", "-c", str(again), "--print_config").out == printed.out
 

@@ -1,4 +1,4 @@
-"""Rules about ZeRO, each by the line it prints."""
+"""Each rule about ZeRO prints its line."""
 
 from __future__ import annotations
 

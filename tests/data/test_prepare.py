@@ -40,7 +40,7 @@ from llm_train.errors import ConfigError, DataError
 def corpus(tmp_path: Path) -> Path:
     directory = tmp_path / "corpus"
     directory.mkdir()
-    for number in range(600):  # several batches
+    for number in range(600):  # fills several batches
         words = " ".join(f"wörd{(number * i) % 89}" for i in range(20))
         (directory / f"{number:03d}.txt").write_text(f"Document {number} 👩\n{words}\n")
     (directory / "empty.txt").touch()

@@ -10,7 +10,7 @@ from llm_train.errors import ConfigError, DataError
 
 
 class Counting(Tokens):
-    """Token i is i."""
+    """A source in which token i has the value i."""
 
     def __init__(self, length: int) -> None:
         self.length = length

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: one file each, named by class_path, no edit elsewhere."""
+"""Each example of docs/extending.md is one file, named by class_path, with no edit elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 @pytest.fixture
 def example_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package is put on the path too: the processes run in a directory of their own.
+    # The package must be on the path, too, because the processes run in another directory.
     paths = [str(EXAMPLES), str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 

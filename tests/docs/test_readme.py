@@ -1,7 +1,8 @@
-"""Every command in the documentation's ``sh`` blocks is one that works.
+"""Every command in the documentation's ``sh`` blocks works.
 
-Cheaply: verbs and flags must parse, files and targets must exist. The README's sequence of verbs
-is run for real on a tiny corpus, and its torchrun command with two processes after it.
+Most of this is tested cheaply: verbs and flags must parse, files and targets must exist. The
+README's sequence of verbs runs on a tiny corpus, followed by its torchrun command with two
+processes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from llm_train.testing.ranks import environment, llm_train
 from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
-# launching.md is about other people's programs: test_scripts.py runs it with stand-ins for them.
+# launching.md is about other people's programs, which test_scripts.py replaces by stand-ins.
 DOCS = [page for page in (ROOT / "docs").glob("*.md") if page.name != "launching.md"]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS])
 
-# Runs several command lines in one process: importing torch and lightning costs seconds.
+# Runs several command lines in one process, because importing torch and lightning takes seconds.
 RUNNER = """
 import contextlib, io, json, sys
 from llm_train.cli import main
@@ -42,7 +43,7 @@ for arguments in json.load(sys.stdin):
 json.dump(results, sys.stdout)
 """
 
-# What makes the quickstart a matter of seconds.
+# With these options the quickstart takes seconds.
 TINY = [
     "--model.network.init_args.layers=1",
     "--model.network.init_args.width=16",
@@ -64,7 +65,7 @@ CORPUS = [
 
 
 class Result(NamedTuple):
-    """What one command line did."""
+    """The outcome of one command line."""
 
     code: int
     out: str
@@ -72,7 +73,7 @@ class Result(NamedTuple):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The commands of a page's ``sh`` blocks, environment assignments left out."""
+    """Returns the commands of a page's ``sh`` blocks without their environment assignments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     plain = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
@@ -83,7 +84,7 @@ ALL = [words for page in PAGES for words in commands(page)]
 
 
 def verb_and_options(words: list[str]) -> list[str]:
-    """What follows the program: ``llm-train``, or ``torchrun ... -m llm_train``."""
+    """Returns the words after the program (``llm-train``, or ``torchrun ... -m llm_train``)."""
     return words[1:] if words[0] == "llm-train" else words[words.index("llm_train") + 1 :]
 
 
@@ -149,7 +150,7 @@ class Results(NamedTuple):
 
 @pytest.fixture(scope="module")
 def results(place: Path) -> Results:
-    """All lines of all tests in one process."""
+    """Runs the lines of all tests in one process."""
     (place / "annotated.yaml").write_text(first_yaml(ROOT / "README.md"), "utf-8")
     (place / "smallest.yaml").write_text(first_yaml(ROOT / "docs/configuration.md"), "utf-8")
     lines = [
@@ -211,7 +212,7 @@ def test_examples_need_to_be_allowed(results: Results) -> None:
 def test_every_preset_is_listed() -> None:
     listed = set(re.findall(r"\]\((configs/[\w./-]+\.yaml)\)", section("Presets")))
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert there - listed == set()  # what is listed and not there, test_links finds
+    assert there - listed == set()  # test_links finds what is listed and does not exist
 
 
 def test_every_strategy_word_is_listed() -> None:
@@ -223,7 +224,7 @@ def test_every_strategy_word_is_listed() -> None:
 
 @pytest.mark.distributed
 def test_readme_sequence_runs(place: Path) -> None:
-    """The verbs in the order of the README, then its torchrun command, on a tiny corpus."""
+    """Runs the README's verbs in their order, then its torchrun command, on a tiny corpus."""
     words = [w[1:] for w in commands(ROOT / "README.md") if w[0] == "llm-train"]
     sequence, after = words[:4], words[4:6]
     assert [w[0] for w in words[:6]] == [
@@ -256,5 +257,5 @@ def readme() -> str:
 
 
 def section(title: str) -> str:
-    """The text under a heading of the second level."""
+    """Returns the text under a heading of the second level."""
     return re.split(rf"^## {title}$", readme(), flags=re.MULTILINE)[1].split("\n## ")[0]

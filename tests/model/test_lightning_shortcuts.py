@@ -1,4 +1,4 @@
-"""Each interface of Lightning that is replaced, compared with what Lightning does."""
+"""Each interface of Lightning that is replaced does what Lightning's own does."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_run_is_trimmed(tmp_path: Path) -> None:
 
 
 def test_lightning_still_calls_what_is_replaced() -> None:
-    """A renamed method would make the replacement silently useless."""
+    """A renamed method would silently make the replacement useless."""
     advance = inspect.getsource(_TrainingEpochLoop.advance)
     assert "self._build_kwargs(OrderedDict(), batch, batch_idx)" in advance
     assert "lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)" in advance
@@ -93,7 +93,7 @@ def test_the_profiler_that_is_not_there_has_lightnings_interface() -> None:
     assert isinstance(profiler, PassThroughProfiler)
     with profiler.profile("outer") as outer, profiler.profile("inner"):
         assert outer is None
-    assert profiler.profile("outer") is profiler.profile("inner")  # nothing is made for an action
+    assert profiler.profile("outer") is profiler.profile("inner")  # no object is made for an action
     names = inspect.signature(NoProfiler.profile).parameters
     assert list(names) == list(inspect.signature(PassThroughProfiler.profile).parameters)
 
@@ -107,5 +107,5 @@ def test_the_short_cut_for_hook_names_is_what_module_would_do(
         module._current_fx_name = "on_fit_start"
     assert module._current_fx_name == "on_fit_start"
     assert "_current_fx_name" in vars(module)
-    module.extra = nn.Linear(1, 1)  # everything else goes the usual way
+    module.extra = nn.Linear(1, 1)  # any other attribute goes the usual way
     assert "extra" in dict(module.named_children())

@@ -1,4 +1,4 @@
-"""The table of parity: right strategies agree with one process, and a wrong one is found out."""
+"""In the table of parity, right strategies agree with one process and wrong ones are found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llm_train.parity.trajectory import Trajectory, counted
 from llm_train.parity.variants import Variant, rounding, variants
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import launched_as
 from llm_train.units import Batch
 from llm_train.verbs.parity import parity
@@ -27,7 +27,7 @@ Table = Callable[..., tuple[int, dict[str, Any]]]
 
 
 def config(folder: Path, **overrides: Any) -> Path:
-    """No dropout, gradients clipped at every step, and shapes that two and four ranks divide."""
+    """Has no dropout, clips gradients at every step, and has shapes that 2 and 4 ranks divide."""
     settings: dict[str, Any] = {
         "model__network__init_args__dropout": 0.0,
         "model__network__init_args__heads": 4,
@@ -39,12 +39,12 @@ def config(folder: Path, **overrides: Any) -> Path:
 
 
 @pytest.fixture
-def table(nursery: Nursery, tmp_path: Path) -> Table:
+def table(fork_server: ForkServer, tmp_path: Path) -> Table:
     """Compares in forked ranks; returns the exit status and what ``--json`` holds."""
 
     def forked(arguments: Sequence[str], ranks: int, log: Path) -> bool:
         log.unlink(missing_ok=True)
-        return not any(nursery.run(*arguments, ranks=ranks, log=log))
+        return not any(fork_server.run(*arguments, ranks=ranks, log=log))
 
     def compare(
         which: Sequence[Variant], steps: int = 6, **overrides: Any
@@ -139,10 +139,10 @@ ACCUMULATING = [
 @pytest.mark.distributed
 @pytest.mark.parametrize(("name", "ranks"), ACCUMULATING)
 def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
-    name: str, ranks: int, nursery: Nursery, tmp_path: Path
+    name: str, ranks: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """HSDP reduces in both directions. Gathers may grow: resharding is what saves memory."""
-    counts = [per_step(name, ranks, a, nursery, tmp_path) for a in accumulations(name)]
+    counts = [per_step(name, ranks, a, fork_server, tmp_path) for a in accumulations(name)]
     kinds = {"reduce-scatter", "all-reduce"}
     reductions = [{kind: found.get(kind, 0) for kind in kinds} for found in counts]
     assert reductions[0]["all-reduce"] + reductions[0]["reduce-scatter"] > 0
@@ -155,10 +155,10 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
 @pytest.mark.distributed
 @pytest.mark.parametrize(("name", "kind"), [("zero2", "all-reduce"), ("zero3", "reduce-scatter")])
 def test_zero_reduces_every_micro_batch_where_gradients_are_sharded(
-    name: str, kind: str, nursery: Nursery, tmp_path: Path
+    name: str, kind: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """By design: a rank holds no gradients but its own, so the others cannot wait."""
-    one, two, eight = (per_step(name, 2, a, nursery, tmp_path)[kind] for a in (1, 2, 8))
+    one, two, eight = (per_step(name, 2, a, fork_server, tmp_path)[kind] for a in (1, 2, 8))
     assert (two - one, eight - one) == (1, 7)
 
 
@@ -166,10 +166,10 @@ def test_zero_reduces_every_micro_batch_where_gradients_are_sharded(
 @pytest.mark.distributed
 @pytest.mark.parametrize(("name", "ranks", "groups"), [("tp", 2, 0), ("fsdp-tp", 4, 3)])
 def test_tensor_parallelism_talks_about_activations_only(
-    name: str, ranks: int, groups: int, nursery: Nursery, tmp_path: Path
+    name: str, ranks: int, groups: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Every micro-batch scatters as many activations; gradients come to that once a step."""
-    counts = [per_step(name, ranks, a, nursery, tmp_path) for a in (1, 2, 8)]
+    counts = [per_step(name, ranks, a, fork_server, tmp_path) for a in (1, 2, 8)]
     one, two, eight = (found["reduce-scatter"] for found in counts)
     activations = two - one
     assert (one - activations, eight - 8 * activations) == (groups, groups)
@@ -181,9 +181,9 @@ def accumulations(name: str) -> tuple[int, ...]:
 
 
 def per_step(
-    name: str, ranks: int, accumulation: int, nursery: Nursery, folder: Path
+    name: str, ranks: int, accumulation: int, fork_server: ForkServer, folder: Path
 ) -> dict[str, float]:
-    """Collectives of a step with so many micro-batches."""
+    """Returns the collectives of a step with so many micro-batches."""
     (variant,) = variants([name], [ranks])
     place = folder / str(accumulation)
     place.mkdir()
@@ -196,7 +196,7 @@ def per_step(
     )
     log = place / "log.txt"
     arguments = ["fit", "-c", str(path), "--count-collectives"]
-    assert not any(nursery.run(*arguments, ranks=ranks, log=log)), log.read_text()
+    assert not any(fork_server.run(*arguments, ranks=ranks, log=log)), log.read_text()
     return dict(counted(place / "run"))
 
 
@@ -281,7 +281,7 @@ def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list
 
 
 def test_rounding_itself_is_the_baseline_where_fp32_is_not() -> None:
-    """Three times the spread, and never less than fp32 is granted."""
+    """The baseline is three times the spread, and never less than fp32 is granted."""
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
     calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)

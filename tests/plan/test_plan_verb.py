@@ -1,4 +1,4 @@
-"""The verb: what it prints, writes and refuses."""
+"""Tests what the verb prints, writes and refuses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_ring_by_hand() -> None:
     # Two rounds of 15 / 16 through eight adapters of 50 GB/s: 400 GB/s, below NVLink's 450.
     assert sent.through_rank == pytest.approx(1.875e9)
     assert transfer_seconds(sent, device, 8) == pytest.approx(1.875e9 / (LINK_EFFICIENCY * 400e9))
-    # One rank of each node: its own adapter.
+    # One rank of each node has an adapter of its own.
     across = Transfer(kind="all-gather", over="shard", ranks=2, stride=8, whole=1e9, calls=0)
     assert transfer_seconds(across, device, 8) == pytest.approx(0.5e9 / (LINK_EFFICIENCY * 50e9))
 

@@ -1,4 +1,4 @@
-"""The roofline against numbers worked out by hand, and against the counts of the real networks."""
+"""The roofline equals numbers worked out by hand and the counts of the real networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from llm_train.errors import ConfigError
-from llm_train.model.network import Transformer, count
+from llm_train.model.network import Counts, Transformer
 from llm_train.plan.roofline import (
     Shape,
     elementwise_bytes,
@@ -81,7 +81,7 @@ def test_totals_follow_from_the_parts() -> None:
     assert found.tokens_per_second * found.seconds_per_token == pytest.approx(1)
     assert found.seconds_per_step == pytest.approx(524_288 / found.tokens_per_second)
     assert found.mfu == pytest.approx(found.tokens_per_second * 798_031_872 / 989.5e12)
-    # Nothing but products at their efficiency would give 0.75.
+    # Products alone, at their efficiency, would give 0.75.
     assert found.mfu < 0.75
     assert replace(GPT2, micro_batches=1).tokens_per_step == 65_536
     small = roofline(replace(GPT2, micro_batches=1), H200)
@@ -106,9 +106,9 @@ def test_flops_are_those_of_the_networks(script: ModuleType) -> None:
         shape = script.preset(name)
         config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
         with torch.device("meta"):
-            counts = count(Transformer(**config["model"]["network"]["init_args"]).build())
+            counts = Counts(Transformer(**config["model"]["network"]["init_args"]).build())
         assert roofline(shape, H200).flops_per_token == counts.flops_per_token(shape.sequence)
-        # Biases, norms and tables of positions are what the plain numbers leave out.
+        # The plain numbers leave out biases, norms and tables of positions.
         assert shape.parameters == pytest.approx(counts.parameters, rel=0.01)
         assert shape.tokens_per_step == config["batch"]["tokens"]
 

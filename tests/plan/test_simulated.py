@@ -1,4 +1,4 @@
-"""The simulated step against real tensors: the same bytes, for every preset that a CPU holds."""
+"""The simulated step takes the same bytes as real tensors, for every preset a CPU can hold."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def workload(case: Case) -> Workload:
 
 
 def measured(case: Case) -> dict[str, int]:
-    """The same step with real tensors, all blocks, on one device."""
+    """Runs the same step with real tensors and all blocks, on one device."""
     with default_dtype(case.precision):
         with torch.device("meta"):
             network = case.network.build()
@@ -105,7 +105,7 @@ def test_small_presets(name: str, policy: Any) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_large_presets(name: str, policy: Any) -> None:
     settings = preset(name)
-    # bf16 products are emulated here, so in fp32; a sequence of 128 is enough for bytes.
+    # This runs in fp32, because bf16 is emulated here; a sequence of 128 is enough for bytes.
     assert_equal(settings, case_of(settings, policy, "32-true", 128, 1))
 
 
@@ -123,7 +123,7 @@ def test_depth_and_micro_batch_continue_a_line() -> None:
     settings = preset("quickstart")
     network: Any = replace(settings.task.network_config, layers=7)  # type: ignore[type-var]
     case = replace(case_of(settings, EveryNth(n=2), "bf16-mixed", 64, 3), network=network)
-    # One sample alone needs a copy less here and there, so not to the byte.
+    # A single sample needs a copy less here and there, so the bytes agree only roughly.
     assert Scaled(case).at(3) == pytest.approx(simulate(case), rel=0.03)
 
 
@@ -139,7 +139,7 @@ def test_depth_and_micro_batch_continue_a_line() -> None:
 def test_shards_are_those_of_the_formula(ranks: int, strategy: FSDP) -> None:
     settings, mesh = preset("quickstart"), strategy.mesh_shape(ranks)
     case = case_of(settings, NoRecompute(), "bf16-mixed", 128, 4)
-    adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers matrices of its own
+    adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers additional matrices
     case = replace(case, optimizer=adamw, micro_batches=2, strategy=strategy, mesh=mesh)
     found = at_depth(case)
     work = replace(workload(case), accumulation=2, activation=2 * 4 * 128 * 128)

@@ -1,4 +1,4 @@
-"""The report of small runs: the numbers on the page are the numbers in the file."""
+"""In the report of small runs, the numbers on the page are those in the file."""
 
 import base64
 import html.parser
@@ -19,7 +19,7 @@ matplotlib = pytest.importorskip("matplotlib")
 
 
 def run_directory(root: Path, steps: int = 200, bad: tuple[int, ...] = ()) -> Path:
-    """A run of ``steps`` steps at a tenth of a second, resumed at half, with validation."""
+    """Writes a run of ``steps`` steps at a tenth of a second, resumed at half, with validation."""
     draw = random.Random(0)
     lines: list[dict[str, object]] = [{"event": "start", "step": 0, "time": at(0.0)}]
 
@@ -39,7 +39,7 @@ def run_directory(root: Path, steps: int = 200, bad: tuple[int, ...] = ()) -> Pa
             }
         )
 
-    for step in range(1, steps // 2 + 11):  # ten steps that the resume undoes
+    for step in range(1, steps // 2 + 11):  # the resume undoes ten steps
         log(step, step / 10)
     lines.append({"event": "resume", "step": steps // 2, "time": at(500.0), "path": "<x> & y"})
     for step in range(steps // 2 + 1, steps + 1):
@@ -68,7 +68,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 class Reader(html.parser.HTMLParser):
-    """Checks that tags nest, and keeps the text of table cells and all attributes."""
+    """Checks that tags nest, and collects the text of table cells and all attributes."""
 
     VOID = ("meta", "img", "br")
 
@@ -148,7 +148,7 @@ def test_the_picture_is_drawn(tmp_path):
     height, width, _ = image.shape
     assert 800 <= width <= 3000
     assert 500 <= height <= 2500
-    # Something in each quarter: loss on top, the three small panels below.
+    # Each quarter shows something: the loss on top, the three small panels below.
     for part in (image[: height // 2, : width // 2], image[: height // 2, width // 2 :]):
         assert part[..., :3].std() > 0.05
     for column in range(3):

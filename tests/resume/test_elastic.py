@@ -1,19 +1,19 @@
-"""A checkpoint goes on under any layout; ``make elastic`` tries all pairs, these are some."""
+"""A checkpoint continues under any strategy; ``make elastic`` tries all pairs, this tries some."""
 
 from __future__ import annotations
 
 import pytest
 
 from benchmarks.elastic import LAYOUTS, TOLERANCE, Matrix, markdown
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 
 pytestmark = pytest.mark.distributed
 NAMES = list(LAYOUTS)
 
 
 @pytest.fixture(scope="module")
-def matrix(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
-    return Matrix(nursery, tmp_path_factory.mktemp("elastic"))
+def matrix(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(fork_server, tmp_path_factory.mktemp("elastic"))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_some_pairs(start: str, to: str, matrix: Matrix) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_layout_is_left_and_entered(matrix: Matrix) -> None:
-    """A ring through all of them, in steps that change strategy and number of ranks."""
+    """A ring goes through all of them, in steps that change strategy and number of ranks."""
     order = NAMES[::3] + NAMES[1::3] + NAMES[2::3]
     pairs = zip(order, order[1:] + order[:1], strict=True)
     cells = [matrix.cell(start, to) for start, to in pairs]

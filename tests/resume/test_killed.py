@@ -1,4 +1,4 @@
-"""A run killed at random steps and resumed each time equals the run left alone, bit for bit."""
+"""A run that is killed at random steps and resumed equals an unbroken run, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import torch.distributed.checkpoint as dcp
 from llm_train.checkpoint.dcp import Reader
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 STEPS = 40
-# strategy -> ranks; 0 is a plain process without a launcher
+# ranks of each strategy; 0 is a plain process without a launcher
 RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
 EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", RANKS)
-def test_three_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
-    kill_and_compare(strategy, nursery, tmp_path, kills=3)
+def test_three_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
+    kill_and_compare(strategy, fork_server, tmp_path, kills=3)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", RANKS)
-def test_twenty_kills(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
-    kill_and_compare(strategy, nursery, tmp_path, kills=20)
+def test_twenty_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
+    kill_and_compare(strategy, fork_server, tmp_path, kills=20)
 
 
-def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: int) -> None:
+def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, kills: int) -> None:
     """Trains twice, without and with ``kills`` kills, and compares everything recorded."""
     ranks = RANKS[strategy]
     log = folder / "log.txt"
@@ -49,14 +49,14 @@ def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: in
             trainer__strategy=strategy,
         )
         arguments[name] = ["fit", "-c", str(write(folder / f"{name}.yaml", config))]
-    assert set(nursery.run(*arguments["alone"], ranks=ranks, log=log)) == {0}, log.read_text()
+    assert set(fork_server.run(*arguments["alone"], ranks=ranks, log=log)) == {0}, log.read_text()
 
     draw = random.Random(f"{strategy}-{kills}")
     landed = 0
     metrics = folder / "killed" / "metrics.jsonl"
     for number, step in enumerate(sorted(draw.sample(range(1, STEPS - 4), kills))):
         resume = ["--resume", "auto"] if number else []
-        statuses = nursery.run(
+        statuses = fork_server.run(
             *arguments["killed"],
             *resume,
             ranks=ranks,
@@ -67,7 +67,7 @@ def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: in
         )
         landed += statuses == [-9] * max(1, ranks)
     assert landed == kills, log.read_text()
-    finish = nursery.run(*arguments["killed"], "--resume", "auto", ranks=ranks, log=log)
+    finish = fork_server.run(*arguments["killed"], "--resume", "auto", ranks=ranks, log=log)
     assert set(finish) == {0}, log.read_text()
 
     alone, killed = (recorded(folder / name) for name in arguments)
@@ -81,7 +81,7 @@ def kill_and_compare(strategy: str, nursery: Nursery, folder: Path, *, kills: in
 
 
 def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
-    """What must be the same, by step."""
+    """Returns the values that must be the same, by step."""
     return {
         record["step"]: {key: record[key] for key in EXACT if key in record}
         for record in read_metrics(run_dir / "metrics.jsonl")
@@ -89,7 +89,7 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights and optimizer state."""
+    """Returns every tensor of the last checkpoint: weights and optimizer state."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"

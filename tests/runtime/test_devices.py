@@ -1,4 +1,4 @@
-"""Names as drivers report them; numbers as datasheets print them."""
+"""Uses names as drivers report them and numbers as datasheets print them."""
 
 import pytest
 
@@ -29,7 +29,7 @@ from llm_train.runtime.devices import DEVICES, DTYPES, dense_peak_flops, device_
         ("NVIDIA GeForce RTX 5090", 209.5),
         ("AMD Instinct MI300X", 1307.4),
         ("AMD Instinct MI250X", 191.5),
-        # Other chips whose names contain or resemble a known one.
+        # These are other chips, whose names contain or resemble a known one.
         ("NVIDIA H20", None),
         ("NVIDIA L40", None),
         ("NVIDIA A40", None),

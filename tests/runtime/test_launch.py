@@ -1,4 +1,4 @@
-"""Who launched the ranks: what is read from the environment, and real ranks that believe it."""
+"""Tests what is read from the launcher's environment, and real ranks that rely on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_train.runtime.launch import Launch, find_launch
 from llm_train.runtime.srun import Srun
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import command, environment, launched_as
 from llm_train.trainer.logger.records import read_metrics
 
@@ -84,7 +84,7 @@ def test_ranks_of_srun_meet_at_the_first_node_of_the_step(
 
 
 def test_lightning_requeues_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its handler would save inside the signal, and the script requeues."""
+    """Lightning's handler would save inside the signal, and the script requeues."""
     for name, value in launched_as("srun", rank=0, ranks=2, port=29500).items():
         monkeypatch.setenv(name, value)
     trainer = pl.Trainer(
@@ -129,7 +129,7 @@ def test_srun_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_other_nodes_need_a_launcher_when_a_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)  # a run in this process leaves it behind
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # runs in this process set it
     file = file_of(tmp_path, trainer__num_nodes=2)
     assert run("check", "-c", file).code == 0
     assert refused("fit", "-c", file) == [
@@ -151,14 +151,14 @@ def test_the_launcher_is_not_a_plugin(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 def test_ranks_of_srun_and_of_torchrun_inside_slurm_equal_one_process(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.txt"
     found = {}
     for name, ranks in {"none": 0, "srun": 2, "both": 2}.items():
         config = tiny(tmp_path / name, model__network__init_args__dropout=0.0)
         arguments = ["fit", "-c", str(write(tmp_path / f"{name}.yaml", config))]
-        statuses = nursery.run(*arguments, ranks=ranks, launcher=name, log=log)
+        statuses = fork_server.run(*arguments, ranks=ranks, launcher=name, log=log)
         assert set(statuses) == {0}, log.read_text()
         found[name] = losses(tmp_path / name)
     assert len(found["none"]) == 6
@@ -169,10 +169,10 @@ def test_ranks_of_srun_and_of_torchrun_inside_slurm_equal_one_process(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
-def test_srun_starts_every_strategy(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
+def test_srun_starts_every_strategy(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     file = file_of(tmp_path, steps=4, trainer__strategy=strategy)
-    statuses = nursery.run("fit", "-c", file, ranks=2, launcher="srun", log=log)
+    statuses = fork_server.run("fit", "-c", file, ranks=2, launcher="srun", log=log)
     assert statuses == [0, 0], log.read_text()
     assert len(losses(tmp_path / "run")) == 4
 
@@ -187,12 +187,16 @@ def test_srun_starts_every_strategy(strategy: str, nursery: Nursery, tmp_path: P
     ],
 )
 def test_a_signal_ends_all_ranks_with_one_status(
-    launcher: str, number: signal.Signals, victims: list[int], nursery: Nursery, tmp_path: Path
+    launcher: str,
+    number: signal.Signals,
+    victims: list[int],
+    fork_server: ForkServer,
+    tmp_path: Path,
 ) -> None:
-    """srun returns the highest status of all tasks, and only 128 + SIGUSR1 means: start again."""
+    """srun returns the highest status of all tasks; only 128 + SIGUSR1 means: start again."""
     log = tmp_path / "log.txt"
     file = file_of(tmp_path, steps=200, checkpoint__every="0 steps")
-    statuses = nursery.run(
+    statuses = fork_server.run(
         "fit",
         "-c",
         file,
@@ -212,7 +216,7 @@ def test_a_signal_ends_all_ranks_with_one_status(
 
 
 def test_notice_before_training_is_not_death(tmp_path: Path) -> None:
-    """Else a start longer than the time limit would look like a run that saved and stopped."""
+    """A start longer than the time limit must not look like a run that saved and stopped."""
     process = subprocess.Popen(
         command("fit", "-c", file_of(tmp_path, steps=4)),
         env=environment(),

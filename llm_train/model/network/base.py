@@ -70,6 +70,20 @@ class Initial(NamedTuple):
     rows: int = 0
 
 
+class ForwardFlops(NamedTuple):
+    """Floating point operations of one sample's forward; a multiplication and an addition are 2.
+
+    Attributes:
+        products: of everything but attention.
+        attention: of its two products, at their causal cost where they are causal.
+        attention_all_pairs: of the same over all pairs of positions.
+    """
+
+    products: int
+    attention: int
+    attention_all_pairs: int
+
+
 class LanguageModel(nn.Module, ABC):
     """A decoder-only network: token ids in, whatever the readout makes of the hidden states out."""
 
@@ -104,6 +118,14 @@ class LanguageModel(nn.Module, ABC):
         tables = [path for path, role in roles if role in ("embedding", "head")]
         rows = {self.get_parameter(f"{path}.weight").shape[0] for path in tables}
         return {"the rows of the vocabulary (see pad_vocab_to)": math.gcd(*rows)}
+
+    def forward_flops(self, sequence: int) -> ForwardFlops | None:
+        """What a sample of ``sequence`` tokens costs; None (the default) lets torch count it.
+
+        For networks that ``flops`` cannot count: with operators that have no formula, or with work
+        that depends on values. A network that declares its work is taken at its word.
+        """
+        return None
 
     @abstractmethod
     def initial(self, name: str) -> Initial:

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.attention import Attention
-from llm_train.model.network.base import Initial, Network, R, Readout
+from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.head import Head
 from llm_train.model.network.mlp import GatedMLP, PlainMLP, default_hidden, make_mlp
 from llm_train.model.network.norm import make_norm
@@ -186,6 +187,11 @@ def _nearest_multiples(value: int, factor: int) -> str:
     return f"{below} or {below + factor}" if below else f"{factor}"
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    # nn.Embedding itself draws weights; on the meta device that imports torch._dynamo (0.7 s).
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 def _make_block(config: Transformer) -> Block:
     attention = Attention(
         width=config.width,
@@ -213,9 +219,9 @@ class Decoder(CachedLanguageModel):
         super().__init__()
         self.config = config
         rows, width = config.padded_vocab_size, config.width
-        self.embedding = nn.Embedding(rows, width)
+        self.embedding = _table(rows, width)
         learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_sequence, width) if learned else None
+        self.positions = _table(config.max_sequence, width) if learned else None
         self.rotary = (
             None
             if learned
@@ -263,6 +269,15 @@ class Decoder(CachedLanguageModel):
             f"{groups}model.network's mlp_width": mlp.down.in_features // mlp.slab,
             **super().tensor_limits(),
         }
+
+    def forward_flops(self, sequence: int) -> ForwardFlops:
+        """From the modules; torch's counter finds the same, but takes a second to import."""
+        matrices = (m.weight for m in self.modules() if isinstance(m, nn.Linear | Head))
+        head_dim = self.config.width // self.config.heads
+        shape = (self.config.layers * self.config.heads, sequence, head_dim)
+        attention = attention_flops(shape, shape, shape)
+        products = 2 * sequence * sum(matrix.numel() for matrix in matrices)
+        return ForwardFlops(products, attention // 2, attention)
 
     def new_cache(self) -> Cache:
         """An empty cache of ``max_positions`` positions."""

@@ -1,5 +1,6 @@
 """Optimizers: named parameters in, one torch optimizer out. Short names for YAML below."""
 
+from llm_train.discovery import load
 from llm_train.model.optimizer.adamw import AdamW
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import decay_groups
@@ -18,3 +19,5 @@ __all__ = [
     "decay_groups",
     "state_bytes",
 ]
+
+load(__name__)

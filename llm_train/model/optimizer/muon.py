@@ -24,12 +24,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.newton_schulz import orthogonalize
+from llm_train.runtime.sharded import is_dtensor
 
 LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
     # Jordan et al.: a unit of spectral norm per update, whatever the shape.
@@ -75,7 +75,7 @@ class MuonWithAdamW(Optimizer):
             if parameter.grad is None:
                 continue
             update = self._momentum(group, parameter)
-            whole = update.full_tensor() if isinstance(update, DTensor) else update  # (R, C)
+            whole = update.full_tensor() if is_dtensor(update) else update  # (R, C)
             batch = ready[whole.shape, whole.device]
             batch.append((parameter, whole))
             if len(batch) * whole.numel() >= _BATCH_ELEMENTS:
@@ -106,7 +106,9 @@ class MuonWithAdamW(Optimizer):
         scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*matrices.shape[1:])
         for (parameter, _), whole in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
             move = whole
-            if isinstance(parameter, DTensor):
+            if is_dtensor(parameter):
+                from torch.distributed.tensor import distribute_tensor
+
                 # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
                 # part.
                 mesh, placements = parameter.device_mesh, parameter.placements

@@ -1,5 +1,6 @@
 """Activation checkpointing policies. Short names for YAML below."""
 
+from llm_train.discovery import load
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.every_block import EveryBlock
 from llm_train.model.recompute.every_nth import EveryNth
@@ -8,3 +9,5 @@ from llm_train.model.recompute.saved import saved_bytes
 from llm_train.model.recompute.selective import Selective
 
 __all__ = ["EveryBlock", "EveryNth", "NoRecompute", "Recompute", "Selective", "saved_bytes"]
+
+load(__name__)

@@ -1,4 +1,4 @@
-"""A schedule is a pure function of the step; nothing about it needs saving."""
+"""A schedule is a pure function of the step, so a checkpoint need not save anything of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Multiplier = Callable[[int], float]
 
 
 class Schedule(Part, ABC):
-    """Configuration of a schedule. Subclasses are frozen, keyword-only dataclasses."""
+    """The configuration of a schedule. Subclasses are frozen, keyword-only dataclasses."""
 
     def problems(self, context: Context) -> Iterator[str]:
         """Phases that do not fit into the run: ``build`` raises."""
@@ -24,9 +24,9 @@ class Schedule(Part, ABC):
         """Resolves durations and returns the factor on the peak learning rate at each step.
 
         Args:
-            total_steps: length of the run; the multiplier is asked for steps 0 .. total_steps - 1.
-            tokens_per_step: turns durations in tokens into steps.
+            total_steps: length of the run; the factor is asked for steps 0 .. total_steps - 1.
+            tokens_per_step: converts durations in tokens into steps.
 
         Raises:
-            ConfigError: the phases do not fit into the run.
+            ConfigError: if the phases do not fit into the run.
         """

@@ -1,4 +1,4 @@
-"""Warm-up, then the peak to the end."""
+"""Warms up and then stays at the peak until the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_WARMUP = Duration(0, "steps")
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """``min((step + 1) / W, 1)``.
+    """The factor is ``min((step + 1) / W, 1)``.
 
     >>> at = Constant(warmup=Duration(4, "steps")).build(total_steps=6, tokens_per_step=1)
     >>> [at(step) for step in range(6)]

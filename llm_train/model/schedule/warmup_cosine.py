@@ -1,4 +1,4 @@
-"""Warm-up, then half a cosine wave down to the last step."""
+"""Warms up and then falls on half a cosine wave to the last step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_train.units import Duration
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine(Schedule):
-    """``min((step + 1) / W, 1), then floor + (1 - floor) (1 + cos(pi p)) / 2``.
+    """The factor is ``min((step + 1) / W, 1)``, then ``floor + (1 - floor) (1 + cos(pi p)) / 2``.
 
     Here p runs from 0 at the first step at the peak, ``max(W, 1) - 1``, to 1 at the last step, so
     the last step is at the floor. With ``floor=0`` that step changes nothing.

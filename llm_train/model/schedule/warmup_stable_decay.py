@@ -1,8 +1,8 @@
-"""Warm-up, a plateau, and a short decay at the end: the length of the run is chosen late.
+"""Warms up, stays on a plateau, and decays briefly at the end, so the length is chosen late.
 
-What is unusual: the decay is a ``Duration`` counted back from the end, so warm-up and plateau are
-the same for every length of run, and a run stopped on the plateau can be continued, or decayed from
-there (Hu et al., MiniCPM, arXiv:2404.06395; Hägele et al., arXiv:2405.18392: 10 to 20 % of the
+The decay is a ``Duration`` counted back from the end, so warm-up and plateau are the same for every
+length of run. A run that was stopped on the plateau can be continued, or decayed from there (Hu et
+al., MiniCPM, arXiv:2404.06395; Hägele et al., arXiv:2405.18392, who decay for 10 to 20 % of the
 run).
 """
 
@@ -21,10 +21,11 @@ _SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay(Schedule):
-    """``min((step + 1) / W, 1)``, then for the last D steps ``floor + (1 - floor) shape(p)``.
+    """The factor is ``min((step + 1) / W, 1)``, and decays over the last D steps.
 
-    Here p is ``1/D, 2/D, ... 1`` on the last D steps: the step before them is the last at the peak,
-    the last step is at the floor. With ``floor=0`` that step changes nothing.
+    It is ``floor + (1 - floor) shape(p)`` there, with p = ``1/D, 2/D, ... 1``. The step before them
+    is the last one at the peak, and the last step is at the floor. With ``floor=0`` that step
+    changes nothing.
 
     >>> schedule = WarmupStableDecay(warmup=Duration(2, "steps"), decay=Duration(4, "steps"))
     >>> at = schedule.build(total_steps=8, tokens_per_step=1)
@@ -34,7 +35,7 @@ class WarmupStableDecay(Schedule):
     Attributes:
         warmup: length W of the linear rise; ``0 steps`` starts at the peak.
         decay: length D of the fall at the end of the run.
-        shape: of the fall: ``linear`` 1 - p, ``sqrt`` 1 - sqrt(p), ``cosine`` (1 + cos(pi p)) / 2.
+        shape: the fall: ``linear`` 1 - p, ``sqrt`` 1 - sqrt(p), ``cosine`` (1 + cos(pi p)) / 2.
         floor: the last step's learning rate as a fraction of the peak.
     """
 
@@ -59,7 +60,7 @@ class WarmupStableDecay(Schedule):
         """Returns the factor on the peak learning rate at each step."""
         warmup_steps = self.warmup.steps(tokens_per_step)
         decay_steps = self.decay.steps(tokens_per_step)
-        # Warm-up of 0 and of 1 step both need one step at the peak.
+        # A warm-up of 0 steps needs one step at the peak, just as a warm-up of 1 step does.
         if max(warmup_steps, 1) + decay_steps > total_steps:
             raise ConfigError(
                 f"schedule.warmup={self.warmup} and schedule.decay={self.decay} need "

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +19,9 @@ from torch import Tensor
 from llm_train.errors import ConfigError
 from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.terminal import say, section
+from llm_train.trainer.callbacks.base import EachStep, log_event
 
 STEP = 10
 PARTS = ("parameters", "copies", "gradients", "optimizer")
@@ -58,7 +59,7 @@ def planned(path: Path, run: Mapping[str, object]) -> dict[str, float]:
     return predicted
 
 
-class Forecast(pl.Callback):
+class Forecast(EachStep):
     """Compares a forecast with what is there.
 
     Args:
@@ -70,39 +71,39 @@ class Forecast(pl.Callback):
         self._gradients = 0
         self._due = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run compares at its own tenth step."""
         self._due = trainer.global_step + STEP
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
-            parameters = pl_module.network.parameters()
+            parameters = trainee(pl_module).network.parameters()
             self._gradients = size(p.grad for p in parameters if p.grad is not None)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
         """Says it once, at the end of the tenth step."""
         if trainer.global_step != self._due:
             return
         self._due = -1
         try:
-            measured = self._measured(trainer, pl_module)
+            measured = self._measured(trainer, task)
         except Exception as error:  # whatever an optimizer or a strategy keeps, training goes on
             say(f"\nnothing to compare with the plan: {type(error).__name__}: {error}")
             return
         predicted = {name: value for name, value in self.predicted.items() if value}
         rows = {name: _row(name, value, measured.get(name)) for name, value in predicted.items()}
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_event"):
-                known = {name: value for name, value in predicted.items() if measured.get(name)}
-                found = {name: measured[name] for name in known}
-                logger.log_event("forecast", trainer.global_step, predicted=known, measured=found)
+        known = {name: value for name, value in predicted.items() if measured.get(name)}
+        log_event(trainer, "forecast", predicted=known, measured={n: measured[n] for n in known})
 
-    def _measured(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
-        network, device = pl_module.network, pl_module.device
+    def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
+        network, device = task.network, task.device
         found: dict[str, float] = {
             "parameters": size(network.parameters()),
             "copies": size(
@@ -113,10 +114,10 @@ class Forecast(pl.Callback):
             "gradients": self._gradients,
             "optimizer": size(_state(trainer.optimizers)),
         }
-        if device.type == "cuda":  # plans are made for GPUs
+        if device.type == "cuda":
             found["peak"] = torch.cuda.max_memory_allocated(device)
-            rate = pl_module.latest.get("throughput/tokens_per_s")
-            found["step"] = pl_module.derived.tokens_per_step / rate if rate else 0.0
+            rate = task.run.latest.get("throughput/tokens_per_s")
+            found["step"] = task.derived.tokens_per_step / rate if rate else 0.0
         return found
 
 
@@ -125,7 +126,7 @@ def size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor_bytes(tensor) for tensor in tensors)
 
 
-def _state(optimizers: Iterable[Any]) -> Iterable[Tensor]:
+def _state(optimizers: Iterable[torch.optim.Optimizer]) -> Iterable[Tensor]:
     for optimizer in optimizers:
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))

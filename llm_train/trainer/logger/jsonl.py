@@ -35,8 +35,7 @@ class JSONLMetrics(RunLogger):
     @property
     def path(self) -> Path:
         """The file written to."""
-        assert self._directory, "attach() comes before the first record"
-        return Path(self._directory) / FILE_NAME
+        return self.directory / FILE_NAME
 
     @property
     def name(self) -> str:
@@ -60,15 +59,15 @@ class JSONLMetrics(RunLogger):
         self._append({"step": step or 0, "time": _now(), **numbers})
 
     @rank_zero_only
-    def log_event(self, name: str, step: int, **facts: Any) -> None:
-        """Appends ``{"event", "step", "time", **facts}``.
+    def log_event(self, name: str, step: int, **details: object) -> None:
+        """Appends ``{"event", "step", "time", **details}``.
 
         Args:
             name: what happened. ``resume`` supersedes records above ``step``, ``start`` all.
             step: optimizer steps done.
-            **facts: JSON values.
+            **details: JSON values.
         """
-        self._append({"event": name, "step": step, "time": _now(), **facts})
+        self._append({"event": name, "step": step, "time": _now(), **details})
 
     @rank_zero_only
     def log_hyperparams(

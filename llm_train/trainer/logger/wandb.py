@@ -149,8 +149,7 @@ class WandB(RunLogger):
     def _start(self) -> Any:
         import wandb
 
-        assert self._directory, "attach() comes before the first record"
-        directory = Path(self._directory)
+        directory = self.directory
         directory.mkdir(parents=True, exist_ok=True)
         if self._mode == "online":
             if not _key_is_configured():  # wandb would ask the terminal for one

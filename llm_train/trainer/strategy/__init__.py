@@ -3,6 +3,7 @@
 YAML key: trainer.strategy.
 """
 
+from llm_train.discovery import load
 from llm_train.trainer.strategy.base import Strategy, World, from_word, known_words, strategy_of
 from llm_train.trainer.strategy.ddp import DDP
 from llm_train.trainer.strategy.fsdp import FSDP
@@ -24,3 +25,5 @@ __all__ = [
     "known_words",
     "strategy_of",
 ]
+
+load(__name__, skip=("sharding", "tensor_parallel", "zero_layout", "zero_state"))

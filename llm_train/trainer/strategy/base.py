@@ -16,18 +16,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import tensors
 from llm_train.context import Part, StrategyTraits
+from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
+from llm_train.run_state import Trainee, trainee
 from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape
 
@@ -52,16 +54,6 @@ class World:
         return max(1, self.ranks // self.devices)
 
 
-class Trained(Protocol):
-    """What a strategy needs of the LightningModule that it trains."""
-
-    network: LanguageModel
-    gradient_norm: Tensor | None
-    trainer: pl.Trainer
-
-    def _refresh_copies(self) -> None: ...
-
-
 class Strategy(Costed, Part, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
 
@@ -79,6 +71,11 @@ class Strategy(Costed, Part, LightningStrategy):
 
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Takes the words away from subclasses: they mean the class that declares them."""
+        super().__init_subclass__(**arguments)
+        cls.words = vars(cls).get("words", ())
 
     @classmethod
     def from_word(cls, word: str, world: World) -> Strategy:
@@ -104,10 +101,10 @@ class Strategy(Costed, Part, LightningStrategy):
     # --- construction -----------------------------------------------------------------------------
 
     @property
-    def task(self) -> Trained:
+    def task(self) -> Trainee:
         """The module that the Trainer connected."""
         assert self.lightning_module is not None, "the Trainer connects the module"
-        return cast("Trained", self.lightning_module)  # nn.Module's attributes have no types
+        return trainee(self.lightning_module)
 
     @property
     def shadow_dtype(self) -> torch.dtype | None:
@@ -169,7 +166,7 @@ class Strategy(Costed, Part, LightningStrategy):
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
-        state.save(directory, self.task.network, self.optimizers[0])
+        tensors.save(directory, self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads what ``save_state`` wrote into the live parameters and optimizer.
@@ -178,7 +175,7 @@ class Strategy(Costed, Part, LightningStrategy):
             CheckpointError: names, shapes or format do not fit.
         """
         optimizer = self.optimizers[0] if with_optimizer else None
-        state.load(directory, self.task.network, optimizer)
+        tensors.load(directory, self.task.network, optimizer)
 
 
 def strategy_of(trainer: pl.Trainer) -> Strategy:
@@ -204,18 +201,9 @@ def placing(strategy: object) -> Strategy:
     )
 
 
-def strategies(family: type[Strategy] = Strategy) -> list[type[Strategy]]:
-    """Every concrete strategy that is loaded."""
-    found: list[type[Strategy]] = []
-    for kind in family.__subclasses__():
-        found += [] if kind.__abstractmethods__ else [kind]
-        found += strategies(kind)
-    return found
-
-
 def known_words() -> list[str]:
     """Every word that ``trainer.strategy`` takes."""
-    return ["auto", *(word for kind in strategies() for word in kind.words)]
+    return ["auto", *(word for kind in _known() for word in kind.words)]
 
 
 def from_word(word: str, world: World) -> Strategy:
@@ -225,7 +213,7 @@ def from_word(word: str, world: World) -> Strategy:
         ConfigError: no strategy answers to the word, or it means nothing on these ranks.
     """
     wanted = ("ddp" if world.ranks > 1 else "single") if word == "auto" else word
-    for kind in strategies():
+    for kind in _known():
         if wanted in kind.words:
             return kind.from_word(wanted, world)
     raise ConfigError(
@@ -234,5 +222,10 @@ def from_word(word: str, world: World) -> Strategy:
     )
 
 
+def _known() -> list[type[Strategy]]:
+    # mypy takes every type[...] for something to construct.
+    return concrete(Strategy)  # type: ignore[type-abstract]
+
+
 def _names() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in strategies()))
+    return ", ".join(kind.__name__ for kind in _known())

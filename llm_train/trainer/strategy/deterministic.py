@@ -21,8 +21,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from llm_train.context import Context
 from llm_train.errors import ConfigError, LLMTrainError
@@ -209,6 +207,8 @@ class Shards:
     """
 
     def __init__(self, network: nn.Module) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
         lacking = [name for name in _HOOKS if not hasattr(FSDPModule, name)]
         if lacking:
             raise ConfigError(
@@ -238,6 +238,8 @@ class Shards:
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """``torch.nn.utils.get_total_norm`` of whole gradients, of which one at a time is gathered."""
+    from torch.distributed.tensor import DTensor
+
     norms: list[Tensor] = []
     for gradient in gradients:
         whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient

@@ -21,7 +21,6 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
@@ -31,8 +30,6 @@ from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.fsdp_cost import MeshCost
 from llm_train.trainer.strategy.mesh import MeshShape
-from llm_train.trainer.strategy.sharding import make_mesh, mixed_precision, shard_network
-from llm_train.trainer.strategy.tensor_parallel import own_positions
 
 
 class FSDP(MeshCost, Strategy, ModelParallelStrategy):
@@ -162,6 +159,8 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             self._process_group_backend = "cpu:gloo,cuda:nccl"
         super(ModelParallelStrategy, self).setup_environment()
         self._setup_distributed()
+        from llm_train.trainer.strategy.sharding import make_mesh
+
         self._device_mesh = make_mesh(self.root_device.type, self.mesh_shape(self.world_size))
 
     def model_to_device(self) -> None:
@@ -175,7 +174,11 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def own_targets(self, targets: Tensor) -> Tensor:
         """Under tensor parallelism each rank scores a part of the positions."""
-        return targets if self.tensor == 1 else own_positions(targets, self.device_mesh["tensor"])
+        if self.tensor == 1:
+            return targets
+        from llm_train.trainer.strategy.tensor_parallel import own_positions
+
+        return own_positions(targets, self.device_mesh["tensor"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""
@@ -211,6 +214,8 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
         Its parameters are then full tensors whose memory torch frees behind our back.
         """
+        from torch.distributed.fsdp import FSDPModule
+
         for module in self.task.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -241,6 +246,8 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
         """Makes each block one communication group of ``mesh``."""
+        from llm_train.trainer.strategy.sharding import mixed_precision, shard_network
+
         shard_network(
             network,
             mesh,

@@ -31,8 +31,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import dcp, tensors
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
@@ -142,14 +141,12 @@ class LocalSGD(Strategy, DDPStrategy):
         if self._outer is not None and step % self.every:
             self._aside = [parameter.detach().clone() for parameter in self._outer.parameters]
             self._outer.impose()
-            self.task._refresh_copies()
 
     def on_validation_end(self) -> None:
         """Gives the replica its own weights back."""
         if self._outer is not None and self._aside:
             self._outer.impose(self._aside)
             self._aside = []
-            self.task._refresh_copies()
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -161,19 +158,19 @@ class LocalSGD(Strategy, DDPStrategy):
         """
         assert self._outer is not None, "setup() comes first"
         network = self.task.network
-        agreed = state.model_tensors(network) | self._outer.tensors()
-        state.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
+        agreed = tensors.model_tensors(network) | self._outer.tensors()
+        tensors.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""
         network = self.task.network
         optimizer = self.optimizers[0] if with_optimizer else None
         assert self._outer is not None, "setup() comes first"
-        if any(key.startswith(self._own) for key in files.keys(directory)):
+        if any(key.startswith(self._own) for key in dcp.keys(directory)):
             agreed = self._outer.tensors()
-            state.load(directory, network, optimizer, own=self._own, beside=agreed)
+            tensors.load(directory, network, optimizer, own=self._own, beside=agreed)
         else:
-            state.load(directory, network, optimizer)
+            tensors.load(directory, network, optimizer)
             self._outer.begin()
 
     # --- cost -------------------------------------------------------------------------------------

@@ -260,15 +260,15 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         result = super(Strategy, self).optimizer_step(optimizer, closure, model, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
-            self.task.gradient_norm = torch.as_tensor(norm)
+            self.task.run.gradient_norm = torch.as_tensor(norm)
         return result
 
     def save_state(self, directory: Path) -> None:
-        """Writes this rank's pieces of masters and moments."""
+        """Writes this rank's fragments of masters and moments."""
         zero_state.save(directory, self.task.network, self._holder())
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
+        """Reads this rank's fragments, whatever strategy on however many ranks wrote them."""
         holder = self._holder()
         zero_state.load(directory, self.task.network, holder, with_optimizer=with_optimizer)
 

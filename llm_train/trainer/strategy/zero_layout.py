@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_train.checkpoint.pieces import Piece
+from llm_train.checkpoint.fragments import FlatFragment
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class ShardOffset:
     start: int
     count: int
 
-    def piece(self, flat: Tensor) -> Piece:
+    def fragment(self, flat: Tensor) -> FlatFragment:
         """The part, in ``flat`` or in a tensor of moments beside it."""
-        return Piece(self.shape, self.offset, flat[self.start : self.start + self.count])
+        return FlatFragment(self.shape, self.offset, flat[self.start : self.start + self.count])
 
 
 class Holder(ABC):
@@ -59,7 +59,7 @@ class Holder(ABC):
         """The parameter group of a flat tensor."""
 
     @abstractmethod
-    def frozen(self, parameter: nn.Parameter) -> Tensor | Piece:
+    def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
         """A parameter that no optimizer updates."""
 
     @contextmanager
@@ -93,7 +93,7 @@ class Replicated(Holder):
         group: Mapping[str, Any] = self.zero.optimizer.param_groups[index]
         return group
 
-    def frozen(self, parameter: nn.Parameter) -> Tensor | Piece:
+    def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
         """Every rank has it."""
         return parameter.detach()
 
@@ -139,12 +139,12 @@ class Partitioned(Holder):
         elif swapped:
             zero._release_swap_buffers(index)
 
-    def frozen(self, parameter: Any) -> Tensor | Piece:
+    def frozen(self, parameter: Any) -> Tensor | FlatFragment:
         """This rank's cut."""
         padded = parameter.ds_tensor.ds_numel
         offset = min(parameter.ds_numel, padded * _rank(parameter))
         count = min(padded, parameter.ds_numel - offset)
-        return Piece(parameter.ds_shape, offset, parameter.ds_tensor[:count])
+        return FlatFragment(parameter.ds_shape, offset, parameter.ds_tensor[:count])
 
     @contextmanager
     def changing(self) -> Iterator[None]:

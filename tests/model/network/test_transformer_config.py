@@ -1,4 +1,4 @@
-"""Every rule of the configuration, by its exact message."""
+"""Every rule of the configuration is tested by its exact message."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""One rank of the test in test_memory.py: weights, gradients and state of shards, in bytes."""
+"""One rank of the test in test_memory.py: counts bytes of weights, gradients and state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGS = (
     LowBitAdamW(learning_rate=0.01, state="8bit"),
     LowBitAdamW(learning_rate=0.01, state="4bit"),
 )
-WIDTH, ROWS = 128, 3  # over two ranks: 2 rows and 1
+WIDTH, ROWS = 128, 3  # two ranks get 2 rows and 1 row
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Updating in backward: the ordinary update bit for bit, with one gradient alive at a time."""
+"""Updating in backward equals the ordinary update bit for bit, with one gradient at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.in_backward import InBackward
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
-# What the trainer warns of in a test process, see tests/resume.
+# The trainer warns of these in a test process; see tests/resume.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
@@ -56,7 +56,7 @@ def test_the_update_is_the_ordinary_one_with_one_gradient_alive(config: Any, tie
     optimizer = config.build(mine.named_parameters())
     updates = InBackward(optimizer)
     alive: list[int] = []
-    for parameter in mine.parameters():  # called after the hook that updates
+    for parameter in mine.parameters():  # these hooks run after the one that updates
         parameter.register_post_accumulate_grad_hook(
             lambda _: alive.append(sum(p.grad is not None for p in mine.parameters()))
         )
@@ -69,7 +69,7 @@ def test_the_update_is_the_ordinary_one_with_one_gradient_alive(config: Any, tie
         ordinary.zero_grad()
         backward(mine, step)
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
-        optimizer.step()  # as Lightning does: finds no gradient
+        optimizer.step()  # Lightning calls it, too; it finds no gradient
         assert torch.equal(updates.take_norm(), norm)
         for p, values in state.items():
             assert all(torch.equal(v, optimizer.state[p][k]) for k, v in values.items())
@@ -121,7 +121,7 @@ def test_runs_and_their_checkpoints_are_the_same(precision: str, tmp_path: Path)
     ("strategy", "per_device"), [("fsdp", 4), pytest.param("tp", 8, marks=pytest.mark.slow)]
 )
 def test_two_ranks_do_the_same(
-    strategy: str, per_device: int, nursery: Nursery, tmp_path: Path
+    strategy: str, per_device: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     overrides = {
         "trainer__strategy": strategy,
@@ -133,15 +133,15 @@ def test_two_ranks_do_the_same(
         settings = config(tmp_path / update, update, **overrides)
         file = str(write(tmp_path / f"{update}.yaml", settings))
         log = tmp_path / f"{update}.txt"
-        assert nursery.run("fit", "-c", file, ranks=2, log=log) == [0, 0], log.read_text()
+        assert fork_server.run("fit", "-c", file, ranks=2, log=log) == [0, 0], log.read_text()
     assert len(curve(tmp_path / "step")) == 6
     assert curve(tmp_path / "backward") == curve(tmp_path / "step")
 
 
 @pytest.mark.distributed
-def test_shards_are_updated_block_by_block(nursery: Nursery, tmp_path: Path) -> None:
+def test_shards_are_updated_block_by_block(fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    assert nursery.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()
+    assert fork_server.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()
 
 
 @pytest.mark.parametrize(

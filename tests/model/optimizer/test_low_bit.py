@@ -1,4 +1,4 @@
-"""Moments in 16, 8 and 4 bits: what they cost, that they learn, round and come back bit for bit."""
+"""Moments in 16, 8 and 4 bits: their cost, learning, rounding, and bitwise resume."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from llm_train.check import problems
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import dcp, tensors
 from llm_train.cli.command import load_settings
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.optimizer import LowBitAdamW
 from llm_train.model.optimizer.low_bit import FORMATS
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 pytest.importorskip("torchao")
@@ -28,13 +27,13 @@ WORKER = Path(__file__).with_name("low_bit_worker.py")
 
 @pytest.fixture(autouse=True)
 def _eager():
-    """The update as it is written; compiling each shape takes seconds and changes no rule."""
+    """Runs updates uncompiled: compiling each shape takes seconds and changes no rule."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def moved(optimizer_of, dtype, steps=60):
-    """Mean distance of weights at 1.0 after updates of 1e-4 each, far below bfloat16's 2**-8."""
+    """Returns the mean change of weights of 1.0 by updates of 1e-4, far below bfloat16's 2**-8."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.ones(64, 128, dtype=dtype))
     optimizer = optimizer_of(weight)
@@ -53,12 +52,12 @@ def test_small_updates_of_bfloat16_weights_arrive_on_average(kept):
     stochastic = moved(lambda w: config.build([("w", w)]), torch.bfloat16)
     assert exact == pytest.approx(60 * 1e-4, rel=1e-3)
     assert nearest == 0.0  # every update is rounded away
-    # 8,192 weights: the mean of the roundings has a standard deviation of about 1 %.
+    # With 8,192 weights the mean of the roundings has a standard deviation of about 1 %.
     assert stochastic == pytest.approx(exact, rel=0.05)
 
 
 def regression(optimizer_of, steps=40, width=64):
-    """Losses of a linear regression with float32 weights."""
+    """Returns the losses of a linear regression with float32 weights."""
     torch.manual_seed(0)
     model = nn.Linear(width, width)
     inputs, truth = torch.randn(256, width), torch.randn(width, width) / 8
@@ -87,10 +86,10 @@ def test_float32_weights_learn_as_with_adamw(kept, near):
 def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
     config = LowBitAdamW(learning_rate=0.01, state=kept)
     _, optimizer, model = regression(lambda m: config.build(m.named_parameters()), steps=3)
-    state.save(tmp_path, model, optimizer)
+    tensors.save(tmp_path, model, optimizer)
     other = nn.Linear(64, 64)
     again = config.build(other.named_parameters())
-    state.load(tmp_path, other, again)
+    tensors.load(tmp_path, other, again)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert type(again.state[theirs]["exp_avg"]) is type(optimizer.state[mine]["exp_avg"])
         for key, value in optimizer.split(mine, optimizer.state[mine]).items():
@@ -101,7 +100,7 @@ def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
     again.step()
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    stored = files.Reader(tmp_path).read_metadata().state_dict_metadata
+    stored = dcp.Reader(tmp_path).read_metadata().state_dict_metadata
     codes = [key for key in stored if "codes" in key]
     assert len(codes) == (0 if kept == "bf16" else 2)
 
@@ -110,14 +109,14 @@ def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
 def test_state_in_another_format_is_refused_before_anything_loads(other, tmp_path):
     eight = LowBitAdamW(learning_rate=0.01)
     _, optimizer, model = regression(lambda m: eight.build(m.named_parameters()), steps=1)
-    state.save(tmp_path, model, optimizer)
+    tensors.save(tmp_path, model, optimizer)
     fresh = nn.Linear(64, 64)
     before = fresh.weight.detach().clone()
     config = LowBitAdamW(learning_rate=0.01, state=other)
     with pytest.raises(
         CheckpointError, match=r"holds exp_avg_codes_8bit \(64, 64\).* of weight, and model\.opt"
     ) as caught:
-        state.load(tmp_path, fresh, config.build(fresh.named_parameters()))
+        tensors.load(tmp_path, fresh, config.build(fresh.named_parameters()))
     assert "\n" not in str(caught.value)
     assert torch.equal(fresh.weight, before)
 
@@ -191,12 +190,12 @@ def written(tmp_path: Path, name: str, kept: str, **overrides: Any) -> str:
     return str(write(tmp_path / f"{name}.yaml", config))
 
 
-# What the trainer warns of in a test process, see tests/resume.
+# The trainer warns of these in a test process; see tests/resume.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated")
 @pytest.mark.parametrize(("kept", "precision"), [("8bit", "32-true"), ("4bit", "bf16-true")])
 def test_a_run_resumes_bitwise(kept, precision, tmp_path: Path):
-    """Rounding draws random bits; the checkpoint holds the generator."""
+    """Rounding draws random bits, so the checkpoint holds the generator."""
     files = {
         name: written(tmp_path, name, kept, trainer__precision=precision)
         for name in ("alone", "resumed")
@@ -209,17 +208,17 @@ def test_a_run_resumes_bitwise(kept, precision, tmp_path: Path):
 
 
 @pytest.mark.distributed
-def test_shards_resume_bitwise_and_move_to_one_process(nursery: Nursery, tmp_path: Path):
+def test_shards_resume_bitwise_and_move_to_one_process(fork_server: ForkServer, tmp_path: Path):
     """Three ranks, so that shards differ in size; the codes are those of one process."""
     log = tmp_path / "log.txt"
-    assert set(nursery.run(str(tmp_path), ranks=3, log=log, script=str(WORKER))) == {0}, (
+    assert set(fork_server.run(str(tmp_path), ranks=3, log=log, script=str(WORKER))) == {0}, (
         log.read_text()
     )
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_compiled_updates_of_shards_resume_bitwise(nursery: Nursery, tmp_path: Path) -> None:
+def test_compiled_updates_of_shards_resume_bitwise(fork_server: ForkServer, tmp_path: Path) -> None:
     """Processes of their own compile the update, as a run does."""
     found = {}
     for name in ("alone", "resumed"):
@@ -228,7 +227,7 @@ def test_compiled_updates_of_shards_resume_bitwise(nursery: Nursery, tmp_path: P
         if name == "resumed":
             arguments += ["--resume", str(tmp_path / "alone" / "checkpoints" / "step-00000004")]
         log = tmp_path / f"{name}.txt"
-        assert nursery.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
+        assert fork_server.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
         found[name] = losses(tmp_path / name)
     assert found["resumed"] == {step: found["alone"][step] for step in (5, 6)}
     assert found["alone"][6] < found["alone"][1]

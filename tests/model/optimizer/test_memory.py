@@ -1,4 +1,4 @@
-"""Bytes of optimizer state: the formulas against the tensors that a step leaves behind."""
+"""The formulas for bytes of optimizer state equal the tensors that a step leaves behind."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from llm_train.model.optimizer import (
     state_bytes,
 )
 from llm_train.model.optimizer.memory import tensor_bytes
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 
 WORKER = Path(__file__).with_name("memory_worker.py")
-# Of a matrix in a layer, in bytes per parameter: with float32 weights and with bfloat16 weights.
+# Bytes per parameter of a layer's matrix, with float32 weights and with bfloat16 weights.
 TABLE: dict[str, tuple[Optimizer, float, float]] = {
     "AdamW": (AdamW(learning_rate=0.01), 8.0, 4.0),
     "AdamW, not fused": (AdamW(learning_rate=0.01, fused="off"), 8.0, 4.0),
@@ -50,7 +50,7 @@ def _eager():
 
 
 def network(dtype: torch.dtype) -> nn.Module:
-    """Matrices that are quantized (rows of 64 and 256) and one that is not (96), and vectors."""
+    """Has matrices that are quantized (rows of 64 and 256), one that is not (96), and vectors."""
     torch.manual_seed(0)
     model = Transformer(vocab_size=50, layers=2, width=64, heads=2, max_sequence=8).build()
     model.register_module("odd", nn.Linear(96, 5))
@@ -84,11 +84,11 @@ def _bytes(state: dict[str, Any]) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["AdamW", "AdamW, not fused", "MuonAdamW"])
 def test_a_step_without_memory_gives_the_formula(name: str, dtype: torch.dtype) -> None:
-    """What a class without a formula gets."""
+    """A class without a formula gets this measurement."""
     config = TABLE[name][0]
     for key, shape in {"layers.0.weight": (64, 64), "layers.0.norm": (64,)}.items():
         if isinstance(config, MuonAdamW) and len(shape) == 1:
-            continue  # it wants a matrix among its parameters
+            continue  # this class needs a matrix
         parameter = torch.empty(shape, dtype=dtype, device="meta")
         assert Optimizer.state_bytes(config, key, parameter) == config.state_bytes(key, parameter)
 
@@ -100,6 +100,6 @@ def test_tied_parameters_count_once_and_frozen_ones_not_at_all() -> None:
 
 
 @pytest.mark.distributed
-def test_shards_take_their_part(nursery: Nursery, tmp_path: Path) -> None:
+def test_shards_take_their_part(fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    assert nursery.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()
+    assert fork_server.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()

@@ -53,7 +53,7 @@ class Window(pl.Callback):
 def main_counted() -> None:
     for name in WAITING:
         watch(name)
-    # A validation is no part of a step; it starts a loader and reads its result.
+    # A validation is not part of a step: it starts a loader and reads its result.
     build = run.build_trainer
 
     def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:

@@ -1,4 +1,4 @@
-"""What happens at log points, between them, and when a signal arrives."""
+"""Tests what happens at log points, between them, and when a signal arrives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.callbacks.progress import describe
 from llm_train.trainer.logger.records import read_lines, read_metrics
 
@@ -20,9 +20,9 @@ COUNT = Path(__file__).with_name("count_synchronisations.py")
 @pytest.mark.distributed
 @pytest.mark.parametrize(("strategy", "ranks"), [("single", 0), ("ddp", 2), ("fsdp", 2)])
 def test_no_host_synchronisation_between_log_points(
-    strategy: str, ranks: int, nursery: Nursery, tmp_path: Path
+    strategy: str, ranks: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """Everything that would wait for a device is counted from the first step to the last."""
+    """Every call that would wait for a device is counted from the first step to the last."""
     config = tiny(
         tmp_path / "run",
         steps=12,
@@ -33,22 +33,22 @@ def test_no_host_synchronisation_between_log_points(
     path = write(tmp_path / "c.yaml", config)
     log = tmp_path / "log.txt"
     arguments = [str(tmp_path / "counts"), "fit", "-c", str(path)]
-    statuses = nursery.run(*arguments, ranks=ranks, log=log, script=COUNT)
+    statuses = fork_server.run(*arguments, ranks=ranks, log=log, script=COUNT)
     assert set(statuses) == {0}, log.read_text()
     for rank in range(max(1, ranks)):
         counts = json.loads((tmp_path / f"counts-{rank}.json").read_text())
-        # One packed read at each of the two log points; nothing else in 12 steps of 4
+        # There is one packed read at each of the two log points and nothing else in 12 steps of 4
         # micro-batches.
         assert counts == {"tolist": 2}
 
 
-def test_a_log_point_averages_its_interval(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_log_point_averages_its_interval(fork_server: ForkServer, tmp_path: Path) -> None:
     losses = {}
     for every in (1, 3):
         config = tiny(tmp_path / f"every-{every}", trainer__log_every_n_steps=every)
         path = write(tmp_path / f"{every}.yaml", config)
         log = tmp_path / "log.txt"
-        assert nursery.run("fit", "-c", str(path), ranks=0, log=log) == [0], log.read_text()
+        assert fork_server.run("fit", "-c", str(path), ranks=0, log=log) == [0], log.read_text()
         metrics = read_metrics(tmp_path / f"every-{every}" / "metrics.jsonl")
         losses[every] = {r["step"]: r["train/loss"] for r in metrics if "train/loss" in r}
     assert list(losses[3]) == [3, 6]
@@ -62,7 +62,7 @@ def test_a_log_point_averages_its_interval(nursery: Nursery, tmp_path: Path) -> 
     ("ranks", "number"), [(0, signal.SIGTERM), (0, signal.SIGINT), (2, signal.SIGTERM)]
 )
 def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
-    ranks: int, number: signal.Signals, nursery: Nursery, tmp_path: Path
+    ranks: int, number: signal.Signals, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """With two ranks only one of them gets the signal."""
     paths = {}
@@ -72,7 +72,7 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
         )
         paths[name] = str(write(tmp_path / f"{name}.yaml", config))
     log = tmp_path / "log.txt"
-    statuses = nursery.run(
+    statuses = fork_server.run(
         "fit",
         "-c",
         paths["stopped"],
@@ -88,7 +88,7 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
     assert f"stopped by {number.name} after step" in log.read_text()
     for name, resume in (("stopped", ["--resume", "auto"]), ("alone", [])):
         arguments = ["fit", "-c", paths[name], *resume]
-        assert set(nursery.run(*arguments, ranks=ranks, log=log)) == {0}, log.read_text()
+        assert set(fork_server.run(*arguments, ranks=ranks, log=log)) == {0}, log.read_text()
     curves = [
         [
             (r["step"], r["train/loss"])
@@ -108,11 +108,11 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
 
 @pytest.mark.distributed
 def test_a_signal_and_the_launchers_copy_of_it_are_one_wish(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     config = tiny(tmp_path / "run", steps=60, checkpoint__every="0 steps")
     path = write(tmp_path / "c.yaml", config)
-    statuses = nursery.run(
+    statuses = fork_server.run(
         "fit",
         "-c",
         str(path),
@@ -129,7 +129,7 @@ def test_a_signal_and_the_launchers_copy_of_it_are_one_wish(
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     config = tiny(
         tmp_path / "run",
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
     del config["trainer"]["gradient_clip_val"]
     path = write(tmp_path / "c.yaml", config)
     log = tmp_path / "log.txt"
-    assert nursery.run("fit", "-c", str(path), ranks=0, log=log) == [2]
+    assert fork_server.run("fit", "-c", str(path), ranks=0, log=log) == [2]
     last = log.read_text().splitlines()[-1]
     assert last.startswith("llm-train: error: train/loss=")
     assert "resume from a checkpoint before it" in last

@@ -1,4 +1,4 @@
-"""Garbage is collected at fixed steps, and everything is as before when training ends."""
+"""Garbage is collected at fixed steps, and the collector is put back when training ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_train.trainer.callbacks import GarbageCollection
 
 
 class Probe(pl.Callback):
-    """Notes the state of the collector in every step; may fail in one."""
+    """Records the state of the collector in every step; may fail in one."""
 
     def __init__(self, fail_at: int = -1) -> None:
         self.fail_at = fail_at

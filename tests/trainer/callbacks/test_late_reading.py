@@ -1,4 +1,4 @@
-"""What is read one interval late is what would have been read at once."""
+"""A sample that is read one interval late equals one that is read at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_lines, read_metrics
 
 LATE = Path(__file__).with_name("read_late.py")
@@ -21,7 +21,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in MEASURED} for r in found]
 
 
-def test_late_metrics_are_the_same_metrics(nursery: Nursery, tmp_path: Path) -> None:
+def test_late_metrics_are_the_same_metrics(fork_server: ForkServer, tmp_path: Path) -> None:
     """With validations and checkpoints between log points, and a last step that is none."""
     found = {}
     for name, script in (("at_once", None), ("late", LATE)):
@@ -35,7 +35,7 @@ def test_late_metrics_are_the_same_metrics(nursery: Nursery, tmp_path: Path) -> 
         path = write(tmp_path / f"{name}.yaml", config)
         log = tmp_path / f"{name}.txt"
         extra = {} if script is None else {"script": script}
-        assert nursery.run("fit", "-c", str(path), ranks=0, log=log, **extra) == [0]
+        assert fork_server.run("fit", "-c", str(path), ranks=0, log=log, **extra) == [0]
         found[name] = records(tmp_path / name)
     steps = [r["step"] for r in found["late"] if "train/loss" in r]
     assert steps == [3, 6, 9, 11]
@@ -46,13 +46,13 @@ def test_late_metrics_are_the_same_metrics(nursery: Nursery, tmp_path: Path) -> 
     assert order["late"] == order["at_once"]
 
 
-def test_a_reading_waits_for_the_next_log_point(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_reading_waits_for_the_next_log_point(fork_server: ForkServer, tmp_path: Path) -> None:
     """Nothing but the last step asks for it earlier here."""
     config = tiny(
         tmp_path / "run", steps=11, trainer__log_every_n_steps=3, checkpoint__every="0 steps"
     )
     path, log = write(tmp_path / "c.yaml", config), tmp_path / "log.txt"
-    assert nursery.run("fit", "-c", str(path), ranks=0, log=log, script=LATE) == [0]
+    assert fork_server.run("fit", "-c", str(path), ranks=0, log=log, script=LATE) == [0]
     published = [line for line in log.read_text().splitlines() if line.startswith("published")]
     assert published == [
         "published 3 at 6",
@@ -63,13 +63,13 @@ def test_a_reading_waits_for_the_next_log_point(nursery: Nursery, tmp_path: Path
 
 
 @pytest.mark.distributed
-def test_ranks_agree_to_stop_one_interval_later(nursery: Nursery, tmp_path: Path) -> None:
+def test_ranks_agree_to_stop_one_interval_later(fork_server: ForkServer, tmp_path: Path) -> None:
     config = tiny(
         tmp_path / "run", steps=400, checkpoint__every="0 steps", trainer__log_every_n_steps=4
     )
     path = write(tmp_path / "c.yaml", config)
     log = tmp_path / "log.txt"
-    statuses = nursery.run(
+    statuses = fork_server.run(
         "fit",
         "-c",
         str(path),
@@ -89,10 +89,10 @@ def test_ranks_agree_to_stop_one_interval_later(nursery: Nursery, tmp_path: Path
     assert saved[0] < 400
 
 
-def test_the_first_step_is_recorded(nursery: Nursery, tmp_path: Path) -> None:
+def test_the_first_step_is_recorded(fork_server: ForkServer, tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", tiny(tmp_path / "run", steps=4))
     log = tmp_path / "log.txt"
-    assert nursery.run("fit", "-c", str(path), ranks=0, log=log) == [0]
+    assert fork_server.run("fit", "-c", str(path), ranks=0, log=log) == [0]
     (event,) = [
         r for r in read_lines(tmp_path / "run" / "metrics.jsonl") if r.get("event") == "first_step"
     ]

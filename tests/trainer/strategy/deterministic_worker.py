@@ -1,4 +1,4 @@
-"""One rank of the test of buckets: sums of known gradients, in order, in buckets of any size."""
+"""One rank of the test of buckets: sums known gradients in order, in buckets of any size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACCUMULATION = 3
 
 
 def gradients(number: int) -> list[Tensor]:
-    """Those of micro-batch ``number`` of a step; of very different sizes, so that order matters."""
+    """Returns those of micro-batch ``number``, so different in size that the order matters."""
     generator = torch.Generator().manual_seed(number)
     return [torch.randn(s, generator=generator) * 10.0 ** (number % 3) for s in SHAPES]
 
@@ -34,14 +34,14 @@ def main(folder: Path) -> None:
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
     frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
     expected = in_order(ACCUMULATION * ranks)
-    for size in (1, 70, 10**6):  # bytes: a bucket for each, some, one for all
+    for size in (1, 70, 10**6):  # bytes: one bucket each, a few buckets, or one for all
         buckets = Buckets([*parameters, frozen], size)
-        for step in range(2):  # nothing of the first may be left in the second
+        for step in range(2):  # nothing of the first step may be left in the second
             for micro in range(ACCUMULATION):
                 for parameter, gradient in zip(
                     parameters, gradients(micro * ranks + rank), strict=True
                 ):
-                    assert parameter.grad is None or not micro  # taken away
+                    assert parameter.grad is None or not micro  # the bucket has taken it
                     parameter.grad = gradient
                 buckets.add(last=micro == ACCUMULATION - 1)
             for parameter, sum_ in zip(parameters, expected, strict=True):

@@ -1,6 +1,6 @@
 """One rank of a run that offloads on a CPU, where ``check`` refuses it for having no effect.
 
-DeepSpeed takes the same way through its code as on a GPU, so that it can be tested without one.
+DeepSpeed goes through the same code as on a GPU, so this can be tested without one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llm_train.testing.attach import attached
 
 
 class Offloads(pl.Callback):
-    """Looks whether DeepSpeed offloads indeed."""
+    """Checks that DeepSpeed really offloads."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         engine: Any = trainer.optimizers[0]

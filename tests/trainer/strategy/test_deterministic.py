@@ -18,7 +18,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import ConfigError
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy import DDP, FSDP, deterministic
 
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model__loss__class_path": "ChunkedCausalLM",
         "model__recompute__class_path": "EveryBlock",
     },
-    # Targets of number 5 do not count, so that gradients are scaled by what all ranks have counted.
+    # Targets with id 5 do not count, so the loss normaliser is a count over all ranks.
     "ignored": {"model__loss": {"class_path": "CausalLM", "init_args": {"ignore_index": 5}}},
     "three": {"batch__tokens": 384},  # 12 micro-batches: 3 ranks x 4
 }
@@ -56,11 +56,11 @@ def config(run_dir: Path, strategy: Any, **overrides: Any) -> dict[str, Any]:
     settings = {
         **PLAIN,
         f"{NETWORK}dropout": 0.0,
-        "batch__tokens": 256,  # 8 micro-batches: on 4 ranks still 2 for each
+        "batch__tokens": 256,  # 8 micro-batches, so that each of 4 ranks still has 2
         "checkpoint__every": "3 steps",
         "validate_every": "3 steps",
         "model__optimizer__init_args__fused": "off",
-        # Below every norm of this run, so that clipping acts on each step.
+        # This is below every norm of this run, so that clipping acts on each step.
         "trainer__gradient_clip_val": 0.25,
         **overrides,
     }
@@ -77,7 +77,7 @@ Trained = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def trained(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Runs a strategy on some ranks, each combination once."""
     known: dict[tuple[Any, ...], Path] = {}
 
@@ -95,7 +95,7 @@ def trained(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Train
             arguments = ["fit", "-c", str(write(folder / "c.yaml", settings))]
             arguments += ["--resume", str(resume)] if resume else []
             log = folder / "log.txt"
-            statuses = nursery.run(*arguments, ranks=ranks, log=log)
+            statuses = fork_server.run(*arguments, ranks=ranks, log=log)
             assert set(statuses) == {0}, log.read_text()
             known[key] = folder / "run"
         return known[key]
@@ -113,7 +113,7 @@ def recorded(run_dir: Path) -> dict[tuple[int, str], float]:
 
 
 def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimizer state of the last checkpoint."""
+    """Returns weights and optimizer state of the last checkpoint."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"
@@ -154,12 +154,12 @@ def test_any_number_of_ranks_equals_one_process(
 ) -> None:
     assert_same_bits(trained(), trained(strategy, ranks))
     clipped = [norm for (_, key), norm in recorded(trained()).items() if key == "grad/norm"]
-    assert min(clipped) > 0.25  # the clipping was at work
+    assert min(clipped) > 0.25  # clipping had an effect
 
 
 @pytest.mark.parametrize("strategy", [slow("DDP"), "FSDP"])
 def test_without_the_option_they_differ(strategy: str, trained: Trained) -> None:
-    """So the test above can fail."""
+    """This shows that the test above can fail."""
     fast = trained(strategy, 2, reduction="fast")
     assert recorded(fast) != recorded(trained())
     assert recorded(fast) == pytest.approx(recorded(trained()), rel=1e-5)
@@ -177,7 +177,7 @@ def test_variants_equal_one_process(variant: str, strategy: str, trained: Traine
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["DDP", "FSDP"])
 def test_mixed_precision_equals_one_rank_of_the_strategy(strategy: str, trained: Trained) -> None:
-    """FSDP casts norms and activations to bf16 where autocast does not: another computation."""
+    """FSDP casts norms and activations to bf16, and autocast does not, so results differ."""
     one = trained(strategy, 1, "bf16-mixed")
     for ranks in (2, 4):
         assert_same_bits(one, trained(strategy, ranks, "bf16-mixed"))
@@ -206,10 +206,10 @@ def test_resumes_bitwise_on_other_ranks(
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_buckets_fold_in_order(ranks: int, nursery: Nursery, tmp_path: Path) -> None:
+def test_buckets_fold_in_order(ranks: int, fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     script = Path(__file__).with_name("deterministic_worker.py")
-    statuses = nursery.run(str(tmp_path), ranks=ranks, log=log, script=str(script))
+    statuses = fork_server.run(str(tmp_path), ranks=ranks, log=log, script=str(script))
     assert statuses == [0] * ranks, log.read_text()
     assert len(list(tmp_path.glob("rank-*"))) == ranks
 

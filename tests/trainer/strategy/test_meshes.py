@@ -16,14 +16,14 @@ from llm_train.model.network import Transformer
 from llm_train.model.network.base import LanguageModel
 from llm_train.testing.command import refused
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.tensor_parallel import ROLES
 
 STEPS = 6
 KEYS = ("train/loss", "grad/norm", "val/loss")
-# A vocabulary of 61 and a hidden width of 43 do not divide by 2.
+# A vocabulary of 61 and a hidden width of 43 cannot be divided by 2.
 DIVISIBLE = {
     "model__network__init_args__pad_vocab_to": 4,
     "model__network__init_args__mlp_width": 256,
@@ -48,7 +48,7 @@ def config(run_dir: Path, strategy: Any, **overrides: Any) -> dict[str, Any]:
         "model__network__init_args__dropout": 0.0,
         "checkpoint__every": "3 steps",
         "validate_every": "3 steps",
-        # Below every norm of this run, so that clipping acts on each step.
+        # This is below every norm of this run, so that clipping acts on each step.
         "trainer__gradient_clip_val": 0.25,
         **DIVISIBLE,
         **overrides,
@@ -62,19 +62,24 @@ def curves(run_dir: Path) -> dict[str, list[float]]:
 
 
 def train(
-    nursery: Nursery, folder: Path, strategy: Any, ranks: int, *options: str, **overrides: Any
+    fork_server: ForkServer,
+    folder: Path,
+    strategy: Any,
+    ranks: int,
+    *options: str,
+    **overrides: Any,
 ) -> dict[str, list[float]]:
     path = write(folder / "c.yaml", config(folder / "run", strategy, **overrides))
     log = folder / "log.txt"
-    statuses = nursery.run("fit", "-c", str(path), *options, ranks=ranks, log=log)
+    statuses = fork_server.run("fit", "-c", str(path), *options, ranks=ranks, log=log)
     assert set(statuses) == {0}, log.read_text()
     return curves(folder / "run")
 
 
 @pytest.fixture(scope="module")
-def alone(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    train(nursery, folder, "single", 0)
+    train(fork_server, folder, "single", 0)
     return folder / "run"
 
 
@@ -90,23 +95,23 @@ def alone(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_every_mesh_equals_one_process(
-    strategy: Any, ranks: int, alone: Path, nursery: Nursery, tmp_path: Path
+    strategy: Any, ranks: int, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    found, expected = train(nursery, tmp_path, strategy, ranks), curves(alone)
+    found, expected = train(fork_server, tmp_path, strategy, ranks), curves(alone)
     assert [len(expected[key]) for key in KEYS] == [STEPS, STEPS, 2]
     for key in KEYS:
         assert found[key] == pytest.approx(expected[key], rel=1e-5)
-    assert min(expected["grad/norm"]) > 0.25  # the clipping was at work
+    assert min(expected["grad/norm"]) > 0.25  # clipping had an effect
 
 
 @pytest.mark.distributed
-def test_a_cut_gpt2_equals_one_process(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_cut_gpt2_equals_one_process(fork_server: ForkServer, tmp_path: Path) -> None:
     """Tied weights, biases, a table of positions, norms of heads and the chunked loss."""
     folders = [tmp_path / name for name in ("alone", "cut")]
     for folder in folders:
         folder.mkdir()
-    expected = train(nursery, folders[0], "single", 0, **GPT2)
-    found = train(nursery, folders[1], fsdp(tensor=2), 2, **GPT2)
+    expected = train(fork_server, folders[0], "single", 0, **GPT2)
+    found = train(fork_server, folders[1], fsdp(tensor=2), 2, **GPT2)
     for key in KEYS:
         assert found[key] == pytest.approx(expected[key], rel=1e-5)
 
@@ -121,13 +126,13 @@ def test_a_cut_gpt2_equals_one_process(nursery: Nursery, tmp_path: Path) -> None
     ids=["recompute-and-muon", "compile"],
 )
 def test_what_else_works_with_cut_matrices(
-    overrides: dict[str, Any], nursery: Nursery, tmp_path: Path
+    overrides: dict[str, Any], fork_server: ForkServer, tmp_path: Path
 ) -> None:
     folders = [tmp_path / name for name in ("alone", "cut")]
     for folder in folders:
         folder.mkdir()
-    expected = train(nursery, folders[0], "single", 0, **overrides)
-    found = train(nursery, folders[1], fsdp(tensor=2), 2, **overrides)
+    expected = train(fork_server, folders[0], "single", 0, **overrides)
+    found = train(fork_server, folders[1], fsdp(tensor=2), 2, **overrides)
     for key in KEYS:
         assert found[key] == pytest.approx(expected[key], rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""Dtypes of weights, state and reductions, and the number of reductions, seen from inside."""
+"""Tests dtypes of weights, state and reductions, and how many reductions a step makes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 
 WORKER = Path(__file__).with_name("numerics_worker.py")
 STEPS = 2
 pytestmark = pytest.mark.distributed
 
 
-def seen(nursery: Nursery, folder: Path, **overrides: Any) -> dict[str, Any]:
+def seen(fork_server: ForkServer, folder: Path, **overrides: Any) -> dict[str, Any]:
     """What two ranks saw while they trained."""
     settings = {"checkpoint__every": "0 steps", "model__schedule__init_args__warmup": "1 steps"}
     path = write(folder / "c.yaml", tiny(folder / "run", steps=STEPS, **settings, **overrides))
     log, facts = folder / "log.txt", folder / "facts.json"
-    statuses = nursery.run(str(facts), str(path), ranks=2, log=log, script=WORKER)
+    statuses = fork_server.run(str(facts), str(path), ranks=2, log=log, script=WORKER)
     assert statuses == [0, 0], log.read_text()
     found: dict[str, Any] = json.loads(facts.read_text())
     return found
@@ -29,20 +29,20 @@ def seen(nursery: Nursery, folder: Path, **overrides: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("per_device", [2, 4])
 def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
-    per_device: int, nursery: Nursery, tmp_path: Path
+    per_device: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Two blocks and the root make three groups, with 2 micro-batches a step or 1."""
-    facts = seen(nursery, tmp_path, trainer__strategy="fsdp", batch__per_device=per_device)
+    facts = seen(fork_server, tmp_path, trainer__strategy="fsdp", batch__per_device=per_device)
     assert scatters(facts) == {"torch.float32": 3 * STEPS}
 
 
 @pytest.mark.parametrize("per_device", [1, 4])
 def test_without_resharding_parameters_are_gathered_once_a_step(
-    per_device: int, nursery: Nursery, tmp_path: Path
+    per_device: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """Three groups, with 4 micro-batches a step or 1; the validation at the end gathers again."""
+    """There are three groups and 4 micro-batches per step or 1; the validation gathers again."""
     strategy = {"class_path": "FSDP", "init_args": {"reshard_after_forward": False}}
-    facts = seen(nursery, tmp_path, trainer__strategy=strategy, batch__per_device=per_device)
+    facts = seen(fork_server, tmp_path, trainer__strategy=strategy, batch__per_device=per_device)
     gathers = {k: n for k, n in facts["collectives"].items() if k.startswith("all_gather")}
     assert sum(gathers.values()) == 3 * (STEPS + 1)
 
@@ -51,31 +51,33 @@ def test_without_resharding_parameters_are_gathered_once_a_step(
     ("precision", "weights"), [("bf16-mixed", "torch.float32"), ("bf16-true", "torch.bfloat16")]
 )
 def test_fsdp_keeps_configured_weights_and_reduces_in_fp32(
-    precision: str, weights: str, nursery: Nursery, tmp_path: Path
+    precision: str, weights: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    facts = seen(nursery, tmp_path, trainer__strategy="fsdp", trainer__precision=precision)
+    facts = seen(fork_server, tmp_path, trainer__strategy="fsdp", trainer__precision=precision)
     assert facts["parameters"] == facts["optimizer"] == [weights]
     assert facts["rotary"] == ["torch.float32"]
     assert scatters(facts) == {"torch.float32": 3 * STEPS}
 
 
-def test_ddp_mixed_keeps_master_weights_in_fp32(nursery: Nursery, tmp_path: Path) -> None:
-    facts = seen(nursery, tmp_path, trainer__strategy="ddp", trainer__precision="bf16-mixed")
+def test_ddp_mixed_keeps_master_weights_in_fp32(fork_server: ForkServer, tmp_path: Path) -> None:
+    facts = seen(fork_server, tmp_path, trainer__strategy="ddp", trainer__precision="bf16-mixed")
     assert facts["parameters"] == facts["optimizer"] == facts["rotary"] == ["torch.float32"]
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_zero_keeps_rotary_tables_in_fp32(strategy: str, nursery: Nursery, tmp_path: Path) -> None:
+def test_zero_keeps_rotary_tables_in_fp32(
+    strategy: str, fork_server: ForkServer, tmp_path: Path
+) -> None:
     """DeepSpeed casts what is constructed under it; beyond 256 positions bfloat16 cannot count."""
     settings = {"batch__sequence": 512, "batch__tokens": 2048, "batch__per_device": 1}
     settings["model__network__init_args__max_sequence"] = 512
     strategies = {"trainer__strategy": strategy, "trainer__precision": "bf16-mixed"}
-    facts = seen(nursery, tmp_path, **settings, **strategies)
+    facts = seen(fork_server, tmp_path, **settings, **strategies)
     assert facts["rotary"] == ["torch.float32"]
     assert facts["rotary_error"] < 1e-6
 
 
 def scatters(facts: dict[str, Any]) -> dict[str, int]:
-    """Number of reduce-scatters by dtype."""
+    """Returns the number of reduce-scatters by dtype."""
     counts = facts["collectives"].items()
     return {k.split()[1]: n for k, n in counts if k.startswith("reduce_scatter")}

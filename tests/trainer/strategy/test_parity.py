@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import llm_train
 from llm_train.trainer.logger.records import read_metrics
 
@@ -22,7 +22,7 @@ def config(run_dir: Path, strategy: str, **overrides: Any) -> dict[str, Any]:
         "model__network__init_args__dropout": 0.0,
         "checkpoint__every": "10 steps",
         "validate_every": "10 steps",
-        # Below every norm of this run, so that clipping acts on each step.
+        # This is below every norm of this run, so that clipping acts on each step.
         "trainer__gradient_clip_val": 0.25,
     }
     return tiny(run_dir, steps=STEPS, trainer__strategy=strategy, **{**settings, **overrides})
@@ -33,27 +33,27 @@ def curve(run_dir: Path, key: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, no launcher."""
     folder = tmp_path_factory.mktemp("alone")
     path = write(folder / "c.yaml", config(folder / "run", "single"))
     log = folder / "log.txt"
-    assert nursery.run("fit", "-c", str(path), ranks=0, log=log) == [0], log.read_text()
+    assert fork_server.run("fit", "-c", str(path), ranks=0, log=log) == [0], log.read_text()
     return folder / "run"
 
 
 @pytest.mark.parametrize("strategy", SHARDED)
 def test_two_ranks_equal_one_process(
-    strategy: str, alone: Path, nursery: Nursery, tmp_path: Path
+    strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", strategy))
     log = tmp_path / "log.txt"
-    assert nursery.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
+    assert fork_server.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
     for key in ("train/loss", "grad/norm", "val/loss"):
         expected = curve(alone, key)
         assert len(expected) == (2 if key == "val/loss" else STEPS)
         assert curve(tmp_path / "run", key) == pytest.approx(expected, rel=1e-5)
-    assert min(curve(alone, "grad/norm")) > 0.25  # the clipping was at work
+    assert min(curve(alone, "grad/norm")) > 0.25  # clipping had an effect
 
 
 @pytest.mark.parametrize(
@@ -61,33 +61,35 @@ def test_two_ranks_equal_one_process(
     [("ddp", "EveryBlock"), ("fsdp", "EveryBlock"), ("fsdp", "Selective"), ("zero3", "EveryBlock")],
 )
 def test_recomputation_changes_no_strategy(
-    strategy: str, policy: str, alone: Path, nursery: Nursery, tmp_path: Path
+    strategy: str, policy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     settings = config(tmp_path / "run", strategy, model__recompute__class_path=policy)
     path = write(tmp_path / "c.yaml", settings)
     log = tmp_path / "log.txt"
-    assert nursery.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
+    assert fork_server.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
     expected = curve(alone, "train/loss")
     assert curve(tmp_path / "run", "train/loss") == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["single", *SHARDED])
 def test_mixed_precision_stays_near_fp32(
-    strategy: str, alone: Path, nursery: Nursery, tmp_path: Path
+    strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """bfloat16 keeps 8 bits: a loss of about 4 may differ in the second decimal."""
+    """bfloat16 keeps 8 bits, so a loss of about 4 may differ in the second decimal."""
     settings = config(tmp_path / "run", strategy, trainer__precision="bf16-mixed")
     path = write(tmp_path / "c.yaml", settings)
     log = tmp_path / "log.txt"
     ranks = 0 if strategy == "single" else 2
-    assert set(nursery.run("fit", "-c", str(path), ranks=ranks, log=log)) == {0}, log.read_text()
+    assert set(fork_server.run("fit", "-c", str(path), ranks=ranks, log=log)) == {0}, (
+        log.read_text()
+    )
     losses, exact = curve(tmp_path / "run", "train/loss"), curve(alone, "train/loss")
     assert losses == pytest.approx(exact, rel=5e-3)
     assert losses != pytest.approx(exact, rel=1e-6)
 
 
 def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
-    """The real launcher, without naming a strategy: auto is DDP when there are two ranks."""
+    """The real launcher starts a run that names no strategy; with two ranks, auto is DDP."""
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", "auto"))
     done = llm_train("fit", "-c", str(path), ranks=2)
     assert "2 ranks x 2 micro-batches" in done.stdout
@@ -98,14 +100,14 @@ def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_checkpoints_load_under_every_strategy(
-    strategy: str, alone: Path, nursery: Nursery, tmp_path: Path
+    strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """A run begun by one process goes on under any layout, optimizer state included."""
+    """A run begun by one process continues under any strategy, optimizer state included."""
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", strategy))
     log = tmp_path / "log.txt"
     start = str(alone / "checkpoints" / "step-00000010")
     ranks = 0 if strategy == "single" else 2
-    statuses = nursery.run("fit", "-c", str(path), "--resume", start, ranks=ranks, log=log)
+    statuses = fork_server.run("fit", "-c", str(path), "--resume", start, ranks=ranks, log=log)
     assert set(statuses) == {0}, log.read_text()
     expected = curve(alone, "train/loss")[10:]
     tolerance = 0.0 if strategy == "single" else 1e-6

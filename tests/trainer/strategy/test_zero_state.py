@@ -1,4 +1,4 @@
-"""A run begun under one of ZeRO's layouts goes on under any other layout, and the reverse."""
+"""A run begun under ZeRO continues under any other strategy, and the reverse."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llm_train.checkpoint.callback import require_loadable
 from llm_train.checkpoint.dcp import Reader
+from llm_train.checkpoint.loading import require_loadable
 from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy import SingleDevice, ZeRO
 
@@ -44,7 +44,7 @@ def config(run_dir: Path, strategy: Any, **overrides: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def fit(nursery: Nursery) -> Fit:
+def fit(fork_server: ForkServer) -> Fit:
     """Trains in a folder, once, and returns the loss of each step."""
 
     def run(
@@ -56,7 +56,7 @@ def fit(nursery: Nursery) -> Fit:
             path = write(folder / "c.yaml", config(folder / "run", strategy, **overrides))
             arguments = ["fit", "-c", str(path), *(["--resume", str(resume)] if resume else [])]
             log = folder / "log.txt"
-            statuses = nursery.run(*arguments, ranks=ranks, log=log, **options)
+            statuses = fork_server.run(*arguments, ranks=ranks, log=log, **options)
             assert set(statuses) == {0}, log.read_text()
         records = read_metrics(folder / "run" / "metrics.jsonl")
         return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
@@ -66,7 +66,7 @@ def fit(nursery: Nursery) -> Fit:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs that are not interrupted are, each under the name of its layout."""
+    """Returns the folder of uninterrupted runs, each named after its strategy and ranks."""
     return tmp_path_factory.mktemp("begun")
 
 
@@ -75,7 +75,7 @@ def middle(folder: Path) -> Path:
 
 
 def crossed(source: Layout, target: Layout, begun: Path, fit: Fit, tmp_path: Path) -> float:
-    """The largest relative difference of a loss from one process that was not interrupted."""
+    """Returns the largest relative difference of a loss from one process without interruption."""
     expected = fit(begun / "single-0", "single", 0)
     folder = begun / f"{source[0]}-{source[1]}"
     fit(folder, *source)
@@ -116,12 +116,14 @@ def test_what_is_stored_is_what_one_process_stores(source: Layout, begun: Path, 
     assert stored[0] == stored[1]
 
 
-def test_validation_under_zero(nursery: Nursery, begun: Path, fit: Fit, tmp_path: Path) -> None:
+def test_validation_under_zero(
+    fork_server: ForkServer, begun: Path, fit: Fit, tmp_path: Path
+) -> None:
     """DeepSpeed cannot only validate, so that FSDP reads the weights."""
     fit(begun / "zero3-2", "zero3", 2)
     log = tmp_path / "log.txt"
     arguments = ["validate", "-c", str(begun / "zero3-2" / "c.yaml")]
-    assert nursery.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
+    assert fork_server.run(*arguments, ranks=2, log=log) == [0, 0], log.read_text()
     metrics = read_metrics(begun / "zero3-2" / "run" / "metrics.jsonl")
     (expected,) = (r["val/loss"] for r in metrics if "val/loss" in r)
     (line,) = (x for x in log.read_text().splitlines() if "loss (nats per token)" in x)
@@ -157,7 +159,7 @@ def test_mixed_precision(source: str, target: str, fit: Fit, tmp_path: Path) -> 
     "stage", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
 def test_offloaded_state(stage: int, begun: Path, fit: Fit, tmp_path: Path) -> None:
-    """What host memory holds is updated, saved and read like anything else."""
+    """State in host memory is updated, saved and read like any other."""
     expected = fit(begun / "single-0", "single", 0)
     arguments = {"stage": stage, "offload_optimizer": "cpu"}
     if stage == 3:
@@ -172,9 +174,9 @@ def test_offloaded_state(stage: int, begun: Path, fit: Fit, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("strategy", [SingleDevice, ZeRO])
 def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
-    facts = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
+    metadata = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
-        require_loadable(Path("runs/x/step-00000001"), facts, strategy(), 2)
+        require_loadable(Path("runs/x/step-00000001"), metadata, strategy(), 2)
     assert str(refusal.value) == (
         "runs/x/step-00000001 holds DeepSpeed's own files, which earlier versions wrote and this "
         "one does not read; finish that run with the version that began it, or start a new run"
@@ -182,9 +184,9 @@ def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
 
 
 def test_a_format_of_another_strategy_is_refused() -> None:
-    facts = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
-        require_loadable(Path("runs/x/step-00000001"), facts, ZeRO(), 2)
+        require_loadable(Path("runs/x/step-00000001"), metadata, ZeRO(), 2)
     assert str(refusal.value) == (
         "runs/x/step-00000001 was written by LocalSGD in replicas format, which ZeRO cannot read; "
         "resume with trainer.strategy=LocalSGD"

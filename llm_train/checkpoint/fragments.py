@@ -1,10 +1,10 @@
-"""A consecutive piece of a tensor, as torch's distributed checkpointing (DCP) can store it.
+"""A flat fragment of a tensor, as torch's distributed checkpointing (DCP) can store it.
 
 DCP knows tensors as boxes: an offset and a length in every dimension. A strategy that flattens
-parameters cuts them anywhere, so a piece of a matrix may begin and end in the middle of a row. Here
-such a piece is described as the few boxes it consists of (at most three for a matrix: the rest of
-the first row, whole rows, the beginning of the last one). Each rank then writes, and reads, exactly
-its own numbers: nothing is gathered.
+parameters cuts them anywhere, so a fragment of a matrix may begin and end in the middle of a row.
+Here such a fragment is described as the few boxes it consists of (at most three for a matrix: the
+rest of the first row, whole rows, the beginning of the last one). Each rank then writes, and reads,
+exactly its own numbers: nothing is gathered.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ def boxes(shape: Sequence[int], start: int, count: int) -> Iterator[Box]:
     yield from boxes(shape, start + whole * row, count - whole * row)
 
 
-class Piece:
-    """Elements of a tensor of ``shape`` from ``start`` on, held in the flat tensor ``values``.
+class FlatFragment:
+    """Consecutive elements of a tensor of ``shape``, held in the flat tensor ``values``.
 
     Follows the protocol by which DCP lets objects that are no tensors say what they hold.
 
     Args:
         shape: of the whole tensor.
-        start: position of the first element in row-major order.
+        offset: of the shard: position of its first element in row-major order.
         values: the elements; loading writes into them. May be empty.
     """
 
-    def __init__(self, shape: Sequence[int], start: int, values: Tensor) -> None:
+    def __init__(self, shape: Sequence[int], offset: int, values: Tensor) -> None:
         self.shape = torch.Size(shape)
         self.values = values.detach()
-        found = list(boxes(self.shape, start, values.numel()))
+        found = list(boxes(self.shape, offset, values.numel()))
         ends = accumulate((prod(sizes) for _, sizes in found), initial=0)
         self._parts = {
             torch.Size(offsets): self.values[begin:end].view(sizes)
@@ -101,12 +101,12 @@ class Piece:
 
 
 class SavePlanner(DefaultSavePlanner):
-    """DCP's own, which would look for pieces in tensors only."""
+    """DCP's own, which would look for shards in tensors only."""
 
     def lookup_object(self, index: MetadataIndex) -> Any:
-        """The tensor that ``index`` names, in a piece or by itself."""
+        """The tensor that ``index`` names, in a fragment or by itself."""
         found = self.state_dict[index.fqn]
-        if isinstance(found, Piece):
+        if isinstance(found, FlatFragment):
             return found.__get_tensor_shard__(index)
         return super().lookup_object(index)
 
@@ -126,6 +126,6 @@ class LoadPlanner(DefaultLoadPlanner):
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """The tensor to read into that ``index`` names."""
         found = self.state_dict[index.fqn]
-        if isinstance(found, Piece):
+        if isinstance(found, FlatFragment):
             return found.__get_tensor_shard__(index)
         return super().lookup_tensor(index)

@@ -1,4 +1,4 @@
-"""Pieces of tensors: the boxes are exactly the elements, and files of pieces fit together again."""
+"""Flat fragments: boxes are exactly the elements, and files of fragments fit together again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint.pieces import Piece, boxes
+from llm_train.checkpoint import dcp
+from llm_train.checkpoint.fragments import FlatFragment, boxes
 
 SHAPES = [(), (7,), (4, 3), (1, 5), (3, 1), (2, 3, 4), (2, 1, 3, 2)]
 
@@ -29,16 +29,16 @@ def test_boxes_are_the_elements_in_order(shape: tuple[int, ...]) -> None:
             assert len(found) <= max(1, 2 * len(shape) - 1)
 
 
-def test_pieces_are_read_back_from_whole_tensors_and_the_reverse(tmp_path: Path) -> None:
+def test_fragments_are_read_back_from_whole_tensors_and_the_reverse(tmp_path: Path) -> None:
     torch.manual_seed(0)
     draw = random.Random(0)
     whole = {f"model.{i}": torch.randn(shape) for i, shape in enumerate(SHAPES)}
-    files.write(tmp_path / "whole", whole, {})
-    as_pieces = {k: Piece(t.shape, 0, t.flatten()) for k, t in whole.items()}
-    files.write(tmp_path / "pieces", as_pieces, {})
-    for folder in ("whole", "pieces"):
+    dcp.write(tmp_path / "whole", whole, {})
+    as_fragments = {k: FlatFragment(t.shape, 0, t.flatten()) for k, t in whole.items()}
+    dcp.write(tmp_path / "fragments", as_fragments, {})
+    for folder in ("whole", "fragments"):
         back = {key: torch.empty_like(tensor) for key, tensor in whole.items()}
-        files.read(tmp_path / folder, back)
+        dcp.read(tmp_path / folder, back)
         assert all(torch.equal(back[key], whole[key]) for key in whole)
         for _ in range(5):
             parts = {}
@@ -46,10 +46,8 @@ def test_pieces_are_read_back_from_whole_tensors_and_the_reverse(tmp_path: Path)
                 start = draw.randint(0, tensor.numel())
                 count = draw.randint(0, tensor.numel() - start)
                 parts[key] = (start, torch.full((count,), float("nan")))
-            pieces = {
-                k: Piece(whole[k].shape, start, values) for k, (start, values) in parts.items()
-            }
-            files.read(tmp_path / folder, pieces)
+            fragments = {k: FlatFragment(whole[k].shape, *part) for k, part in parts.items()}
+            dcp.read(tmp_path / folder, fragments)
             for key, (start, values) in parts.items():
                 expected = whole[key].flatten()[start : start + values.numel()]
                 assert torch.equal(values, expected), key
