@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,11 @@ from llm_train.parity.variants import Variant, rounding, variants
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
-from llm_train.testing.ranks import launched_as
+from llm_train.testing.ranks import launched_as, llm_train
 from llm_train.units import Batch
 from llm_train.verbs.parity import parity
 
+ROOT = Path(__file__).parents[2]
 Table = Callable[..., tuple[int, dict[str, Any]]]
 
 
@@ -124,6 +126,26 @@ def test_the_verb_and_torchrun(tmp_path: Path) -> None:
         "single, rounded otherwise",
         "fsdp",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_users_strategy_and_local_sgd_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded gradients are out of the tolerance of fp32; another computation is not judged."""
+    examples = ROOT / "docs/examples"
+    monkeypatch.setenv("PYTHONPATH", f"{examples}{os.pathsep}{ROOT}")
+    file, path = tmp_path / "table.json", config(tmp_path)
+    compared = ["--strategies", "compressed,localsgd", "--steps", "4", "--json", str(file)]
+    mine = ["--trainer.strategy.class_path=compressed.Compressed", "--allow-import", "compressed"]
+    done = llm_train("parity", "-c", str(path), *compared, *mine, cwd=tmp_path, check=False)
+    assert done.returncode == 1, done.stderr
+    found = rows(json.loads(file.read_text()))
+    assert any("loss above" in fault for fault in found["compressed"]["faults"])
+    assert found["compressed"]["collectives"] == found["localsgd"]["collectives"]
+    assert found["localsgd"]["faults"] == []
+    assert "not judged" in done.stdout
 
 
 ACCUMULATING = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from llm_train.model.optimizer import AdamW
 from llm_train.plan.speed import LINK_EFFICIENCY, transfer_seconds
 from llm_train.runtime.devices import device_called
+from llm_train.testing import configs
 from llm_train.testing.command import refused, run
+from llm_train.testing.ranks import llm_train
 from llm_train.trainer.strategy import DDP, FSDP, LocalSGD, Strategy
 from llm_train.trainer.strategy.cost import Transfer, Weight, Workload
 
@@ -32,6 +35,31 @@ def test_a_plan_of_the_quickstart(tmp_path: Path) -> None:
     for found in values["fastest"]:
         data_ranks = found["layout"]["replicas"] * found["layout"]["shards"]
         assert found["micro_batch"] * found["micro_batches"] * data_ranks == 8
+
+
+def test_a_users_strategy_and_local_sgd_are_planned_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'docs/examples'}{os.pathsep}{ROOT}")
+    small = ["-c", str(configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run")))]
+    file = tmp_path / "plan.json"
+    options = [*small, "--devices", "2", "--json", str(file)]
+    mine = ["--trainer.strategy.class_path=compressed.Compressed", "--allow-import", "compressed"]
+    llm_train("plan", *options, *mine, cwd=tmp_path)
+    found = json.loads(file.read_text())
+    assert found["configured"]["strategy"] == "Compressed"
+    best = {c["strategy"]: c for c in reversed(found["fastest"])}
+    assert set(best) >= {"Compressed", "DDP"}
+    (half,), (whole,) = (best[name]["transfers"] for name in ("Compressed", "DDP"))
+    assert half["whole"] == whole["whole"] / 2
+
+    seldom = {"class_path": "LocalSGD", "init_args": {"every": 2}}
+    assert run("plan", *options, f"--trainer.strategy={json.dumps(seldom)}").code == 0
+    own = json.loads(file.read_text())["configured"]
+    assert own["strategy"] == "LocalSGD, every 2 steps"
+    assert own["bytes"]["agreed"] == own["bytes"]["parameters"]
+    assert own["transfers"][0]["whole"] == whole["whole"] / 2
+    assert own["transfers"][0]["calls"] == 1 / 2
 
 
 def test_what_check_refuses_is_refused() -> None:
