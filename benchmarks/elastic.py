@@ -135,7 +135,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     cells = []
     with (
-        ForkServer(deepspeed=True) as fork_server,
+        ForkServer() as fork_server,
         open(arguments.out / "cells.jsonl", "a") as file,
     ):
         matrix = Matrix(fork_server, arguments.out)

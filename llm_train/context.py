@@ -61,6 +61,7 @@ class StrategyTraits:
         hooks_between_blocks: communication stands between the blocks and cannot be part of a graph.
         communicates: ranks talk in every step, or would with more of them.
         final_in_backward: a gradient is final as soon as backward has it.
+        one_model: after every step the ranks hold one model, whole or in shards.
     """
 
     name: str
@@ -70,6 +71,7 @@ class StrategyTraits:
     hooks_between_blocks: bool = False
     communicates: bool = True
     final_in_backward: bool = False
+    one_model: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

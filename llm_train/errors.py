@@ -5,6 +5,8 @@ prints the message as it is, without a traceback. Any other exception that escap
 keeps its traceback.
 """
 
+from typing import Literal, get_args, get_origin, get_type_hints
+
 
 class LLMTrainError(Exception):
     """The base of every error whose message is meant for the person who typed the command."""
@@ -20,3 +22,23 @@ class DataError(LLMTrainError, RuntimeError):
 
 class CheckpointError(LLMTrainError, RuntimeError):
     """Reports a checkpoint that is missing, incomplete or damaged, or that does not fit the run."""
+
+
+def check_choices(config: object, prefix: str = "") -> None:
+    """Refuses a field whose value is not in its ``Literal``; a script does not pass the parser.
+
+    Args:
+        config: a dataclass.
+        prefix: what comes before the field's name in the message.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            allowed = ", ".join(map(str, get_args(hint)))
+            raise ConfigError(f"{prefix}{name}={getattr(config, name)!r} is not one of {allowed}")
+
+
+def check_at_least(config: object, least: int, *names: str, hint: str = "") -> None:
+    """Refuses fields below ``least``; ``hint`` says what the least value stands for."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least {least}{hint}")

@@ -12,5 +12,5 @@ from llm_train.testing.fork_server import ForkServer
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """Forks ranks that have everything imported; starting one costs seconds instead of a minute."""
-    with ForkServer(deepspeed=True) as ready:
+    with ForkServer() as ready:
         yield ready

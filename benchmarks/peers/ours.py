@@ -126,10 +126,8 @@ def write_shards(tokens: str, vocab: int) -> None:
         splits=splits,
         others=[],
         recipe={},
-        recipe_sha256="",
         provenance={},
         skipped={},
-        skipped_examples=[],
         references={},
     ).save(directory)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.settings import Settings
@@ -54,15 +55,16 @@ _FORBIDDEN_CALLBACKS = {
 }
 
 
-_UNCALLED_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
+_CHECKPOINT_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
 def replaced(settings: Settings) -> Iterator[str]:
     """Arguments that would be overwritten."""
-    defaults = settings.trainer["__defaults__"]
+    parameters = inspect.signature(Trainer).parameters
     for key, way_out in REPLACED.items():
-        value = settings.trainer.get(key, defaults.get(key))
-        if value != defaults.get(key):
+        default = parameters[key].default
+        value = settings.trainer.get(key, default)
+        if value != default:
             yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
 
 
@@ -107,11 +109,14 @@ def callbacks(settings: Settings) -> Iterator[str]:
                 yield f"trainer.callbacks[{index}]={base.__name__} does not work here: {way_out}"
                 break
         else:
-            if any(is_overridden(hook, callback, Callback) for hook in _UNCALLED_HOOKS):
+            hooked = any(is_overridden(hook, callback, Callback) for hook in _CHECKPOINT_HOOKS)
+            traits = settings.strategy.traits(settings.world_size)
+            whole = traits.one_model and not (traits.hooks_between_blocks or traits.flattens)
+            if hooked and not whole:
                 yield (
-                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps its state through "
-                    "on_save_checkpoint, and checkpoints here hold what state_dict returns; use "
-                    "state_dict and load_state_dict"
+                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps whole weights "
+                    f"through on_save_checkpoint, which no rank has under {traits.name}; use "
+                    "class_path: EMA, or trainer.strategy=ddp"
                 )
 
 

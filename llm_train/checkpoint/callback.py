@@ -67,11 +67,7 @@ class Checkpoints(pl.Callback):
     # --- saving -----------------------------------------------------------------------------------
 
     def on_train_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: object,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Restores the random state before the first batch, and saves between two steps."""
         if self._random_state is not None:

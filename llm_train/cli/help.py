@@ -45,7 +45,7 @@ _TRAINER = {
 
 def settings_help(
     actions: Iterable[Any],
-    roots: Mapping[str, Any],
+    roots: Mapping[str, schema.Setting],
     hidden: Collection[str],
     choices: Mapping[str, Sequence[str]],
 ) -> str:
@@ -61,14 +61,14 @@ def settings_help(
     lines, section = ["settings, each a YAML key and an option:"], ""
     for action in actions:
         key = action.dest
-        if key not in known or key in hidden or schema.is_group(schema.type_at(roots, key)):
+        if key not in known or key in hidden or schema.is_group(schema.setting_at(roots, key).hint):
             continue
         top = key.split(".")[0]
         if top != section and "." in key:
             lines.append("")
         section = top if "." in key else section
-        needed = key == "budget" or schema.is_required(roots, key)
-        lines.extend(_entry(action, schema.type_at(roots, key), choices.get(key, ()), needed))
+        hint, needed = schema.setting_at(roots, key)
+        lines.extend(_entry(action, hint, choices.get(key, ()), needed))
     return "\n".join([*lines, "", _CLASSES, ""])
 
 

@@ -151,11 +151,6 @@ class Windows(ABC):
         -1 marks a place without a token; a source without such places may use uint16.
         """
 
-    def get(self, index: int) -> Ids:
-        """Window number ``index`` as (S + 1,)."""
-        window: Ids = self.batch(np.asarray([index]))[0]
-        return window
-
 
 class TokenSource(Part, ABC):
     """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses."""

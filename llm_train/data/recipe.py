@@ -7,8 +7,6 @@ change the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,12 +43,6 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe's plain form."""
     result: dict[str, Any] = plain(recipe)
     return result
-
-
-def recipe_hash(recipe_as_dict: Mapping[str, Any]) -> str:
-    """sha256 of a plain form, whatever the order of its fields."""
-    text = json.dumps(recipe_as_dict, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(stored: Any, wanted: Any, key: str = "") -> Iterator[str]:

@@ -80,7 +80,8 @@ class TrainWindows(Windows):
         if samples.size == 0:
             return samples
         first, last = int(samples.min()) // _BLOCK, int(samples.max()) // _BLOCK
-        if last - first > 1:  # scattered
+        # A block of few windows would span thousands of epochs, each with an order of its own.
+        if last - first > 1 or self._count < _BLOCK // 64:
             return self._compute(samples)
         parts = [self._block(number) for number in range(first, last + 1)]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from llm_train.context import Context, Part
-from llm_train.model.loss.base import Loss, Scorer
+from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.network import float8
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import initialise, materialise
@@ -22,6 +23,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.trainer.strategy.base import Strategy
 
 CompileUnit = Literal["none", "blocks", "network", "graphs"]
+Score = Callable[[Tensor, Tensor], LossSum]
 Float8 = Literal["none", "tensorwise", "rowwise"]
 
 
@@ -92,11 +94,10 @@ class Construction(Part):
         """The loss as the blocks are: compiled, or as it is."""
         return loss.compiled() if self.compile == "blocks" else loss
 
-    def whole(self, score: Callable[..., Any]) -> Callable[..., Any]:
+    def whole(self, score: Score) -> Score:
         """Network and loss together: one graph where that is wanted."""
         if self.compile not in ("network", "graphs"):
             return score
         # Launching a kernel costs the host microseconds; a replayed graph is one launch.
         mode = "reduce-overhead" if self.compile == "graphs" else "default"
-        compiled: Callable[..., Any] = torch.compile(score, dynamic=False, mode=mode)
-        return compiled
+        return torch.compile(score, dynamic=False, mode=mode)

@@ -14,16 +14,16 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.model.construction import CompileUnit, Construction, Float8
+from llm_train.model.construction import CompileUnit, Construction, Float8, Score
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
@@ -31,6 +31,7 @@ from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
 from llm_train.model.network.linear import ShadowWeights
+from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
@@ -92,7 +93,7 @@ class Task(Part, Trimmed, Trainee):
         self._dense = True
         self._token_bytes: Tensor | None = None
         self._shadows: ShadowWeights | None = None
-        self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
+        self._score: Score = self._plain_score
 
     # --- configuration ----------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ class Task(Part, Trimmed, Trainee):
     @cached_property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
-        with torch.device("meta"):
+        with without_memory():
             return Counts(self.network_config.build())
 
     def configure_model(self) -> None:
@@ -218,8 +219,8 @@ class Task(Part, Trimmed, Trainee):
         self,
         epoch: int,
         batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         """Sets the learning rate of this step, then runs the micro-batch and the update."""
         assert self._multiplier is not None
@@ -227,12 +228,14 @@ class Task(Part, Trimmed, Trainee):
         set_learning_rates(optimizer.param_groups, self._peaks, factor)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Does nothing: our strategies free gradients after the update, not after a forward."""
 
     def configure_gradient_clipping(
         self,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
@@ -252,7 +255,7 @@ class Task(Part, Trimmed, Trainee):
         self._valid.zero_()
         return self.strategy.loss_normaliser(valid, self.derived.tokens_per_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.
 
         Lightning stops between micro-batches; the gradients and sums of the others would be lost.

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import Found
+from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
@@ -35,7 +36,7 @@ _WRITTEN = (
 def record(
     settings: Settings,
     table: dict[str, Any],
-    loggers: Sequence[Any],
+    loggers: Sequence[Logger],
     found: Found,
     *,
     resume: bool,
@@ -81,7 +82,7 @@ def _stamp() -> str:
 
 def _show_changes(start: Path, settings: Settings) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
-    before = _flat(yaml.safe_load((start / "config.yaml").read_text()))
+    before = _flat(yaml12.load((start / "config.yaml").read_text()))
     after = _flat(settings.plain)
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if not changed:
@@ -92,7 +93,7 @@ def _show_changes(start: Path, settings: Settings) -> None:
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         flat: dict[str, Any] = {}
         for key, inner in value.items():

@@ -37,7 +37,7 @@ def build_trainer(
     """
     if not settings.on_cuda:
         keep_freed_memory()
-    arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
+    arguments = dict(settings.trainer)
     wanted = settings.trainer.get("devices")
     counts = settings.task.counts
     meter = Metrics(

@@ -18,3 +18,8 @@ def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of ``tensor``."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+
+_Mark = float | torch.cuda.Event
 
 
 class Lap:
     """An interval of training without its pauses."""
 
-    def __init__(self, runs: list[tuple[Any, Any]]) -> None:
+    def __init__(self, runs: list[tuple[_Mark, _Mark]]) -> None:
         self._runs = runs
 
     def wait(self) -> None:
@@ -33,7 +34,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._start = _mark()
-        self._runs: list[tuple[Any, Any]] = []
+        self._runs: list[tuple[_Mark, _Mark]] = []
 
     def lap(self) -> Lap:
         """Ends a lap and begins the next one."""
@@ -60,7 +61,7 @@ class Stopwatch:
             self.resume()
 
 
-def _mark() -> Any:
+def _mark() -> _Mark:
     """Returns the current time: an event once CUDA is in use, else seconds."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return time.perf_counter()
@@ -72,7 +73,7 @@ def _mark() -> Any:
     return event
 
 
-def _between(start: Any, end: Any) -> float:
+def _between(start: _Mark, end: _Mark) -> float:
     if isinstance(start, float) or isinstance(end, float):
         # CUDA came into use between the two marks, and nothing was trained before.
         return end - start if isinstance(start, float) and isinstance(end, float) else 0.0

@@ -35,6 +35,13 @@ def section(title: str, values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def say_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints titled lists; one that is empty is left out."""
+    for title, values in sections.items():
+        if values:
+            say(section(title, values))
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -1,7 +1,9 @@
 """A process that has imported everything and forks ranks on request, to be killed by tests.
 
 Importing torch, Lightning and DeepSpeed takes ten seconds for each process; a fork takes none. The
-server itself never computes anything, so it has no threads that a fork would lose.
+server also parses one configuration before it serves, since jsonargparse reads signatures and stubs
+for half a second the first time. It never computes anything, so it has no threads that a fork would
+lose.
 
 The protocol is one JSON request per line on standard input and one JSON answer per line on standard
 output. A request holds ``arguments``, ``ranks`` (0 starts no process group) and ``log``. These keys
@@ -11,31 +13,42 @@ are optional:
   ``step``; ``signal`` (SIGKILL) says which, ``victims`` (all ranks) to whom, ``repeat`` how often.
 - ``launcher`` (torchrun) is who started the ranks, as far as they can tell: ``ranks.launched_as``.
 - ``script`` is a file to run instead of the command line.
+- ``cwd`` is the directory to run in, ``environment`` are further environment variables, and
+  ``errors`` is a file for standard error, which otherwise goes to ``log`` as well.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import json
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llm_train.testing.command import Outcome
 from llm_train.testing.ranks import environment, free_port, launched_as
 
 _GRACE_SECONDS = 5.0
+_IMPORTED = (
+    "llm_train.verbs.fit",
+    "torch._inductor.compile_fx",
+    "deepspeed.runtime.zero.muon.original_muon",  # late, and by every engine
+)
 
 
 class ForkServer:
     """The test's end of the pipe, which closes when its ``with`` block ends."""
 
-    def __init__(self, *, deepspeed: bool = False) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llm_train.testing.fork_server", str(int(deepspeed))],
+            [sys.executable, "-m", "llm_train.testing.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -63,6 +76,14 @@ class ForkServer:
             raise AssertionError(f"the fork server died; see {log}")
         statuses: list[int] = json.loads(answer)
         return statuses
+
+    def command(self, *arguments: str, folder: Path, **options: Any) -> Outcome:
+        """What a process of its own, without a launcher, leaves behind; ``folder`` keeps it."""
+        out, err = folder / "stdout.txt", folder / "stderr.txt"
+        for path in (out, err):
+            path.write_text("")
+        (code,) = self.run(*arguments, ranks=0, log=out, errors=err, **options)
+        return Outcome(code, out.read_text(), err.read_text())
 
 
 def _serve() -> None:
@@ -106,10 +127,14 @@ def _fork(request: dict[str, Any], rank: int, port: int) -> int:
 
 
 def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = _open_to_append(request["log"])
+    errors = _open_to_append(request.get("errors", request["log"]))
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for target, source in ((0, nothing), (1, log), (2, log)):
+    for target, source in ((0, nothing), (1, log), (2, errors)):
         os.dup2(source, target)
+    os.chdir(request.get("cwd", "."))
+    os.environ.update(request.get("environment", {}))
+    sys.path[:0] = filter(None, request.get("environment", {}).get("PYTHONPATH", "").split(":"))
     if request["ranks"]:
         launcher = request.get("launcher", "torchrun")
         os.environ.update(launched_as(launcher, rank, request["ranks"], port))
@@ -133,6 +158,10 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _open_to_append(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def _wait_for_step(metrics: Path, step: int, children: list[int]) -> None:
@@ -159,15 +188,27 @@ def _last_step(metrics: Path) -> int:
     return last
 
 
-if __name__ == "__main__":
+def _warm_up() -> None:
+    """Imports what ranks will need, and parses once what they will parse."""
     import torch
 
     torch.set_num_threads(1)
-    import lightning.pytorch  # noqa: F401
+    for name in _IMPORTED:
+        if importlib.util.find_spec(name.split(".")[0]) is not None:
+            importlib.import_module(name)
 
-    if sys.argv[1] == "1":
-        import deepspeed  # noqa: F401
+    from llm_train.cli.command import load_settings
+    from llm_train.testing.configs import tiny, write
 
-    import llm_train.verbs.fit  # noqa: F401
+    with tempfile.TemporaryDirectory() as folder:
+        file = write(Path(folder) / "tiny.yaml", tiny(Path(folder)))
+        load_settings(["-c", str(file)])
+    # Collections of a child then leave what the server has made alone: they would walk it, and
+    # copy every page of it.
+    gc.collect()
+    gc.freeze()
 
+
+if __name__ == "__main__":
+    _warm_up()
     _serve()

@@ -1,13 +1,14 @@
-"""The verb: which runs, in which order, and what is said about them."""
+"""Trains under every strategy and compares them with one process."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from llm_train.parity.judge import Row
 from llm_train.parity.printed import explanation, table
 from llm_train.parity.processes import Launcher, launch
 from llm_train.parity.variants import Variant, exact, reference, rounding
+from llm_train.parity.variants import variants as all_variants
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
-
-Load = Callable[[Sequence[str]], Settings]
+from llm_train.verbs.base import Load, Verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,39 @@ class Comparison:
 
     def _file(self, variant: Variant) -> Path:
         return self.folder / f"{variant.folder}.yaml"
+
+
+class Parity(Verb):
+    """Starts its own processes, one for each rank of each variant."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """What to compare."""
+        parser.add_argument("--ranks", default="2", metavar="N[,N]", help="numbers of ranks")
+        parser.add_argument("--steps", default="50", metavar="N", help="optimizer steps of a run")
+        parser.add_argument(
+            "--strategies", default="", metavar="NAME[,NAME]", help="which; without it, all"
+        )
+        parser.add_argument("--json", default="", metavar="FILE", help="write the table to FILE")
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prints a row for each variant; 1 if one is out of tolerance."""
+        settings = load(flags.settings)
+        ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
+        names = flags.strategies.split(",") if flags.strategies else ()
+        return parity(
+            settings,
+            load,
+            all_variants(names, ranks),
+            steps=_count("--steps", flags.steps),
+            options=[f"--allow-import={name}" for name in flags.allow_import],
+            json_file=Path(flags.json) if flags.json else None,
+        )
+
+
+def _count(flag: str, text: str) -> int:
+    if not text.strip().removeprefix("-").isdecimal():
+        raise ConfigError(f"{flag}={text} is not a whole number")
+    return int(text)
 
 
 def parity(

@@ -1,7 +1,8 @@
-"""The verb ``plan``: what a run would take on devices that are not here."""
+"""Says what a run will need and take on given GPUs, and which is fastest; needs no device."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,28 @@ from llm_train.plan.simulate import Case, Measured
 from llm_train.runtime.devices import Device, device_called
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
+from llm_train.verbs.base import Load, Verb
+
+
+class Plan(Verb):
+    """Plans without allocating anything."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """The devices to plan for."""
+        parser.add_argument("--devices", type=int, default=0, help="GPUs of a node")
+        parser.add_argument("--nodes", type=int, default=0, help="nodes")
+        parser.add_argument("--gpu", default="h200", help="short name of the device")
+        parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prints memory, time and traffic."""
+        return plan(
+            load(flags.settings),
+            devices=flags.devices,
+            nodes=flags.nodes,
+            gpu=flags.gpu,
+            json_path=flags.json,
+        )
 
 
 def plan(settings: Settings, *, devices: int, nodes: int, gpu: str, json_path: str = "") -> int:

@@ -82,6 +82,21 @@ except SystemExit as exit_:
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+def test_training_imports_nothing_of_the_tools_around_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", steps=3))
+    code = """
+import sys
+from llm_train.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as exit_:
+    rooms = ("plan", "parity", "report", "trainer.callbacks.profile", "verbs.plan", "verbs.parity")
+    print(exit_.code, [room for room in rooms if f"llm_train.{room}" in sys.modules])
+"""
+    done = python(code, "fit", "-c", str(file), cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
 def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
     code = """
 import sys

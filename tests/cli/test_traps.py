@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from llm_train.cli import load_settings
-from llm_train.cli.documents import load
+from llm_train.runtime.yaml12 import load
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
@@ -211,4 +211,4 @@ def test_overview_and_version() -> None:
     overview = run()
     assert overview.code == 0
     assert overview.out == run("--help").out
-    assert "  fit       train\n" in overview.out
+    assert "  fit       Trains, validates and saves.\n" in overview.out

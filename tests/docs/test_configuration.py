@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from llm_train.testing.ranks import environment
+from llm_train.testing.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -35,16 +33,10 @@ def listed() -> dict[str, set[str]]:
     return {s.splitlines()[0]: set(re.findall(r"^### (\w+)$", s, re.MULTILINE)) for s in sections}
 
 
-def test_page_is_up_to_date() -> None:
-    # This runs in a process of its own, because parsing sets the parser up for the interpreter.
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--check"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_page_is_up_to_date(fork_server: ForkServer, tmp_path: Path) -> None:
+    # In a process of its own: parsing sets the parser up for the whole interpreter.
+    done = fork_server.command("--check", folder=tmp_path, script=SCRIPT)
+    assert done.code == 0, done.err
 
 
 def test_short_names_are_the_exported_subclasses(reference: ModuleType) -> None:

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llm_train.testing.ranks import llm_train
+from llm_train.testing.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 MODULES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
-@pytest.fixture
-def example_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package must be on the path, too, because the processes run in another directory.
-    paths = [str(EXAMPLES), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-
-
 def allow() -> list[str]:
     return [flag for module in MODULES for flag in ("--allow-import", module)]
 
 
-def test_all_examples_train_two_steps(tmp_path: Path, example_path: None) -> None:
+def test_all_examples_train_two_steps(fork_server: ForkServer, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     np.save(tmp_path / "tokens.npy", generator.integers(0, 50, 3000).astype(np.uint16))
-    done = llm_train(
-        "fit", "-c", str(EXAMPLES / "all.yaml"), "--trainer.accelerator=cpu", *allow(), cwd=tmp_path
-    )
-    assert "done: 2 steps" in done.stdout
+    arguments = ["fit", "-c", str(EXAMPLES / "all.yaml"), "--trainer.accelerator=cpu", *allow()]
+    place = {"cwd": tmp_path, "environment": {"PYTHONPATH": str(EXAMPLES)}}
+    done = fork_server.command(*arguments, folder=tmp_path, **place)
+    assert done.code == 0, done.err
+    assert "done: 2 steps" in done.out
     lines = (tmp_path / "runs/examples/metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [r["step"] for r in records if "weights/norm" in r] == [1, 2]

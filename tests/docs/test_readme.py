@@ -7,41 +7,23 @@ processes.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
 
-from llm_train.testing.ranks import environment, llm_train
+from llm_train.testing.command import Outcome
+from llm_train.testing.fork_server import ForkServer
 from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
 # launching.md is about other people's programs, which test_scripts.py replaces by stand-ins.
 DOCS = [page for page in (ROOT / "docs").glob("*.md") if page.name != "launching.md"]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS])
-
-# Runs several command lines in one process, because importing torch and lightning takes seconds.
-RUNNER = """
-import contextlib, io, json, sys
-from llm_train.cli import main
-results = []
-for arguments in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(arguments)
-        except SystemExit as end:
-            code = end.code or 0
-    results.append([code, out.getvalue(), err.getvalue()])
-json.dump(results, sys.stdout)
-"""
 
 # With these options the quickstart takes seconds.
 TINY = [
@@ -64,14 +46,6 @@ CORPUS = [
 ]
 
 
-class Result(NamedTuple):
-    """The outcome of one command line."""
-
-    code: int
-    out: str
-    err: str
-
-
 def commands(page: Path) -> list[list[str]]:
     """Returns the commands of a page's ``sh`` blocks without their environment assignments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
@@ -88,18 +62,8 @@ def verb_and_options(words: list[str]) -> list[str]:
     return words[1:] if words[0] == "llm-train" else words[words.index("llm_train") + 1 :]
 
 
-def run_all(arguments: list[list[str]], cwd: Path) -> list[Result]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=json.dumps(arguments),
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment(),
-        timeout=300,
-        check=True,
-    )
-    return [Result(*each) for each in json.loads(done.stdout)]
+def run_all(fork_server: ForkServer, lines: list[list[str]], cwd: Path) -> list[Outcome]:
+    return [fork_server.command(*line, folder=cwd, cwd=cwd) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -138,19 +102,18 @@ OTHERS = [line for line in LINES if line[0] in ("generate", "report")]
 
 
 class Results(NamedTuple):
-    """Exit code, standard output and standard error of each line."""
+    """What each line left behind."""
 
-    help: Result
-    parsed: list[Result]
-    others: list[Result]
-    annotated: Result
-    smallest: Result
-    forbidden: Result
+    help: Outcome
+    parsed: list[Outcome]
+    others: list[Outcome]
+    annotated: Outcome
+    smallest: Outcome
+    forbidden: Outcome
 
 
 @pytest.fixture(scope="module")
-def results(place: Path) -> Results:
-    """Runs the lines of all tests in one process."""
+def results(fork_server: ForkServer, place: Path) -> Results:
     (place / "annotated.yaml").write_text(first_yaml(ROOT / "README.md"), "utf-8")
     (place / "smallest.yaml").write_text(first_yaml(ROOT / "docs/configuration.md"), "utf-8")
     lines = [
@@ -161,7 +124,7 @@ def results(place: Path) -> Results:
         *([*line, "--print_config"] for line in PARSED),
         *OTHERS,
     ]
-    usage, annotated, smallest, forbidden, *rest = run_all(lines, place)
+    usage, annotated, smallest, forbidden, *rest = run_all(fork_server, lines, place)
     parsed, others = rest[: len(PARSED)], rest[len(PARSED) :]
     return Results(usage, parsed, others, annotated, smallest, forbidden)
 
@@ -223,7 +186,7 @@ def test_every_strategy_word_is_listed() -> None:
 
 
 @pytest.mark.distributed
-def test_readme_sequence_runs(place: Path) -> None:
+def test_readme_sequence_runs(fork_server: ForkServer, place: Path) -> None:
     """Runs the README's verbs in their order, then its torchrun command, on a tiny corpus."""
     words = [w[1:] for w in commands(ROOT / "README.md") if w[0] == "llm-train"]
     sequence, after = words[:4], words[4:6]
@@ -235,7 +198,8 @@ def test_readme_sequence_runs(place: Path) -> None:
         "generate",
         "report",
     ]
-    results = run_all([*([*line, *TINY, *CORPUS] for line in sequence), *after], place)
+    lines = [*([*line, *TINY, *CORPUS] for line in sequence), *after]
+    results = run_all(fork_server, lines, place)
     for line, (code, _, err) in zip([*sequence, *after], results, strict=True):
         assert code == 0, f"{line}: {err}"
     assert "bits per byte" in results[3][1]
@@ -243,8 +207,9 @@ def test_readme_sequence_runs(place: Path) -> None:
 
     torchrun, resumed = [w for w in commands(ROOT / "README.md") if w[0] == "torchrun"]
     assert torchrun[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "llm_train"]
-    launched = llm_train(*verb_and_options(torchrun), *TINY, *CORPUS, ranks=2, cwd=place)
-    assert "done: 2 steps" in launched.stdout
+    arguments, log = [*verb_and_options(torchrun), *TINY, *CORPUS], place / "log.txt"
+    assert fork_server.run(*arguments, ranks=2, log=log, cwd=place) == [0, 0], log.read_text()
+    assert "done: 2 steps" in log.read_text()
     assert resumed[:5] == torchrun[:5]
 
 

@@ -12,10 +12,10 @@ import torch
 
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError
+from llm_train.run import training
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.verbs import fit as verbs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -29,15 +29,15 @@ def with_callback(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a callback into the next Trainer, before all others."""
 
     def install(callback: pl.Callback) -> None:
-        build = verbs.build_trainer
+        build = training.build_trainer
 
         def built(*args: Any, **kwargs: Any) -> pl.Trainer:
             trainer = build(*args, **kwargs)
             trainer.callbacks.insert(0, callback)
-            monkeypatch.setattr(verbs, "build_trainer", build)
+            monkeypatch.setattr(training, "build_trainer", build)
             return trainer
 
-        monkeypatch.setattr(verbs, "build_trainer", built)
+        monkeypatch.setattr(training, "build_trainer", built)
 
     return install
 

@@ -15,8 +15,9 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
-STEPS = 40
-# ranks of each strategy; 0 is a plain process without a launcher
+# Kills -> steps, so that a kill loses up to three steps and the next start has some left to make.
+STEPS = {3: 24, 20: 40}
+# strategy -> ranks; 0 is a plain process without a launcher
 RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
 EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
 
@@ -36,13 +37,13 @@ def test_twenty_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) ->
 
 def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, kills: int) -> None:
     """Trains twice, without and with ``kills`` kills, and compares everything recorded."""
-    ranks = RANKS[strategy]
+    ranks, steps = RANKS[strategy], STEPS[kills]
     log = folder / "log.txt"
     arguments = {}
     for name in ("alone", "killed"):
         config = tiny(
             folder / name,
-            steps=STEPS,
+            steps=steps,
             checkpoint__every="3 steps",
             checkpoint__keep_last=2,
             validate_every="7 steps",
@@ -54,7 +55,7 @@ def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, ki
     draw = random.Random(f"{strategy}-{kills}")
     landed = 0
     metrics = folder / "killed" / "metrics.jsonl"
-    for number, step in enumerate(sorted(draw.sample(range(1, STEPS - 4), kills))):
+    for number, step in enumerate(sorted(draw.sample(range(1, steps - 4), kills))):
         resume = ["--resume", "auto"] if number else []
         statuses = fork_server.run(
             *arguments["killed"],
@@ -71,9 +72,9 @@ def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, ki
     assert set(finish) == {0}, log.read_text()
 
     alone, killed = (recorded(folder / name) for name in arguments)
-    assert len(alone) == STEPS
+    assert len(alone) == steps
     assert killed == alone
-    first, second = (final_state(folder / name) for name in arguments)
+    first, second = (final_state(folder / name, steps) for name in arguments)
     assert first.keys() == second.keys()
     assert first
     for name, tensor in first.items():
@@ -88,11 +89,11 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Returns every tensor of the last checkpoint: weights and optimizer state."""
+def final_state(run_dir: Path, steps: int) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint: weights and optimizer state."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
-    assert path.name == f"step-{STEPS:08d}"
+    assert path.name == f"step-{steps:08d}"
     reader = Reader(path / "state")
     stored = reader.read_metadata().state_dict_metadata
     tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}

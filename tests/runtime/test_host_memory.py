@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from llm_train.testing.ranks import environment
+from llm_train.testing.fork_server import ForkServer
 
 _CODE = """
 import resource, sys, torch
@@ -29,15 +28,11 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators behave otherwise")
-def test_a_step_does_not_fault_its_memory_in_again() -> None:
-    found = {}
+def test_a_step_does_not_fault_its_memory_in_again(fork_server: ForkServer, tmp_path: Path) -> None:
+    script, found = tmp_path / "steps.py", {}
+    script.write_text(_CODE)
     for mode in ("leave", "keep"):
-        done = subprocess.run(
-            [sys.executable, "-c", _CODE, mode],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            check=True,
-        )
-        found[mode] = int(done.stdout)
+        done = fork_server.command(mode, folder=tmp_path, script=script)
+        assert done.code == 0, done.err
+        found[mode] = int(done.out)
     assert found["keep"] * 10 < found["leave"]

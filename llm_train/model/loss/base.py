@@ -9,34 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
 from llm_train.context import Part
+from llm_train.model.projection import Projection
 
-
-class Projection(Protocol):
-    """The part of a network's output projection (its head) that a loss may use."""
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight (V, D), where V includes the padding of the vocabulary."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of real ids; later columns are padding and get no probability."""
-
-    @property
-    def soft_cap(self) -> float:
-        """The constant ``c`` in ``c * tanh(logits / c)``; 0 means that there is no cap."""
-
-    @property
-    def shadow(self) -> Tensor | None:
-        """(V, D) the weight already in the dtype of products, or None."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Maps (..., D) to logits (..., V) in float32; padding columns are -inf."""
+__all__ = ["Loss", "LossSum", "Projection", "Scorer"]
 
 
 class LossSum(NamedTuple):
@@ -70,6 +50,3 @@ class Loss(Part, ABC):
     def compiled(self) -> Scorer:
         """Returns the loss with its element-wise work compiled, or itself if that gains nothing."""
         return self
-
-
-Readout = Callable[[Tensor, Projection], LossSum]

@@ -10,49 +10,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import through_shadow
+from llm_train.model.projection import Projection, R, Readout
 
-R = TypeVar("R")
-
-
-class Projection(NamedTuple):
-    """How hidden states become logits, as data, so that a loss may do it in pieces.
-
-    Attributes:
-        weight: (V, D), V padded.
-        vocab_size: number of real token ids; columns from here on are padding and get no
-            probability.
-        soft_cap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, eq. 1); 0 means
-            none.
-        shadow: (V, D) the weight in the dtype of products, where it is kept (``linear``).
-    """
-
-    weight: Tensor
-    vocab_size: int
-    soft_cap: float
-    shadow: Tensor | None = None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V) in float32; padding columns are -inf."""
-        matrix = through_shadow(self.weight, self.shadow)
-        out = torch.nn.functional.linear(hidden, matrix).float()
-        if self.soft_cap > 0.0:
-            out = self.soft_cap * torch.tanh(out / self.soft_cap)
-        if self.vocab_size < self.weight.shape[0]:
-            padding = torch.arange(self.weight.shape[0], device=out.device) >= self.vocab_size
-            out = out.masked_fill(padding, float("-inf"))
-        return out
-
-
-Readout = Callable[[Tensor, Projection], R]
+__all__ = ["ForwardFlops", "Initial", "LanguageModel", "Network", "Projection", "R", "Readout"]
 
 
 class Initial(NamedTuple):
@@ -108,6 +75,14 @@ class LanguageModel(nn.Module, ABC):
             "matrices may be cut; write its tensor_roles, or set tensor=1"
         )
 
+    def forward_flops(self, sequence: int) -> ForwardFlops | None:
+        """What a sample of ``sequence`` tokens costs; None (the default) lets torch count it.
+
+        For networks that ``flops`` cannot count: with operators that have no formula, or with work
+        that depends on values. A network that declares its work is taken at its word.
+        """
+        return None
+
     def tensor_limits(self) -> Mapping[str, int]:
         """How many parts what tensor parallelism cuts can have at most, by the key that says so.
 
@@ -118,14 +93,6 @@ class LanguageModel(nn.Module, ABC):
         tables = [path for path, role in roles if role in ("embedding", "head")]
         rows = {self.get_parameter(f"{path}.weight").shape[0] for path in tables}
         return {"the rows of the vocabulary (see pad_vocab_to)": math.gcd(*rows)}
-
-    def forward_flops(self, sequence: int) -> ForwardFlops | None:
-        """What a sample of ``sequence`` tokens costs; None (the default) lets torch count it.
-
-        For networks that ``flops`` cannot count: with operators that have no formula, or with work
-        that depends on values. A network that declares its work is taken at its word.
-        """
-        return None
 
     @abstractmethod
     def initial(self, name: str) -> Initial:

@@ -13,25 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class _ThroughShadow(torch.autograd.Function):
-    """(float32 weight, shadow) -> shadow, differentiable with respect to the weight."""
-
-    @staticmethod
-    def forward(ctx: object, weight: Tensor, shadow: Tensor) -> Tensor:
-        return shadow.view_as(shadow)
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.float(), None
-
-
-def through_shadow(weight: Tensor, shadow: Tensor | None) -> Tensor:
-    """The tensor to multiply by: ``shadow`` where there is one, else ``weight`` itself."""
-    if shadow is None:
-        return weight
-    product: Tensor = _ThroughShadow.apply(weight, shadow)  # type: ignore[no-untyped-call]
-    return product
+from llm_train.model.projection import through_shadow
 
 
 class HasShadow:

@@ -25,7 +25,7 @@ from typing import Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least, check_choices
 from llm_train.model.network.attention import Attention
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
@@ -109,8 +109,8 @@ class Transformer(Network):
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_choices(self)
         self._check_ranges()
-        self._check_choices()
         if self.width % self.heads:
             raise ConfigError(
                 f"width={self.width} is not a multiple of heads={self.heads}; "
@@ -135,12 +135,9 @@ class Transformer(Network):
             )
 
     def _check_ranges(self) -> None:
-        for key in ("vocab_size", "layers", "width", "heads", "max_sequence", "pad_vocab_to"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("kv_heads", "mlp_width"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key}={getattr(self, key)} must be at least 0 (0 derives it)")
+        check_at_least(self, 1, "vocab_size", "layers", "width", "heads", "max_sequence")
+        check_at_least(self, 1, "pad_vocab_to")
+        check_at_least(self, 0, "kv_heads", "mlp_width", hint=" (0 derives it)")
         for key in ("soft_cap", "init_std"):
             value = getattr(self, key)
             if not 0.0 <= value < math.inf:
@@ -151,16 +148,6 @@ class Transformer(Network):
                 raise ConfigError(f"{key}={value:g} must be a finite number above 0")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
-
-    def _check_choices(self) -> None:
-        for key, choices in (
-            ("norm", ("layernorm", "rmsnorm")),
-            ("activation", ("gelu", "gelu_erf", "swiglu", "relu2")),
-            ("positions", ("learned", "rotary")),
-            ("residual_init", ("depth", "zero")),
-        ):
-            if getattr(self, key) not in choices:
-                raise ConfigError(f"{key}={getattr(self, key)} must be {' or '.join(choices)}")
 
     @property
     def token_ids(self) -> int:
@@ -259,6 +246,15 @@ class Decoder(CachedLanguageModel):
             if next(module.parameters(recurse=False), None) is not None
         }
 
+    def forward_flops(self, sequence: int) -> ForwardFlops:
+        """From the modules; torch's counter finds the same, but takes a second to import."""
+        matrices = (m.weight for m in self.modules() if isinstance(m, nn.Linear | Head))
+        head_dim = self.config.width // self.config.heads
+        shape = (self.config.layers * self.config.heads, sequence, head_dim)
+        attention = attention_flops(shape, shape, shape)
+        products = 2 * sequence * sum(matrix.numel() for matrix in matrices)
+        return ForwardFlops(products, attention // 2, attention)
+
     def tensor_limits(self) -> Mapping[str, int]:
         """Whole groups of heads, and whole slabs or features of the feed-forward part."""
         block = cast(Block, self.layers[0])
@@ -269,15 +265,6 @@ class Decoder(CachedLanguageModel):
             f"{groups}model.network's mlp_width": mlp.down.in_features // mlp.slab,
             **super().tensor_limits(),
         }
-
-    def forward_flops(self, sequence: int) -> ForwardFlops:
-        """From the modules; torch's counter finds the same, but takes a second to import."""
-        matrices = (m.weight for m in self.modules() if isinstance(m, nn.Linear | Head))
-        head_dim = self.config.width // self.config.heads
-        shape = (self.config.layers * self.config.heads, sequence, head_dim)
-        attention = attention_flops(shape, shape, shape)
-        products = 2 * sequence * sum(matrix.numel() for matrix in matrices)
-        return ForwardFlops(products, attention // 2, attention)
 
     def new_cache(self) -> Cache:
         """An empty cache of ``max_positions`` positions."""

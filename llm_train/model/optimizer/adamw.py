@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.groups import check_adamw, decay_groups
+from llm_train.model.optimizer.groups import check_fields, decay_groups
 from llm_train.model.optimizer.memory import STEP_BYTES, tensor_bytes
 
 FUSABLE_DEVICES = ("cpu", "cuda")
@@ -44,9 +44,7 @@ class AdamW(Optimizer):
     fused: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        check_adamw(self)
-        if self.fused not in ("auto", "on", "off"):
-            raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, on, off")
+        check_fields(self)
 
     @property
     def traits(self) -> OptimizerTraits:

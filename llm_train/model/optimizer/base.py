@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.context import Context, OptimizerTraits, Part
 from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.runtime.sharded import local_part
 
 # Classes of torch.optim that look at whole matrices, at all parameters together, or, as Adagrad,
 # keep state from their construction on, which DeepSpeed's merging of groups would lose.
@@ -64,7 +65,7 @@ class Optimizer(Part, ABC):
             name: of the parameter.
             parameter: on any device, meta included; a DTensor counts as this rank's part of it.
         """
-        shape, dtype = getattr(parameter, "_local_tensor", parameter).shape, parameter.dtype
+        shape, dtype = local_part(parameter).shape, parameter.dtype
         with FakeTensorMode():
             stand_in = nn.Parameter(torch.empty(shape, dtype=dtype))
             stand_in.grad = torch.empty_like(stand_in)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,13 @@ LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
 # Small matrices do not fill a GPU, so they go together; large ones would only take memory.
 _BATCH_ELEMENTS = 1 << 24
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MUON_SETTINGS = (
+    "learning_rate_scaling",
+    "momentum",
+    "newton_schulz_steps",
+    "newton_schulz_dtype",
+)
+"""What a group with ``algorithm: muon`` has beside ``lr`` and ``weight_decay``."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -48,12 +55,10 @@ class MuonWithAdamW(Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(list(groups), {})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]  # torch's overloads say the same
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:

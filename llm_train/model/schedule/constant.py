@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from llm_train.errors import ConfigError
 from llm_train.model.schedule.base import Multiplier, Schedule
@@ -34,8 +35,4 @@ class Constant(Schedule):
                 f"schedule.warmup={self.warmup} is {warmup_steps} steps, longer than the run's "
                 f"{total_steps}; warm up for at most {total_steps} steps or train longer"
             )
-
-        def multiplier(step: int) -> float:
-            return ramp(step, warmup_steps)
-
-        return multiplier
+        return partial(ramp, warmup_steps=warmup_steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import above, between, check_floor, linear, peak_step, ramp
+from llm_train.model.schedule.phases import check_floor, linear, peak_step, rise_and_fall
 from llm_train.units import Duration
 
 
@@ -34,11 +34,6 @@ class Linear(Schedule):
 
     def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
         """Returns the factor on the peak learning rate at each step."""
-        warmup_steps = self.warmup.steps(tokens_per_step)
         peak = peak_step(self.warmup, total_steps, tokens_per_step)
-
-        def multiplier(step: int) -> float:
-            progress = between(step, peak, total_steps - 1)
-            return ramp(step, warmup_steps) * above(self.floor, linear(progress))
-
-        return multiplier
+        rise = self.warmup.steps(tokens_per_step)
+        return rise_and_fall(linear, rise, peak, total_steps - 1, self.floor)

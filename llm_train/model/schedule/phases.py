@@ -11,8 +11,10 @@ to 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from llm_train.errors import ConfigError
+from llm_train.model.schedule.base import Multiplier
 from llm_train.units import Duration
 
 
@@ -103,3 +105,14 @@ def between(step: int, start: int, end: int) -> float:
     """
     # Clamped at the end, because torch's schedulers ask once for a step after the last.
     return min(max(step - start, 0) / (end - start), 1.0) if end > start else 0.0
+
+
+def rise_and_fall(
+    shape: Callable[[float], float], warmup_steps: int, start: int, end: int, floor: float
+) -> Multiplier:
+    """Rises over ``warmup_steps`` and falls by ``shape`` from step ``start`` to step ``end``."""
+
+    def multiplier(step: int) -> float:
+        return ramp(step, warmup_steps) * above(floor, shape(between(step, start, end)))
+
+    return multiplier

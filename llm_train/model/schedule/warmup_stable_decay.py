@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_choices
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import above, between, check_floor, cosine, linear, ramp, sqrt
+from llm_train.model.schedule.phases import check_floor, cosine, linear, rise_and_fall, sqrt
 from llm_train.units import Duration
 
 _SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}
@@ -46,10 +46,7 @@ class WarmupStableDecay(Schedule):
 
     def __post_init__(self) -> None:
         check_floor(self.floor)
-        if self.shape not in _SHAPES:
-            raise ConfigError(
-                f"schedule.shape={self.shape!r} is not one of {', '.join(_SHAPES)}; write sqrt"
-            )
+        check_choices(self, "schedule.")
         if self.decay.count < 1:
             raise ConfigError(
                 f"schedule.decay={self.decay} gives shape and floor no effect; "
@@ -67,11 +64,5 @@ class WarmupStableDecay(Schedule):
                 f"{max(warmup_steps, 1)} + {decay_steps} steps and the run has {total_steps}; "
                 "shorten one of them or train longer"
             )
-        shape = _SHAPES[self.shape]
-        last = total_steps - 1
-
-        def multiplier(step: int) -> float:
-            progress = between(step, last - decay_steps, last)
-            return ramp(step, warmup_steps) * above(self.floor, shape(progress))
-
-        return multiplier
+        last, shape = total_steps - 1, _SHAPES[self.shape]
+        return rise_and_fall(shape, warmup_steps, last - decay_steps, last, self.floor)

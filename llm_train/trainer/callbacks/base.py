@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-
-from llm_train.run_state import Trainee, trainee
 
 
 class EachStep(pl.Callback, ABC):
     """A callback with a hook that Lightning lacks: the end of an optimizer step."""
 
     @abstractmethod
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called when the update of step ``trainer.global_step`` is done."""
 
     def on_train_batch_end(
@@ -27,18 +24,4 @@ class EachStep(pl.Callback, ABC):
     ) -> None:
         """Passes over the micro-batches that end no step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.on_step_end(trainer, trainee(pl_module))
-
-
-@runtime_checkable
-class _LogsEvents(Protocol):
-    """A logger that keeps what happened, not only numbers."""
-
-    def log_event(self, name: str, step: int, **values: object) -> None: ...
-
-
-def log_event(trainer: pl.Trainer, name: str, **values: object) -> None:
-    """Records what happened at this step, where a logger keeps such records."""
-    for logger in trainer.loggers:
-        if isinstance(logger, _LogsEvents):
-            logger.log_event(name, trainer.global_step, **values)
+            self.on_step_end(trainer, pl_module)

@@ -19,8 +19,9 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from torch.profiler import ProfilerActivity, profile
 
-from llm_train.run_state import Trainee, trainee
-from llm_train.trainer.callbacks.base import EachStep, log_event
+from llm_train.run_state import trainee
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.logger.base import log_event
 
 STEPS = 2
 EVENT = "collectives"
@@ -55,11 +56,7 @@ class Collectives(EachStep):
         self._steps = 0
 
     def on_train_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: object,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Starts recording before the first micro-batch of one of the last steps."""
         if batch_idx % trainer.accumulate_grad_batches or not trainer.is_global_zero:
@@ -68,8 +65,9 @@ class Collectives(EachStep):
             self._profiler = profile(activities=[ProfilerActivity.CPU])
             self._profiler.start()
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts when the update is done; writes after the last step."""
+        task = trainee(pl_module)
         if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None
@@ -78,7 +76,7 @@ class Collectives(EachStep):
         self._steps += 1
         if trainer.global_step == task.derived.total_steps:
             per_step = {kind: calls / self._steps for kind, calls in sorted(self._counts.items())}
-            log_event(trainer, EVENT, per_step=per_step)
+            log_event(trainer.loggers, EVENT, trainer.global_step, per_step=per_step)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -21,7 +21,8 @@ from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.terminal import say, section
-from llm_train.trainer.callbacks.base import EachStep, log_event
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.logger.base import log_event
 
 STEP = 10
 PARTS = ("parameters", "copies", "gradients", "optimizer")
@@ -76,18 +77,16 @@ class Forecast(EachStep):
         self._due = trainer.global_step + STEP
 
     def on_before_optimizer_step(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        optimizer: torch.optim.Optimizer,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
             parameters = trainee(pl_module).network.parameters()
             self._gradients = size(p.grad for p in parameters if p.grad is not None)
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
+        task = trainee(pl_module)
         if trainer.global_step != self._due:
             return
         self._due = -1
@@ -100,7 +99,13 @@ class Forecast(EachStep):
         rows = {name: _row(name, value, measured.get(name)) for name, value in predicted.items()}
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
         known = {name: value for name, value in predicted.items() if measured.get(name)}
-        log_event(trainer, "forecast", predicted=known, measured={n: measured[n] for n in known})
+        log_event(
+            trainer.loggers,
+            "forecast",
+            trainer.global_step,
+            predicted=known,
+            measured={name: measured[name] for name in known},
+        )
 
     def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
         network, device = task.network, task.device

@@ -12,7 +12,6 @@ import gc
 
 import lightning.pytorch as pl
 
-from llm_train.run_state import Trainee
 from llm_train.trainer.callbacks.base import EachStep
 
 
@@ -35,7 +34,7 @@ class GarbageCollection(EachStep):
         gc.freeze()
         gc.disable()
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collects young objects at fixed steps."""
         if trainer.global_step % self.every == 0:
             gc.collect(1)

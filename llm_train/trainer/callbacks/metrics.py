@@ -21,11 +21,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from llm_train.derived import Derived
 from llm_train.errors import LLMTrainError
 from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.startup import compile_seconds, seconds_since_start
 from llm_train.runtime.stopwatch import Lap
-from llm_train.trainer.callbacks.base import EachStep, log_event
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.logger.base import log_event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +35,10 @@ class _Sample:
     """What a log point found, on its way to the host."""
 
     step: int
-    steps: int
+    steps: int  # since the log point before
     lap: Lap
     values: Tensor  # (4,): nats, tokens, wish to stop, gradient norm
-    learning_rate: float
-    memory: dict[str, float]
+    known: dict[str, float]  # metrics that the host has without waiting
 
 
 class Metrics(EachStep):
@@ -74,8 +75,9 @@ class Metrics(EachStep):
         task.run.stopwatch.lap()
         self._steps_at_lap = self._first_step = trainer.global_step
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes a sample when the last optimizer step of an interval is done."""
+        task = trainee(pl_module)
         step = trainer.global_step
         if step == self._first_step + 1:
             _log_first_step(trainer, task)
@@ -105,14 +107,12 @@ class Metrics(EachStep):
         lap = task.run.stopwatch.lap()  # its mark comes after the copy in the stream
         step = trainer.global_step
         steps, self._steps_at_lap = step - self._steps_at_lap, step
-        return _Sample(
-            step=step,
-            steps=steps,
-            lap=lap,
-            values=values,
-            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
-            memory=memory(trainer.strategy.root_device),
-        )
+        known = {
+            "optimizer/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "progress/tokens": float(step * task.derived.tokens_per_step),
+            **memory(trainer.strategy.root_device),
+        }
+        return _Sample(step=step, steps=steps, lap=lap, values=values, known=known)
 
     def _flush(self, trainer: pl.Trainer, task: Trainee) -> None:
         """Publishes the pending sample, on all ranks at the same step."""
@@ -124,11 +124,9 @@ class Metrics(EachStep):
         loss = nats / tokens if tokens else math.nan
         metrics = {
             "train/loss": loss,
-            "optimizer/lr": sample.learning_rate,
             "grad/norm": norm,
-            "progress/tokens": float(sample.step * task.derived.tokens_per_step),
-            **sample.memory,
-            **self._throughput(trainer, task, sample),
+            **sample.known,
+            **self._throughput(sample, task.derived),
         }
         task.run.latest.update(metrics)
         task.run.latest_step = sample.step
@@ -137,19 +135,18 @@ class Metrics(EachStep):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LLMTrainError(
                 f"train/loss={loss}, grad/norm={norm} at step {sample.step}: the run cannot "
-                "recover from this; lower "
-                "model.optimizer's learning rate or lengthen the warmup, and resume from a "
-                "checkpoint before it"
+                "recover from this; lower model.optimizer's learning rate or lengthen the warmup, "
+                "and resume from a checkpoint before it"
             )
         if stop and sample.step != task.derived.total_steps:
             halt(trainer)
 
-    def _throughput(self, trainer: pl.Trainer, task: Trainee, sample: _Sample) -> dict[str, float]:
+    def _throughput(self, sample: _Sample, derived: Derived) -> dict[str, float]:
         seconds = sample.lap.seconds
         if not sample.steps or seconds <= 0:
             return {}
-        per_second = sample.steps * task.derived.tokens_per_step / seconds
-        per_device = per_second / trainer.world_size
+        per_second = sample.steps * derived.tokens_per_step / seconds
+        per_device = per_second / derived.ranks
         metrics = {
             "throughput/tokens_per_s": per_second,
             "throughput/tflops_per_s": per_device * self.flops_per_token / 1e12,
@@ -182,7 +179,7 @@ def _log_first_step(trainer: pl.Trainer, task: Trainee) -> None:
     task.run.start_up = {"seconds": round(seconds_since_start(), 3)}
     if seconds := compile_seconds():
         task.run.start_up["compile_seconds"] = round(seconds, 3)
-    log_event(trainer, "first_step", **task.run.start_up)
+    log_event(trainer.loggers, "first_step", trainer.global_step, **task.run.start_up)
 
 
 def halt(trainer: pl.Trainer) -> None:

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from llm_train.run_state import Trainee, trainee
+from llm_train.run_state import trainee
 from llm_train.trainer.callbacks.base import EachStep
 
 
@@ -50,8 +50,9 @@ class Progress(EachStep, ProgressBar):
             smoothing=0.1,
         )
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Moves the bar when the metrics callback has published a new interval."""
+        task = trainee(pl_module)
         run, total = task.run, task.derived.total_steps
         step = run.latest_step
         if self._bar is None or step <= self._shown:
@@ -70,7 +71,7 @@ class Progress(EachStep, ProgressBar):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows the interval before a validation first."""
-        self.on_step_end(trainer, trainee(pl_module))
+        self.on_step_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the held-out result on a line of its own, so that it stays readable."""

@@ -19,7 +19,7 @@ from types import FrameType
 
 import lightning.pytorch as pl
 
-from llm_train.run_state import RunState, Trainee, trainee
+from llm_train.run_state import RunState, trainee
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.callbacks.metrics import halt
 
@@ -66,8 +66,9 @@ class GracefulStop(EachStep):
             signal.signal(number, _AT_ONCE[number])
             signal.raise_signal(number)
 
-    def on_step_end(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Alone, a process need not wait for the next log point."""
+        task = trainee(pl_module)
         last = trainer.global_step == task.derived.total_steps
         if task.run.stop_signal and not last and trainer.world_size == 1:
             halt(trainer)

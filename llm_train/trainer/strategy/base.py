@@ -150,6 +150,9 @@ class Strategy(Costed, Part, LightningStrategy):
         """Global norm of the gradients, however they are sharded."""
         return global_norm(gradients)
 
+    def reshard(self) -> None:
+        """Frees whatever parameters a forward has left gathered; the shards hold their values."""
+
     def optimizer_step(
         self,
         optimizer: optim.Optimizer,

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
-from llm_train.model.optimizer.memory import CountsState
 from llm_train.trainer.strategy.mesh import MeshShape
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from llm_train.model.network.base import LanguageModel
+    from llm_train.model.optimizer.base import Optimizer
     from llm_train.trainer.strategy.base import World
 
 Extent = tuple[int, ...]
@@ -70,7 +70,7 @@ class Workload:
     """
 
     weights: tuple[Weight, ...]
-    optimizer: CountsState
+    optimizer: Optimizer
     precision: str
     accumulation: int = 1
     activation: float = 0.0

@@ -201,15 +201,15 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def save_state(self, directory: Path) -> None:
         """Writes the shards."""
-        self._reshard()
+        self.reshard()
         super().save_state(directory)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads into the shards."""
-        self._reshard()
+        self.reshard()
         super().load_state(directory, with_optimizer=with_optimizer)
 
-    def _reshard(self) -> None:
+    def reshard(self) -> None:
         """A forward without a backward, as in validation, leaves the root group gathered.
 
         Its parameters are then full tensors whose memory torch frees behind our back.

@@ -89,7 +89,7 @@ class LocalSGD(Strategy, DDPStrategy):
 
     def traits(self, ranks: int) -> StrategyTraits:
         """Replicas have weights of their own between two averagings."""
-        return StrategyTraits(name=type(self).__name__)
+        return StrategyTraits(name=type(self).__name__, one_model=False)
 
     def problems(self, context: Context) -> Iterator[str]:
         """Somebody to agree with, and lengths that end with an agreement."""

@@ -9,7 +9,7 @@ first step, so the flat tensors are used directly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llm_train.checkpoint import dcp
 from llm_train.checkpoint.fragments import FlatFragment
-from llm_train.checkpoint.tensors import model_tensors, require_fit
+from llm_train.checkpoint.tensors import model_tensors, require_fit, state_keys
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
 from llm_train.trainer.strategy.zero_layout import Holder, ShardOffset
@@ -96,7 +96,7 @@ def _load_group(
     for parameter, place in holder.members[index].items():
         name = names[parameter]
         tensors[f"model.{name}"] = place.fragment(flat)
-        for full_key, key in _keys_of(name, stored):
+        for key, full_key in state_keys(name, stored).items():
             meta = stored[full_key]
             if meta.size == place.shape and key != "step":
                 if key not in moments:
@@ -120,14 +120,6 @@ def _load_group(
             common.update(others.get(names[parameter], {}))
     if moments or common:
         holder.zero.optimizer.state[flat] = {**common, **moments}
-
-
-def _keys_of(name: str, stored: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    prefix = f"optimizer.{name}."
-    for full_key in stored:
-        key = full_key.removeprefix(prefix)
-        if key != full_key and "." not in key:
-            yield full_key, key
 
 
 def _one(key: str, values: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,6 @@
 """Initial weights depend on nothing but (seed, name)."""
 
 import contextlib
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,18 +158,6 @@ def test_a_network_on_meta_is_not_initialised():
 
 
 @pytest.mark.distributed
-def test_two_ranks_of_fully_shard_agree_with_one_process(tmp_path):
-    worker = Path(__file__).with_name("sharded_worker.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(tmp_path / "store")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+def test_two_ranks_of_fully_shard_agree_with_one_process(fork_server, tmp_path):
+    worker, log = Path(__file__).with_name("sharded_worker.py"), tmp_path / "log.txt"
+    assert fork_server.run(ranks=2, log=log, script=worker) == [0, 0], log.read_text()

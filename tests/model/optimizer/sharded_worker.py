@@ -1,14 +1,18 @@
 """One rank of the test in test_sharded.py: compares sharded training with unsharded training.
 
-Started as ``python sharded_worker.py RANK WORLD STORE``; exits with 0 if everything is equal.
+The launcher's environment says which rank this is; it exits with 0 when everything is equal.
 """
 
 import copy
-import sys
 
 import torch
 from torch import nn
-from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed import (
+    destroy_process_group,
+    get_rank,
+    get_world_size,
+    init_process_group,
+)
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -95,9 +99,8 @@ def compare(config, rank, mesh):
 
 
 def main():
-    rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    mesh = init_device_mesh("cpu", (world,))
+    init_process_group("gloo")
+    rank, mesh = get_rank(), init_device_mesh("cpu", (get_world_size(),))
     for config in (AdamW(learning_rate=0.01), MuonAdamW(learning_rate=0.01)):
         compare(config, rank, mesh)
     destroy_process_group()

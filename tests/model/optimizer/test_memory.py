@@ -16,8 +16,6 @@ from llm_train.model.optimizer import (
     MuonAdamW,
     Optimizer,
     TorchOptimizer,
-    bytes_per_parameter,
-    state_bytes,
 )
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.testing.fork_server import ForkServer
@@ -29,8 +27,6 @@ TABLE: dict[str, tuple[Optimizer, float, float]] = {
     "AdamW, not fused": (AdamW(learning_rate=0.01, fused="off"), 8.0, 4.0),
     "LowBitAdamW bf16": (LowBitAdamW(learning_rate=0.01, state="bf16"), 4.0, 4.0),
     "LowBitAdamW 8bit": (LowBitAdamW(learning_rate=0.01), 2.03125, 2.03125),
-    "LowBitAdamW fp8": (LowBitAdamW(learning_rate=0.01, state="fp8"), 2.03125, 2.03125),
-    "LowBitAdamW 4bit": (LowBitAdamW(learning_rate=0.01, state="4bit"), 1.0625, 1.0625),
     "MuonAdamW": (MuonAdamW(learning_rate=0.01), 4.0, 2.0),
     "SGD": (TorchOptimizer(optimizer=lambda p: optim.SGD(p, lr=0.1)), 0.0, 0.0),
     "SGD with momentum": (
@@ -65,7 +61,6 @@ def test_real_tensors_take_what_the_formula_says(name: str, dtype: torch.dtype) 
     config, *expected = TABLE[name]
     model = network(dtype)
     named = dict(model.named_parameters())
-    predicted = state_bytes(config, named.items())
     each = {parameter: config.state_bytes(key, parameter) for key, parameter in named.items()}
     optimizer = config.build(named.items())
     for parameter in named.values():
@@ -73,8 +68,10 @@ def test_real_tensors_take_what_the_formula_says(name: str, dtype: torch.dtype) 
     optimizer.step()
     found = {p: _bytes(state) for p, state in optimizer.state.items()}
     assert {p: found.get(p, 0) for p in named.values()} == each
-    assert sum(found.values()) == predicted
-    assert bytes_per_parameter(config, dtype) == expected[dtype == torch.bfloat16]
+    # What does not grow with the matrix (step counters, lookup tables) falls out of the difference.
+    small, large = (torch.empty(n, 1024, dtype=dtype, device="meta") for n in (1024, 2048))
+    more = [config.state_bytes("layers.0.weight", matrix) for matrix in (small, large)]
+    assert (more[1] - more[0]) / small.numel() == expected[dtype == torch.bfloat16]
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -91,12 +88,6 @@ def test_a_step_without_memory_gives_the_formula(name: str, dtype: torch.dtype) 
             continue  # this class needs a matrix
         parameter = torch.empty(shape, dtype=dtype, device="meta")
         assert Optimizer.state_bytes(config, key, parameter) == config.state_bytes(key, parameter)
-
-
-def test_tied_parameters_count_once_and_frozen_ones_not_at_all() -> None:
-    weight, frozen = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(9), False)
-    named: list[tuple[str, Any]] = [("table", weight), ("head", weight), ("frozen", frozen)]
-    assert state_bytes(AdamW(learning_rate=0.1), named) == 2 * 4 * 16 + 4
 
 
 @pytest.mark.distributed

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train.cli import main
-from llm_train.verbs import fit as run
+from llm_train.run import training as run
 
 WAITING = (
     "item",
@@ -46,7 +46,7 @@ class Window(pl.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         switch["counting"] = True
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, *_: Any) -> None:  # the last save comes after it
         switch["counting"] = False
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llm_train.errors import ConfigError
+from llm_train.run import training
 from llm_train.settings import Settings
 from llm_train.testing import command
 from llm_train.testing.attach import attached
@@ -21,7 +22,6 @@ from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.callbacks.phases import OTHER, PHASES
 from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step, idle_share
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.verbs import fit as run
 
 ACCUMULATION = 4  # that of the tiny run
 
@@ -64,13 +64,13 @@ def test_a_run_without_such_steps_is_refused_before_it_starts(tmp_path: Path) ->
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Collects the settings, and with them task and Trainer, of the runs of this test."""
     found: list[Settings] = []
-    fit = run.fit
+    build = training.build
 
-    def spy(settings: Settings, *args: Any, **kwargs: Any) -> int:
+    def spy(settings: Settings, *args: Any, **kwargs: Any) -> training.Run:
         found.append(settings)
-        return fit(settings, *args, **kwargs)
+        return build(settings, *args, **kwargs)
 
-    monkeypatch.setattr(run, "fit", spy)
+    monkeypatch.setattr(training, "build", spy)
     return found
 
 

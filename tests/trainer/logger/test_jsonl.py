@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 import torch
@@ -106,21 +101,16 @@ def test_only_rank_zero_writes(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writer_leaves_whole_lines(tmp_path):
-    script = (
+def test_a_killed_writer_leaves_whole_lines(fork_server, tmp_path):
+    script = tmp_path / "writer.py"
+    script.write_text(
         "import sys; from llm_train.trainer.logger import JSONLMetrics\n"
-        "logger = JSONLMetrics(sys.argv[1]); print('ready', flush=True)\n"
+        "logger = JSONLMetrics(sys.argv[1])\n"
         "for step in range(10**9): logger.log_metrics({'a' * 200: float(step)}, step=step)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    path = tmp_path / "metrics.jsonl"
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        while not path.exists() or path.stat().st_size < 100_000:
-            assert child.poll() is None
-        child.send_signal(signal.SIGKILL)
+    path, log = tmp_path / "metrics.jsonl", tmp_path / "log.txt"
+    kill = {"metrics": path, "step": 400, "delay_seconds": 0.0}
+    assert fork_server.run(str(tmp_path), ranks=0, log=log, script=script, **kill) == [-9]
     steps = [record["step"] for record in read_metrics(path)]
     assert steps == list(range(len(steps)))
     assert len(steps) > 100

@@ -1,0 +1,195 @@
+"""The curves of one or several runs, as Vega-Lite specifications that both page and picture draw.
+
+Text and rules have the colour ``currentColor``, which is the page's own: the same specification is
+dark on light and light on dark. A long curve is drawn as means of consecutive records over a faint
+band from the smallest to the largest of them, so that no peak is lost and the file stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
+
+import altair as alt
+import vl_convert
+
+from llm_train.report.run import Point, Run
+
+_COLORS = ("#3b82c4", "#e07b12", "#2e9e6b", "#b05fc4", "#c94f4f", "#8a8f3c", "#4fa8b8", "#a0785a")
+_GREY, _RED = "#888888", "#c0392b"
+_POINTS = 200  # a curve of twice as many records or more is drawn as means
+_DOTS = 30  # a curve of no more points than these shows them
+_SHORT = "replace(format({}, '.3~s'), 'G', 'B')"  # d3 writes 300G for 300 billion tokens
+_SIGNS = {"dashes": "dashed: resumed", "cross": "cross: not finite"}
+
+STYLE = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "range": {"category": _COLORS},
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "titleFontWeight": "normal",
+        "domainColor": _GREY,
+        "tickColor": _GREY,
+        "gridColor": _GREY,
+        "gridOpacity": 0.25,
+    },
+    "legend": {
+        "labelColor": "currentColor",
+        "orient": "top",
+        "symbolOpacity": 1,
+        "symbolType": "stroke",
+        "title": None,
+    },
+    "title": {"color": "currentColor", "subtitleColor": _GREY, "anchor": "start"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """What is drawn in one frame.
+
+    Attributes:
+        title: above it.
+        curves: metric -> what the legend calls it; "" where there is only one.
+        format: of the vertical axis, in d3's language.
+        from_zero: whether that axis begins at zero.
+        log: whether it is logarithmic where the values span more than a factor of 50.
+    """
+
+    title: str
+    curves: Mapping[str, str]
+    format: str = "~g"
+    from_zero: bool = True
+    log: bool = False
+
+
+_LOSS = {"train/loss": "training", "val/loss": "validation"}
+PANELS = (
+    Panel(title="Loss, nats per token", curves=_LOSS, from_zero=False),
+    Panel(title="Held out, bits per byte", curves={"val/bits_per_byte": ""}, from_zero=False),
+    Panel(title="Gradient norm, before clipping", curves={"grad/norm": ""}, log=True),
+    Panel(title="Learning rate", curves={"optimizer/lr": ""}),
+    Panel(title="Tokens per second", curves={"throughput/tokens_per_s": ""}, format="~s"),
+    Panel(title="Model FLOPs utilisation", curves={"throughput/mfu": ""}, format="~%"),
+    Panel(title="Peak memory, GiB", curves={"memory/peak_gib": ""}),
+)
+
+
+def charts(runs: Mapping[str, Run]) -> list[alt.LayerChart]:
+    """One chart for each panel that some run has values for.
+
+    Args:
+        runs: what the legend calls a run -> the run.
+    """
+    metrics = {metric for run in runs.values() for record in run.records for metric in record}
+    return [_chart(runs, panel) for panel in PANELS if metrics & panel.curves.keys()]
+
+
+def png(runs: Mapping[str, Run]) -> bytes:
+    """The charts as one picture: the first above the others, which stand in three columns."""
+    nothing = alt.LayerChart(layer=[alt.Chart({"values": [{}]}).mark_text(text="nothing to draw")])
+    first, *others = charts(runs) or [nothing]
+    whole = alt.vconcat(
+        first.properties(width=1080, height=300),
+        alt.concat(*(each.properties(width=310, height=170) for each in others), columns=3),
+        title=alt.TitleParams(", ".join(runs), fontSize=18, offset=12),
+        background="white",
+    ).resolve_scale(color="independent")
+    return vl_convert.vegalite_to_png(whole.to_dict(), config=STYLE, scale=1.5)
+
+
+def _chart(runs: Mapping[str, Run], panel: Panel) -> alt.LayerChart:
+    in_tokens = all(run.tokens_per_step for run in runs.values())
+    rows: list[dict[str, object]] = []
+    signs: list[dict[str, object]] = []
+    for label, run in runs.items():
+        scale = run.tokens_per_step if in_tokens else 1.0
+        for metric, curve in panel.curves.items():
+            names = {"run": label, "curve": curve}
+            rows += [{**names, **row} for row in _rows(run.points(metric), scale)]
+            signs += [{"x": p.step * scale, "sign": "cross"} for p in run.not_finite(metric)]
+        resumes = [event["step"] for event in run.events if event["event"] == "resume"]
+        signs += [{"x": step * scale, "sign": "dashes"} for step in resumes]
+    values = [p.value for run in runs.values() for key in panel.curves for p in run.finite(key)]
+    x, y = _x(runs, in_tokens), _y(panel, values)
+    by_run, by_curve = len(runs) > 1, len(panel.curves) > 1
+    color, dash = ("run:N", "curve:N") if by_run else ("curve:N", "run:N")
+    curves = alt.Chart({"values": rows}).encode(
+        x=x,
+        y=y,
+        color=alt.Color(color, sort=None, legend=alt.Legend() if by_run or by_curve else None),
+        strokeDash=alt.StrokeDash(
+            dash, sort=None, legend=alt.Legend() if by_run and by_curve else None
+        ),
+    )
+    special = alt.Chart({"values": signs}).encode(x=x)
+    dashes = special.transform_filter("datum.sign == 'dashes'")
+    crosses = special.transform_filter("datum.sign == 'cross'").encode(y=alt.value("height"))
+    explained = [text for sign, text in _SIGNS.items() if any(s["sign"] == sign for s in signs)]
+    return alt.LayerChart(
+        layer=[
+            curves.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=None), y2="high:Q"),
+            dashes.mark_rule(strokeDash=[4, 4], color=_GREY),
+            curves.mark_line(strokeWidth=1.8),
+            crosses.mark_text(text="\u00d7", baseline="bottom", fontSize=16, color=_RED),
+            _dots(curves, panel, in_tokens),
+        ],
+        title=alt.TitleParams(panel.title, subtitle="; ".join(explained) or alt.Undefined),
+    )
+
+
+def _rows(points: Sequence[Point], scale: float) -> Iterator[dict[str, object]]:
+    """Means of consecutive values, with the smallest and the largest of those that are finite."""
+    size = max(1, len(points) // _POINTS)
+    for first in range(0, len(points), size):
+        part = points[first : first + size]
+        step = fmean(point.step for point in part)
+        finite = [point.value for point in part if isfinite(point.value)]
+        yield {
+            "step": round(step),
+            "x": step * scale,
+            "value": fmean(finite) if finite else None,
+            "low": min(finite, default=None),
+            "high": max(finite, default=None),
+            "dot": int(len(points) <= _DOTS),
+        }
+
+
+def _x(runs: Mapping[str, Run], in_tokens: bool) -> alt.X:
+    """Tokens where every run knows them; for a single run with the steps below."""
+    label, title = _SHORT.format("datum.value"), "tokens" if in_tokens else "steps"
+    if in_tokens and len(runs) == 1:
+        [run] = runs.values()
+        steps = f"format(datum.value / {run.tokens_per_step}, ',.0f')"
+        label, title = f"[{label}, {steps}]", "tokens (steps below)"
+    axis = alt.Axis(labelExpr=label, tickCount=6)
+    return alt.X("x:Q", title=title, axis=axis, scale=alt.Scale(nice=False, padding=6))
+
+
+def _y(panel: Panel, values: Sequence[float]) -> alt.Y:
+    wide = panel.log and values and max(values) > 50 * min(values) > 0
+    scale = alt.Scale(type="log") if wide else alt.Scale(zero=panel.from_zero)
+    return alt.Y("value:Q", title=None, axis=alt.Axis(format=panel.format), scale=scale)
+
+
+def _dots(curves: alt.Chart, panel: Panel, in_tokens: bool) -> alt.Chart:
+    """Points that show where there are few, or at the pointer, and tell their values."""
+    key = next(iter(panel.curves)).replace("/", "_")  # the selections of one picture need names
+    zoom = alt.selection_interval(
+        f"zoom_{key}", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]"
+    )
+    hover = alt.selection_point(
+        f"hover_{key}", nearest=True, on="pointerover", clear="pointerout", empty=False
+    )
+    tooltip = [alt.Tooltip("run:N"), alt.Tooltip("curve:N"), alt.Tooltip("step:Q", format=",")]
+    if in_tokens:
+        tooltip.append(alt.Tooltip("x:Q", title="tokens", format=",.0f"))
+    tooltip.append(alt.Tooltip("value:Q", format=".5~g"))
+    few = alt.Opacity("dot:Q", scale=None)
+    dots: alt.Chart = curves.mark_point(filled=True, size=45).add_params(zoom, hover)
+    return dots.encode(opacity=alt.condition(hover, alt.value(1), few), tooltip=tooltip)
