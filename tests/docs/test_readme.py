@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ import yaml
 
 from llm_train.testing.command import Outcome
 from llm_train.testing.fork_server import ForkServer
+from llm_train.testing.ranks import environment
 from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
