@@ -7,9 +7,11 @@ band from the smallest to the largest of them, so that no peak is lost and the f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from statistics import fmean
 
 import altair as alt
@@ -17,36 +19,13 @@ import vl_convert
 
 from llm_train.report.run import Point, Run
 
-_COLORS = ("#3b82c4", "#e07b12", "#2e9e6b", "#b05fc4", "#c94f4f", "#8a8f3c", "#4fa8b8", "#a0785a")
 _GREY, _RED = "#888888", "#c0392b"
 _POINTS = 200  # a curve of twice as many records or more is drawn as means
 _DOTS = 30  # a curve of no more points than these shows them
 _SHORT = "replace(format({}, '.3~s'), 'G', 'B')"  # d3 writes 300G for 300 billion tokens
 _SIGNS = {"dashes": "dashed: resumed", "cross": "cross: not finite"}
 
-STYLE = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "range": {"category": _COLORS},
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": "currentColor",
-        "titleColor": "currentColor",
-        "titleFontWeight": "normal",
-        "domainColor": _GREY,
-        "tickColor": _GREY,
-        "gridColor": _GREY,
-        "gridOpacity": 0.25,
-    },
-    "legend": {
-        "labelColor": "currentColor",
-        "orient": "top",
-        "symbolOpacity": 1,
-        "symbolType": "stroke",
-        "title": None,
-    },
-    "title": {"color": "currentColor", "subtitleColor": _GREY, "anchor": "start"},
-}
+STYLE: dict[str, object] = json.loads(Path(__file__).with_name("style.json").read_text("utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +78,7 @@ def png(runs: Mapping[str, Run]) -> bytes:
         alt.concat(*(each.properties(width=310, height=170) for each in others), columns=3),
         title=alt.TitleParams(", ".join(runs), fontSize=18, offset=12),
         background="white",
-    ).resolve_scale(color="independent")
+    ).resolve_scale(color="independent", strokeDash="independent")
     return vl_convert.vegalite_to_png(whole.to_dict(), config=STYLE, scale=1.5)
 
 
@@ -117,16 +96,15 @@ def _chart(runs: Mapping[str, Run], panel: Panel) -> alt.LayerChart:
         signs += [{"x": step * scale, "sign": "dashes"} for step in resumes]
     values = [p.value for run in runs.values() for key in panel.curves for p in run.finite(key)]
     x, y = _x(runs, in_tokens), _y(panel, values)
-    by_run, by_curve = len(runs) > 1, len(panel.curves) > 1
-    color, dash = ("run:N", "curve:N") if by_run else ("curve:N", "run:N")
-    curves = alt.Chart({"values": rows}).encode(
-        x=x,
-        y=y,
-        color=alt.Color(color, sort=None, legend=alt.Legend() if by_run or by_curve else None),
-        strokeDash=alt.StrokeDash(
-            dash, sort=None, legend=alt.Legend() if by_run and by_curve else None
-        ),
-    )
+    curves = alt.Chart({"values": rows}).encode(x=x, y=y)
+    several = len(panel.curves) > 1
+    if len(runs) > 1:
+        grey = alt.Legend(symbolStrokeColor=_GREY) if several else None
+        dash = alt.StrokeDash("curve:N", sort=None, legend=grey)
+        curves = curves.encode(color=alt.Color("run:N", sort=None), strokeDash=dash)
+    else:
+        legend = alt.Legend() if several else None
+        curves = curves.encode(color=alt.Color("curve:N", sort=None, legend=legend))
     special = alt.Chart({"values": signs}).encode(x=x)
     dashes = special.transform_filter("datum.sign == 'dashes'")
     crosses = special.transform_filter("datum.sign == 'cross'").encode(y=alt.value("height"))
