@@ -190,9 +190,6 @@ def written(tmp_path: Path, name: str, kept: str, **overrides: Any) -> str:
     return str(write(tmp_path / f"{name}.yaml", config))
 
 
-# What the trainer warns of in a test process, see tests/resume.
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated")
 @pytest.mark.parametrize(("kept", "precision"), [("8bit", "32-true"), ("4bit", "bf16-true")])
 def test_a_run_resumes_bitwise(kept, precision, tmp_path: Path):
     """Rounding draws random bits; the checkpoint holds the generator."""
