@@ -4,12 +4,15 @@ Half the bytes travel, and sums over ranks are rounded to 8 bits of mantissa. Th
 ``from __future__ import annotations`` here, because torch compares the hook's annotations.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from llm_train.trainer.strategy import DDP
+from llm_train.trainer.strategy import DDP, MeshShape
+from llm_train.trainer.strategy.cost import Transfer, Workload
 
 
 def in_bfloat16(
@@ -34,3 +37,8 @@ class Compressed(DDP):
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
         self.model.register_comm_hook(None, in_bfloat16)
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """Tells the planner that 2 bytes of a gradient are sent in place of ``work.width``."""
+        whole = super().transfers(work, mesh)
+        return [replace(each, whole=each.whole * 2 / work.width) for each in whole]

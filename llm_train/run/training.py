@@ -103,6 +103,8 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
+    if hasattr(settings.task, "network"):
+        raise ConfigError("a run has used these settings and moved their weights; load them again")
     checks.require_sound(settings)
     derived, table = settings.derive(), checks.table(settings)
     saver = Checkpoints(

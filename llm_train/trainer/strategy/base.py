@@ -29,6 +29,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
 from llm_train.run_state import Trainee, trainee
+from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -52,7 +53,7 @@ class World:
         return max(1, self.ranks // self.devices)
 
 
-class Strategy(Part, LightningStrategy):
+class Strategy(Costed, Part, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
 
     words: ClassVar[tuple[str, ...]] = ()
@@ -84,13 +85,13 @@ class Strategy(Part, LightningStrategy):
         """
         return cls()
 
-    @abstractmethod
     def mesh_shape(self, ranks: int) -> MeshShape:
-        """How ``ranks`` ranks share data and state.
+        """How ``ranks`` ranks share data and state; by default each of them holds everything.
 
         Raises:
             ConfigError: the ranks do not divide.
         """
+        return MeshShape(replicas=ranks)
 
     @abstractmethod
     def traits(self, ranks: int) -> StrategyTraits:

@@ -30,6 +30,7 @@ from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.zero_cost import StageCost
 
 Device = Literal["none", "cpu", "nvme"]
 _MISSING = (
@@ -38,7 +39,7 @@ _MISSING = (
 )
 
 
-class ZeRO(Strategy, DeepSpeedStrategy):
+class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     """Optimizer state (1), gradients (2) or parameters (3) sharded by DeepSpeed.
 
     Args:
