@@ -29,6 +29,8 @@ from llm_train.testing.ranks import environment, free_port, launched_as
 
 _GRACE_SECONDS = 5.0
 
+Request = dict[str, Any]  # as JSON gives it
+
 
 class ForkServer:
     """The test's end of the pipe, which closes when its ``with`` block ends."""
@@ -52,7 +54,7 @@ class ForkServer:
         self._process.wait(timeout=60)
         self._process.stdout.close()
 
-    def run(self, *arguments: str, ranks: int, log: Path, **options: Any) -> list[int]:
+    def run(self, *arguments: str, ranks: int, log: Path, **options: object) -> list[int]:
         """Runs the command line in forked ranks and returns exit statuses; a signal is negative."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -98,14 +100,14 @@ def _reap(children: list[int]) -> list[int]:
     return [statuses[child] for child in children]
 
 
-def _fork(request: dict[str, Any], rank: int, port: int) -> int:
+def _fork(request: Request, rank: int, port: int) -> int:
     child = os.fork()
     if child == 0:
         _become(request, rank, port)
     return child
 
 
-def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
+def _become(request: Request, rank: int, port: int) -> NoReturn:
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, log), (2, log)):
