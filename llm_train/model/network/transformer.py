@@ -174,11 +174,6 @@ def _nearest_multiples(value: int, factor: int) -> str:
     return f"{below} or {below + factor}" if below else f"{factor}"
 
 
-def _table(rows: int, width: int) -> nn.Embedding:
-    # nn.Embedding itself draws weights; on the meta device that imports torch._dynamo (0.7 s).
-    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
-
-
 def _make_block(config: Transformer) -> Block:
     attention = Attention(
         width=config.width,
@@ -206,9 +201,9 @@ class Decoder(CachedLanguageModel):
         super().__init__()
         self.config = config
         rows, width = config.padded_vocab_size, config.width
-        self.embedding = _table(rows, width)
+        self.embedding = nn.Embedding(rows, width)
         learned = config.positions == "learned"
-        self.positions = _table(config.max_sequence, width) if learned else None
+        self.positions = nn.Embedding(config.max_sequence, width) if learned else None
         self.rotary = (
             None
             if learned

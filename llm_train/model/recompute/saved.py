@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -31,15 +30,15 @@ class _Created(TorchDispatchMode):
         self,
         func: torch._ops.OpOverload,
         types: object,
-        args: Sequence[Any] = (),  # whatever the operator takes
-        kwargs: Mapping[str, Any] | None = None,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         out = func(*args, **(kwargs or {}))
         self.storages.update(_storages(out))
         return out
 
 
-def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+def saved_bytes(module: nn.Module, *args: object, **kwargs: object) -> int:
     """Runs ``module(*args, **kwargs)`` once and returns the bytes kept until its backward.
 
     Each storage counts once. Not counted, because they existed before: parameters, buffers, other
