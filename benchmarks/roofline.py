@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from llm_train.model.network.mlp import default_hidden
-from llm_train.plan.roofline import H200, Roofline, Shape, roofline
+from llm_train.model.network import Transformer
+from llm_train.plan.roofline import Roofline, Shape, roofline
+from llm_train.runtime.devices import device_called
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = (
@@ -23,30 +23,16 @@ PRESETS = (
 )
 
 
-def shape_of(config: dict[str, Any]) -> Shape:
-    """Returns the network and batch of a parsed YAML file; one device does the whole step."""
-    network, batch = config["model"]["network"]["init_args"], config["batch"]
-    activation = network.get("activation", "swiglu")
-    multiple = network.get("pad_vocab_to", 1)
-    return Shape(
-        layers=network["layers"],
-        width=network["width"],
-        heads=network["heads"],
-        kv_heads=network.get("kv_heads") or network["heads"],
-        mlp_width=network.get("mlp_width") or default_hidden(activation, network["width"]),
-        gated=activation == "swiglu",
-        rotary=network.get("positions", "rotary") == "rotary",
-        vocab=multiple * math.ceil(network["vocab_size"] / multiple),
-        tied=network.get("tied", False),
-        sequence=batch["sequence"],
-        micro_batch=batch["per_device"],
-        micro_batches=batch["tokens"] // (batch["sequence"] * batch["per_device"]),
-    )
+H200 = device_called("h200")
 
 
 def preset(name: str) -> Shape:
-    """Returns the shape of a shipped configuration."""
-    return shape_of(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
+    """The network and batch of a shipped configuration; one device does the whole step."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    batch, network = config["batch"], Transformer(**config["model"]["network"]["init_args"])
+    sequence, micro_batch = batch["sequence"], batch["per_device"]
+    shape = Shape.of(network, sequence=sequence, micro_batch=micro_batch)
+    return replace(shape, micro_batches=batch["tokens"] // (sequence * micro_batch))
 
 
 def table() -> str:

@@ -83,12 +83,14 @@ class OptimizerTraits:
         flat_fragments: it can update pieces that begin and end in the middle of a matrix.
         on_host: its update is fast enough, and possible, on a CPU.
         one_by_one: it updates each parameter without looking at the others.
+        compiled: torch compiles its update, which then holds no tensor of its own.
     """
 
     name: str
     flat_fragments: bool = True
     on_host: bool = False
     one_by_one: bool = True
+    compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

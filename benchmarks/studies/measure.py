@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.duel import Peer, alternate
 from benchmarks.shapes import Preset
 from benchmarks.studies.common import Settings, counts
-from llm_train.runtime.peaks import dense_peak_flops
+from llm_train.runtime.devices import dense_peak_flops
 
 
 def start(settings: Settings, peer: Peer) -> bool:

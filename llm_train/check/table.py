@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
-from llm_train.runtime.peaks import dense_peak_flops
+from llm_train.runtime.devices import dense_peak_flops
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
 

@@ -15,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError
+from llm_train.model.network import Transformer
+from llm_train.model.network.mlp import default_hidden
+from llm_train.runtime.devices import Device
 
 MATMUL_EFFICIENCY = 0.75
 """Of the dense peak: large bf16 products of cuBLAS on Hopper, at the clock that power allows."""
@@ -27,23 +30,6 @@ MEMORY_EFFICIENCY = 0.85
 
 _BF16 = 2
 _FP32 = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """What a device could do.
-
-    Attributes:
-        peak_flops: dense, in the dtype of the matrix products, FLOP/s.
-        bytes_per_second: of its memory.
-    """
-
-    peak_flops: float
-    bytes_per_second: float
-
-
-H200 = Device(peak_flops=989e12, bytes_per_second=4.8e12)
-"""NVIDIA H200 SXM datasheet (2024): bf16 without sparsity, HBM3e."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +74,23 @@ class Shape:
                 "divide the width, and kv_heads the heads"
             )
 
+    @classmethod
+    def of(cls, network: Transformer, *, sequence: int, micro_batch: int) -> Shape:
+        """The shape of a network as it is configured, and of one micro-batch."""
+        return cls(
+            layers=network.layers,
+            width=network.width,
+            heads=network.heads,
+            kv_heads=network.kv_heads or network.heads,
+            mlp_width=network.mlp_width or default_hidden(network.activation, network.width),
+            gated=network.activation == "swiglu",
+            rotary=network.positions == "rotary",
+            vocab=network.padded_vocab_size,
+            tied=network.tied,
+            sequence=sequence,
+            micro_batch=micro_batch,
+        )
+
     @property
     def kv_width(self) -> int:
         """Features of all key heads, and of all value heads."""
@@ -117,7 +120,7 @@ class Part:
 
     Attributes:
         flops: useful operations, forward and backward.
-        bytes: moved beside what the matrix products move themselves.
+        bytes: moved in addition to what the matrix products move themselves.
         seconds: operations over their attainable rate plus bytes over theirs.
     """
 
@@ -131,33 +134,15 @@ class Roofline:
     """A training step by parts, per token.
 
     Attributes:
-        blocks: matrix products of the blocks.
-        attention: scores and values, causal.
-        head: the head's products and the loss.
-        elementwise: norms, residuals, activations, rotary positions.
-        optimizer: AdamW.
+        parts: by name: the products of the blocks, attention, the head's products with the loss,
+            element-wise work (norms, residuals, activations, rotary positions), AdamW.
         peak_flops: of the device.
         tokens_per_step: of one optimizer step on one device.
     """
 
-    blocks: Part
-    attention: Part
-    head: Part
-    elementwise: Part
-    optimizer: Part
+    parts: dict[str, Part]
     peak_flops: float
     tokens_per_step: int
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """All parts by name."""
-        return {
-            "blocks": self.blocks,
-            "attention": self.attention,
-            "head and loss": self.head,
-            "element-wise": self.elementwise,
-            "optimizer": self.optimizer,
-        }
 
     @property
     def flops_per_token(self) -> float:
@@ -186,23 +171,23 @@ class Roofline:
 
 
 def roofline(shape: Shape, device: Device) -> Roofline:
-    """The parts of a training step of ``shape`` on ``device``."""
+    """The parts of a training step of ``shape`` on ``device``, in bf16."""
+    peak_flops = device.peak_flops("bf16-mixed")
 
     def part(flops: float = 0, moved: float = 0, efficiency: float = MATMUL_EFFICIENCY) -> Part:
-        seconds = flops / (efficiency * device.peak_flops)
+        seconds = flops / (efficiency * peak_flops)
         seconds += moved / (MEMORY_EFFICIENCY * device.bytes_per_second)
         return Part(flops=flops, bytes=moved, seconds=seconds)
 
     attention = 6 * shape.layers * shape.width * shape.sequence
-    return Roofline(
-        blocks=part(6 * shape.block_parameters),
-        attention=part(attention, efficiency=ATTENTION_EFFICIENCY),
-        head=part(6 * shape.vocab * shape.width, loss_bytes(shape)),
-        elementwise=part(moved=elementwise_bytes(shape)),
-        optimizer=part(moved=optimizer_bytes(shape) / shape.tokens_per_step),
-        peak_flops=device.peak_flops,
-        tokens_per_step=shape.tokens_per_step,
-    )
+    parts = {
+        "blocks": part(6 * shape.block_parameters),
+        "attention": part(attention, efficiency=ATTENTION_EFFICIENCY),
+        "head and loss": part(6 * shape.vocab * shape.width, loss_bytes(shape)),
+        "element-wise": part(moved=elementwise_bytes(shape)),
+        "optimizer": part(moved=optimizer_bytes(shape) / shape.tokens_per_step),
+    }
+    return Roofline(parts=parts, peak_flops=peak_flops, tokens_per_step=shape.tokens_per_step)
 
 
 def elementwise_bytes(shape: Shape) -> int:
@@ -230,7 +215,7 @@ def elementwise_bytes(shape: Shape) -> int:
 
 
 def loss_bytes(shape: Shape) -> int:
-    """Bytes that the loss reads and writes for one token beside the head's products.
+    """Bytes that the loss reads and writes for one token, the head's products left out.
 
     One fused kernel over bf16 logits: reads them for the normaliser, reads them again for the
     gradient, writes the gradient in their place: 3 V elements.

@@ -11,9 +11,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.model.lightning_shortcuts import NoProfiler, trim
+from llm_train.runtime.devices import dense_peak_flops
 from llm_train.runtime.host_memory import keep_freed_memory
 from llm_train.runtime.launch import Launch
-from llm_train.runtime.peaks import dense_peak_flops
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress

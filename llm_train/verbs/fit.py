@@ -22,11 +22,9 @@ class Fit(Verb):
         parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
         parser.add_argument(
             "--plan",
-            nargs="?",
-            const="",
+            default="",
             metavar="FILE",
-            help="compare predicted with measured bytes after 10 steps; with FILE, which plan "
-            "--json wrote, peak and step time as well",
+            help="what plan --json wrote: after 10 steps, compare it with what is measured",
         )
         parser.add_argument(
             "--profile", action="store_true", help="record three steps and say where time went"
@@ -61,14 +59,16 @@ def _watch(run: Run, flags: argparse.Namespace) -> None:
 
         save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
         run.watch(Profile(settings.run_dir, derived, save_every=save_every))
-    if flags.plan is not None:
-        from llm_train.plan.forecast import forecast, planned
-        from llm_train.trainer.callbacks.forecast import Forecast
+    if flags.plan:
+        from llm_train.trainer.callbacks.forecast import Forecast, planned
 
-        predicted = forecast(settings, derived.accumulation)
-        if flags.plan:
-            predicted |= planned(Path(flags.plan), settings)
-        run.watch(Forecast(predicted))
+        mesh = settings.mesh_shape
+        wanted = {
+            "strategy": settings.strategy.described(mesh),
+            "layout": vars(mesh),
+            "micro_batch": settings.batch.per_device,
+        }
+        run.watch(Forecast(planned(Path(flags.plan), wanted)))
     if flags.count_collectives:
         from llm_train.trainer.callbacks.collectives import Collectives
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from llm_train.cli.command import load_settings
-from llm_train.plan.devices import accelerator
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
+from llm_train.runtime.devices import device_called
 from llm_train.verbs.plan import draft, on_devices
 
 HERE = Path(__file__).parent
@@ -65,13 +65,13 @@ def planned(
     """Returns the configured numbers, and the simulated peak in GiB."""
     settings = load_settings(["-c", str(HERE / "published.yaml"), *overrides])
     settings = on_devices(settings, devices=devices, nodes=nodes)
-    values = draft(settings, accelerator(gpu), searching=False).values
+    values = draft(settings, device_called(gpu), searching=False).values
     highest = peak(values["simulated"])[1] - values["not_kept_by_compiled_blocks"]
     return values["configured"], highest / 2**30
 
 
 def usable(gpu: str) -> float:
-    return USABLE * accelerator(gpu).memory / 2**30
+    return USABLE * device_called(gpu).memory / 2**30
 
 
 @pytest.mark.slow

@@ -16,14 +16,13 @@ from llm_train.model.network.init import materialise
 from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
-from llm_train.plan.formula import State, state, weights_of
-from llm_train.plan.placing import Placing
+from llm_train.plan.cost_model import weights_of
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
-from llm_train.plan.traffic import traffic
 from llm_train.settings import Settings
 from llm_train.testing import configs
-from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy import FSDP, MeshShape, SingleDevice
+from llm_train.trainer.strategy.cost import Workload
 
 ROOT = Path(__file__).parents[2]
 POLICIES = [NoRecompute(), Selective(), EveryNth(n=2), EveryNth(n=3), EveryBlock()]
@@ -46,6 +45,11 @@ def case_of(settings: Settings, policy: Any, precision: str, sequence: int, batc
         sequence=sequence,
         micro_batch=batch,
     )
+
+
+def workload(case: Case) -> Workload:
+    weights = weights_of(case.network)
+    return Workload(weights=weights, optimizer=case.optimizer, precision=case.precision)
 
 
 def measured(case: Case) -> dict[str, int]:
@@ -83,9 +87,7 @@ def assert_equal(settings: Settings, case: Case) -> None:
     found, real = Scaled(case).at(case.micro_batch), measured(case)
     for part, size in real.items():
         assert found[part] == pytest.approx(size, rel=0.02), part
-    placing = Placing(kind="single", layout=MeshShape())
-    weights = weights_of(case.network)
-    formula = state(weights, placing, case.optimizer, case.precision, accumulation=1)
+    formula = SingleDevice().state_bytes(workload(case), MeshShape())
     for part in ("parameters", "gradients", "optimizer", "copies"):
         assert getattr(formula, part) == pytest.approx(real[part], rel=0.02), part
 
@@ -126,38 +128,30 @@ def test_depth_and_micro_batch_continue_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "reshard"),
+    ("ranks", "strategy"),
     [
-        (MeshShape(shards=64), True),
-        (MeshShape(shards=4, replicas=2), False),
-        (MeshShape(shards=3, tensor=2), True),
+        (64, FSDP()),
+        (8, FSDP(replicas=2, reshard_after_forward=False)),
+        (6, FSDP(tensor=2)),
     ],
+    ids=str,
 )
-def test_shards_are_those_of_the_formula(layout: MeshShape, reshard: bool) -> None:
-    settings = preset("quickstart")
+def test_shards_are_those_of_the_formula(ranks: int, strategy: FSDP) -> None:
+    settings, mesh = preset("quickstart"), strategy.mesh_shape(ranks)
     case = case_of(settings, NoRecompute(), "bf16-mixed", 128, 4)
     adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers additional matrices
-    case = replace(case, optimizer=adamw, micro_batches=2)
-    case = replace(case, layout=layout, sharded=True, reshard=reshard)
+    case = replace(case, optimizer=adamw, micro_batches=2, strategy=strategy, mesh=mesh)
     found = at_depth(case)
-    placing = Placing(kind="fsdp", layout=layout, reshard=reshard)
-    weights = weights_of(case.network)
-    formula: State = state(weights, placing, case.optimizer, case.precision, accumulation=2)
+    work = replace(workload(case), accumulation=2, activation=2 * 4 * 128 * 128)
+    formula = strategy.state_bytes(work, mesh)
     for part in ("parameters", "gradients", "optimizer"):
         assert found[part] == pytest.approx(getattr(formula, part), rel=0.02), part
     sent = {key: size for key, size in found.items() if key.startswith("sent ") and size > 1e5}
     expected: dict[str, float] = {}
-    for transfer in traffic(
-        weights,
-        placing,
-        case.precision,
-        accumulation=2,
-        activation=2 * 4 * 128 * 128,
-        layers=4,
-        recomputed=0.0,
-    ):
-        key = f"sent {transfer.kind} {transfer.ranks}"
-        expected[key] = expected.get(key, 0.0) + transfer.whole
+    for transfer in strategy.transfers(work, mesh):
+        if transfer.ranks > 1:
+            key = f"sent {transfer.kind} {transfer.ranks}"
+            expected[key] = expected.get(key, 0.0) + transfer.whole
     assert sent == pytest.approx(expected, rel=0.1)
 
 

@@ -23,13 +23,13 @@ import torch
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
-from llm_train.checkpoint import tensors
 from llm_train.context import Part, StrategyTraits
 from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
 from llm_train.run_state import Trainee, trainee
+from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -53,7 +53,7 @@ class World:
         return max(1, self.ranks // self.devices)
 
 
-class Strategy(Part, LightningStrategy):
+class Strategy(Costed, Part, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
 
     words: ClassVar[tuple[str, ...]] = ()
@@ -168,6 +168,8 @@ class Strategy(Part, LightningStrategy):
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
+        from llm_train.checkpoint import tensors  # imports torch's DTensors
+
         tensors.save(directory, self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
@@ -176,6 +178,8 @@ class Strategy(Part, LightningStrategy):
         Raises:
             CheckpointError: names, shapes or format do not fit.
         """
+        from llm_train.checkpoint import tensors
+
         optimizer = self.optimizers[0] if with_optimizer else None
         tensors.load(directory, self.task.network, optimizer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llm_train.context import Context, StrategyTraits
 from llm_train.trainer.strategy import deterministic
 from llm_train.trainer.strategy.base import Strategy
+from llm_train.trainer.strategy.cost import Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -80,6 +82,13 @@ class DDP(Strategy, DDPStrategy):
         result = super().backward(closure_loss / self.world_size, *args, **kwargs)
         self._buckets.add(last=self._last)
         return result
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """Every gradient is reduced once a step, in the dtype of its weight, bucket by bucket."""
+        size = work.width * sum(work.elements())
+        return [Transfer.on(mesh, "all-reduce", "replicate", size, math.ceil(size / 25e6))]
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:

@@ -15,21 +15,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.trainer.strategy import deterministic
 from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared
+from llm_train.trainer.strategy.fsdp_cost import MeshCost
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class FSDP(Strategy, ModelParallelStrategy):
+class FSDP(MeshCost, Strategy, ModelParallelStrategy):
     """Parameters, gradients and optimizer state sharded over ranks (ZeRO-3 in torch's own way).
 
     Args:
@@ -165,15 +168,7 @@ class FSDP(Strategy, ModelParallelStrategy):
 
     def shard(self, network: LanguageModel) -> None:
         """Cuts the network over the mesh."""
-        from llm_train.trainer.strategy.sharding import mixed_precision, shard_network
-
-        shard_network(
-            network,
-            self.device_mesh,
-            policy=mixed_precision(self.precision_plugin.precision),
-            reshard_after_forward=self.reshard_after_forward,
-            offload=self.offload,
-        )
+        self.shard_over(network, self.device_mesh, self.precision_plugin.precision)
         if self.reduction == "deterministic":
             self._shards = deterministic.Shards(network)
 
@@ -187,14 +182,10 @@ class FSDP(Strategy, ModelParallelStrategy):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""
-        accumulation = self.task.trainer.accumulate_grad_batches
-        network: Any = self.task.network  # fully_shard made it an FSDPModule as well
-        last = (batch_idx + 1) % accumulation == 0
-        network.set_requires_gradient_sync(last or self._shards is not None)
+        last = (batch_idx + 1) % self.task.trainer.accumulate_grad_batches == 0
+        self.begin_micro_batch(self.task.network, last=last)
         if self._shards is not None:
             self._shards.begin(last=last)
-        if not self.reshard_after_forward:
-            network.set_reshard_after_backward(last)
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
         """In deterministic order gradients are summed, not averaged."""
@@ -228,3 +219,46 @@ class FSDP(Strategy, ModelParallelStrategy):
         for module in self.task.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    # --- cost: bytes and collectives are in ``fsdp_cost`` -----------------------------------------
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Sharded over all ranks or within nodes, gathered twice or once, cut within a node."""
+        if world.ranks == 1:
+            return
+        for replicas in {1, world.nodes if world.devices > 1 else 1}:
+            yield cls(replicas=replicas)
+            yield cls(replicas=replicas, reshard_after_forward=False)
+        for power in range(1, world.devices.bit_length()):
+            yield cls(tensor=2**power)
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Each direction of the mesh, and two together."""
+        own = cls.__name__.lower()
+        prefix = "" if cls is FSDP else f"{own}-"
+        yield Compared(name=own)
+        yield Compared(name=f"{own}-no-reshard", arguments={"reshard_after_forward": False})
+        yield Compared(name=f"{prefix}hsdp", arguments={"replicas": 2}, least_ranks=4)
+        yield Compared(name=f"{prefix}tp", arguments={"tensor": ranks}, least_ranks=2)
+        yield Compared(name=f"{own}-tp", arguments={"tensor": 2}, least_ranks=4)
+
+    def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
+        """Makes each block one communication group of ``mesh``."""
+        from llm_train.trainer.strategy.sharding import mixed_precision, shard_network
+
+        shard_network(
+            network,
+            mesh,
+            policy=mixed_precision(precision),
+            reshard_after_forward=self.reshard_after_forward,
+            offload=self.offload,
+        )
+
+    def begin_micro_batch(self, network: LanguageModel, *, last: bool) -> None:
+        """Gradients are reduced after the last micro-batch of a step; deterministic, after each."""
+        sharded: Any = network  # fully_shard made it an FSDPModule as well
+        sharded.set_requires_gradient_sync(last or self._shards is not None)
+        if not self.reshard_after_forward:
+            sharded.set_reshard_after_backward(last)

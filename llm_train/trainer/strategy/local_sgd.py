@@ -20,9 +20,10 @@ take the place of the gradients, which are freed before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -30,11 +31,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from llm_train.checkpoint import dcp, tensors
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.base import Strategy
+from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -154,6 +155,8 @@ class LocalSGD(Strategy, DDPStrategy):
         A signal may come at any step, so each replica's weights and optimizer state are kept too,
         under ``replica-RANK``, and the momentum under ``outer``.
         """
+        from llm_train.checkpoint import tensors
+
         assert self._outer is not None, "setup() comes first"
         network = self.task.network
         agreed = tensors.model_tensors(network) | self._outer.tensors()
@@ -161,6 +164,8 @@ class LocalSGD(Strategy, DDPStrategy):
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""
+        from llm_train.checkpoint import dcp, tensors
+
         network = self.task.network
         optimizer = self.optimizers[0] if with_optimizer else None
         assert self._outer is not None, "setup() comes first"
@@ -170,6 +175,32 @@ class LocalSGD(Strategy, DDPStrategy):
         else:
             tensors.load(directory, network, optimizer)
             self._outer.begin()
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Nothing: who looks for a faster way to the same losses does not want other ones."""
+        yield from ()
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Agreement after every step, which is still not what one process computes."""
+        yield Compared(name=cls.__name__.lower(), arguments={"every": 1}, same=False)
+
+    def described(self, mesh: MeshShape) -> str:
+        """The class, and how often replicas agree."""
+        return f"{type(self).__name__}, every {self.every} steps"
+
+    def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
+        """Everything, and the agreed weights in fp32, with as much again for a momentum."""
+        agreed = (8 if self.outer_momentum else 4) * sum(work.elements())
+        return replace(super().state_bytes(work, mesh), agreed=agreed)
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """One all-reduce of fp32 differences in ``every`` steps."""
+        size = 4 * sum(work.elements()) / self.every
+        return [Transfer.on(mesh, "all-reduce", "replicate", size, 1 / self.every)]
 
     @property
     def _own(self) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Self
 
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.mesh import MeshShape
 
 
@@ -49,3 +51,16 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
                 f"trainer.strategy=single cannot use {context.ranks} ranks; "
                 "choose ddp, fsdp or zero1-3"
             )
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Only where there is one rank."""
+        if world.ranks == 1:
+            yield cls(world.device)
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Nothing: one process is what the others are compared with."""
+        yield from () if cls is SingleDevice else super().compared(ranks)

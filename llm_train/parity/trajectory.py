@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Trajectory:
     """One run, step by step.
 
     Attributes:
@@ -39,12 +39,12 @@ class Outcome:
     collectives: Mapping[str, float]
 
 
-def read(run_dir: Path) -> Outcome:
-    """The outcome of the run in ``run_dir``."""
+def read(run_dir: Path) -> Trajectory:
+    """The trajectory of the run in ``run_dir``."""
     lines = read_lines(run_dir / "metrics.jsonl")
     records = [record for record in merge(lines) if "train/loss" in record]
     before = records[-1 - collectives.STEPS]
-    return Outcome(
+    return Trajectory(
         loss=[record["train/loss"] for record in records],
         norm=[record["grad/norm"] for record in records],
         rate=[record["optimizer/lr"] for record in records],

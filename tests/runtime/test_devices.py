@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_train.runtime.peaks import DTYPES, dense_peak_flops
+from llm_train.errors import ConfigError
+from llm_train.runtime.devices import DEVICES, DTYPES, dense_peak_flops, device_called
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,10 @@ def test_an_unknown_type_is_a_programming_error():
     with pytest.raises(AssertionError, match="'int4' is none of"):
         dense_peak_flops("NVIDIA H200", "int4")
     assert len(DTYPES) == 5
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match=r"--gpu h20 is not known; did you mean h200\? known: "):
+        device_called("h20")
+    for name in DEVICES:
+        assert device_called(name).peak_flops("bf16-mixed") > 1e13
