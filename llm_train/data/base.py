@@ -25,7 +25,7 @@ SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
 END_OF_TEXT = "<|endoftext|>"
 NO_TOKEN = -1
 
-Ids = npt.NDArray[np.integer[Any]]
+Ids = npt.NDArray[np.integer[Any]]  # of any width
 
 
 class Document(NamedTuple):

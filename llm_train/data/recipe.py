@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from llm_train.data.base import Recipe
 from llm_train.data.manifest import Manifest
@@ -18,7 +17,7 @@ from llm_train.errors import ConfigError
 NO_EFFECT_ON_TOKENS: Mapping[str, bool] = {"affects_tokens": False}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Configurations become dictionaries, sequences lists; anything else must be a JSON scalar."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
@@ -39,13 +38,14 @@ def plain(value: Any) -> Any:
     raise ConfigError(f"{value!r} in a recipe has no plain form; use numbers, text and lists")
 
 
-def recipe_dict(recipe: Recipe) -> dict[str, Any]:
+def recipe_dict(recipe: Recipe) -> dict[str, object]:
     """The recipe's plain form."""
-    result: dict[str, Any] = plain(recipe)
+    result = plain(recipe)
+    assert isinstance(result, dict)
     return result
 
 
-def differences(stored: Any, wanted: Any, key: str = "") -> Iterator[str]:
+def differences(stored: object, wanted: object, key: str = "") -> Iterator[str]:
     """One phrase for each value that is not the same."""
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         if stored.get("class_path") != wanted.get("class_path"):

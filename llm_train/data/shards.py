@@ -13,7 +13,7 @@ from bisect import bisect_right
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ def dtype_for(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def little_endian(dtype: str) -> np.dtype[Any]:
+def little_endian(dtype: str) -> np.dtype[np.generic]:
     """The numpy type of a stored integer, the same bytes on every machine."""
     return np.dtype(dtype).newbyteorder("<")
 
@@ -67,7 +67,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._file: BinaryIO | None = None
         self._left = 0
 
-    def add(self, ids: npt.NDArray[np.integer[Any]]) -> None:
+    def add(self, ids: Ids) -> None:
         """Appends ids (any integer type, all below the vocabulary size)."""
         stored = ids.astype(self._dtype)
         while stored.size:
@@ -121,18 +121,18 @@ class ShardTokens(Tokens):
         lengths = (shard.bytes // self._dtype.itemsize for shard in shards)
         self._borders = [0, *accumulate(lengths)]
         self._firsts = np.asarray(self._borders[:-1])
-        self._maps: list[npt.NDArray[Any]] | None = None
-        self._windows: dict[int, npt.NDArray[Any]] = {}
+        self._maps: list[Ids] | None = None
+        self._windows: dict[int, Ids] = {}
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """As stored; 32-bit ids as signed integers, which torch can index with."""
         return np.dtype(np.uint16 if self._dtype.itemsize == 2 else np.int32)
 
     def __len__(self) -> int:
         return self._borders[-1]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": None, "_windows": {}}
 
     def read(self, start: int, out: Ids) -> None:
@@ -167,7 +167,7 @@ class ShardTokens(Tokens):
                 self.read(start, row)
         return out
 
-    def _open(self) -> list[npt.NDArray[Any]]:
+    def _open(self) -> list[Ids]:
         if self._maps is None:
             # A plain array over the map: slicing np.memmap itself costs several times more.
             stored = self._dtype if self._dtype.itemsize == 2 else little_endian("int32")
@@ -175,7 +175,7 @@ class ShardTokens(Tokens):
         return self._maps
 
 
-def _every_window(tokens: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def _every_window(tokens: Ids, length: int) -> Ids:
     """A view whose row i is the window at i: (N - length + 1, length), without a copy."""
     strides = (tokens.itemsize, tokens.itemsize)
     shape = (tokens.size - length + 1, length)

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.model.network import Transformer
 from llm_train.model.network.linear import HasShadow, ShadowWeights
-from llm_train.model.recompute.saved import saved_bytes
 from llm_train.plan.simulate import Case, autocast, default_dtype
+from llm_train.plan.watch import saved_bytes
 
 
 def saving_of_a_block(case: Case) -> float:

@@ -29,8 +29,7 @@ from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.saved import saved_bytes
-from llm_train.plan.watch import Watch, local
+from llm_train.plan.watch import Watch, local, saved_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
 

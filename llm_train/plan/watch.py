@@ -16,6 +16,7 @@ formulas of torch's flop counter.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -245,3 +246,27 @@ def _attention_flops(name: str, args: tuple[Any, ...]) -> int:
     backward = "backward" in name
     query, key, value = (tensor.shape for tensor in (args[1:4] if backward else args[:3]))
     return attention_flops(query, key, value) // 2 * (2 if backward else 1)
+
+
+def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Runs ``module(*args, **kwargs)`` once and returns the bytes kept until its backward.
+
+    What is alive when only the graph is left counts, whoever holds it. Hooks on saved tensors would
+    not do: activation checkpointing keeps the outputs of selected operators in a cache of its own,
+    so that a selective policy would look as cheap as a full one. Not counted are parameters,
+    buffers, other tensors that are attributes of modules (shadow weights) and the arguments.
+    Counted are copies of parameters that autocast makes and the graph keeps. A compiled module is
+    measured as if it were not.
+    """
+    held = [list(module.parameters()), list(module.buffers())]
+    held += [list(vars(part).values()) for part in module.modules()]
+    with Watch() as watch:
+        watch.adopt([t for t in tree_leaves([args, kwargs, held]) if isinstance(t, Tensor)])
+        before = watch.live
+        output = module(*args, **kwargs)
+    roots = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    del output  # from here on the graph, rooted in its functions, holds whatever is alive
+    gc.collect()
+    kept = watch.live - before
+    del roots
+    return kept

@@ -15,10 +15,11 @@ from llm_train.cli.command import load_settings
 from llm_train.model.network.init import materialise
 from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer import AdamW
-from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
+from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.plan.cost_model import weights_of
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
+from llm_train.plan.watch import saved_bytes
 from llm_train.settings import Settings
 from llm_train.testing import configs
 from llm_train.trainer.strategy import FSDP, MeshShape, SingleDevice

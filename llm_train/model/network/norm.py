@@ -8,13 +8,14 @@ and writes the low-precision tensors; eager, it costs a float32 copy.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NormKind = Literal["layernorm", "rmsnorm"]
+if TYPE_CHECKING:
+    from llm_train.model.network.transformer import Transformer
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -43,6 +44,8 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
 
 
-def make_norm(kind: NormKind, width: int, *, eps: float, bias: bool) -> LayerNorm | RMSNorm:
+def make_norm(config: Transformer) -> LayerNorm | RMSNorm:
     """The norm that a configuration names; RMSNorm has no bias whatever ``bias`` says."""
-    return LayerNorm(width, eps=eps, bias=bias) if kind == "layernorm" else RMSNorm(width, eps=eps)
+    if config.norm == "layernorm":
+        return LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+    return RMSNorm(config.width, eps=config.norm_eps)

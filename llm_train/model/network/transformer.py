@@ -26,13 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.errors import ConfigError, check_at_least, check_choices
-from llm_train.model.network.attention import Attention
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.head import Head
-from llm_train.model.network.mlp import GatedMLP, PlainMLP, default_hidden, make_mlp
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
 from llm_train.runtime.autocast import autocast_dtype
@@ -174,31 +172,6 @@ def _nearest_multiples(value: int, factor: int) -> str:
     return f"{below} or {below + factor}" if below else f"{factor}"
 
 
-def _table(rows: int, width: int) -> nn.Embedding:
-    # nn.Embedding itself draws weights; on the meta device that imports torch._dynamo (0.7 s).
-    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
-
-
-def _make_block(config: Transformer) -> Block:
-    attention = Attention(
-        width=config.width,
-        heads=config.heads,
-        kv_heads=config.kv_heads or config.heads,
-        bias=config.bias,
-        dropout=config.dropout,
-        qk_norm=config.qk_norm,
-        norm_eps=config.norm_eps,
-    )
-    hidden = config.mlp_width or default_hidden(config.activation, config.width)
-    return Block(
-        make_norm(config.norm, config.width, eps=config.norm_eps, bias=config.bias),
-        attention,
-        make_norm(config.norm, config.width, eps=config.norm_eps, bias=config.bias),
-        make_mlp(config.activation, config.width, hidden, bias=config.bias),
-        dropout=config.dropout,
-    )
-
-
 class Decoder(CachedLanguageModel):
     """The module that ``Transformer`` builds."""
 
@@ -206,17 +179,17 @@ class Decoder(CachedLanguageModel):
         super().__init__()
         self.config = config
         rows, width = config.padded_vocab_size, config.width
-        self.embedding = _table(rows, width)
+        self.embedding = nn.Embedding(rows, width)
         learned = config.positions == "learned"
-        self.positions = _table(config.max_sequence, width) if learned else None
+        self.positions = nn.Embedding(config.max_sequence, width) if learned else None
         self.rotary = (
             None
             if learned
             else Rotary(config.max_sequence, width // config.heads, base=config.rotary_base)
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_make_block(config) for _ in range(config.layers))
-        self.norm = make_norm(config.norm, width, eps=config.norm_eps, bias=config.bias)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config)
         self.head = Head(width, rows, vocab_size=config.vocab_size, soft_cap=config.soft_cap)
         self._tie()
 
@@ -258,7 +231,7 @@ class Decoder(CachedLanguageModel):
     def tensor_limits(self) -> Mapping[str, int]:
         """Whole groups of heads, and whole slabs or features of the feed-forward part."""
         block = cast(Block, self.layers[0])
-        mlp = cast(PlainMLP | GatedMLP, block.mlp)
+        mlp = block.mlp
         groups = f"the groups of {mlp.slab} in " if mlp.slab > 1 else ""
         return {
             "model.network's kv_heads": block.attention.heads // block.attention.group,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llm_train.errors import ConfigError, check_choices
 
 Named = tuple[str, nn.Parameter]
-Group = dict[str, Any]
+Group = dict[str, Any]  # torch's own type of a group
 
 
 def trainable(named_parameters: Iterable[Named]) -> list[Named]:
@@ -87,7 +87,7 @@ def set_learning_rates(groups: Sequence[Group], peaks: Sequence[float], factor: 
             group["lr"] = peak * factor
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: object) -> None:
     """Refuses values that no optimizer takes.
 
     Args:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llm_train.context import Context
 from llm_train.model.optimizer.clipping import norm_of_norms
+from llm_train.model.optimizer.groups import Group
 
 UpdateTime = Literal["step", "backward"]
 
@@ -79,7 +80,7 @@ class InBackward:
                 parameter.register_post_accumulate_grad_hook(partial(self._update, group))
 
     @torch.no_grad()
-    def _update(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _update(self, group: Group, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self._norms[parameter] = torch._foreach_norm([parameter.grad], 2.0)[0]
         whole = self._optimizer.param_groups

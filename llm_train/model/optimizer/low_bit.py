@@ -54,7 +54,7 @@ class LowBitState:
     """
 
     state_format: str
-    state: dict[Tensor, dict[str, Any]]
+    state: dict[Tensor, dict[str, Tensor]]
 
     def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
         """A moment of zeros, sharded as ``p`` is; overrides torchao's."""
@@ -92,7 +92,7 @@ class LowBitState:
             if key == "step":
                 found[key] = value
                 continue
-            local: Any = local_part(value)  # torchao's tensor
+            local: Any = local_part(value)  # torchao's class has no types
             if local.numel():
                 codes, scale = local.codes, local.scale
             else:  # a rank without rows

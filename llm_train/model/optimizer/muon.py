@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from llm_train.errors import ConfigError
+from llm_train.model.optimizer.groups import Group
 from llm_train.model.optimizer.newton_schulz import orthogonalize
 from llm_train.runtime.sharded import is_dtensor
 
@@ -52,7 +52,7 @@ MUON_SETTINGS = (
 class MuonWithAdamW(Optimizer):
     """Muon on groups with ``algorithm: muon``, AdamW on those with ``algorithm: adamw``."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[Group]) -> None:
         super().__init__(list(groups), {})
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class MuonWithAdamW(Optimizer):
                 self._adamw(group)
         return loss
 
-    def _muon(self, group: dict[str, Any]) -> None:
+    def _muon(self, group: Group) -> None:
         """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""
         ready: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(
             list
@@ -88,7 +88,7 @@ class MuonWithAdamW(Optimizer):
         for batch in ready.values():
             self._update(group, batch)
 
-    def _momentum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
+    def _momentum(self, group: Group, parameter: Tensor) -> Tensor:
         """What Muon orthogonalizes, in the layout of the parameter."""
         if parameter.ndim != 2:
             raise ConfigError(
@@ -103,7 +103,7 @@ class MuonWithAdamW(Optimizer):
         momentum.lerp_(gradient, 1.0 - group["momentum"])
         return gradient.lerp(momentum, group["momentum"])
 
-    def _update(self, group: dict[str, Any], batch: list[tuple[Tensor, Tensor]]) -> None:
+    def _update(self, group: Group, batch: list[tuple[Tensor, Tensor]]) -> None:
         """Moves matrices of one shape."""
         matrices = torch.stack([whole for _, whole in batch])  # (N, R, C)
         dtype = _newton_schulz_dtype(group["newton_schulz_dtype"], matrices)
@@ -121,7 +121,7 @@ class MuonWithAdamW(Optimizer):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.add_(move, alpha=-group["lr"] * scale)
 
-    def _adamw(self, group: dict[str, Any]) -> None:
+    def _adamw(self, group: Group) -> None:
         """AdamW over the group, by the kernels of torch."""
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         for parameter in parameters:

@@ -57,7 +57,7 @@ class TorchOptimizer(Optimizer):
             return single
         return self._make(decay_groups(named, float(single.defaults["weight_decay"])))
 
-    def _make(self, parameters: Iterable[Any]) -> optim.Optimizer:
+    def _make(self, parameters: Iterable[object]) -> optim.Optimizer:
         try:
             return self.optimizer(parameters)
         except ValueError as error:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+ContextPair = tuple[AbstractContextManager[object], AbstractContextManager[object]]
 
 
 def checkpoint_block(block: nn.Module, context_fn: Callable[[], ContextPair] | None = None) -> None:
@@ -37,7 +37,7 @@ def checkpoint_block(block: nn.Module, context_fn: Callable[[], ContextPair] | N
     # Naming torch's own default here would stop torch.compile.
     contexts: dict[str, Any] = {} if context_fn is None else {"context_fn": context_fn}
 
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: object, **kwargs: Any) -> object:
         original = type(self).forward
         if not (self.training and torch.is_grad_enabled()):
             return original(self, *args, **kwargs)

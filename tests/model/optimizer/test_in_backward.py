@@ -154,7 +154,7 @@ def test_shards_are_updated_block_by_block(fork_server: ForkServer, tmp_path: Pa
         ),
         (
             {"model__optimizer": {"class_path": "MuonAdamW", "init_args": {"learning_rate": 0.1}}},
-            "with model.optimizer=MuonAdamW, which orthogonalizes",
+            "with model.optimizer=MuonAdamW, which updates parameters together",
         ),
         ({"model__loss__class_path": "CausalLM", "model__loss__init_args__ignore_index": 3}, "div"),
         ({"model__compile": "network"}, "with model.compile=network frees nothing early"),
