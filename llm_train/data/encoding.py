@@ -11,8 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
+from unittest import mock
 
 import numpy as np
 import tokenizers
@@ -47,11 +47,6 @@ class Encoded(NamedTuple):
     decoded_bytes: int
 
 
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def encode_all(
     pieces: Iterable[Piece],
     tokenizer: tokenizers.Tokenizer,
@@ -76,8 +71,9 @@ def encode_all(
             for piece, encoding in zip(batch, encodings, strict=True)
         ]
 
-    with _library_threads_off():
-        for batch in _ordered_map(encode, _batches(pieces), workers or available_cores()):
+    # The library keeps to the calling thread, so that ``workers`` means what it says.
+    with mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"):
+        for batch in _ordered_map(encode, _batches(pieces), workers or _available_cores()):
             yield from batch
 
 
@@ -113,28 +109,13 @@ def _ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -
     """Like ``map`` on a pool, never more than two items a worker ahead of the consumer."""
     waiting: deque[Future[B]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-@contextmanager
-def _library_threads_off() -> Iterator[None]:
-    """Keeps tokenizers to the calling thread, so that ``workers`` means what it says."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

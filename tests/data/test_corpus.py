@@ -75,7 +75,7 @@ def test_keys_do_not_depend_on_where_the_data_lie(
 
 @pytest.mark.parametrize("pause", [0, 1, 2, 3])
 def test_separator_cuts_a_file(tmp_path: Path, pause: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_train.data.corpus.text_files._READ_CHARACTERS", 7 + pause)
+    monkeypatch.setattr("llm_train.data.corpus.files._READ_CHARACTERS", 7 + pause)
     path = tmp_path / "stories.txt"
     path.write_text("first story<|end|>second é<|end|><|end|>third", newline="")
     items = list(TextFiles(paths=[str(path)], separator="<|end|>").read())

@@ -65,12 +65,11 @@ def test_writer_keeps_the_largest_id(tmp_path: Path, vocab_size: int) -> None:
     dtype = dtype_for(vocab_size)
     with ShardWriter(tmp_path, "train", dtype, shard_tokens=2) as writer:
         writer.add(np.array([0, vocab_size - 1, 1], dtype=np.int32))
-        writer.finish()
-    read = np.concatenate(
-        [np.fromfile(tmp_path / f.name, "<" + np.dtype(dtype).str[1:]) for f in writer.shards]
-    )
+    stored = np.dtype(dtype).newbyteorder("<")
+    shards = writer.stored().shards
+    read = np.concatenate([np.fromfile(tmp_path / shard.name, stored) for shard in shards])
     assert read.tolist() == [0, vocab_size - 1, 1]
-    assert [shard.bytes for shard in writer.shards] == [2 * read.itemsize, read.itemsize]
+    assert [shard.bytes for shard in shards] == [2 * read.itemsize, read.itemsize]
 
 
 def test_source_windows_hold_the_held_out_tokens(shards: Path) -> None:
@@ -155,7 +154,7 @@ def test_intact_shards_verify(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", "not a manifest"),
         ("[]", "not a manifest"),
         ("{}", "not a manifest"),
         ('{"version": 99}', "format version 99"),
