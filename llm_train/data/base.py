@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +127,7 @@ class Recipe(Part, ABC):
         comparable: False where the recipe says nothing about how the tokens were made.
     """
 
-    comparable: ClassVar[bool] = True
+    comparable = True
 
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
@@ -160,7 +160,7 @@ class TokenSource(Part, ABC):
         dense: True where no training window holds -1, so that every target counts in the loss.
     """
 
-    dense: ClassVar[bool] = False
+    dense = False
 
     def check(self) -> list[str]:
         """Why training could not read this source, one line each, without reading the tokens."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -24,9 +24,6 @@ from llm_train.errors import DataError
 _BATCH_CHARACTERS = 1 << 19
 _BATCH_PIECES = 256
 _LARGEST_PIECE = 1 << 28
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Encoded(NamedTuple):
@@ -71,10 +68,19 @@ def encode_all(
             for piece, encoding in zip(batch, encodings, strict=True)
         ]
 
-    # The library keeps to the calling thread, so that ``workers`` means what it says.
-    with mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"):
-        for batch in _ordered_map(encode, _batches(pieces), workers or _available_cores()):
-            yield from batch
+    workers = workers or _available_cores()
+    waiting: deque[Future[list[Encoded]]] = deque()  # at most two batches a worker
+    with (
+        # The library keeps to the calling thread, so that ``workers`` means what it says.
+        mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"),
+        ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool,
+    ):
+        for batch in _batches(pieces):
+            waiting.append(pool.submit(encode, batch))
+            if len(waiting) >= 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 def _encoded(piece: Piece, ids: list[int], lengths: Ids, end_of_text: int) -> Encoded:
@@ -103,18 +109,6 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """Like ``map`` on a pool, never more than two items a worker ahead of the consumer."""
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _available_cores() -> int:

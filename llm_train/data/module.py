@@ -77,9 +77,7 @@ class TokenData(Part, pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if workers < 0:
-            raise ConfigError(
-                f"data.workers={workers} must be 0 (read in the process itself) or more"
-            )
+            raise ConfigError(f"data.workers={workers} must be 0 (read in the process) or more")
         self.source = source
         self.recipe = recipe
         self.workers = workers

@@ -85,20 +85,14 @@ class Tokenize(Recipe):
         np.save(directory / TOKEN_BYTES, lengths)
         boundary = self.tokenizer.boundary
         end_of_text = token_id(tokenizer, boundary) if boundary else NO_TOKEN
+        dtype = dtype_for(lengths.size)
         skipped, compressed = Counter[str](), CompressedSize()
         size = provenance.get("bytes")
-        bar = tqdm(
-            total=size if isinstance(size, int) else None,
-            unit="B",
-            unit_scale=True,
-            desc="tokenizing",
-            disable=not progress,
-        )
+        total = size if isinstance(size, int) else None
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
         with bar, ExitStack() as stack:
             writers = {
-                name: stack.enter_context(
-                    ShardWriter(directory, name, dtype_for(lengths.size), self.shard_tokens)
-                )
+                name: stack.enter_context(ShardWriter(directory, name, dtype, self.shard_tokens))
                 for name in SPLITS
             }
             pieces = self.split.divide(lambda: self._documents(skipped))
@@ -115,7 +109,7 @@ class Tokenize(Recipe):
         self._check(splits)
         Manifest(
             version=VERSION,
-            dtype=dtype_for(lengths.size),
+            dtype=dtype,
             vocab_size=lengths.size,
             end_of_text=end_of_text,
             splits=splits,

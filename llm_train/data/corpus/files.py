@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from llm_train.data.base import Corpus, Document, Skipped
 from llm_train.errors import ConfigError, DataError
@@ -31,7 +31,7 @@ class FileCorpus(Corpus):
         size_key: what provenance calls the size of the files; ``bytes`` where it is the text's.
     """
 
-    size_key: ClassVar[str] = "bytes"
+    size_key = "bytes"
 
     @abstractmethod
     def files(self) -> list[Found]:
