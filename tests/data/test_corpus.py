@@ -142,10 +142,8 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
 def test_json_lines_other_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"body": f"text {i}"}) for i in range(3)))
-    items = list(JSONLines(paths=[str(path)], field="body").read())
-    assert [item.text for item in items if isinstance(item, Document)] == [
-        f"text {i}" for i in range(3)
-    ]
+    items = JSONLines(paths=[str(path)], field="body").read()
+    assert list(items) == [Document(f"rows.jsonl:{i + 1}", f"text {i}") for i in range(3)]
 
 
 @pytest.fixture(scope="module")
