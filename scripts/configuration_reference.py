@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from the code: ``make docs``. With ``--check`` it only compares.
+"""Writes docs/configuration.md and the README's table of verbs from the code: ``make docs``.
+
+With ``--check`` it only compares.
 
 Every name, type, default and sentence comes from signatures and docstrings; a test writes the page
 again and compares. The page lists as ``class_path`` every class that the modules of a family's
@@ -21,7 +23,9 @@ import docstring_parser
 
 from llm_train.discovery import concrete
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+README = ROOT / "README.md"
 
 # YAML key, package, and the name of the base class of what the key takes.
 FAMILIES = (
@@ -143,12 +147,11 @@ def about(kind: Any) -> str:
 
 def top_level() -> Iterator[str]:
     """Yields a table of the keys outside model, data and trainer, with the defaults of a parse."""
-    import yaml
-
     from llm_train.cli import load_settings
+    from llm_train.runtime import yaml12
     from llm_train.settings import Settings
 
-    example = yaml.safe_load(SMALLEST)
+    example = yaml12.load(SMALLEST)
     arguments = [f"--budget={example['budget']}"]
     for section in ("batch", "model", "data"):
         arguments += [f"--{section}.{key}={value}" for key, value in example[section].items()]
@@ -268,10 +271,27 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme() -> str:
+    """The README with the verbs that there are."""
+    from llm_train import verbs
+
+    rows = [f"| `{name}` | {sentences(text)} |" for name, text in verbs.summaries().items()]
+    text = README.read_text(encoding="utf-8")
+    begin, end = "<!-- verbs: written by make docs -->\n", "<!-- end of verbs -->"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return (
+        before
+        + begin
+        + "\n".join(["| verb | what it does |", "|---|---|", *rows, ""])
+        + end
+        + after
+    )
+
+
 if __name__ == "__main__":
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text(encoding="utf-8") != page():
-            sys.exit(f"{PAGE} is not what the code says; run `make docs`")
-    else:
-        PAGE.write_text(page(), encoding="utf-8")
-        print(f"wrote {PAGE}", file=sys.stderr)
+    for file, text in ((PAGE, page()), (README, readme())):
+        if "--check" not in sys.argv[1:]:
+            file.write_text(text, encoding="utf-8")
+            print(f"wrote {file}", file=sys.stderr)
+        elif file.read_text(encoding="utf-8") != text:
+            sys.exit(f"{file} is not what the code says; run `make docs`")

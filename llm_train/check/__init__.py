@@ -5,7 +5,7 @@ against network, precision against strategy, settings that would have no effect.
 touches a device, so a configuration for a thousand GPUs can be checked on a laptop.
 """
 
-from llm_train.check.problems import notes, problems
+from llm_train.check.problems import notes, problems, require_sound
 from llm_train.check.table import table
 from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED
 
@@ -15,5 +15,6 @@ __all__ = [
     "REPLACED",
     "notes",
     "problems",
+    "require_sound",
     "table",
 ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from llm_train.check import devices, trainer
-from llm_train.errors import LLMTrainError
+from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
 
 Rule = Callable[[], Iterator[str]]
@@ -31,6 +31,16 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
         except LLMTrainError as error:
             found.append(_dotted(str(error)))
     return list(dict.fromkeys(found))
+
+
+def require_sound(settings: Settings, *, running: bool = True) -> None:
+    """Refuses a configuration with problems.
+
+    Raises:
+        ConfigError: there are some; one line for each.
+    """
+    if found := problems(settings, running=running):
+        raise ConfigError("\n".join(found))
 
 
 def _sound(settings: Settings) -> tuple[Settings, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -61,6 +62,8 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
 
 
 def _load(arguments: Sequence[str], *, allow_import: Sequence[str]) -> Settings:
+    if allow_import and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
     settings = load_settings(arguments, allow_import)
     _quieten_libraries()  # after the import of Lightning, which sets its own level
     return settings

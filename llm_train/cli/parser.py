@@ -8,8 +8,6 @@ and all parts that refuse their settings reported at once, each with its key.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +15,11 @@ from pathlib import Path
 import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
+from jsonargparse._common import parsing_settings
 from jsonargparse.typing import register_type
 
+import llm_train.trainer.callbacks
+import llm_train.trainer.logger  # noqa: F401
 from llm_train import check
 from llm_train.cli import documents
 from llm_train.cli.help import settings_help
@@ -55,6 +56,8 @@ class _Parser(ArgumentParser):
     """Lists the settings that have an effect, instead of every class of Lightning."""
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        if "budget" not in {action.dest for action in self._actions}:
+            return super().format_help()  # the settings of one class: --model.schedule.help=Linear
         hidden = {f"trainer.{key}" for key in check.REPLACED}
         return settings_help(self._actions, ROOTS, hidden, CHOICES)
 
@@ -130,21 +133,19 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
 
 @contextmanager
 def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
-    """Sets up jsonargparse, which keeps this globally, and yields what may be imported."""
+    """Sets up jsonargparse, whose settings are global, and yields what may be imported."""
     for name in allow_import:
         if not all(part.isidentifier() for part in name.split(".")) or name == "jsonargparse":
             raise ConfigError(f"--allow-import {name} cannot be allowed; give the name of a module")
     allowed = [*ALLOWED_IMPORTS, *allow_import]
+    before = dict(parsing_settings)
     jsonargparse.set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
     jsonargparse.set_loader(MODE, yaml12.load, exceptions=(yaml12.YAMLError,))
     jsonargparse.set_dumper(MODE, yaml12.dump)
-    if allow_import and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
     try:
         yield allowed
-    finally:
-        foreign = [name for name in allow_import if name not in ALLOWED_IMPORTS]
-        jsonargparse.set_parsing_settings(import_path_denylist=foreign)
+    finally:  # whoever else uses jsonargparse in this process finds it as it was
+        parsing_settings.update(before)

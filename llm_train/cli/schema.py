@@ -18,6 +18,7 @@ import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
+from llm_train.runtime import yaml12
 from llm_train.units import Duration
 
 MODE = "yaml12"  # our reader of YAML, by the name under which the parser knows it
@@ -90,6 +91,12 @@ def _parser_of(hint: Any) -> jsonargparse.ArgumentParser:
 
 def accepts(hint: Any, value: object) -> bool:
     """Whether the parser takes ``value`` for a setting of this type."""
+    if isinstance(value, str) and isinstance(yaml12.load_or_text(value), str):
+        # The parser would try YAML 1.1 on a word, where 1:30 is 90 and yes is true.
+        words = [part for part in parts(hint) if part not in (int, float, bool)]
+        if not words:
+            return False
+        hint = Union[tuple(words)]  # noqa: UP007 - from a list
     try:
         _parser_of(hint).parse_object({"value": value})
     except (jsonargparse.ArgumentError, ValueError):

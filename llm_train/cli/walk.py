@@ -150,7 +150,7 @@ class Walk:
             self._say(self._wrong(hint, value, path))
 
     def _loaded(self, value: Any) -> Any:
-        return yaml12.load(value) if self._option and isinstance(value, str) else value
+        return yaml12.load_or_text(value) if self._option and isinstance(value, str) else value
 
     def _wrong(self, hint: Any, value: Any, path: str) -> str:
         shown = str(value) if isinstance(value, str) else yaml12.dump(value).strip()
@@ -261,7 +261,7 @@ def join(path: str, key: object) -> str:
 def _overlay(below: dict[str, Any], above: Mapping[str, Any], option: bool) -> None:
     for key, value in above.items():
         if option and isinstance(value, str) and value.startswith(("{", "[")):
-            value = yaml12.load(value)
+            value = yaml12.load_or_text(value)
         if isinstance(value, Mapping):
             inner = below.get(key)
             below[key] = inner if isinstance(inner, dict) else {}

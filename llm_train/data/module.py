@@ -136,6 +136,16 @@ class TokenData(Part, pl.LightningDataModule):
         self._seed = seed
         self._steps_total = steps_total
 
+    @property
+    def share(self) -> Share:
+        """Which samples are this rank's."""
+        if self._share is None:
+            raise ConfigError(
+                "the data have not been told which rank reads them; "
+                "llm_train.build(settings) makes a Trainer and tells them"
+            )
+        return self._share
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the data: one integer, and what it is a position in."""
         return {"consumed": self.consumed, "fingerprint": self.source.fingerprint()}
@@ -157,9 +167,8 @@ class TokenData(Part, pl.LightningDataModule):
 
     def train_dataloader(self) -> TokenLoader:
         """Loader of this rank's micro-batches from the current position to the end of the run."""
-        assert self._share is not None
         sampler = MicroBatches(
-            self._share,
+            self.share,
             steps_total=self._steps_total,
             steps_done=self.steps_done,
             consumed=self.consumed,
@@ -169,10 +178,9 @@ class TokenData(Part, pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Loader of this rank's share of all held-out windows."""
-        assert self._share is not None
         windows = self.source.held_out_windows(self._sequence)
         dataset = _HeldOutWindows(windows, self._sequence)
-        sampler = HeldOutBatches(self._share, windows=len(windows))
+        sampler = HeldOutBatches(self.share, windows=len(windows))
         return _DirectLoader(dataset, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -45,7 +45,7 @@ def describe_file(path: Path) -> StoredFile:
     return StoredFile(name=path.name, bytes=size, sha256=digest.hexdigest())
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Appends token ids of one split to ``SPLIT-00000.bin`` and its successors.
 
     Args:
@@ -102,15 +102,7 @@ class ShardWriter:
         self._file = None
         self.shards.append(StoredFile(name=path.name, bytes=size, sha256=self._shard.hexdigest()))
 
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 

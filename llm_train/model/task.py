@@ -107,9 +107,11 @@ class Task(Part, Trimmed, Trainee):
         yield self.construction
 
     def problems(self, context: Context) -> Iterator[str]:
-        """Those of ``attention`` and ``update``, which are words."""
+        """Those of ``attention`` and ``update``, which are words, and work that is uncountable."""
         yield from sdpa.problems(self.attention, context)
         yield from in_backward.problems(context)
+        if context.batch.sequence <= self.network_config.max_positions:
+            self.counts.flops_per_token(context.batch.sequence)
 
     # --- wiring -----------------------------------------------------------------------------------
 

@@ -92,17 +92,6 @@ class Run:
         )
 
 
-def require_sound(settings: Settings, *, running: bool = True) -> None:
-    """Asks ``check`` for the problems of a configuration.
-
-    Raises:
-        ConfigError: there are some; one line for each.
-    """
-    found = checks.problems(settings, running=running)
-    if found:
-        raise ConfigError("\n".join(found))
-
-
 def build(settings: Settings, *, resume: str = "") -> Run:
     """Checks the settings and constructs the Trainer; nothing is trained or written yet.
 
@@ -114,7 +103,9 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
-    require_sound(settings)
+    if hasattr(settings.task, "network"):
+        raise ConfigError("a run has used these settings and moved their weights; load them again")
+    checks.require_sound(settings)
     derived, table = settings.derive(), checks.table(settings)
     saver = Checkpoints(
         _store(settings, derived),
@@ -146,7 +137,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         ConfigError: the settings have problems; one line for each.
         CheckpointError: there is no checkpoint, or it does not fit the settings.
     """
-    require_sound(settings)
+    checks.require_sound(settings)
     derived = settings.derive()
     path = _store(settings, derived).resolve(checkpoint).path
     if path is None:

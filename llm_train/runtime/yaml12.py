@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
-__all__ = ["YAMLError", "dump", "duplicates", "load", "where"]
+__all__ = ["YAMLError", "dump", "duplicates", "load", "load_or_text", "where"]
 
 
 class _Constructor(SafeConstructor):
@@ -58,6 +58,14 @@ def load(text: str) -> Any:
     {'lr': 0.0003, 'fused': 'on', 'tied': True, 'heads': 10, 'time': '1:30'}
     """
     return _yaml().load(text)
+
+
+def load_or_text(text: str) -> Any:
+    """A value, or the text itself where it is no YAML, as a pattern such as ``[a-z]+``."""
+    try:
+        return load(text)
+    except YAMLError:
+        return text
 
 
 def dump(value: Any) -> str:

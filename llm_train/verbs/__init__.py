@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import pkgutil
 from pathlib import Path
 
 from llm_train.verbs.base import Verb
@@ -16,16 +15,13 @@ from llm_train.verbs.base import Verb
 
 def summaries() -> dict[str, str]:
     """Every verb with the first line of its file's docstring."""
-    files = {
-        found.name: Path(__file__).with_name(f"{found.name}.py")
-        for found in pkgutil.iter_modules(__path__)
-        if found.name != "base"
-    }
-    docs = {
-        name: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-        for name, file in files.items()
-    }
-    return {name: (doc or "").partition("\n")[0] for name, doc in docs.items()}
+    found = {}
+    for folder in __path__:
+        for file in sorted(Path(folder).glob("*.py")):
+            if file.stem not in ("__init__", "base"):
+                doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                found[file.stem] = doc.partition("\n")[0]
+    return found
 
 
 def find(name: str) -> Verb:

@@ -15,10 +15,9 @@ class Check(Verb):
         settings = load(flags.settings)
 
         from llm_train import check
-        from llm_train.run.training import require_sound
         from llm_train.runtime.terminal import say, say_sections
 
-        require_sound(settings, running=False)
+        check.require_sound(settings, running=False)
         say_sections(check.table(settings))
         for note in check.notes(settings):
             say(f"\nnote: {note}")

@@ -19,16 +19,15 @@ class Prepare(Verb):
         settings = load(flags.settings)
 
         from llm_train.data.prepare import prepare
-        from llm_train.data.token_shards import TokenShards
         from llm_train.errors import ConfigError
         from llm_train.runtime.terminal import say, section
 
         source = settings.data.source
-        if not isinstance(source, TokenShards):
+        if source.folder is None:
             raise ConfigError(
                 f"data.source={type(source).__name__} reads nothing that could be prepared; "
                 "only TokenShards does"
             )
-        prepare(settings.data.recipe, source.path, force=flags.force)
+        prepare(settings.data.recipe, source.folder, force=flags.force)
         say(section("data", source.description()))
         return 0

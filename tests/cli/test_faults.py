@@ -262,6 +262,23 @@ MORE = {
     ),
 }
 
+# An unknown key is one whatever stands under it: an empty mapping sets nothing, and says nothing.
+EMPTY = {
+    "modle": (put(modle={}), "did you mean model?"),  # codespell:ignore modle
+    "model.netwrk": (put("model", netwrk={}), "did you mean network?"),
+    "model.network.init_args.layerz": (put(*NET, layerz={}), "did you mean layers?"),
+    "trainer.devics": (put("trainer", devics={}), "did you mean devices?"),
+    "batch.token": (put("batch", token={}), "did you mean tokens?"),
+    "batch.scaling.rul": (put("batch", scaling={"rul": {}}), "did you mean rule?"),
+    "model.optimizer.init_args.optimizer.init_args.momentun": (
+        put("model", optimizer=sgd(lr=0.1, momentun={})),
+        "did you mean momentum?",
+    ),
+}
+MORE |= {
+    f"{key}: {{}}": (edit, [], f"{key} is no setting; {out}") for key, (edit, out) in EMPTY.items()
+}
+
 
 @pytest.mark.parametrize("name", [*FIFTEEN, *MORE])
 def test_one_line_and_nothing_built(
@@ -280,6 +297,19 @@ def test_one_line_and_nothing_built(
     lines = refused("fit", "-c", str(file), *arguments)
     assert essence(lines) == essence([message.format(file=file)])
     assert not (tmp_path / "run").exists()
+
+
+def test_all_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", seeed=1, model__netwrk={}, trainer__devics=1)
+    config["model"]["network"]["init_args"]["width"] = "wide"
+    lines = refused("check", "-c", str(write(tmp_path / "faulty.yaml", config)))
+    keys = [key for key, _, _ in essence(lines)]
+    assert sorted(keys) == [
+        "model.network.init_args.width",
+        "model.netwrk",
+        "seeed",
+        "trainer.devics",
+    ]
 
 
 def test_there_are_fifteen() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from llm_train import verbs
 from llm_train.cli import load_settings
-from llm_train.runtime.yaml12 import load
+from llm_train.runtime.yaml12 import dump, load
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
@@ -32,12 +33,43 @@ ADAMW = "model__optimizer__init_args__"
         ("true", True),
         ("2024-05-01", "2024-05-01"),
         ("0x10", 16),
+        ("010", 10),
+        ("0o10", 8),
+        ("1:30", "1:30"),
+        ("yes", "yes"),
+        ("1e-05", 1e-5),
         ("null", None),
         ("", None),
     ],
 )
 def test_scalars(text: str, value: object) -> None:
     assert load(text) == value
+
+
+def test_what_is_written_reads_the_same() -> None:
+    words = ["010", "1:30", "yes", "no", "3e-4", "0o10", "null", "~", "", "2024-05-01", "1_000"]
+    words += ["0x1F", "- a", "a: b", "#", "true", "a\nb", "é", " x ", "1.", "1e5", "x" * 200, "="]
+    values = [*words, 1e-5, -3e-14, 1e20, 10, True, None, [], {}]
+    assert load(dump({"all": values})) == {"all": values}
+    # Floats are floats for readers of YAML 1.1 too.
+    assert yaml.safe_load(dump([1e-5, 1e20])) == [1e-5, 1e20]
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        ("--trainer.benchmark=yes", "trainer.benchmark=yes"),
+        ("--model.network.init_args.layers=1:30", "model.network.init_args.layers=1:30"),
+        ("--model.network.init_args.layers=010", ""),
+    ],
+)
+def test_an_option_is_read_like_a_file(option: str, shown: str, tmp_path: Path) -> None:
+    file = str(write(tmp_path / "tiny.yaml", tiny(tmp_path / "run")))
+    if shown:
+        (line,) = refused("check", "-c", file, option)
+        assert line.startswith(shown)
+    else:
+        assert load_settings(["-c", file, option]).task.network_config.layers == 10
 
 
 def settings(tmp_path: Path, *arguments: str, **overrides: Any) -> Any:
@@ -212,3 +244,28 @@ def test_overview_and_version() -> None:
     assert overview.code == 0
     assert overview.out == run("--help").out
     assert "  fit       Trains, validates and saves.\n" in overview.out
+
+
+def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "greet.py").write_text(
+        '''"""Greets whoever calls."""
+
+from llm_train.verbs.base import Verb
+
+
+class Greet(Verb):
+    takes_settings = False
+
+    def add_flags(self, parser):
+        parser.add_argument("--name", default="you")
+
+    def run(self, flags, load):
+        print("hello", flags.name)
+        return 3
+'''
+    )
+    monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path)])
+    assert "  greet     Greets whoever calls.\n" in run("--help").out
+    assert run("greet", "--name=all") == (3, "hello all\n", "")
+    assert refused("gret") == ["'gret' is not a verb; did you mean greet?"]
+    assert refused("greet", "--nam=x")[0].endswith("did you mean --name?")

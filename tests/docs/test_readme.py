@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ import yaml
 
 from llm_train.testing.command import Outcome
 from llm_train.testing.fork_server import ForkServer
+from llm_train.testing.ranks import environment
 from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +214,25 @@ def test_readme_sequence_runs(fork_server: ForkServer, place: Path) -> None:
     assert fork_server.run(*arguments, ranks=2, log=log, cwd=place) == [0, 0], log.read_text()
     assert "done: 2 steps" in log.read_text()
     assert resumed[:5] == torchrun[:5]
+
+
+@pytest.mark.distributed
+def test_scripts_run_as_written(place: Path) -> None:
+    scripts = re.findall(r"^```python\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
+    assert [len([line for line in each.splitlines() if line]) for each in scripts] == [4, 5]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(scripts)],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, result, predicted = done.stdout.splitlines()
+    assert re.fullmatch(r"10 \d\.\d+", result)
+    assert re.fullmatch(r"tensor\(\[\[\d+, +\d+, +\d+\]\]\)", predicted)
 
 
 def first_yaml(page: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.cache import LayerCache, causal_mask
-from llm_train.model.network.linear import Linear
+from llm_train.model.network.linear import ShadowedLinear
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.rotary import Rotary
 
@@ -55,8 +55,8 @@ class Attention(nn.Module):
         self.head_dim = width // heads
         self.group = heads // kv_heads
         self.dropout = dropout
-        self.qkv = Linear(width, (self.group + 2) * kv_heads * self.head_dim, bias=bias)
-        self.out = Linear(heads * self.head_dim, width, bias=bias)
+        self.qkv = ShadowedLinear(width, (self.group + 2) * kv_heads * self.head_dim, bias=bias)
+        self.out = ShadowedLinear(heads * self.head_dim, width, bias=bias)
         self.q_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
 

@@ -33,8 +33,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import nn
@@ -117,9 +117,19 @@ def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> i
     count = len(fitting_layers(network))
     if count == 0:
         raise ConfigError(nothing_fits(network, recipe))
-    convert, config = _torchao(recipe, emulate=device.type == "cpu")
+    try:
+        with quiet():
+            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise ConfigError(
+            f"model.float8={recipe} needs torchao, which cannot be imported "
+            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
+            "model.float8=none"
+        ) from error
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    config = dataclasses.replace(config, emulate=device.type == "cpu")
     for block in network.blocks():
-        convert(block, module_filter_fn=_fits, config=config)
+        convert_to_float8_training(block, module_filter_fn=_fits, config=config)
     # In every forward under CUDA's autocast torchao asks for its dtype by a deprecated name.
     warnings.filterwarnings("ignore", r"torch\.get_autocast_gpu_dtype\(\)", DeprecationWarning)
     return count
@@ -142,48 +152,24 @@ def lacks_float8(device: torch.device) -> str:
 
 def fitting_layers(network: Model) -> list[nn.Linear]:
     """The layers that ``to_float8`` converts."""
-    return [
-        module
-        for block in network.blocks()
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and _fits(module, name)
-    ]
+    return [layer for layer in _linear_layers(network) if _fits(layer)]
 
 
 def nothing_fits(network: Model, recipe: str) -> str:
     """The error for a network without a layer that fits."""
-    shapes = sorted(
-        {
-            f"{module.out_features} x {module.in_features}"
-            for block in network.blocks()
-            for module in block.modules()
-            if isinstance(module, nn.Linear)
-        }
-    )
+    shapes = {f"{each.out_features} x {each.in_features}" for each in _linear_layers(network)}
     return (
         f"model.float8={recipe} converts no layer: none of the blocks' linear layers "
-        f"({', '.join(shapes) or 'there are none'}) has two dimensions that are multiples of "
-        f"{ALIGNMENT}; change the network's widths, or set model.float8=none"
+        f"({', '.join(sorted(shapes)) or 'there are none'}) has two dimensions that are multiples "
+        f"of {ALIGNMENT}; change the network's widths, or set model.float8=none"
     )
 
 
-def _fits(module: nn.Module, name: str) -> bool:
-    """Whether a module (torchao gives its name too) is a linear layer that FP8 units can run."""
-    if not isinstance(module, nn.Linear):
-        return False
-    return module.in_features % ALIGNMENT == 0 and module.out_features % ALIGNMENT == 0
+def _linear_layers(network: Model) -> list[nn.Linear]:
+    modules = (module for block in network.blocks() for module in block.modules())
+    return [module for module in modules if isinstance(module, nn.Linear)]
 
 
-def _torchao(recipe: Recipe, *, emulate: bool) -> tuple[Callable[..., nn.Module], Any]:
-    """What torchao offers for a recipe: its conversion and the configuration to give it."""
-    try:
-        with quiet():
-            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise ConfigError(
-            f"model.float8={recipe} needs torchao, which cannot be imported "
-            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
-            "model.float8=none"
-        ) from error
-    config = Float8LinearConfig.from_recipe_name(recipe)
-    return convert_to_float8_training, dataclasses.replace(config, emulate=emulate)
+def _fits(layer: nn.Linear, _name: str = "") -> bool:
+    """Whether FP8 units can run a layer; torchao asks it of linear layers alone, by name too."""
+    return layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0

@@ -23,7 +23,7 @@ class HasShadow:
     """A plain attribute, not a buffer: no state dict, no broadcast and no cast may touch it."""
 
 
-class Linear(HasShadow, nn.Linear):
+class ShadowedLinear(HasShadow, nn.Linear):
     """``nn.Linear`` that multiplies by ``shadow`` where it is set."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm_train.model.network.linear import Linear
+from llm_train.model.network.linear import ShadowedLinear
 
 Activation = Literal["gelu", "gelu_erf", "swiglu", "relu2"]
 
@@ -58,8 +58,8 @@ class PlainMLP(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Activation, *, bias: bool) -> None:
         super().__init__()
         self.activation = _ELEMENTWISE[activation]
-        self.up = Linear(width, hidden, bias=bias)
-        self.down = Linear(hidden, width, bias=bias)
+        self.up = ShadowedLinear(width, hidden, bias=bias)
+        self.down = ShadowedLinear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -73,8 +73,8 @@ class GatedMLP(nn.Module):
     def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
         super().__init__()
         self.slab = math.gcd(hidden, _SLAB)
-        self.gate_up = Linear(width, 2 * hidden, bias=bias)
-        self.down = Linear(hidden, width, bias=bias)
+        self.gate_up = ShadowedLinear(width, 2 * hidden, bias=bias)
+        self.down = ShadowedLinear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

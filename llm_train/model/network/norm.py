@@ -22,19 +22,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimension."""
-
-    bias: nn.Parameter | None
-
-    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(width))
-        else:
-            self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -44,13 +33,8 @@ class LayerNorm(nn.Module):
         return F.layer_norm(wide, weight.shape, weight, bias, self.eps).to(x.dtype)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension (arXiv:1910.07467)."""
-
-    def __init__(self, width: int, *, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

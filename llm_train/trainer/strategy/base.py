@@ -23,7 +23,6 @@ import torch
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
-from llm_train.checkpoint import tensors
 from llm_train.context import Part, StrategyTraits
 from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
@@ -86,13 +85,13 @@ class Strategy(Costed, Part, LightningStrategy):
         """
         return cls()
 
-    @abstractmethod
     def mesh_shape(self, ranks: int) -> MeshShape:
-        """How ``ranks`` ranks share data and state.
+        """How ``ranks`` ranks share data and state; by default each of them holds everything.
 
         Raises:
             ConfigError: the ranks do not divide.
         """
+        return MeshShape(replicas=ranks)
 
     @abstractmethod
     def traits(self, ranks: int) -> StrategyTraits:
@@ -169,6 +168,8 @@ class Strategy(Costed, Part, LightningStrategy):
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
+        from llm_train.checkpoint import tensors  # imports torch's DTensors
+
         tensors.save(directory, self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
@@ -177,6 +178,8 @@ class Strategy(Costed, Part, LightningStrategy):
         Raises:
             CheckpointError: names, shapes or format do not fit.
         """
+        from llm_train.checkpoint import tensors
+
         optimizer = self.optimizers[0] if with_optimizer else None
         tensors.load(directory, self.task.network, optimizer)
 

@@ -31,7 +31,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from llm_train.checkpoint import dcp, tensors
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
@@ -82,10 +81,6 @@ class LocalSGD(Strategy, DDPStrategy):
         self.outer_momentum = outer_momentum
         self._outer: Outer | None = None
         self._aside: list[Tensor] = []
-
-    def mesh_shape(self, ranks: int) -> MeshShape:
-        """Every rank holds everything."""
-        return MeshShape(replicas=ranks)
 
     def traits(self, ranks: int) -> StrategyTraits:
         """Replicas have weights of their own between two averagings."""
@@ -156,6 +151,8 @@ class LocalSGD(Strategy, DDPStrategy):
         A signal may come at any step, so each replica's weights and optimizer state are kept too,
         under ``replica-RANK``, and the momentum under ``outer``.
         """
+        from llm_train.checkpoint import tensors
+
         assert self._outer is not None, "setup() comes first"
         network = self.task.network
         agreed = tensors.model_tensors(network) | self._outer.tensors()
@@ -163,6 +160,8 @@ class LocalSGD(Strategy, DDPStrategy):
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""
+        from llm_train.checkpoint import dcp, tensors
+
         network = self.task.network
         optimizer = self.optimizers[0] if with_optimizer else None
         assert self._outer is not None, "setup() comes first"

@@ -28,11 +28,9 @@ from torch import nn
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
-from llm_train.trainer.strategy import zero_state
 from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.zero_cost import StageCost
-from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
 
 Device = Literal["none", "cpu", "nvme"]
 _MISSING = (
@@ -265,16 +263,17 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def save_state(self, directory: Path) -> None:
         """Writes this rank's fragments of masters and moments."""
-        zero_state.save(directory, self.task.network, self._holder())
+        from llm_train.trainer.strategy import zero_state
+
+        holder = zero_state.holder(self.optimizers[0], self.stage)
+        zero_state.save(directory, self.task.network, holder)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads this rank's fragments, whatever strategy on however many ranks wrote them."""
-        holder = self._holder()
-        zero_state.load(directory, self.task.network, holder, with_optimizer=with_optimizer)
+        from llm_train.trainer.strategy import zero_state
 
-    def _holder(self) -> Holder:
-        zero = self.optimizers[0]
-        return Partitioned(zero) if self.stage == 3 else Replicated(zero)
+        holder = zero_state.holder(self.optimizers[0], self.stage)
+        zero_state.load(directory, self.task.network, holder, with_optimizer=with_optimizer)
 
     @property
     def _on_cuda(self) -> bool:

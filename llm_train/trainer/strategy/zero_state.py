@@ -21,7 +21,12 @@ from llm_train.checkpoint.fragments import FlatFragment
 from llm_train.checkpoint.tensors import model_tensors, require_fit, state_keys
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.zero_layout import Holder, ShardOffset
+from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated, ShardOffset
+
+
+def holder(zero: Any, stage: int) -> Holder:
+    """DeepSpeed's optimizer of a stage, asked for its flat tensors."""
+    return Partitioned(zero) if stage == 3 else Replicated(zero)
 
 
 def save(directory: Path, network: nn.Module, holder: Holder) -> None:

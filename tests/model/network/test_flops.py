@@ -16,10 +16,14 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from llm_train.check import problems
+from llm_train.cli.command import load_settings
 from llm_train.errors import ConfigError
 from llm_train.model.network import Counts, ForwardFlops, LanguageModel, Transformer, initialise
 from llm_train.model.network.flops import count_forward
 from llm_train.model.network.head import Head
+from llm_train.model.network.transformer import Decoder
+from llm_train.testing.configs import tiny, write
 
 TINY = Transformer(vocab_size=29, layers=2, width=32, heads=4, max_sequence=16)
 SHAPES = {
@@ -178,10 +182,8 @@ MATRIX, PAIRS = WIDTH * WIDTH, WIDTH * SEQUENCE
 BLOCKS = {  # a block, what it costs a token forward over all pairs, the part causality spares
     "LayerNorm": (nn.LayerNorm(WIDTH), 0, 0),
     "Conv1d": (Convolution(WIDTH, WIDTH, 4, padding=3), 8 * MATRIX * (SEQUENCE + 3) / SEQUENCE, 0),
-    "depthwise": (Convolution(WIDTH, WIDTH, 1, groups=WIDTH), 2 * WIDTH, 0),
     "causal": (Block(partial(attention, is_causal=True)), 6 * MATRIX + 4 * PAIRS, 2 * PAIRS),
     "mask": (Block(masked), 6 * MATRIX + 4 * PAIRS, 2 * PAIRS),
-    "whole": (Block(attention), 6 * MATRIX + 4 * PAIRS, 0),
     "by hand": (Block(by_hand), 6 * MATRIX + 4 * PAIRS, 0),
     "experts": (
         Block(lambda b, x: torch.einsum("bsd,edm->besm", x, b.weights).sum(1)),
@@ -217,7 +219,6 @@ torch.library.impl("llm_train_test::double", "Meta", lambda x: x)
         (Block(lambda b, x: torch.fft.rfft(x, dim=1).real.sum() * x @ b.weights[0]), "_fft_r2c"),
         (Block(lambda b, x: x.sum(1).addmm_(x[0], b.weights[0])), "addmm_"),
         (Block(lambda b, x: x[x > 0] @ b.weights[0]), "nonzero"),
-        (Block(lambda b, x: x * b.weights.sum().item()), "item"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_by_name_and_may_be_declared(block, named):
@@ -226,3 +227,11 @@ def test_what_cannot_be_counted_is_refused_by_name_and_may_be_declared(block, na
         Counts(network).flops_per_token(SEQUENCE)
     network.forward_flops = lambda sequence: ForwardFlops(4 * sequence, sequence, 2 * sequence)
     assert Counts(network).flops_per_token(SEQUENCE) == 15
+
+
+def test_check_lists_what_cannot_be_counted_with_all_other_problems(tmp_path, monkeypatch):
+    monkeypatch.setattr(Decoder, "forward_flops", LanguageModel.forward_flops)
+    monkeypatch.setattr(Decoder, "forward", lambda network, tokens, readout: tokens.item())
+    config = tiny(tmp_path / "run", validate_every="1000 steps")
+    found = problems(load_settings(["-c", str(write(tmp_path / "c.yaml", config))]), running=False)
+    assert [line.split(" ")[0] for line in found] == ["validate_every=1000", "model.network:"]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_train.model.loss import CausalLM, ChunkedCausalLM
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import HasShadow, Linear, ShadowWeights
+from llm_train.model.network.linear import HasShadow, ShadowedLinear, ShadowWeights
 
 CONFIG = Transformer(vocab_size=23, layers=2, width=16, heads=2, max_sequence=8)
 LOSSES = [CausalLM(), ChunkedCausalLM(chunk_tokens=5)]
@@ -77,7 +77,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_shadow_follows_its_weight_whoever_changed_it(change):
-    layer = Linear(4, 3, bias=False)
+    layer = ShadowedLinear(4, 3, bias=False)
     layer.shadows = ShadowWeights(layer, torch.bfloat16)
     x = torch.randn(2, 4, dtype=torch.bfloat16)
     before = layer(x)
@@ -87,7 +87,7 @@ def test_a_shadow_follows_its_weight_whoever_changed_it(change):
 
 
 def test_a_shadow_is_no_part_of_the_module():
-    layer = Linear(4, 3)
+    layer = ShadowedLinear(4, 3)
     names = list(layer.state_dict())
     ShadowWeights(layer, torch.bfloat16)
     assert list(layer.state_dict()) == names
