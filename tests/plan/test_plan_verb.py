@@ -67,6 +67,14 @@ def test_what_check_refuses_is_refused() -> None:
     assert line.startswith("batch.tokens=1024 is not a multiple of 3 ranks")
 
 
+def test_an_optimizer_that_reads_numbers_is_refused(tmp_path: Path) -> None:
+    adafactor = {"class_path": "torch.optim.Adafactor", "init_args": {"lr": 0.01}}
+    chosen = {"class_path": "TorchOptimizer", "init_args": {"optimizer": adafactor}}
+    config = configs.tiny(tmp_path / "run", model__optimizer=chosen)
+    (line,) = refused("plan", "-c", str(configs.write(tmp_path / "c.yaml", config)))
+    assert line.startswith("model.optimizer=TorchOptimizer reads numbers while it updates")
+
+
 def test_a_ring_by_hand() -> None:
     device = device_called("h100")
     sent = Transfer(kind="all-reduce", over="replicate", ranks=16, stride=1, whole=1e9, calls=0)
