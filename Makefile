@@ -9,7 +9,7 @@ RUN := runs/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-dist test-faults test-slow test-gpu elastic bench bench-gpu check fix \
+.PHONY: help setup train test test-dist test-faults test-slow test-gpu test-pythons elastic bench bench-gpu check fix \
 	configs docs clean
 
 help: ## list the targets
@@ -48,6 +48,9 @@ test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 test-gpu: $(STAMP) ## tests and a one-minute smoke on one CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+test-pythons: ## install, import and train on each further Python of this machine
+	scripts/interpreters.sh
+
 bench: $(STAMP) ## ratios and counts on a CPU; NANOGPT=DIR where it cannot be cloned
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.cpu $(if $(NANOGPT),--nanogpt $(NANOGPT))
@@ -74,4 +77,4 @@ docs: $(STAMP) ## write docs/configuration.md from the code
 	$(BIN)/python scripts/configuration_reference.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) data runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-* data runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

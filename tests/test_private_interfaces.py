@@ -48,8 +48,6 @@ def test_the_broadcast_of_a_signal_belongs_to_the_loop_and_can_be_replaced(
     assert called == [1]
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
 def test_progress_of_the_loops_has_the_keys_that_a_resume_sets(trainer: pl.Trainer) -> None:
     trainer.fit(BoringModel())
     state = trainer.fit_loop.state_dict()

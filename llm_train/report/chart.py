@@ -7,9 +7,11 @@ band from the smallest to the largest of them, so that no peak is lost and the f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from statistics import fmean
 
 import altair as alt
@@ -17,36 +19,12 @@ import vl_convert
 
 from llm_train.report.run import Point, Run
 
-_COLORS = ("#3b82c4", "#e07b12", "#2e9e6b", "#b05fc4", "#c94f4f", "#8a8f3c", "#4fa8b8", "#a0785a")
 _GREY, _RED = "#888888", "#c0392b"
 _POINTS = 200  # a curve of twice as many records or more is drawn as means
 _DOTS = 30  # a curve of no more points than these shows them
 _SHORT = "replace(format({}, '.3~s'), 'G', 'B')"  # d3 writes 300G for 300 billion tokens
-_SIGNS = {"dashes": "dashed: resumed", "cross": "cross: not finite"}
 
-STYLE = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "range": {"category": _COLORS},
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": "currentColor",
-        "titleColor": "currentColor",
-        "titleFontWeight": "normal",
-        "domainColor": _GREY,
-        "tickColor": _GREY,
-        "gridColor": _GREY,
-        "gridOpacity": 0.25,
-    },
-    "legend": {
-        "labelColor": "currentColor",
-        "orient": "top",
-        "symbolOpacity": 1,
-        "symbolType": "stroke",
-        "title": None,
-    },
-    "title": {"color": "currentColor", "subtitleColor": _GREY, "anchor": "start"},
-}
+STYLE: dict[str, object] = json.loads(Path(__file__).with_name("style.json").read_text("utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,48 +77,47 @@ def png(runs: Mapping[str, Run]) -> bytes:
         alt.concat(*(each.properties(width=310, height=170) for each in others), columns=3),
         title=alt.TitleParams(", ".join(runs), fontSize=18, offset=12),
         background="white",
-    ).resolve_scale(color="independent")
+    ).resolve_scale(color="independent", strokeDash="independent")
     return vl_convert.vegalite_to_png(whole.to_dict(), config=STYLE, scale=1.5)
 
 
 def _chart(runs: Mapping[str, Run], panel: Panel) -> alt.LayerChart:
     in_tokens = all(run.tokens_per_step for run in runs.values())
     rows: list[dict[str, object]] = []
-    signs: list[dict[str, object]] = []
+    crosses: list[dict[str, object]] = []
+    dashes: list[dict[str, object]] = []
     for label, run in runs.items():
         scale = run.tokens_per_step if in_tokens else 1.0
         for metric, curve in panel.curves.items():
             names = {"run": label, "curve": curve}
             rows += [{**names, **row} for row in _rows(run.points(metric), scale)]
-            signs += [{"x": p.step * scale, "sign": "cross"} for p in run.not_finite(metric)]
-        resumes = [event["step"] for event in run.events if event["event"] == "resume"]
-        signs += [{"x": step * scale, "sign": "dashes"} for step in resumes]
+            crosses += [{"x": point.step * scale} for point in run.not_finite(metric)]
+        dashes += [{"x": e["step"] * scale} for e in run.events if e["event"] == "resume"]
     values = [p.value for run in runs.values() for key in panel.curves for p in run.finite(key)]
     x, y = _x(runs, in_tokens), _y(panel, values)
-    by_run, by_curve = len(runs) > 1, len(panel.curves) > 1
-    color, dash = ("run:N", "curve:N") if by_run else ("curve:N", "run:N")
-    curves = alt.Chart({"values": rows}).encode(
-        x=x,
-        y=y,
-        color=alt.Color(color, sort=None, legend=alt.Legend() if by_run or by_curve else None),
-        strokeDash=alt.StrokeDash(
-            dash, sort=None, legend=alt.Legend() if by_run and by_curve else None
-        ),
-    )
-    special = alt.Chart({"values": signs}).encode(x=x)
-    dashes = special.transform_filter("datum.sign == 'dashes'")
-    crosses = special.transform_filter("datum.sign == 'cross'").encode(y=alt.value("height"))
-    explained = [text for sign, text in _SIGNS.items() if any(s["sign"] == sign for s in signs)]
-    return alt.LayerChart(
-        layer=[
-            curves.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=None), y2="high:Q"),
-            dashes.mark_rule(strokeDash=[4, 4], color=_GREY),
-            curves.mark_line(strokeWidth=1.8),
-            crosses.mark_text(text="\u00d7", baseline="bottom", fontSize=16, color=_RED),
-            _dots(curves, panel, in_tokens),
-        ],
-        title=alt.TitleParams(panel.title, subtitle="; ".join(explained) or alt.Undefined),
-    )
+    legend = alt.Legend() if len(panel.curves) > 1 else None
+    curves = alt.Chart({"values": rows}).encode(x=x, y=y, detail=["run:N", "curve:N"])
+    if len(runs) > 1:
+        curves = curves.encode(color=alt.Color("run:N", sort=None))
+        dash = alt.StrokeDash("curve:N", sort=None, legend=legend)
+        lines = curves.mark_line(strokeWidth=1.8).encode(strokeDash=dash)
+    else:
+        curves = curves.encode(color=alt.Color("curve:N", sort=None, legend=legend))
+        lines = curves.mark_line(strokeWidth=1.8)
+    band = curves.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    layers, explained = [band, lines], []
+    if dashes:
+        explained.append("dashed: resumed")
+        rule = alt.Chart({"values": dashes}).mark_rule(strokeDash=[4, 4], color=_GREY)
+        layers.append(rule.encode(x=x))
+    if crosses:
+        explained.append("cross: not finite")
+        text = alt.Chart({"values": crosses}).mark_text(
+            text="\u00d7", dy=-8, fontSize=16, color=_RED
+        )
+        layers.append(text.encode(x=x, y=alt.value("height")))
+    title = alt.TitleParams(panel.title, subtitle="; ".join(explained) or alt.Undefined)
+    return alt.LayerChart(layer=[*layers, _dots(curves, panel, in_tokens)], title=title)
 
 
 def _rows(points: Sequence[Point], scale: float) -> Iterator[dict[str, object]]:
@@ -183,13 +160,14 @@ def _dots(curves: alt.Chart, panel: Panel, in_tokens: bool) -> alt.Chart:
     zoom = alt.selection_interval(
         f"zoom_{key}", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]"
     )
-    hover = alt.selection_point(
-        f"hover_{key}", nearest=True, on="pointerover", clear="pointerout", empty=False
-    )
-    tooltip = [alt.Tooltip("run:N"), alt.Tooltip("curve:N"), alt.Tooltip("step:Q", format=",")]
+    # Not ``nearest``: Vega-Lite's tooltips of nearest points lose the names of run and curve.
+    hover = alt.selection_point(f"hover_{key}", on="pointerover", clear="pointerout", empty=False)
+    tooltip = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", format=",")]
+    if len(panel.curves) > 1:
+        tooltip.insert(1, alt.Tooltip("curve:N"))
     if in_tokens:
         tooltip.append(alt.Tooltip("x:Q", title="tokens", format=",.0f"))
     tooltip.append(alt.Tooltip("value:Q", format=".5~g"))
     few = alt.Opacity("dot:Q", scale=None)
-    dots: alt.Chart = curves.mark_point(filled=True, size=45).add_params(zoom, hover)
+    dots: alt.Chart = curves.mark_point(filled=True, size=60).add_params(zoom, hover)
     return dots.encode(opacity=alt.condition(hover, alt.value(1), few), tooltip=tooltip)

@@ -17,7 +17,7 @@ from llm_train.testing.command import run
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-SHELL = ["torchrun.sh", "slurm.sbatch", "gpu_bench.sh"]
+SHELL = ["torchrun.sh", "slurm.sbatch", "gpu_bench.sh", "interpreters.sh"]
 
 # A stand-in writes its name and arguments, one line per call, and then does as it is told.
 STAND_IN = """\
@@ -66,6 +66,13 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
+
+
+def test_a_python_that_is_absent_is_passed_over(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.offers("python3.9", "exit 127")  # as a shim of pyenv does
+    code, calls, err = cluster.runs("interpreters.sh", "3.9", HOME=str(tmp_path))
+    assert (code, len(calls), err) == (0, 1, "")
+    assert not (ROOT / ".venv-3.9").exists()
 
 
 # --- torchrun -------------------------------------------------------------------------------------

@@ -17,12 +17,6 @@ from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-]
-
 
 @pytest.fixture
 def with_callback(monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -20,11 +20,6 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
-# The trainer warns of these in a test process; see tests/resume.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-]
 WORKER = Path(__file__).with_name("in_backward_worker.py")
 CONFIGS = [
     AdamW(learning_rate=0.01),

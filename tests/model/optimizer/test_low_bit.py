@@ -177,9 +177,6 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
 
 
-# The trainer warns of these in a test process; see tests/resume.
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_a_run_resumes_bitwise(precision, tmp_path: Path):
     """Rounding draws random bits, so the checkpoint holds the generator."""

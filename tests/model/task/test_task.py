@@ -28,11 +28,7 @@ NETWORK = Transformer(vocab_size=VOCAB, layers=2, width=16, heads=2, max_sequenc
 OPTIMIZER = AdamW(learning_rate=0.02)
 SCHEDULE = WarmupCosine(warmup=Duration(2, "steps"))
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
 
 
 class Masked(Task):

@@ -14,12 +14,7 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import Nursery
 from llm_train.trainer.logger.records import read_metrics
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore:.*overrides the configure_model callback"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*overrides the configure_model callback")
 OURS, LIGHTNING = "EMA", "lightning.pytorch.callbacks.EMAWeightAveraging"
 
 

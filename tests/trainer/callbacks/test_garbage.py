@@ -56,8 +56,6 @@ def fit(tmp_path: Path, probe: Probe, every: int) -> None:
     trainer.fit(BoringModel())
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
 def test_collections_happen_at_fixed_steps_only(collector: None, tmp_path: Path) -> None:
     probe = Probe()
     fit(tmp_path, probe, every=4)
@@ -69,8 +67,6 @@ def test_collections_happen_at_fixed_steps_only(collector: None, tmp_path: Path)
     assert gc.get_freeze_count() == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
 def test_a_failure_puts_the_collector_back(collector: None, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(tmp_path, Probe(fail_at=2), every=4)

@@ -104,7 +104,7 @@ def test_hostile_metadata_runs_nothing(tmp_path: Path) -> None:
     tensors.save(tmp_path, network, optimizer)
     target = tmp_path / "written-by-a-pickle"
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(str(target))))
-    with pytest.raises(CheckpointError, match=r"checkpoint metadata asks for io\.open"):
+    with pytest.raises(CheckpointError, match=r"checkpoint metadata asks for _?io\.open"):
         tensors.load(tmp_path, network, None)
     assert not target.exists()
 
