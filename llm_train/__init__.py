@@ -50,10 +50,10 @@ __all__ = [
 ]
 # Imported when they are first asked for, because Lightning takes seconds.
 _LATER = {
-    "llm_train.check": ("notes", "problems", "table"),
-    "llm_train.run.pretrained": ("Pretrained",),
-    "llm_train.run.training": ("Result", "Run", "build", "validate"),
-    "llm_train.settings": ("Settings",),
+    **dict.fromkeys(("notes", "problems", "table"), "llm_train.check"),
+    **dict.fromkeys(("Result", "Run", "build", "validate"), "llm_train.run.training"),
+    "Pretrained": "llm_train.run.pretrained",
+    "Settings": "llm_train.settings",
 }
 
 
@@ -107,10 +107,9 @@ def load_checkpoint(
 
 
 def __getattr__(name: str) -> object:
-    for module, names in _LATER.items():
-        if name in names:
-            from llm_train.runtime.lean_imports import import_lightning
+    if name not in _LATER:
+        raise AttributeError(f"llm_train has no {name}; it has {', '.join(__all__)}")
+    from llm_train.runtime.lean_imports import import_lightning
 
-            import_lightning()
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"llm_train has no {name}; it has {', '.join(__all__)}")
+    import_lightning()
+    return getattr(importlib.import_module(_LATER[name]), name)

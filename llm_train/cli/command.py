@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from llm_train import verbs
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime.launch import find_launch
-from llm_train.verbs.base import Verb, add_import_flag
+from llm_train.verbs.base import Verb
 
 if TYPE_CHECKING:
     from llm_train.settings import Settings
@@ -115,8 +115,13 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
     )
     parser.set_defaults(allow_import=[])
     verb.add_flags(parser)
-    if verb.takes_settings:
-        add_import_flag(parser)
+    if verb.builds:
+        parser.add_argument(
+            "--allow-import",
+            action="append",
+            metavar="NAME",
+            help="module that a class_path may import besides llm_train, torch and lightning",
+        )
     if {"-h", "--help"} & set(arguments):
         if verb.takes_settings:  # the settings follow, from the parser that knows them
             parser.usage = f"llm-train {name} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"

@@ -15,22 +15,18 @@ from llm_train.errors import ConfigError, LLMTrainError
 _EXTRAS = ("tensorboard", "wandb", "deepspeed", "datasets")
 
 
-class _Failed:
-    """Stands in for a part that could not be built."""
-
-
-_FAILED = _Failed()
+_FAILED = object()  # stands in for a part that could not be built
 
 
 class Builder:
     """Calls classes until ``raise_failures``; deferred calls after that are passed on unchanged.
 
     Args:
-        places: the keys under which each class was chosen, in order.
+        chosen: the class at each key, in order.
     """
 
-    def __init__(self, places: Mapping[type, list[str]]) -> None:
-        self._places = {kind: list(keys) for kind, keys in places.items()}
+    def __init__(self, chosen: Mapping[str, type]) -> None:
+        self._chosen = dict(chosen)
         self._failures: dict[str, Exception] = {}
         self._collecting = True
 
@@ -38,8 +34,8 @@ class Builder:
         """Builds ``kind``, unless a part of it failed already."""
         if not self._collecting:
             return kind(*arguments, **settings)
-        places = self._places.get(kind, []) if isinstance(kind, type) else []
-        place = places.pop(0) if places else ""
+        place = next((key for key, chosen in self._chosen.items() if chosen is kind), "")
+        self._chosen.pop(place, None)
         if any(_holds_failure(value) for value in settings.values()):
             return _FAILED
         try:

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard, Union, get_args, get_origin
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -25,8 +25,11 @@ MODE = "yaml12"  # our reader of YAML, by the name under which the parser knows 
 
 GROUPS = (pl.Trainer, pl.LightningModule, pl.LightningDataModule)
 
+Hint: TypeAlias = object
+"""A type as an annotation has it: a class, a union, a Literal, Any if unknown."""
+
 # Types whose values are written plainly, in words.
-_WORDS = {
+_WORDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -46,7 +49,7 @@ class Setting(NamedTuple):
         required: whether it has no default.
     """
 
-    hint: Any
+    hint: Hint
     required: bool = False
 
 
@@ -83,13 +86,13 @@ def setting_at(owner: Owner, dotted: str) -> Setting:
 
 
 @functools.cache
-def _parser_of(hint: Any) -> jsonargparse.ArgumentParser:
+def _parser_of(hint: Hint) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--value", type=hint)
     return parser
 
 
-def accepts(hint: Any, value: object) -> bool:
+def accepts(hint: Hint, value: object) -> bool:
     """Whether the parser takes ``value`` for a setting of this type."""
     if isinstance(value, str) and isinstance(yaml12.load_or_text(value), str):
         # The parser would try YAML 1.1 on a word, where 1:30 is 90 and yes is true.
@@ -114,7 +117,7 @@ def all_keys(owner: Owner) -> list[str]:
     return keys
 
 
-def is_group(kind: Any) -> bool:
+def is_group(kind: Hint) -> TypeGuard[type]:
     """Whether a setting is a group of settings rather than a value or a class_path."""
     if not isinstance(kind, type) or inspect.isabstract(kind):
         return False
@@ -145,7 +148,7 @@ def closest(word: str, known: Sequence[str]) -> str:
     return lower[close[0]] if close else ""
 
 
-def families(hint: Any) -> list[type]:
+def families(hint: Hint) -> list[type]:
     """The classes in a type whose subclasses a ``class_path`` may name."""
     if get_origin(hint) is collections.abc.Callable:
         return families(get_args(hint)[-1])
@@ -154,7 +157,7 @@ def families(hint: Any) -> list[type]:
     return [family for part in get_args(hint) for family in families(part)]
 
 
-def class_names(hint: Any) -> list[str]:
+def class_names(hint: Hint) -> list[str]:
     """Short names of the concrete classes that may stand there, ours first."""
     found = {
         kind.__name__: not kind.__module__.startswith("llm_train")
@@ -164,7 +167,7 @@ def class_names(hint: Any) -> list[str]:
     return sorted(found, key=lambda name: (found[name], name))
 
 
-def subclass(hint: Any, name: str) -> type | None:
+def subclass(hint: Hint, name: str) -> type | None:
     """A class by its short name, without importing anything."""
     found = (kind for family in families(hint) for kind in _all_subclasses(family))
     return next((kind for kind in found if kind.__name__ == name), None)
@@ -185,19 +188,13 @@ def _all_subclasses(family: type) -> Iterator[type]:
         yield from _all_subclasses(kind)
 
 
-def is_list(hint: Any) -> bool:
-    """Whether several values may stand there."""
-    lists = (list, tuple, collections.abc.Iterable, collections.abc.Sequence)
-    return any(get_origin(part) in lists for part in parts(hint))
-
-
-def arguments_of_call(hint: Any) -> int:
+def arguments_of_call(hint: Hint) -> int:
     """How many arguments a class gets from whoever calls it, besides its settings."""
     calls = [part for part in parts(hint) if get_origin(part) is collections.abc.Callable]
     return len(get_args(calls[0])[0]) if calls else 0
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Hint) -> str:
     """A type in words.
 
     >>> describe(int), describe(Literal["a", "b"]), describe(float | None)
@@ -222,12 +219,12 @@ def describe(hint: Any) -> str:
     return f"a {' or '.join(names)}" if names else str(hint)
 
 
-def parts(hint: Any) -> list[Any]:
+def parts(hint: Hint) -> list[Hint]:
     """The alternatives of a type."""
     return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
 
 
-def choices_of(hint: Any) -> list[str]:
+def choices_of(hint: Hint) -> list[str]:
     """Values that the Literals of a type allow."""
     literals = [part for part in parts(hint) if get_origin(part) is Literal]
     return list(dict.fromkeys(str(value) for part in literals for value in get_args(part)))
@@ -240,10 +237,7 @@ def whole_neighbours(text: str) -> str:
     ('2 or 3', '2', '')
     """
     try:
-        value = float(text)
-    except ValueError:
+        low, high = math.floor(float(text)), math.ceil(float(text))
+    except (ValueError, OverflowError):
         return ""
-    if not math.isfinite(value):
-        return ""
-    low, high = math.floor(value), math.ceil(value)
     return f"{low} or {high}" if low != high else f"{low}"

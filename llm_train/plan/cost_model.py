@@ -6,6 +6,7 @@ one device; under tensor parallelism these are divided, but for what is gathered
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from llm_train.model.recompute import NoRecompute, Recompute
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.scale import Scaled
 from llm_train.plan.simulate import Case, Measured
-from llm_train.plan.speed import moved_bytes, operations, step_seconds, totals, transfer_seconds
+from llm_train.plan.speed import moved_bytes, operations, step_seconds, transfer_seconds
 from llm_train.runtime.devices import Device
 from llm_train.settings import Settings
 from llm_train.trainer.strategy import MeshShape, Strategy
@@ -62,7 +63,7 @@ class Candidate:
     @property
     def seconds(self) -> float:
         """Of an optimizer step."""
-        return sum(self.parts.values())
+        return math.fsum(self.parts.values())
 
     def __str__(self) -> str:
         return f"{self.strategy}; {self.recompute}; micro-batch {self.micro_batch}"
@@ -128,7 +129,7 @@ class CostModel:
     def simulated(self, policy: Recompute, micro_batch: int) -> Measured:
         """A step of two micro-batches on one device, whatever its memory."""
         if policy not in self._scaled:
-            self._scaled[policy] = Scaled(self._case(policy))
+            self._scaled[policy] = Scaled(self.case(policy))
         return self._scaled[policy].at(micro_batch)
 
     def saved_by_compiler(self, policy: Recompute, micro_batch: int) -> float:
@@ -137,25 +138,27 @@ class CostModel:
         return blocks * micro_batch * self._saving_of_a_block if blocks else 0.0
 
     def totals(self, candidate: Candidate) -> dict[str, float]:
-        """What follows from the seconds of a step."""
-        settings = self.settings
-        return totals(
-            candidate.parts,
-            self.device,
-            self.precision,
-            tokens_per_step=settings.batch.tokens,
-            steps=settings.budget.steps(settings.batch.tokens),
-            ranks=settings.world_size,
-            flops_per_token=settings.task.counts.flops_per_token(
-                settings.batch.sequence, causal=True
-            ),
-        )
+        """What people ask: tokens per second, MFU, days, GPU-hours, energy."""
+        settings, ranks = self.settings, self.settings.world_size
+        tokens, sequence = settings.batch.tokens, settings.batch.sequence
+        rate = tokens / candidate.seconds
+        useful = rate * settings.task.counts.flops_per_token(sequence, causal=True)
+        hours = candidate.seconds * settings.budget.steps(tokens) / 3600
+        return {
+            "seconds_per_step": candidate.seconds,
+            "tokens_per_second": rate,
+            "tokens_per_second_per_gpu": rate / ranks,
+            "mfu": useful / (ranks * self.device.peak_flops(self.precision)),
+            "days": hours / 24,
+            "gpu_hours": hours * ranks,
+            "energy_mwh": hours * ranks * self.device.watts / 1e6,
+        }
 
     @cached_property
     def _saving_of_a_block(self) -> float:
-        return saving_of_a_block(self._case(NoRecompute()))
+        return saving_of_a_block(self.case(NoRecompute()))
 
-    def _case(self, policy: Recompute) -> Case:
+    def case(self, policy: Recompute) -> Case:
         """One device, two micro-batches; an optimizer that costs no time to simulate."""
         return Case(
             network=self.settings.task.network_config,

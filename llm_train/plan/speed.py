@@ -6,21 +6,19 @@ on one, two and four H200 (KempnerForge's table of April 2026) leave no room for
 
 Efficiencies are the same for every device and run. Those of attention and memory are
 ``llm_train.plan.roofline``'s; that of matrix products is what five published runs on H200, H100 and
-A100 have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at
-large shapes, predicts all five too fast, by 8 to 19 %.
+A100 have on average (``tests/plan/test_published.py``). The 0.75 of ``benchmarks/roofline.py``, of
+single kernels at large shapes, predicts all five too fast, by 8 to 19 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from llm_train.model.network import Transformer
 from llm_train.model.network.base import Network
 from llm_train.plan.roofline import (
     ATTENTION_EFFICIENCY,
     MEMORY_EFFICIENCY,
-    Shape,
     elementwise_bytes,
     forward_elementwise_bytes,
     loss_bytes,
@@ -65,11 +63,10 @@ def moved_bytes(
         return found["moved"] / 2
     if not isinstance(network, Transformer):
         return _FUSED * found["moved"] / 2
-    shape = Shape.of(network, sequence=sequence, micro_batch=micro_batch)
     # What a policy recomputes of element-wise work, as a share of every block's.
     share = min(1.0, max(0.0, (found["moved"] - plain["moved"]) / plain["moved_forward"]))
-    per_token = elementwise_bytes(shape) + loss_bytes(shape)
-    return (per_token + share * forward_elementwise_bytes(shape)) * sequence * micro_batch
+    per_token = elementwise_bytes(network) + loss_bytes(network)
+    return (per_token + share * forward_elementwise_bytes(network)) * sequence * micro_batch
 
 
 def operations(found: Measured) -> float:
@@ -139,28 +136,3 @@ def transfer_seconds(transfer: Transfer, device: Device, per_node: int) -> float
         bandwidth = min(device.link, adapters * device.network)
         latency += _LATENCY_PER_NODE * nodes
     return transfer.through_rank / (LINK_EFFICIENCY * bandwidth) + transfer.calls * latency
-
-
-def totals(
-    parts: Mapping[str, float],
-    device: Device,
-    precision: str,
-    *,
-    tokens_per_step: int,
-    steps: int,
-    ranks: int,
-    flops_per_token: float,
-) -> dict[str, float]:
-    """What people ask: tokens per second, MFU, days, GPU-hours, energy."""
-    seconds = math.fsum(parts.values())
-    rate = tokens_per_step / seconds
-    hours = seconds * steps / 3600
-    return {
-        "seconds_per_step": seconds,
-        "tokens_per_second": rate,
-        "tokens_per_second_per_gpu": rate / ranks,
-        "mfu": rate * flops_per_token / (ranks * device.peak_flops(precision)),
-        "days": hours / 24,
-        "gpu_hours": hours * ranks,
-        "energy_mwh": hours * ranks * device.watts / 1e6,
-    }

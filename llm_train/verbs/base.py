@@ -24,9 +24,11 @@ class Verb(ABC):
     Attributes:
         takes_settings: whether ``-c FILE`` and ``--key=value`` belong to it; they are then in
             ``flags.settings``.
+        builds: whether it builds what a configuration names, so that imports may be allowed.
     """
 
     takes_settings: ClassVar[bool] = True
+    builds: ClassVar[bool] = True
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - most have none
         """Adds the options that are not settings."""
@@ -39,14 +41,3 @@ class Verb(ABC):
             flags: what was given.
             load: reads a configuration from arguments such as ``flags.settings``.
         """
-
-
-def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag of every verb that builds what a configuration names."""
-    parser.add_argument(
-        "--allow-import",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="module that a class_path may import besides llm_train, torch and lightning",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llm_train.verbs.base import Load, Verb, add_import_flag
+from llm_train.verbs.base import Load, Verb
 
 
 class Generate(Verb):
@@ -23,7 +23,6 @@ class Generate(Verb):
         parser.add_argument("--stop", default="", help="token text that ends the sample")
         parser.add_argument("--seed", type=int, default=0, help="same seed, same text")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-        add_import_flag(parser)
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Writes each piece as soon as it is known."""

@@ -15,7 +15,7 @@ from llm_train.plan import sections
 from llm_train.plan.cost_model import Candidate, CostModel
 from llm_train.plan.scale import at_depth
 from llm_train.plan.search import USABLE, search
-from llm_train.plan.simulate import Case, Measured
+from llm_train.plan.simulate import Measured
 from llm_train.runtime.devices import Device, device_called
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
@@ -104,7 +104,7 @@ def draft(settings: Settings, device: Device, *, searching: bool = True) -> Draf
     own = model.candidate(settings.strategy, policy, micro_batch)
     activations = model.simulated(policy, micro_batch)
     saving = model.saved_by_compiler(policy, micro_batch)
-    simulated, totals = _rehearsed(settings, own), model.totals(own)
+    simulated, totals = _rehearsed(model, own), model.totals(own)
     shown = {
         "plan": _head(settings, own, device),
         "memory of one rank": sections.memory(own, activations["saved"], simulated, device, saving),
@@ -129,18 +129,14 @@ def draft(settings: Settings, device: Device, *, searching: bool = True) -> Draf
     return Draft(sections=shown, values=values)
 
 
-def _rehearsed(settings: Settings, own: Candidate) -> Measured | None:
+def _rehearsed(model: CostModel, own: Candidate) -> Measured | None:
     """The configured step, simulated as sharded as it will be; None where that is impossible."""
+    settings = model.settings
     if not settings.strategy.rehearsable():
         return None
-    task = settings.task
-    case = Case(
-        network=task.network_config,
-        loss=task.loss,
-        optimizer=task.optimizer_config,
-        recompute=task.construction.recompute,
-        precision=settings.precision,
-        sequence=settings.batch.sequence,
+    case = replace(
+        model.case(settings.task.construction.recompute),
+        optimizer=settings.task.optimizer_config,
         micro_batch=own.micro_batch,
         micro_batches=own.micro_batches,
         strategy=settings.strategy,

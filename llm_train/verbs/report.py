@@ -12,6 +12,7 @@ class Report(Verb):
     """Reads what a run wrote, finished or not, and builds nothing."""
 
     takes_settings = False
+    builds = False
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which run."""

@@ -191,8 +191,7 @@ MORE = {
     "duration without a unit": (
         put(budget=3),
         [],
-        "budget=3 is not a duration; write a count and its unit, as in '2000 steps' or "
-        "'1.5B tokens'",
+        "budget=3 is not a duration; write '2000 steps' or '1.5B tokens', for instance",
     ),
     "class of another family": (
         put("model", "network", class_path="llm_train.model.optimizer.AdamW"),
@@ -254,6 +253,18 @@ MORE = {
         [],
         "data.recipe.init_args.split: fraction=5.0 must lie in [0, 1): the part of the text held "
         "out",
+    ),
+    "time of day for int": (
+        put(*NET, layers="1:30"),
+        [],
+        "model.network.init_args.layers=1:30 is not a whole number; write 12, for instance",
+    ),
+    "no class, but settings": (
+        put("model", optimizer={"init_args": {"learning_rate": 0.1}}),
+        [],
+        "model.optimizer has settings and no class yet; name model.optimizer.class_path before "
+        "them, in the same or an earlier file; known: AdamW, LowBitAdamW, MuonAdamW, "
+        "TorchOptimizer",
     ),
     "group that is no group": (
         put(batch="x"),

@@ -183,7 +183,7 @@ def test_several_runs_are_told_apart(tmp_path):
     assert {(row["run"], row["curve"]) for row in rows} == {
         (run, curve) for run in ("one", "two") for curve in ("training", "validation")
     }
-    assert loss["layer"][2]["encoding"]["color"]["field"] == "run"
+    assert loss["layer"][0]["encoding"]["color"]["field"] == "run"
     assert size(png({"one": run, "two": run})) > (1080, 600)
 
 

@@ -42,9 +42,12 @@ class Phases(PassThroughProfiler):
         self._stopwatch, self._now = Stopwatch(), OTHER
         self._laps: list[tuple[str, Lap]] = []
 
-    def seconds(self) -> dict[str, float]:
-        """Time by phase since ``restart``, which adds up to all of it; waits for the device."""
+    def end(self) -> None:
+        """Ends the time that ``seconds`` is about."""
         self._switch(self._now)
+
+    def seconds(self) -> dict[str, float]:
+        """Time by phase from ``restart`` to ``end``, all of it; waits for the device."""
         self._laps[-1][1].wait()
         found: defaultdict[str, float] = defaultdict(float)
         for name, lap in self._laps:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -64,11 +65,10 @@ class Profile(pl.Callback):
         self._first = first_step(0, self._total_steps, self._interruptions)
         self._recording: tuple[profile, Phases] | None = None
 
-    # Lightning gives its Trainer the attribute ``profiler`` where mypy does not see it: hence Any.
-
-    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Chooses the steps, counted from where the run continues."""
-        if isinstance(trainer.profiler, PyTorchProfiler):
+        # mypy does not see where Lightning gives its Trainer this attribute.
+        if isinstance(trainer.profiler, PyTorchProfiler):  # type: ignore[attr-defined]
             raise ConfigError(
                 "trainer.profiler=pytorch and --profile cannot record at once; leave one out"
             )
@@ -92,14 +92,15 @@ class Profile(pl.Callback):
             profiler, phases = self._recording
             if step in (self._first - 1, last):
                 _wait_for(trainer.strategy.root_device)
-            seconds = phases.seconds()
+            if step == last:
+                phases.end()
             profiler.step()
             if step == self._first - 1:
                 phases.restart()
             elif step == last:
                 self._stop(trainer)
                 with trainee(pl_module).run.stopwatch.paused():
-                    self._publish(profiler, seconds)
+                    self._publish(profiler, phases.seconds())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drops a recording that was cut short."""
@@ -112,26 +113,27 @@ class Profile(pl.Callback):
     ) -> None:
         """Drops the recording; the exception is what matters."""
         if self._recording is not None:
-            self._stop(trainer)
+            with suppress(RuntimeError):
+                self._stop(trainer)
 
-    def _start(self, trainer: Any) -> None:
+    def _start(self, trainer: pl.Trainer) -> None:
         activities = [ProfilerActivity.CPU]
         if trainer.strategy.root_device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        phases = Phases(trainer.profiler)
-        trainer.profiler = phases
+        phases = Phases(trainer.profiler)  # type: ignore[attr-defined]
+        trainer.profiler = phases  # type: ignore[attr-defined]
         profiler = profile(
             activities=activities, schedule=schedule(wait=0, warmup=1, active=STEPS, repeat=1)
         )
         self._recording = profiler, phases
         profiler.start()
 
-    def _stop(self, trainer: Any) -> None:
+    def _stop(self, trainer: pl.Trainer) -> None:
         """Puts the run's own profiler back."""
         assert self._recording is not None
         profiler, phases = self._recording
         self._recording = None
-        trainer.profiler = phases.inner
+        trainer.profiler = phases.inner  # type: ignore[attr-defined]
         # A profiler that only warms up is half-started, and stopping it ends the process on CUDA
         # with a segmentation fault. It records nothing and can be left alone.
         if profiler.current_action is not ProfilerAction.WARMUP:

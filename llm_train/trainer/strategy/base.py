@@ -85,13 +85,13 @@ class Strategy(Costed, Part, LightningStrategy):
         """
         return cls()
 
-    @abstractmethod
     def mesh_shape(self, ranks: int) -> MeshShape:
-        """How ``ranks`` ranks share data and state.
+        """How ``ranks`` ranks share data and state; by default each of them holds everything.
 
         Raises:
             ConfigError: the ranks do not divide.
         """
+        return MeshShape(replicas=ranks)
 
     @abstractmethod
     def traits(self, ranks: int) -> StrategyTraits:

@@ -50,10 +50,6 @@ class DDP(Strategy, DDPStrategy):
         self._buckets: deterministic.Buckets | None = None
         self._last = True
 
-    def mesh_shape(self, ranks: int) -> MeshShape:
-        """Every rank holds everything."""
-        return MeshShape(replicas=ranks)
-
     def traits(self, ranks: int) -> StrategyTraits:
         """Buckets are reduced while backward goes on, and final when it is over."""
         return StrategyTraits(name=type(self).__name__, weight_replicas=ranks)

@@ -40,15 +40,11 @@ def check_reduction(reduction: str) -> None:
     Raises:
         ConfigError: the word is another.
     """
-    if reduction == "canonical":
-        raise ConfigError(
-            "trainer.strategy.init_args.reduction=canonical is called deterministic now; write "
-            "reduction: deterministic"
-        )
     if reduction not in get_args(Reduction):
+        renamed = "; canonical is called deterministic now" if reduction == "canonical" else ""
         raise ConfigError(
             f"trainer.strategy.init_args.reduction={reduction!r} is not one of "
-            f"{', '.join(get_args(Reduction))}"
+            f"{', '.join(get_args(Reduction))}{renamed}"
         )
 
 

@@ -82,10 +82,6 @@ class LocalSGD(Strategy, DDPStrategy):
         self._outer: Outer | None = None
         self._aside: list[Tensor] = []
 
-    def mesh_shape(self, ranks: int) -> MeshShape:
-        """Every rank holds everything."""
-        return MeshShape(replicas=ranks)
-
     def traits(self, ranks: int) -> StrategyTraits:
         """Replicas have weights of their own between two averagings."""
         return StrategyTraits(name=type(self).__name__, one_model=False)

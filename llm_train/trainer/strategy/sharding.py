@@ -8,6 +8,8 @@ tensor group read the same ones and hold different positions of them between the
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -60,18 +62,7 @@ def shard_network(
     data = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
     pin = mesh.device_type == "cuda"  # to copy alongside computation
     offloading = CPUOffloadPolicy(pin_memory=pin) if offload else OffloadPolicy()
+    shard = partial(fully_shard, mesh=data, mp_policy=policy, offload_policy=offloading)
     for block in network.blocks():
-        fully_shard(
-            block,
-            mesh=data,
-            mp_policy=policy,
-            reshard_after_forward=reshard_after_forward,
-            offload_policy=offloading,
-        )
-    fully_shard(
-        network,
-        mesh=data,
-        mp_policy=policy,
-        reshard_after_forward=False,
-        offload_policy=offloading,
-    )
+        shard(block, reshard_after_forward=reshard_after_forward)
+    shard(network, reshard_after_forward=False)

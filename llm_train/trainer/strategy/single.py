@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from llm_train.context import Context, StrategyTraits
 from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.cost import Compared
-from llm_train.trainer.strategy.mesh import MeshShape
 
 
 class SingleDevice(Strategy, SingleDeviceStrategy):
@@ -29,10 +28,6 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
     def from_word(cls, word: str, world: World) -> SingleDevice:
         """On the first rank's device."""
         return cls(world.device)
-
-    def mesh_shape(self, ranks: int) -> MeshShape:
-        """One rank that holds everything."""
-        return MeshShape(replicas=ranks)
 
     def traits(self, ranks: int) -> StrategyTraits:
         """Nothing stands between a gradient and its update."""

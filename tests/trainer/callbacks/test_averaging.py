@@ -11,7 +11,7 @@ import torch
 from llm_train.checkpoint import dcp
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.fork_server import Nursery
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*overrides the configure_model callback")
@@ -74,7 +74,7 @@ def test_the_average_is_that_of_the_formula(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_an_average_is_cut_as_the_weights_are(nursery: Nursery, tmp_path: Path) -> None:
+def test_an_average_is_cut_as_the_weights_are(fork_server: ForkServer, tmp_path: Path) -> None:
     """Two ranks of FSDP score what two of DDP do, and continue each other's average."""
     found, log = {}, tmp_path / "log.txt"
     plain = {"model__network__init_args__dropout": 0.0}
@@ -82,14 +82,16 @@ def test_an_average_is_cut_as_the_weights_are(nursery: Nursery, tmp_path: Path) 
         folder = tmp_path / f"{name}{average}"
         settings = config(folder, average, trainer__strategy=name, **plain)
         file = write(folder.with_suffix(".yaml"), settings)
-        assert set(nursery.run("fit", "-c", str(file), ranks=2, log=log)) == {0}, log.read_text()
+        assert set(fork_server.run("fit", "-c", str(file), ranks=2, log=log)) == {0}, (
+            log.read_text()
+        )
         found[name, average] = curves(folder)
     assert found["fsdp", OURS][0] == found["fsdp", ""][0]
     assert found["fsdp", OURS][1] == pytest.approx(found["ddp", OURS][1], rel=1e-5)
     assert found["fsdp", OURS][1] != found["fsdp", ""][1]
     start = str(tmp_path / f"fsdp{OURS}" / "checkpoints" / "step-00000004")
     file = write(tmp_path / "on.yaml", config(tmp_path / "on", OURS, **plain))
-    assert set(nursery.run("fit", "-c", str(file), "--resume", start, ranks=0, log=log)) == {0}
+    assert set(fork_server.run("fit", "-c", str(file), "--resume", start, ranks=0, log=log)) == {0}
     assert curves(tmp_path / "on")[1][6] == pytest.approx(found["ddp", OURS][1][6], rel=1e-5)
 
 

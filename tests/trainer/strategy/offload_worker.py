@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from llm_train.check import zero
 from llm_train.cli import main
 from llm_train.testing.attach import attached
+from llm_train.trainer.strategy import ZeRO
 
 
 class Offloads(pl.Callback):
@@ -29,7 +29,7 @@ class Offloads(pl.Callback):
 
 
 if __name__ == "__main__":
-    rules: Any = zero
-    rules._offload = lambda settings, strategy: ()
+    rules: Any = ZeRO
+    rules._offload_problems = lambda self, context: ()
     with attached(Offloads()):
         main(sys.argv[1:])
