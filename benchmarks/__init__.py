@@ -1,1 +1,1 @@
-"""Side-by-side measurements. See README.md."""
+"""Side-by-side measurements of llm_train and its peers; README.md explains them."""

@@ -1,4 +1,4 @@
-"""Runs the command line and writes what torch.compile did: graphs, breaks, late compilations."""
+"""Runs the command line and records torch.compile's graphs, breaks and late compilations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_train.testing.attach import attached
 
 
 class Watch(pl.Callback):
-    """Notes the number of compiled graphs after the second step and after the last."""
+    """Records the number of compiled graphs after the second step and after the last one."""
 
     def __init__(self) -> None:
         self.found: dict[str, int] = {}
@@ -23,7 +23,7 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After every micro-batch; the last call of a step counts."""
+        """Records the numbers after every micro-batch, so that the last one of a step counts."""
         graphs = int(counters["stats"]["unique_graphs"])
         if trainer.global_step <= 2:
             self.found["graphs"] = graphs

@@ -1,8 +1,8 @@
-"""Things that are counted, not timed: they are the same on every machine.
+"""Counts what can be counted instead of timed, because counts are the same on every machine.
 
-Host synchronisations between log points, collectives per optimizer step, bytes kept for backward,
-graph breaks and recompilations. Each comes from a run of the command line or from the network
-itself.
+It counts host synchronisations between log points, collectives per optimizer step, bytes kept for
+the backward pass, graph breaks and recompilations. Each count comes from a run of the command line
+or from the network itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.recompute import EveryBlock, NoRecompute, Selective, saved_bytes
-from llm_train.parity.outcome import counted
+from llm_train.model.recompute import EveryBlock, NoRecompute, Selective
+from llm_train.parity.trajectory import counted
+from llm_train.plan.watch import saved_bytes
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def synchronisations(directory: Path) -> dict[str, Any]:
-    """Calls that make the host wait, over 12 steps of 4 micro-batches with 2 log points."""
+    """Counts calls that make the host wait, in 12 steps of 4 micro-batches with 2 log points."""
     config = tiny(
         directory / "run", steps=12, checkpoint__every="0 steps", trainer__log_every_n_steps=6
     )
@@ -40,7 +41,7 @@ def synchronisations(directory: Path) -> dict[str, Any]:
 
 
 def collectives(directory: Path, strategy: str, accumulation: int) -> Mapping[str, float]:
-    """Collectives per optimizer step on 2 gloo ranks."""
+    """Counts collectives per optimizer step on 2 gloo ranks."""
     run = directory / f"{strategy}-{accumulation}"
     config = tiny(
         run,
@@ -55,7 +56,7 @@ def collectives(directory: Path, strategy: str, accumulation: int) -> Mapping[st
 
 
 def kept_bytes() -> dict[str, float]:
-    """Bytes a block keeps for its backward, per token and unit of width, in float32."""
+    """Measures the bytes that a block keeps for backward, per token and unit of width, in fp32."""
     width, sequence, layers = 64, 32, 4
     config = Transformer(
         vocab_size=64, layers=layers, width=width, heads=4, max_sequence=sequence,
@@ -76,7 +77,7 @@ def kept_bytes() -> dict[str, float]:
 
 
 def compilation(directory: Path, unit: str) -> dict[str, int]:
-    """Graphs, graph breaks and compilations after the second step of a run."""
+    """Counts graphs, graph breaks and compilations after the second step of a run."""
     config = tiny(
         directory / f"compile-{unit}",
         steps=8,

@@ -1,7 +1,7 @@
-"""Everything that can be compared without a GPU: python -m benchmarks.cpu (make bench).
+"""Compares everything that can be compared without a GPU: python -m benchmarks.cpu (make bench).
 
-Times are only compared within one run, between processes that take turns; counts are the same
-anywhere. Rows go to a JSON-lines file with the versions, and a table to the terminal.
+Times are compared only within one run, between processes that take turns; counts are the same on
+any machine. Rows go to a JSON-lines file with all versions, and a table goes to the terminal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ONE_LAYER = Shape(
 
 
 class Rows:
-    """Writes each row when it is known."""
+    """Collects rows and writes each one as soon as it is known."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -46,7 +46,7 @@ class Rows:
         }
 
     def add(self, study: str, **values: Any) -> None:
-        """One measurement."""
+        """Adds one measurement."""
         self.all.append({"study": study, **values})
         with self._out.open("a") as file:
             file.write(json.dumps({"study": study, **values, **self._common}) + "\n")
@@ -59,7 +59,7 @@ def _processor() -> str:
 
 
 def peers(shape: Shape, directory: Path, nanogpt: str, threads: int) -> list[Peer]:
-    """Ours and whatever of the others is here."""
+    """Returns llm_train and those of its peers that are installed."""
     tokens = write_tokens(directory / f"{shape.vocab}.bin", shape.vocab, 1_000_000)
     options = {"path": nanogpt}
     wanted = [("llm_train", "ours", v) for v in ("eager", "compiled", "network")]
@@ -84,10 +84,10 @@ def peers(shape: Shape, directory: Path, nanogpt: str, threads: int) -> list[Pee
 def step_times(
     rows: Rows, shape: Shape, steps: int, directory: Path, arguments: argparse.Namespace
 ) -> None:
-    """Milliseconds per optimizer step, end to end, and the ratio to the best peer.
+    """Measures milliseconds per optimizer step, end to end, and the ratio to the best peer.
 
-    Many short rounds: a shared machine changes its speed within seconds, and what lasts longer than
-    a round slows all peers alike.
+    There are many short rounds, because a shared machine changes its speed within seconds, and a
+    disturbance that lasts longer than a round slows all peers alike.
     """
     found = duel(
         peers(shape, directory, arguments.nanogpt, arguments.threads),
@@ -111,7 +111,7 @@ def step_times(
 
 
 def tax(rows: Rows, directory: Path) -> None:
-    """Host CPU time per step above a bare loop, where nothing else takes time."""
+    """Measures host CPU time per step above a bare loop, where nothing else takes time."""
     tokens = write_tokens(directory / "tax.bin", ONE_LAYER.vocab, 100_000)
     cases = {
         "bare loop": ("bare", []),
@@ -153,7 +153,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def ablations(rows: Rows, directory: Path, arguments: argparse.Namespace) -> None:
-    """Each technique off, or set otherwise, at a time; ratios to what is shipped."""
+    """Switches off or changes one technique at a time; ratios are to what is shipped."""
     tokens = write_tokens(directory / "ablations.bin", GPT2.vocab, 1_000_000)
     peers_ = [
         Peer(
@@ -174,7 +174,7 @@ def ablations(rows: Rows, directory: Path, arguments: argparse.Namespace) -> Non
 
 
 def everything_counted(rows: Rows, directory: Path) -> None:
-    """See ``counts``."""
+    """Adds a row for each count of ``counts``."""
     rows.add("host synchronisations", **counts.synchronisations(directory))
     for strategy in ("ddp", "fsdp"):
         for accumulation in (1, 4):
@@ -187,7 +187,7 @@ def everything_counted(rows: Rows, directory: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One line a row, studies under headings."""
+    """Formats one line per row, with studies under headings."""
     lines: list[str] = []
     for study, group in groupby(rows, key=lambda row: row["study"]):
         lines.append(f"\n{study}")

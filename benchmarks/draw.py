@@ -1,4 +1,4 @@
-"""Rows as Markdown and as a picture: python -m benchmarks.draw RESULTS.jsonl ... [--out PREFIX]."""
+"""Draws tables and a picture: python -m benchmarks.draw RESULTS.jsonl ... [--out PREFIX]."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from benchmarks.judge import PEERS, Goal, Row, Rows, compare, goals
 
 LIMIT = 11_900
-"""Characters of a summary: what is kept of a remote command's output."""
+"""Length of a summary in characters; a remote command's output is cut off after about as many."""
 
-# Columns of each study's table: heading, key, format.
+# Each column of a study's table has a heading, a key and a format.
 _RATE = (
     ("tokens/s", "tokens_per_s", ",.0f"),
     ("±", "spread_tokens_per_s", ",.0f"),
@@ -52,7 +52,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def read(paths: Sequence[Path]) -> Rows:
-    """All whole lines of the files, in order; rehearsals only where there is nothing else."""
+    """Reads all complete lines of the files, in order; rehearsals count only if alone."""
     rows: list[Row] = []
     for path in paths:
         rows += [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1] if line]
@@ -69,7 +69,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def goal_table(lines: Sequence[Goal]) -> str:
-    """The goals, each with its verdict."""
+    """Lists the goals, each with its verdict."""
     out = [
         _line(["goal", "measured", "must", "aim", "verdict", "note"]),
         "|---|---:|---:|---:|---|---|",
@@ -82,7 +82,7 @@ def goal_table(lines: Sequence[Goal]) -> str:
 
 
 def study_table(rows: Rows, study: str) -> str:
-    """One study: its cases, then what is said about those without numbers."""
+    """Lists the cases of one study, with the reason for each case that has no numbers."""
     columns = COLUMNS[study]
     out = [f"### {study}", "", _line(["case", *(heading for heading, _, _ in columns), ""])]
     out.append("|---|" + "---:|" * len(columns) + "---|")
@@ -105,7 +105,7 @@ def study_table(rows: Rows, study: str) -> str:
 
 
 def summary(rows: Rows, limit: int = LIMIT) -> str:
-    """All tables as Markdown, the least important cut off where there is too much."""
+    """Returns all tables as Markdown, without the least important ones if they are too long."""
     versions = rows.all[-1]["versions"] if rows.all else {}
     facts = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
     parts = [facts, goal_table(goals(rows))]
@@ -125,7 +125,7 @@ def summary(rows: Rows, limit: int = LIMIT) -> str:
 
 
 def picture(rows: Rows, path: Path) -> None:
-    """Shapes against their goals, peers, and ablations, side by side."""
+    """Draws shapes against their goals, peers, and ablations, side by side."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Starts peers as processes and lets them run in turn."""
+"""Starts peers as processes and lets them take turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.work import Job
 
 @dataclass(kw_only=True)
 class Peer:
-    """A name for the table, the module that runs it, and its job."""
+    """A peer: its name in tables, the module that runs it, its job, and its measurements."""
 
     name: str
     module: str
@@ -53,14 +53,14 @@ class Peer:
         self.first_step_seconds = time.perf_counter() - begin
 
     def run(self, steps: int) -> None:
-        """Runs a round and keeps its milliseconds per step."""
+        """Runs a round and records its milliseconds per step."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
             self._read()
-        except (OSError, ValueError) as problem:  # it died between two rounds, or in this one
+        except (OSError, ValueError) as problem:  # it died since the last round
             self.error = self.error or f"{type(problem).__name__}: {problem}"
         if not self.error:
             self.milliseconds.append(1000 * self.answer["seconds"] / self.answer["steps"])
@@ -86,12 +86,12 @@ class Peer:
 
     @property
     def median(self) -> float:
-        """Milliseconds per step, the middle of all rounds."""
+        """The median of all rounds' milliseconds per step."""
         return statistics.median(self.milliseconds)
 
     @property
     def cpu_median(self) -> float:
-        """Milliseconds of the process's CPU time per step, the middle of all rounds."""
+        """The median of all rounds' CPU milliseconds of the process per step."""
         return statistics.median(self.cpu_milliseconds)
 
     @property
@@ -102,7 +102,7 @@ class Peer:
 
 
 def alternate(peers: Sequence[Peer], *, rounds: int, steps: int) -> None:
-    """Rounds of all living peers in a new order each time; all have been started."""
+    """Runs rounds of all living peers, in a new order each time; all must have been started."""
     order = random.Random(0)
     for _ in range(rounds):
         alive = [peer for peer in peers if not peer.error]
@@ -115,8 +115,8 @@ def duel(peers: Sequence[Peer], directory: Path, *, rounds: int, steps: int) -> 
 
     Args:
         peers: processes to start.
-        directory: for their logs.
-        rounds: measurements of each.
+        directory: folder for their logs.
+        rounds: measurements of each peer.
         steps: optimizer steps of one measurement.
     """
     for peer in peers:
@@ -131,7 +131,7 @@ def duel(peers: Sequence[Peer], directory: Path, *, rounds: int, steps: int) -> 
 
 
 def ratio(ours: Peer, other: Peer) -> tuple[float, float]:
-    """(ours / other, its spread), from the ratios of rounds: what slows a round slows both.
+    """Returns ours / other and its spread, from the ratios of rounds, where slowdowns cancel.
 
     The spread is half the distance between the quartiles of the rounds' ratios.
     """

@@ -1,8 +1,8 @@
-"""Every checkpoint into every layout: a matrix of from and to, in fp32 on a CPU.
+"""Resumes every checkpoint under every parallel configuration, in fp32 on a CPU.
 
-Each row trains without interruption and keeps the checkpoint of its third step; each column goes on
-from there. A cell is the largest relative difference of a loss from what the row's own run gave,
-``=`` where all of them are bitwise the same, or the line that refused it::
+Each row of the matrix trains without interruption and keeps the checkpoint of its third step; each
+column continues from that checkpoint. A cell is the largest relative difference of a loss from the
+row's own run, ``=`` where all losses are bitwise equal, or the line that refused the resume::
 
     python -m benchmarks.elastic --out FOLDER [--from fsdp-2 ...] [--to zero3-4 ...]
 """
@@ -28,7 +28,7 @@ def _fsdp(**arguments: Any) -> dict[str, Any]:
     return {"class_path": "FSDP", "init_args": arguments}
 
 
-# Name of a layout -> strategy, ranks; 0 is a process without a launcher.
+# Maps a name to a strategy and a number of ranks, where 0 is a process without a launcher.
 LAYOUTS: dict[str, tuple[Any, int]] = {
     "single": ("single", 0),
     **{f"ddp-{n}": ("ddp", n) for n in (1, 2, 4)},
@@ -42,7 +42,7 @@ LAYOUTS: dict[str, tuple[Any, int]] = {
 
 
 def config(run_dir: Path, layout: str) -> dict[str, Any]:
-    """The same run under every layout: clipping and accumulation on, no dropout."""
+    """Returns the same run for every parallel configuration: clipping, accumulation, no dropout."""
     network = "model__network__init_args__"
     settings: dict[str, Any] = {
         f"{network}dropout": 0.0,
@@ -57,7 +57,7 @@ def config(run_dir: Path, layout: str) -> dict[str, Any]:
 
 
 class Matrix:
-    """Runs cells; uninterrupted runs are made once and kept in ``folder``."""
+    """Runs cells; each uninterrupted run is made once and kept in ``folder``."""
 
     def __init__(self, fork_server: ForkServer, folder: Path) -> None:
         self.fork_server = fork_server
@@ -65,7 +65,7 @@ class Matrix:
         self._rows: dict[str, dict[int, float]] = {}
 
     def row(self, layout: str) -> dict[int, float]:
-        """Losses of the uninterrupted run, by step."""
+        """Returns the losses of the uninterrupted run, by step."""
         if layout not in self._rows:
             code, log = self._fit(layout, self.folder / layout)
             if code:
@@ -74,7 +74,7 @@ class Matrix:
         return self._rows[layout]
 
     def cell(self, start: str, to: str) -> dict[str, Any]:
-        """What ``to`` makes of the checkpoint of ``start``."""
+        """Resumes the checkpoint of ``start`` under ``to`` and compares the losses."""
         expected = self.row(start)
         saved = self.folder / start / "checkpoints" / f"step-{SAVED:08d}"
         run_dir = self.folder / f"{start}-to-{to}"
@@ -88,8 +88,8 @@ class Matrix:
         differences = [abs(losses[s] - expected[s]) / expected[s] for s in losses]
         end = CheckpointStore(run_dir / "checkpoints").newest().path
         assert end is not None
-        facts = json.loads((end / "manifest.json").read_text())["facts"]
-        samples = facts["data"]["consumed"] - STEPS * facts["samples_per_step"]
+        metadata = json.loads((end / "manifest.json").read_text())["metadata"]
+        samples = metadata["data"]["consumed"] - STEPS * metadata["samples_per_step"]
         return found | {"difference": max(differences), "samples_off": samples}
 
     def _fit(self, layout: str, run_dir: Path, *options: str) -> tuple[int, str]:
@@ -106,7 +106,7 @@ def _losses(run_dir: Path) -> dict[int, float]:
 
 
 def markdown(cells: list[dict[str, Any]]) -> str:
-    """The matrix as a table."""
+    """Formats the matrix as a table."""
     starts = list(dict.fromkeys(cell["from"] for cell in cells))
     ends = list(dict.fromkeys(cell["to"] for cell in cells))
     at = {(cell["from"], cell["to"]): _shown(cell) for cell in cells}
@@ -126,7 +126,7 @@ def _shown(cell: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Prints each cell as it is made, then the table; 1 when a cell is out of tolerance."""
+    """Prints each cell as it is made, then the table; returns 1 if a cell is out of tolerance."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--from", dest="start", nargs="*", default=list(LAYOUTS))

@@ -1,8 +1,9 @@
-"""Everything there is to measure on one GPU, in one command: python -m benchmarks.gpu.
+"""Runs all measurements on one GPU, in one command: python -m benchmarks.gpu.
 
-Studies are processes with a time limit each, the most important first; every row is written when it
-is known. What no longer fits into ``--minutes`` is recorded as skipped. ``--rehearse`` sends tiny
-twins of all shapes through the same code on a CPU: its numbers mean nothing.
+Each study is a process with a time limit of its own. The most important study comes first, and
+every row is written as soon as it is known. Studies that no longer fit into ``--minutes`` are
+recorded as skipped. ``--rehearse`` sends tiny twins of all shapes through the same code on a CPU;
+the numbers of a rehearsal mean nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Study:
     """A module of ``benchmarks.studies``.
 
     Attributes:
-        name: of the module, and in rows.
+        name: name of the module, also used in rows.
         least: minutes below which it is not worth starting.
         most: minutes after which it is ended.
     """
@@ -80,7 +81,7 @@ def parse() -> argparse.Namespace:
 
 
 def install(directory: Path) -> None:
-    """Installs wheels without a network and without touching what is there."""
+    """Installs wheels without a network and without changing installed packages."""
     wheels = [str(wheel) for wheel in sorted(directory.glob("*.whl"))]
     if not wheels:
         sys.exit(f"there are no wheels in {directory}")
@@ -89,7 +90,7 @@ def install(directory: Path) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Of software and device, asked for in another process."""
+    """Asks another process for the versions of the software and the device."""
     command = [sys.executable, "-m", "benchmarks.studies.environment"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -97,7 +98,7 @@ def versions() -> dict[str, Any]:
 
 
 def record(out: Path, study: str, found: dict[str, Any], **facts: str) -> None:
-    """A row about a whole study."""
+    """Writes a row about a whole study."""
     row = {"study": study, "case": WHOLE_STUDY, **facts, "versions": found}
     with open(out, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -105,7 +106,7 @@ def record(out: Path, study: str, found: dict[str, Any], **facts: str) -> None:
 
 
 def run(study: Study, settings: dict[str, Any], out: Path, minutes: float) -> None:
-    """One study, ended with all its processes when its time is over."""
+    """Runs one study, and ends it and all its processes when its time is over."""
     command = [sys.executable, "-m", f"benchmarks.studies.{study.name}"]
     settings = {**settings, "study": study.name, "deadline": time.time() + 60 * minutes}
     process = subprocess.Popen([*command, json.dumps(settings)], cwd=ROOT, start_new_session=True)
@@ -117,7 +118,7 @@ def run(study: Study, settings: dict[str, Any], out: Path, minutes: float) -> No
         trouble = f"ended after {minutes:.1f} minutes"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # peers that outlived it
+            os.killpg(process.pid, signal.SIGKILL)  # peers that outlived the study
         process.wait()
     if trouble:
         record(out, study.name, settings["versions"], error=trouble)

@@ -1,7 +1,7 @@
-"""What recorded rows say about the goals for one H200.
+"""Compares recorded rows with the goals for one H200.
 
-What is unusual: a ratio is a win only where the difference is more than twice the larger of both
-spreads, and a goal without a row is *not measured*, never missed.
+A ratio is a win only if the difference is more than twice the larger of both spreads. A goal
+without a row is *not measured*, never missed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from benchmarks.shapes import GPU
 Row = dict[str, Any]
 GIB_PER_GB = 1e9 / 2**30
 WHOLE_STUDY = "(study)"
-"""Case of a row that says why a study did not run, or not to its end; a later run removes it."""
+"""Case of a row that says why a study did not run to its end; a later result replaces it."""
 
-# (peer as its row calls it, must, aim), in tokens/s of ours over theirs.
+# Name of the peer in rows, must and aim, as the ratio of our tokens/s to theirs.
 PEERS = (("nanoGPT", 1.15, 1.35), ("Hugging Face", 1.4, 1.8), ("stock Lightning", 1.10, 1.2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A line of the goals.
+    """A line in the table of goals.
 
     Attributes:
         name: what is measured.
-        value: None where it was not.
-        must: to be reached.
-        aim: hoped for; None where there is none.
-        unit: of all three.
-        higher: more is better.
-        note: why there is no value, or what to mind about it.
+        value: the measured value; None if it was not measured.
+        must: the value that has to be reached.
+        aim: the value that is hoped for; None if there is none.
+        unit: unit of value, must and aim.
+        higher: whether more is better.
+        note: why there is no value, or a caveat about it.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Goal:
 
     @property
     def verdict(self) -> str:
-        """``aim``, ``must``, ``missed`` or ``not measured``."""
+        """The verdict: ``aim``, ``must``, ``missed`` or ``not measured``."""
         if self.value is None:
             return "not measured"
         sign = 1 if self.higher else -1
@@ -56,7 +56,7 @@ class Goal:
 
 
 def compare(ours: Row, other: Row) -> tuple[float, str]:
-    """(tokens/s of ours over the other's, ``faster``, ``slower`` or ``equal`` within the noise)."""
+    """Returns our tokens/s over the other's, and ``faster``, ``slower`` or ``equal`` (noise)."""
     noise = 2 * max(ours["spread"], other["spread"])
     ratio = other["milliseconds"] / ours["milliseconds"]
     if abs(ours["milliseconds"] - other["milliseconds"]) <= noise:
@@ -65,17 +65,17 @@ def compare(ours: Row, other: Row) -> tuple[float, str]:
 
 
 class Rows:
-    """Rows of one or more runs; of the same case the latest that succeeded counts.
+    """Rows of one or more runs; for each case, the latest row that succeeded counts.
 
     Args:
-        rows: in the order in which they were written.
+        rows: rows in the order in which they were written.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.all = list(rows)
 
     def of(self, study: str) -> list[Row]:
-        """The rows of a study that are results, one a case, in the order of first appearance."""
+        """Returns a study's results, one row per case, in the order of first appearance."""
         found: dict[Any, Row] = {}
         for row in self.all:
             if row["study"] != study or row.get("trial"):
@@ -90,7 +90,7 @@ class Rows:
         return list(found.values())
 
     def get(self, study: str, case: str) -> Row:
-        """One result; where there is none, what is known of the whole study, or an empty row."""
+        """Returns one result, or else what is known of the whole study, or else an empty row."""
         rows = {row["case"]: row for row in self.of(study)}
         return rows.get(case) or rows.get(WHOLE_STUDY, {})
 
@@ -120,7 +120,7 @@ def _float8(rows: Rows) -> tuple[float | None, str]:
 
 
 def goals(rows: Rows) -> list[Goal]:
-    """Every line of the table of goals."""
+    """Returns every line of the table of goals."""
     lines = []
     for name, preset in GPU.items():
         row = rows.get("throughput", name)
@@ -132,7 +132,7 @@ def goals(rows: Rows) -> list[Goal]:
         lines.append(Goal(name=name, value=value, **goal))
     for peer, must, aim in PEERS:
         value, note = _ratio(rows, "peers", peer)
-        # Without a difference beyond the noise no win is claimed, whatever the medians say.
+        # We claim no win without a difference beyond the noise, whatever the medians say.
         value = 1.0 if note == "equal" else value
         lines.append(
             Goal(name=f"124M against {peer}", value=value, must=must, aim=aim, unit="x", note=note)

@@ -1,8 +1,9 @@
-"""How fast batches of tokens are made in the main process, and what a training step waits for them.
+"""Measures how fast the main process makes batches, and how long a training step waits for them.
 
-Tokens per second of CPU time, so that a busy machine does not change the figure; files are in the
-page cache. The second figure simulates a GPU: each step sleeps as long as the tokens would take at
-a given rate, as the main process does when it waits for a device, and the loader works in between.
+The speed is in tokens per second of CPU time, so that a busy machine does not change the figure;
+the files are in the page cache. The wait is measured with a simulated GPU: each step sleeps as long
+as a device would take for the tokens at a given rate, as the main process does when it waits for a
+device, and the loader works in between.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SAMPLES = (4, 12, 16, 64)  # per micro-batch
 
 
 def measure(directory: Path) -> list[dict[str, Any]]:
-    """Rows: ours by micro-batch, nanoGPT's way of doing it, and the wait at 800,000 tokens/s."""
+    """Returns rows: our loader by micro-batch, nanoGPT's way, and the wait at 800,000 tokens/s."""
     tokens = write_tokens(directory / "loader.bin", 50304, 20_000_000)
     write_shards(str(tokens), 50304)
     rows = []
@@ -63,7 +64,7 @@ def _rate(make: Any, samples: int, times: int = 3000) -> float:
 
 
 def _one_by_one(path: str, samples: int) -> torch.Tensor:
-    """As many training scripts do: open the map, slice, cast to int64, stack."""
+    """Reads as many training scripts do: opens the map, slices, casts to int64, stacks."""
     ids = np.memmap(path, dtype=np.uint16, mode="r")
     starts = torch.randint(len(ids) - SEQUENCE, (samples,))
     return torch.stack(
@@ -72,10 +73,10 @@ def _one_by_one(path: str, samples: int) -> torch.Tensor:
 
 
 def _wait(tokens: str, *, samples: int, tokens_per_s: float, steps: int = 100) -> dict[str, Any]:
-    """Share of a step that passes between asking for a batch and having it.
+    """Measures the share of a step that passes between asking for a batch and having it.
 
-    After a sleep the processor's caches are cold, as they need not be beside a busy GPU: an upper
-    bound.
+    The result is an upper bound: after a sleep the processor's caches are cold, which they need not
+    be alongside a busy GPU.
     """
     batches = iter(_loader(tokens, samples))
     step = samples * SEQUENCE / tokens_per_s

@@ -1,15 +1,28 @@
-"""The roofline of every preset on one H200, as a Markdown table: python -m benchmarks.roofline."""
+"""Prints the roofline of every preset on one H200 as Markdown: python -m benchmarks.roofline.
+
+How fast a training step could be: arithmetic over peak and bytes over bandwidth, part by part. It
+is neither a measurement nor a promise. The parts are added as if nothing overlapped, each at a
+stated fraction of the device's peak. Recomputation, communication, the host and whether the state
+fits into memory are left out.
+"""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from llm_train.model.network.mlp import default_hidden
-from llm_train.plan.roofline import H200, Roofline, Shape, roofline
+from llm_train.model.network import Transformer
+from llm_train.plan.roofline import (
+    ATTENTION_EFFICIENCY,
+    MEMORY_EFFICIENCY,
+    elementwise_bytes,
+    gated,
+    loss_bytes,
+    widths,
+)
+from llm_train.runtime.devices import Device, device_called
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = (
@@ -21,42 +34,136 @@ PRESETS = (
     "llama-3b",
     "llama-8b",
 )
+H200 = device_called("h200")
+
+MATMUL_EFFICIENCY = 0.75
+"""Of the dense peak: large bf16 products of cuBLAS on Hopper, at the clock that power allows."""
 
 
-def shape_of(config: dict[str, Any]) -> Shape:
-    """The network and batch of a parsed YAML file; one device does the whole step."""
-    network, batch = config["model"]["network"]["init_args"], config["batch"]
-    activation = network.get("activation", "swiglu")
-    multiple = network.get("pad_vocab_to", 1)
-    return Shape(
-        layers=network["layers"],
-        width=network["width"],
-        heads=network["heads"],
-        kv_heads=network.get("kv_heads") or network["heads"],
-        mlp_width=network.get("mlp_width") or default_hidden(activation, network["width"]),
-        gated=activation == "swiglu",
-        rotary=network.get("positions", "rotary") == "rotary",
-        vocab=multiple * math.ceil(network["vocab_size"] / multiple),
-        tied=network.get("tied", False),
-        sequence=batch["sequence"],
-        micro_batch=batch["per_device"],
-        micro_batches=batch["tokens"] // (batch["sequence"] * batch["per_device"]),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a training step, per token.
+
+    Attributes:
+        flops: useful operations, forward and backward.
+        bytes: moved in addition to what the matrix products move themselves.
+        seconds: operations over their attainable rate plus bytes over theirs.
+    """
+
+    flops: float
+    bytes: float
+    seconds: float
 
 
-def preset(name: str) -> Shape:
-    """The shape of a shipped configuration."""
-    return shape_of(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """A training step by parts, per token.
+
+    Attributes:
+        parts: by name: the products of the blocks, attention, the head's products with the loss,
+            element-wise work (norms, residuals, activations, rotary positions), AdamW.
+        peak_flops: of the device.
+        tokens_per_step: of one optimizer step on one device.
+    """
+
+    parts: dict[str, Part]
+    peak_flops: float
+    tokens_per_step: int
+
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs, attention at its causal cost."""
+        return sum(part.flops for part in self.parts.values())
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of all parts, one after the other."""
+        return sum(part.seconds for part in self.parts.values())
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of one optimizer step."""
+        return self.seconds_per_token * self.tokens_per_step
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one device."""
+        return 1 / self.seconds_per_token
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs per second over the dense peak."""
+        return self.tokens_per_second * self.flops_per_token / self.peak_flops
+
+
+def roofline(network: Transformer, device: Device, *, sequence: int, tokens: int) -> Roofline:
+    """The parts of a training step in bf16.
+
+    Args:
+        network: decoder-only Transformer.
+        device: does the whole step.
+        sequence: positions of a sample.
+        tokens: of one optimizer step.
+    """
+    peak_flops = device.peak_flops("bf16-mixed")
+
+    def part(flops: float = 0, moved: float = 0, efficiency: float = MATMUL_EFFICIENCY) -> Part:
+        seconds = flops / (efficiency * peak_flops)
+        seconds += moved / (MEMORY_EFFICIENCY * device.bytes_per_second)
+        return Part(flops=flops, bytes=moved, seconds=seconds)
+
+    head = network.padded_vocab_size * network.width
+    attention = 6 * network.layers * network.width * sequence
+    parts = {
+        "blocks": part(6 * block_parameters(network)),
+        "attention": part(attention, efficiency=ATTENTION_EFFICIENCY),
+        "head and loss": part(6 * head, loss_bytes(network)),
+        "element-wise": part(moved=elementwise_bytes(network)),
+        "optimizer": part(moved=optimizer_bytes(network) / tokens),
+    }
+    return Roofline(parts=parts, peak_flops=peak_flops, tokens_per_step=tokens)
+
+
+def block_parameters(network: Transformer) -> int:
+    """Weights of the matrices of all blocks."""
+    width, kv_width, hidden = widths(network)
+    attention = 2 * width * (width + kv_width)
+    return network.layers * (attention + (3 if gated(network) else 2) * width * hidden)
+
+
+def parameters(network: Transformer) -> int:
+    """Weights of all matrices; norms, biases and a table of positions are few."""
+    tables = (1 if network.tied else 2) * network.padded_vocab_size * network.width
+    return block_parameters(network) + tables
+
+
+def optimizer_bytes(network: Transformer) -> int:
+    """Bytes that one AdamW step reads and writes, clipping included.
+
+    Per parameter: weight, gradient and both moments read and written in fp32 (the gradient's write
+    is its scaling by the clipped norm), and the bf16 copy of the weight written: 34 bytes. Divided
+    by the tokens of a step, it is the price of a small batch.
+    """
+    return parameters(network) * (4 * 2 * 4 + 2)
+
+
+def preset(name: str) -> tuple[Transformer, int, int]:
+    """The network of a shipped configuration, its sequence, and the tokens of its step."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    network = Transformer(**config["model"]["network"]["init_args"])
+    return network, config["batch"]["sequence"], config["batch"]["tokens"]
 
 
 def table() -> str:
-    """One row for each preset: shares of the time by part, and what they add up to."""
-    parts = list(roofline(preset(PRESETS[0]), H200).parts)
-    head = ["preset", "sequence", "GFLOPs per token", *parts, "tokens/s", "MFU"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    """Returns one row per preset: each part's share of the time, and the resulting totals."""
+    lines = []
     for name in PRESETS:
-        shape = preset(name)
-        lines.append(_line([name, f"{shape.sequence:,}", *_cells(roofline(shape, H200))]))
+        network, sequence, tokens = preset(name)
+        found = roofline(network, H200, sequence=sequence, tokens=tokens)
+        if not lines:
+            head = ["preset", "sequence", "GFLOPs per token", *found.parts, "tokens/s", "MFU"]
+            lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        lines.append(_line([name, f"{sequence:,}", *_cells(found)]))
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
-"""The shapes that are measured, with what a user would set for them on one GPU of 139 GiB.
+"""Lists the shapes that are measured, with a user's settings for them on one GPU of 139 GiB.
 
-What is unusual: ``micro_batches`` are candidates, not settings. The throughput study tries them in
-this order and keeps the fastest that fits. A tiny twin keeps what may break (family, grouped heads,
-positions, overrides, accumulation) and shrinks the rest, so that a rehearsal on a CPU goes through
-the code that the GPU will run.
+``micro_batches`` are candidates, not settings: the throughput study tries them in this order and
+keeps the fastest that fits. A tiny twin keeps what may break (family, grouped heads, positions,
+overrides, accumulation) and shrinks the rest, so that a rehearsal on a CPU goes through the code
+that the GPU will run.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Preset:
     """A shape and how it is run.
 
     Attributes:
-        shape: with the first candidate as its batch.
-        parameters: distinct ones, vocabulary padding included.
+        shape: the shape, with the first candidate as its batch.
+        parameters: number of distinct parameters, with the padding of the vocabulary.
         micro_batches: samples per micro-batch, the most promising first.
         network: arguments of ``Transformer`` that a ``Shape`` does not have.
-        overrides: further ``--key=value`` of ours.
-        must: tokens/s to reach on one H200.
-        aim: tokens/s hoped for.
+        overrides: further ``--key=value`` arguments of llm_train.
+        must: tokens/s that must be reached on one H200.
+        aim: tokens/s that are hoped for.
         roof: tokens/s that a realistic roofline allows.
     """
 
@@ -41,17 +41,17 @@ class Preset:
     roof: int = 0
 
     def at(self, micro_batch: int, tokens_per_step: int = TOKENS_PER_STEP) -> Shape:
-        """The shape with another micro-batch and about as many tokens in an optimizer step."""
+        """Returns the shape with another micro-batch and about as many tokens per step."""
         accumulation = max(1, tokens_per_step // (micro_batch * self.shape.sequence))
         return replace(self.shape, batch=micro_batch, accumulation=accumulation)
 
     def arguments(self) -> tuple[str, ...]:
-        """All overrides, for the command line."""
+        """Returns all overrides, for the command line."""
         values = (f"--model.network.init_args.{k}={_text(v)}" for k, v in self.network.items())
         return (*values, *self.overrides)
 
     def tiny(self) -> Preset:
-        """The same, small enough for one CPU core."""
+        """Returns a twin that is small enough for one CPU core."""
         group = self.shape.heads // self.shape.kv_heads
         kv_heads = 1 if group > 1 else 2
         width = 16 * group * kv_heads
@@ -120,7 +120,7 @@ _GPU = [
     ),
     _preset(
         _gpt2("gpt2-124m-heads128-rotary", 12, 768, 6),
-        123_689_472,  # no table of positions
+        123_689_472,  # rotary: there is no table of positions
         (64, 32, 128),
         network={"positions": "rotary"},
         must=520_000,
@@ -172,7 +172,7 @@ _GPU = [
         _llama("llama-8b-4096", 32, 4096, 32, 14336, 4096),
         8_030_261_248,
         (2, 1, 3),
-        # Weights, gradients and moments in bfloat16: 64 GB instead of 128.
+        # bfloat16 weights, gradients and moments take 64 GB instead of 128.
         overrides=(
             "--trainer.precision=bf16-true",
             "--model.optimizer=LowBitAdamW",
@@ -185,7 +185,7 @@ _GPU = [
 ]
 GPU: dict[str, Preset] = {preset.shape.name: preset for preset in _GPU}
 
-# What `python -m benchmarks.cpu` may use: both fit one core.
+# The shapes of `python -m benchmarks.cpu`, which fit one core.
 _NANO = replace(_gpt2("nanogpt-cpu", 4, 128, 4, sequence=64), vocab=65)
 _TINY = _gpt2("gpt2-tiny-width", 12, 128, 2, sequence=256)
 CPU: dict[str, Preset] = {
@@ -197,5 +197,5 @@ CPU: dict[str, Preset] = {
 
 
 def gpu_presets(rehearse: bool) -> dict[str, Preset]:
-    """The GPU's shapes, or their tiny twins under the same names."""
+    """Returns the GPU's shapes, or their tiny twins under the same names."""
     return {name: preset.tiny() if rehearse else preset for name, preset in GPU.items()}

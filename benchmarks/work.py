@@ -1,8 +1,8 @@
-"""What all peers are given: a shape, a file of tokens, and a pacer that says when to run.
+"""Defines what every peer gets: a shape, a file of tokens, and a pacer that says when to run.
 
-A peer is a process that builds its model, warms up and then waits. The parent lets one of them run
-a few steps at a time, in an order shuffled for each round, so that whatever the machine does
-meanwhile (a warm cache, a busy neighbour, a falling clock) meets all of them alike.
+A peer is a process that builds its model, warms up and then waits. The parent lets one peer at a
+time run a few steps, in an order that is shuffled for each round, so that every disturbance of the
+machine (a warm cache, a busy neighbour, a falling clock) affects all peers alike.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class Shape:
     """A decoder-only Transformer and its batch.
 
     Attributes:
-        name: in results.
+        name: name in results.
         family: gpt2 (LayerNorm, GELU, learned positions, tied) or llama (RMSNorm, SwiGLU, rotary).
-        vocab: token ids, already padded.
-        layers: blocks.
+        vocab: number of token ids, with padding.
+        layers: number of blocks.
         width: features of the residual stream.
-        heads: query heads.
-        kv_heads: key/value heads.
+        heads: number of query heads.
+        kv_heads: number of key/value heads.
         mlp: hidden features of the feed-forward part.
         sequence: positions per sample.
         batch: samples per micro-batch.
         accumulation: micro-batches per optimizer step.
-        bias: whether linear layers and norms have biases; transformers' GPT-2 always has.
+        bias: whether linear layers and norms have biases; transformers' GPT-2 always has them.
     """
 
     name: str
@@ -53,23 +53,23 @@ class Shape:
 
     @property
     def tokens_per_step(self) -> int:
-        """Target tokens of an optimizer step."""
+        """The number of target tokens in an optimizer step."""
         return self.batch * self.sequence * self.accumulation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a peer's process is told.
+    """What the process of a peer is told.
 
     Attributes:
         shape: the model and its batch.
         device: cpu or cuda.
         dtype: float32 or bfloat16 (mixed: fp32 master weights).
-        variant: which form of the peer, for instance eager or compiled.
+        variant: form of the peer, for instance eager or compiled.
         tokens: file of uint16 token ids.
         warmup: optimizer steps before the first measurement.
-        threads: of torch, on a CPU.
-        options: what only this peer understands.
+        threads: torch's threads on a CPU.
+        options: options that only this peer understands.
     """
 
     shape: Shape
@@ -82,7 +82,7 @@ class Job:
     options: dict[str, Any]
 
     def dump(self) -> str:
-        """As one line of JSON."""
+        """Returns the job as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -100,18 +100,18 @@ _answers: TextIO = sys.stdout
 
 
 def write_tokens(path: Path, vocab: int, count: int = 4_000_000) -> Path:
-    """Random ids: the speed of a dense model does not depend on what they are."""
+    """Writes random ids, on whose values the speed of a dense model does not depend."""
     ids = np.random.default_rng(0).integers(0, vocab, count, dtype=np.uint16)
     ids.tofile(path)
     return path
 
 
 class Pacer:
-    """Tells the parent how long each round took; stands still between rounds.
+    """Tells the parent how long each round took, and waits between rounds.
 
     Args:
-        job: of this process.
-        parameters: of the model, which the parent compares between peers.
+        job: the job of this process.
+        parameters: number of the model's parameters, which the parent compares between peers.
     """
 
     def __init__(self, job: Job, parameters: int) -> None:
@@ -121,7 +121,7 @@ class Pacer:
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def step(self) -> None:
-        """To be called after every optimizer step."""
+        """Counts a step; call it after every optimizer step."""
         self._left -= 1
         if self._left:
             return
@@ -160,7 +160,7 @@ class Pacer:
 
 
 def leave() -> NoReturn:
-    """Ends the process at once: a Trainer would save and validate first."""
+    """Ends the process at once, because a Trainer would save and validate first."""
     sys.stderr.flush()
     os._exit(0)
 

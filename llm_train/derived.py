@@ -1,7 +1,7 @@
-"""Every number that follows from the settings, computed once and printed before anything starts.
+"""Computes every number that follows from the settings, once and before anything starts.
 
-The command line makes one ``Derived`` and hands it to the task, the data and the callbacks, so that
-none of them does the arithmetic again.
+The command line makes one ``Derived``, prints it, and hands it to the task, the data and the
+callbacks, so that none of them repeats the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from llm_train.units import Batch, Duration
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """The numbers of a run.
+    """The derived numbers of a run.
 
     Attributes:
         seed: seed of weights, data order and dropout.
         ranks: processes, each with a device of its own.
-        data_ranks: groups of ranks that each read data of their own; fewer than ranks only under
+        data_ranks: groups of ranks, each of which reads its own data; fewer than ranks only under
             tensor parallelism.
         sequence: positions per sample.
         per_device: samples per micro-batch.
@@ -28,9 +28,9 @@ class Derived:
         samples_per_step: samples per optimizer step over all ranks.
         total_steps: optimizer steps of the run.
         total_tokens: target tokens of the run.
-        validate_every: optimizer steps between validations; 0 means at the end only.
+        validate_every: optimizer steps between validations; 0 validates at the end only.
         log_every: optimizer steps between log points.
-        learning_rate_factor: what batch scaling multiplies the configured learning rate by.
+        learning_rate_factor: the factor that batch scaling applies to the configured learning rate.
     """
 
     seed: int
@@ -59,10 +59,10 @@ class Derived:
         ranks: int,
         tensor: int = 1,
     ) -> Derived:
-        """Does the arithmetic; ``tensor`` ranks compute the same samples together.
+        """Computes the numbers; each group of ``tensor`` ranks works on the same samples.
 
         Raises:
-            ConfigError: the batch does not divide, or a duration is empty.
+            ConfigError: if the batch does not divide, or a duration is empty.
         """
         data_ranks = ranks // tensor
         accumulation = batch.accumulation(data_ranks)

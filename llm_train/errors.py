@@ -1,22 +1,44 @@
-"""The errors a user can cause, one class for each thing that was wrong.
+"""The errors that a user can cause, with one class for each kind of input.
 
-Every message is one line that names the key, the value, the rule and the way out; the command line
-prints it as it is, without a traceback. Anything else that escapes is a bug and keeps its
-traceback.
+Every message is one line that names the key, the value, the rule and the way out. The command line
+prints the message as it is, without a traceback. Any other exception that escapes is a bug and
+keeps its traceback.
 """
+
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 class LLMTrainError(Exception):
-    """Base of every error whose message is meant for the person who typed the command."""
+    """The base of every error whose message is meant for the person who typed the command."""
 
 
 class ConfigError(LLMTrainError, ValueError):
-    """A setting, or a combination of settings, that cannot be run."""
+    """Reports a setting, or a combination of settings, that cannot be run."""
 
 
 class DataError(LLMTrainError, RuntimeError):
-    """A corpus, tokenizer or token shard that is missing, damaged or not what the settings say."""
+    """Reports a corpus, tokenizer or token shard that is missing, damaged or not as configured."""
 
 
 class CheckpointError(LLMTrainError, RuntimeError):
-    """A checkpoint that is missing, incomplete, damaged or does not fit the run."""
+    """Reports a checkpoint that is missing, incomplete or damaged, or that does not fit the run."""
+
+
+def check_choices(config: object, prefix: str = "") -> None:
+    """Refuses a field whose value is not in its ``Literal``; a script does not pass the parser.
+
+    Args:
+        config: a dataclass.
+        prefix: what comes before the field's name in the message.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            allowed = ", ".join(map(str, get_args(hint)))
+            raise ConfigError(f"{prefix}{name}={getattr(config, name)!r} is not one of {allowed}")
+
+
+def check_at_least(config: object, least: int, *names: str, hint: str = "") -> None:
+    """Refuses fields below ``least``; ``hint`` says what the least value stands for."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least {least}{hint}")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm_train.context import Context, Model, Part
 from llm_train.data.module import TokenData
+from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.task import Task
 from llm_train.runtime.launch import Launch, find_launch
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
+from llm_train.trainer.strategy.base import placing
 from llm_train.units import Batch, Duration
 
 _NEVER = Duration(0, "steps")
@@ -93,22 +98,120 @@ class Settings:
         return self.devices * int(self.trainer.get("num_nodes") or 1)
 
     @property
-    def tensor(self) -> int:
-        """Ranks that compute the same samples together."""
-        strategy = self.trainer.get("strategy", "auto")
-        return self.devices if strategy == "tp" else int(getattr(strategy, "tensor", 1))
+    def world(self) -> World:
+        """The ranks that the run will have, as a strategy wants to know them."""
+        return World(ranks=self.world_size, devices=self.devices, device=self._first_device)
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """Where weights, gradients and state will live, whichever way it was written.
+
+        Raises:
+            ConfigError: no strategy of ours answers to what was written.
+        """
+        written = self.trainer.get("strategy", "auto")
+        return from_word(written, self.world) if isinstance(written, str) else placing(written)
 
     @property
-    def layout(self) -> Layout:
-        """How the ranks share data and state; all of them hold all state where nothing is sharded.
+    def mesh_shape(self) -> MeshShape:
+        """How the ranks share data and state.
 
         Raises:
             ConfigError: the ranks do not divide.
         """
-        strategy = self.trainer.get("strategy", "auto")
-        nodes = max(1, self.world_size // self.devices)
-        replicas = nodes if strategy == "hsdp" else int(getattr(strategy, "replicas", 1))
-        return Layout.of(self.world_size, replicas=replicas, tensor=self.tensor)
+        return self.strategy.mesh_shape(self.world_size)
+
+    @property
+    def precision(self) -> str:
+        """The precision by its full name; Lightning also takes short ones."""
+        precision = str(self.trainer.get("precision") or "32-true")
+        return {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """What trainer.callbacks lists."""
+        return _as_list(self.trainer.get("callbacks"))
+
+    @property
+    def loggers(self) -> list[Any]:
+        """What trainer.logger names, but for true and false."""
+        logger = self.trainer.get("logger")
+        return [] if isinstance(logger, bool) else _as_list(logger)
+
+    def parts(self) -> Iterator[Part]:
+        """Everything that can say itself what is wrong with it."""
+        roots = (self.task, self.data, self.strategy, *self.callbacks, *self.loggers)
+        waiting = [part for part in roots if isinstance(part, Part)]
+        while waiting:
+            part = waiting.pop(0)
+            yield part
+            waiting += part.parts()
+
+    def context(self, *, running: bool = False) -> Context:
+        """What parts may know of one another.
+
+        Args:
+            running: a run is about to start here, so that devices and prepared data must be there.
+
+        Raises:
+            ConfigError: devices or strategy make no sense.
+        """
+        wanted = self.trainer.get("devices", "auto")
+        indices = wanted if isinstance(wanted, list) else range(self.devices)
+        here = torch.cuda.device_count() if self.on_cuda else 0
+        return Context(
+            running=running,
+            prepared=self.data.source.prepared,
+            batch=self.batch,
+            ranks=self.world_size,
+            devices=self.devices,
+            cuda_here=tuple(index for index in indices if index < here),
+            accelerator=str(self.trainer.get("accelerator", "auto")),
+            on_cuda=self.on_cuda,
+            precision=self.precision,
+            gradient_clip=self.trainer.get("gradient_clip_val") or 0.0,
+            dense=self.dense,
+            lengths={
+                "budget": self.budget,
+                "validate_every": self.validate_every,
+                "checkpoint.every": self.checkpoint.every,
+            },
+            compile=self.task.construction.compile,
+            float8=self.task.construction.float8,
+            update=self.task.update,
+            token_ids=self.task.network_config.token_ids,
+            strategy=self.strategy.traits(self.world_size),
+            optimizer=self.task.optimizer_config.traits,
+            derive=self.derive,
+            build=self._build,
+            optimize=self.task.optimizer_config.build,
+        )
+
+    def derive(self) -> Derived:
+        """The numbers of the run for the ranks it will have.
+
+        Raises:
+            ConfigError: something does not divide, or a duration is empty.
+        """
+        log_every = self.trainer.get("log_every_n_steps")
+        return Derived.of(
+            seed=self.seed,
+            batch=self.batch,
+            budget=self.budget,
+            validate_every=self.validate_every,
+            log_every=10 if log_every is None else log_every,
+            ranks=self.world_size,
+            tensor=self.mesh_shape.tensor,
+        )
+
+    def _build(self) -> Model:
+        with torch.device("meta"):
+            return self.task.network_config.build()
+
+    @property
+    def _first_device(self) -> str:
+        wanted = self.trainer.get("devices")
+        return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}" if self.on_cuda else "cpu"
 
     @property
     def devices(self) -> int:
@@ -134,8 +237,7 @@ class Settings:
     @property
     def plugins(self) -> list[Any]:
         """Lightning's plugins, as a list however they were given."""
-        plugins = self.trainer.get("plugins") or []
-        return list(plugins) if isinstance(plugins, list) else [plugins]
+        return _as_list(self.trainer.get("plugins"))
 
     @property
     def on_cuda(self) -> bool:
@@ -143,3 +245,10 @@ class Settings:
         accelerator = self.trainer.get("accelerator", "auto")
         wanted = accelerator in ("gpu", "cuda")
         return wanted or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Lightning takes one thing or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]

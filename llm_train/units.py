@@ -1,8 +1,8 @@
 """Durations in steps or tokens, and the arithmetic of the global batch.
 
-A run is measured in optimizer steps by the machine and in tokens by the person; a ``Duration``
-keeps the unit it was written in until the batch size is known. ``Batch`` is the contract that the
-number of tokens per optimizer step does not depend on how many devices there are.
+The machine measures a run in optimizer steps, and people measure it in tokens. A ``Duration``
+therefore keeps the unit in which it was written until the batch size is known. ``Batch`` guarantees
+that the number of tokens per optimizer step does not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T
 class Duration:
     """A length of training: ``2000 steps`` or ``1.5B tokens``.
 
-    A value, but no dataclass: a parser would take that for a group of keys, and this is one scalar.
+    It is not a dataclass, because a parser would read a dataclass as a group of keys, and a
+    duration is one scalar.
 
     >>> Duration.parse("1.5M tokens")
     Duration(count=1500000, unit='tokens')
@@ -45,7 +46,7 @@ class Duration:
         """Reads ``NUMBER[k|M|B|T] steps|tokens``.
 
         Raises:
-            ConfigError: no unit, not a number, or not a whole count.
+            ConfigError: if the text has no unit, is not a number, or is not a whole count.
         """
         match = _DURATION.match(text) if isinstance(text, str) else None
         if match is None:
@@ -59,7 +60,7 @@ class Duration:
         return cls(int(count), "steps" if match[3].startswith("step") else "tokens")
 
     def steps(self, tokens_per_step: int) -> int:
-        """Whole optimizer steps that cover the duration (rounded up)."""
+        """Returns the smallest whole number of optimizer steps that covers the duration."""
         return self.count if self.unit == "steps" else math.ceil(self.count / tokens_per_step)
 
     def __str__(self) -> str:
@@ -77,11 +78,11 @@ class Duration:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """How the peak learning rate follows the size of the global batch.
+    """The rule by which the peak learning rate follows the size of the global batch.
 
-    With ``k = batch.tokens / reference_tokens`` the configured learning rate is multiplied by 1
-    (none), ``k`` (linear: Goyal et al., arXiv:1706.02677) or ``sqrt(k)`` (Adam's noise scale:
-    Malladi et al., arXiv:2205.10287).
+    With ``k = batch.tokens / reference_tokens``, the configured learning rate is multiplied by 1
+    (none), ``k`` (linear: Goyal et al., arXiv:1706.02677) or ``sqrt(k)`` (sqrt, from Adam's noise
+    scale: Malladi et al., arXiv:2205.10287).
 
     Args:
         rule: none, linear or sqrt.
@@ -104,7 +105,7 @@ class Scaling:
             )
 
     def factor(self, tokens: int) -> float:
-        """Multiplier on the configured learning rate for a global batch of ``tokens``."""
+        """Returns the factor on the configured learning rate for a global batch of ``tokens``."""
         if self.rule == "none":
             return 1.0
         ratio = tokens / self.reference_tokens
@@ -113,7 +114,7 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The global batch: what one optimizer step sees, whatever runs it.
+    """The global batch: the data of one optimizer step, on any number of devices.
 
     Args:
         tokens: target tokens per optimizer step over all devices.
@@ -133,11 +134,11 @@ class Batch:
                 raise ConfigError(f"batch.{key}={getattr(self, key)} must be at least 1")
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches per optimizer step on each of ``world_size`` ranks.
+        """Returns the micro-batches per optimizer step on each of ``world_size`` ranks.
 
         Raises:
-            ConfigError: ``tokens`` is not a multiple of what the ranks do at once; names the
-                nearest values that are.
+            ConfigError: if ``tokens`` is not a multiple of what the ranks process at once; it names
+                the nearest values that are.
 
         >>> Batch(tokens=524288, sequence=1024, per_device=16).accumulation(8)
         4

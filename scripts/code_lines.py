@@ -1,6 +1,6 @@
-"""Counts lines of code by folder: no docstring, no comment, no blank line.
+"""Counts lines of code by folder, without docstrings, comments and blank lines.
 
-The measure that the project holds itself to: ``python scripts/code_lines.py [FOLDER ...]``.
+The project measures its size with this script: ``python scripts/code_lines.py [FOLDER ...]``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOT_CODE = (
 
 
 def code_lines(source: str) -> int:
-    """Lines that hold a token of code and lie outside every docstring."""
+    """Counts the lines that hold a token of code and lie outside every docstring."""
     prose: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         body = getattr(node, "body", None)
@@ -44,7 +44,7 @@ def main(folders: list[str]) -> None:
         root, rows = Path(folder), Counter[str]()
         for file in sorted(root.rglob("*.py")):
             inner = file.relative_to(root).parts
-            # model/ and trainer/ hold the families; a row for each of these says more.
+            # model/ and trainer/ hold the families, each of which gets a row of its own.
             depth = 2 if inner[0] in ("model", "trainer") and len(inner) > 2 else 1
             rows["/".join(inner[:depth])] += code_lines(file.read_text(encoding="utf-8"))
         for name, count in sorted(rows.items()):

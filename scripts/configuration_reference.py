@@ -1,8 +1,10 @@
-"""Writes docs/configuration.md from the code: ``make docs``. With ``--check`` it only compares.
+"""Writes docs/configuration.md and the README's table of verbs from the code: ``make docs``.
+
+With ``--check`` it only compares.
 
 Every name, type, default and sentence comes from signatures and docstrings; a test writes the page
-again and compares. What a reader may put after ``class_path`` is what a family exports in its
-``__all__`` and derives from the family's base.
+again and compares. The page lists as ``class_path`` every class that the modules of a family's
+folder derive from its base.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ from typing import Any
 
 import docstring_parser
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+from llm_train.discovery import concrete
 
-# YAML key, package, base classes of what the key takes (by name, in the package's base module).
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+README = ROOT / "README.md"
+
+# YAML key, package, and the name of the base class of what the key takes.
 FAMILIES = (
     ("model.network", "llm_train.model.network", "Network"),
     ("model.loss", "llm_train.model.loss", "Loss"),
@@ -33,14 +39,14 @@ FAMILIES = (
     ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
     ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
     ("data.recipe.init_args.split", "llm_train.data", "Split"),
-    ("trainer.strategy", "llm_train.trainer.strategy", "Placement"),
+    ("trainer.strategy", "llm_train.trainer.strategy", "Strategy"),
     ("trainer.logger", "llm_train.trainer.logger", "Logger"),
 )
 
-# Every run has these anyway.
+# Every run has these, so nobody names them.
 ALWAYS_ON = ("JSONLMetrics",)
 
-# The least that a run needs; what else it prints are defaults.
+# The least that a run needs; everything else on the page is a default.
 SMALLEST = """\
 budget: 1000 steps
 batch: {tokens: 4096, sequence: 128, per_device: 8}
@@ -69,30 +75,19 @@ HONOURED = (
 
 
 def usable(package: str, base: str) -> list[type]:
-    """The classes of a family that ``class_path`` may name by their short names."""
+    """Lists the classes of a family that ``class_path`` may name by their short names."""
     family = importlib.import_module(package)
     root = getattr(family, base, None)
     if root is None:
         from lightning.pytorch import loggers
 
         root = getattr(loggers, base)
-    exported = [getattr(family, name) for name in family.__all__]
-    return sorted(
-        (
-            each
-            for each in exported
-            if inspect.isclass(each)
-            and issubclass(each, root)
-            and each is not root
-            and not inspect.isabstract(each)
-            and each.__name__ not in ALWAYS_ON
-        ),
-        key=lambda each: each.__name__,
-    )
+    ours = [each for each in concrete(root) if each.__module__.startswith(f"{package}.")]
+    return [each for each in ours if each.__name__ not in ALWAYS_ON]
 
 
 def type_text(annotation: Any) -> str:
-    """An annotation as a reader would write it."""
+    """Writes an annotation as a reader would write it."""
     text = re.sub(r"\b(?:[a-z_]\w*\.)+", "", inspect.formatannotation(annotation))
     choices = re.fullmatch(r"Literal\[(.*)\]", text)
     if choices:
@@ -101,7 +96,7 @@ def type_text(annotation: Any) -> str:
 
 
 def default_text(value: Any) -> str:
-    """A default as YAML would say it."""
+    """Writes a default value as YAML would write it."""
     if value is inspect.Parameter.empty:
         return "required"
     if dataclasses.is_dataclass(value):
@@ -116,13 +111,13 @@ def default_text(value: Any) -> str:
 
 
 def sentences(text: str | None) -> str:
-    """Running text on one line, safe in a table."""
+    """Joins running text into one line that is safe in a table."""
     joined = " ".join((text or "").replace("``", "`").split())
     return joined.replace("|", "\\|")
 
 
 def table(kind: Any) -> Iterator[str]:
-    """The arguments of a class: name, type, default, meaning."""
+    """Yields a table of the arguments of a class: name, type, default, meaning."""
     meanings = {
         parameter.arg_name: parameter.description
         for parameter in docstring_parser.parse(inspect.getdoc(kind) or "").params
@@ -142,7 +137,7 @@ def table(kind: Any) -> Iterator[str]:
 
 
 def about(kind: Any) -> str:
-    """The docstring without its sections, formulas as they are."""
+    """Returns the docstring without its sections, with formulas as they are."""
     parsed = docstring_parser.parse(inspect.getdoc(kind) or "")
     parts = [parsed.short_description or "", parsed.long_description or ""]
     text = "\n\n".join(part for part in parts if part)
@@ -151,13 +146,12 @@ def about(kind: Any) -> str:
 
 
 def top_level() -> Iterator[str]:
-    """The keys beside model, data and trainer, with the defaults that a parse gives them."""
-    import yaml
-
+    """Yields a table of the keys outside model, data and trainer, with the defaults of a parse."""
     from llm_train.cli import load_settings
+    from llm_train.runtime import yaml12
     from llm_train.settings import Settings
 
-    example = yaml.safe_load(SMALLEST)
+    example = yaml12.load(SMALLEST)
     arguments = [f"--budget={example['budget']}"]
     for section in ("batch", "model", "data"):
         arguments += [f"--{section}.{key}={value}" for key, value in example[section].items()]
@@ -174,9 +168,10 @@ def top_level() -> Iterator[str]:
 
 
 def trainer_section() -> Iterator[str]:
-    """What of Lightning's Trainer arguments may be set, and what another key replaces."""
+    """Yields the Trainer arguments that may be set, and those that another key replaces."""
     from llm_train import check
     from llm_train.check import trainer as check_trainer
+    from llm_train.trainer.strategy import known_words
 
     yield textwrap.fill(
         "Lightning's own Trainer arguments. These are the usual ones: "
@@ -187,7 +182,7 @@ def trainer_section() -> Iterator[str]:
         break_on_hyphens=False,
     )
     yield ""
-    yield f"`trainer.strategy` also takes these words: {_words(check.STRATEGIES)}."
+    yield f"`trainer.strategy` also takes these words: {_words(tuple(known_words()))}."
     yield ""
     yield f"`trainer.precision` is one of {_words(check.PRECISIONS)}; unset means `32-true`."
     yield ""
@@ -208,7 +203,7 @@ def _words(values: tuple[str, ...]) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the whole page."""
     from llm_train.data.module import TokenData
     from llm_train.model.task import Task
     from llm_train.settings import CheckpointPolicy
@@ -276,10 +271,27 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme() -> str:
+    """The README with the verbs that there are."""
+    from llm_train import verbs
+
+    rows = [f"| `{name}` | {sentences(text)} |" for name, text in verbs.summaries().items()]
+    text = README.read_text(encoding="utf-8")
+    begin, end = "<!-- verbs: written by make docs -->\n", "<!-- end of verbs -->"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return (
+        before
+        + begin
+        + "\n".join(["| verb | what it does |", "|---|---|", *rows, ""])
+        + end
+        + after
+    )
+
+
 if __name__ == "__main__":
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text(encoding="utf-8") != page():
-            sys.exit(f"{PAGE} is not what the code says; run `make docs`")
-    else:
-        PAGE.write_text(page(), encoding="utf-8")
-        print(f"wrote {PAGE}", file=sys.stderr)
+    for file, text in ((PAGE, page()), (README, readme())):
+        if "--check" not in sys.argv[1:]:
+            file.write_text(text, encoding="utf-8")
+            print(f"wrote {file}", file=sys.stderr)
+        elif file.read_text(encoding="utf-8") != text:
+            sys.exit(f"{file} is not what the code says; run `make docs`")

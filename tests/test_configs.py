@@ -1,7 +1,7 @@
-"""Every shipped configuration parses, has no problem, and says the truth about itself.
+"""Every shipped configuration parses, has no problem, and describes itself correctly.
 
-What the comments at the top of a file claim (parameters, batch, length, hours) is read out of them
-and compared with what the configuration comes to.
+The comments at the top of a file make claims (parameters, batch, length, hours), which are compared
+with what the configuration gives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.check import derive, problems, table
+from llm_train.check import problems, table
 from llm_train.cli import load_settings
 from llm_train.model.network import Transformer
 from llm_train.settings import Settings
@@ -26,7 +26,7 @@ RUNS = [name for name in NAMES if name not in OVERLAYS]
 PRESETS = [name for name in RUNS if name.startswith(("gpt2-", "llama-"))]
 ON_GPUS = [*PRESETS, "modern-124m"]
 
-# Parameters of the published weights, tied ones once, as counted in huggingface.co/openai-community
+# Parameters of the published weights, counting tied ones once, from huggingface.co/openai-community
 # (OpenAI's first names, 117M and 345M, were miscounts) and huggingface.co/meta-llama.
 PUBLISHED = {
     "gpt2-124m": 124_439_808,
@@ -42,7 +42,7 @@ NEEDS = {"overlay-zero2": "deepspeed", "overlay-wandb": "wandb", "overlay-float8
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing is prepared, so that data lying about cannot change a result."""
+    """Changes to a folder where nothing is prepared, so that existing data change no result."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -54,7 +54,7 @@ def load(*names: str) -> Settings:
 
 
 def header(name: str) -> dict[str, str]:
-    """The lines ``# key: value`` before the first key, continuation lines joined."""
+    """Returns the lines ``# key: value`` before the first key, with continuation lines joined."""
     lines: dict[str, str] = {}
     key = ""
     for line in (CONFIGS / f"{name}.yaml").read_text("utf-8").splitlines():
@@ -87,7 +87,7 @@ def test_the_header_is_true(name: str) -> None:
     settings, claims = load(name), header(name)
     assert {"hardware", "hours", "loss", "batch", "run", "parameters"} <= set(claims)
 
-    counts, derived = settings.task.counts, derive(settings)
+    counts, derived = settings.task.counts, settings.derive()
     assert numbers(r"^([\d,]+)", claims["parameters"]) == [counts.parameters]
 
     tokens, *factors = numbers(
@@ -116,7 +116,7 @@ def test_hours_follow_from_flops(name: str) -> None:
     [ranks] = numbers(r"= (\d+) ranks?", claims["batch"])
     assert gpus == ranks == in_hardware
     expected = settings.task.counts.flops_per_token(settings.batch.sequence)
-    expected *= derive(settings).total_tokens
+    expected *= settings.derive().total_tokens
     assert flops == pytest.approx(expected, rel=0.005)
     assert hours == pytest.approx(expected / (gpus * 0.40 * 989e12) / 3600, abs=0.051)
     assert "not measured" in claims["hours"]
@@ -140,7 +140,7 @@ def test_every_preset_has_a_published_count() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_any_likely_number_of_ranks_divides_the_batch(name: str) -> None:
     batch = load(name).batch
-    # The character models are comparisons on one device; their batches are part of it.
+    # The character models are comparisons on one device, of which their batches are part.
     small = (1,) if name.startswith("shakespeare-char") else (1, 2)
     for ranks in (1, 2, 4, 8) if name in ON_GPUS else small:
         assert batch.accumulation(ranks) >= 1
@@ -150,7 +150,7 @@ def test_any_likely_number_of_ranks_divides_the_batch(name: str) -> None:
 def test_overlays_fit_the_quickstart(overlay: str) -> None:
     if overlay in NEEDS and find_spec(NEEDS[overlay]) is None:
         pytest.skip(f"needs {NEEDS[overlay]}")
-    # ZeRO hands pieces of matrices to the optimizer, so the quickstart's has to go.
+    # ZeRO gives fragments of matrices to the optimizer, so the quickstart's must be replaced.
     before = ["overlay-adamw"] if overlay == "overlay-zero2" else []
     assert problems(load("quickstart", *before, overlay), running=False) == []
 
@@ -159,7 +159,7 @@ def test_overlays_fit_the_quickstart(overlay: str) -> None:
 def test_smoke_makes_everything_small(name: str) -> None:
     settings = load(name, "overlay-smoke")
     assert problems(settings, running=False) == []
-    assert derive(settings).total_tokens < 100_000
+    assert settings.derive().total_tokens < 100_000
     assert settings.task.counts.parameters < 100_000_000
     assert settings.data.source.check() == []
     for ranks in (1, 2, 4, 8, 16):

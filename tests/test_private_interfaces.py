@@ -1,8 +1,8 @@
-"""What ARCHITECTURE.md lists as private interfaces is still there, with the meaning we rely on.
+"""What ARCHITECTURE.md lists as private interfaces still exists and means what we rely on.
 
 An upgrade of Lightning, torch or DeepSpeed that renames one of them fails here, by name, and not
-somewhere in a run. Those that ``model/lightning_shortcuts.py`` replaces are compared in
-``test_lightning_shortcuts.py``.
+somewhere in a run. ``test_lightning_shortcuts.py`` compares those that
+``model/lightning_shortcuts.py`` replaces.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse._common import parsing_settings
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer import call
+from lightning_utilities.core.imports import RequirementCache
 from torch.distributed.checkpoint import FileSystemReader, planner_helpers
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
@@ -45,8 +48,6 @@ def test_the_broadcast_of_a_signal_belongs_to_the_loop_and_can_be_replaced(
     assert called == [1]
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
 def test_progress_of_the_loops_has_the_keys_that_a_resume_sets(trainer: pl.Trainer) -> None:
     trainer.fit(BoringModel())
     state = trainer.fit_loop.state_dict()
@@ -88,6 +89,26 @@ def test_lightning_puts_signal_handlers_back(trainer: pl.Trainer) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_the_parser_reads_signatures_and_keeps_its_settings_in_one_place() -> None:
+    class Base:
+        def __init__(self, width: int, name: str = "x") -> None: ...
+
+    class Derived(Base):
+        def __init__(self, depth: int = 1, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    found = {p.name: (p.annotation, p.default) for p in get_signature_parameters(Derived)}
+    nothing = inspect.Parameter.empty
+    assert found == {"depth": (int, 1), "width": (int, nothing), "name": (str, "x")}
+    assert "import_path_verdicts" in parsing_settings
+
+
+def test_what_lean_imports_replaces() -> None:
+    assert importlib.import_module("torchmetrics.utilities.plot").plt
+    assert "requirement" in vars(RequirementCache("matplotlib"))
+    assert torch.optim.Optimizer.add_param_group.__wrapped__
+
+
 def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
     source = inspect.getsource(ModelParallelStrategy.setup_environment)
     assert "self._data_parallel_size" in source
@@ -96,12 +117,12 @@ def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a question of CPUs")
 def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
-    from llm_train.trainer.strategy import ZeRO
+    from llm_train.trainer.strategy.zero import import_deepspeed
 
-    ZeRO()
+    import_deepspeed()
     backend = importlib.import_module("deepspeed.comm.torch")
     builder = backend.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    assert builder is not None  # or there is nothing to switch off any more
+    assert builder is not None  # otherwise nothing is left to switch off
     assert backend.build_shm_op() is None
 
 
@@ -114,7 +135,7 @@ def test_deepspeed_strategy_has_the_methods_that_are_overridden() -> None:
         "_init_config_if_needed",
     ):
         assert callable(getattr(DeepSpeedStrategy, name)), name
-    # The division that trainer/strategy/zero.py takes back.
+    # trainer/strategy/zero.py takes this division back.
     loop = inspect.getsource(pl.loops.optimization.automatic.ClosureResult)
     assert "normalize" in loop
 

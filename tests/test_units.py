@@ -1,4 +1,4 @@
-"""Durations and the arithmetic of the global batch."""
+"""Durations, and the arithmetic of the global batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llm_train.units import Batch, Duration, Scaling
         ("2k steps", 2000, "steps"),
         ("1_000 tokens", 1000, "tokens"),
         ("3T tokens", 3 * 10**12, "tokens"),
-        ("8.3M tokens", 8_300_000, "tokens"),  # 8.3 * 10**6 is no whole number in binary
+        ("8.3M tokens", 8_300_000, "tokens"),  # 8.3 * 10**6 is not whole in binary
         ("0.27T tokens", 270_000_000_000, "tokens"),
     ],
 )

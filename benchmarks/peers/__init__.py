@@ -1,1 +1,1 @@
-"""One program per peer: the same model, batch and dtype, each in the way its project does it."""
+"""One program per peer: the same model, batch and dtype, each in its own project's way."""

@@ -1,7 +1,8 @@
-"""A bare PyTorch loop around our own network, loss and optimizer: what the Trainer costs.
+"""Runs a bare PyTorch loop around our network, loss and optimizer, to find the Trainer's cost.
 
-Variants: eager, compiled (each block). It logs nothing and reads nothing back. Under bfloat16 it
-casts weights once a step, as ours does, so that only what is around the step differs.
+Its variants are eager and compiled (each block). It logs nothing and reads nothing back. Under
+bfloat16 it casts weights once per step, as llm_train does, so that the two differ only in what is
+around the step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def main() -> None:
     from llm_train.model.loss import CausalLM, ChunkedCausalLM
     from llm_train.model.network import Transformer
     from llm_train.model.network.init import initialise
-    from llm_train.model.network.linear import Copies
+    from llm_train.model.network.linear import ShadowWeights
     from llm_train.model.optimizer import AdamW
 
     job = Job.from_arguments()
@@ -37,7 +38,7 @@ def main() -> None:
     optimizer = AdamW(learning_rate=6e-4).build(network.named_parameters())
     recipe = ChunkedCausalLM() if shape.vocab >= 8192 else CausalLM()
     loss = recipe.compiled() if job.variant == "compiled" else recipe
-    copies = Copies(network, torch.bfloat16) if job.dtype == "bfloat16" else None
+    copies = ShadowWeights(network, torch.bfloat16) if job.dtype == "bfloat16" else None
     ids = np.memmap(job.tokens, dtype=np.uint16, mode="r")
     count = (len(ids) - 1) // shape.sequence
     context = (
@@ -58,7 +59,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if copies is not None:
-            copies.refresh()
+            copies.cast()
         optimizer.zero_grad(set_to_none=True)
         pacer.step()
 

@@ -1,4 +1,4 @@
-"""Brings peers that are not packages: a checkout at a fixed commit, outside what git tracks."""
+"""Fetches peers that are not packages: a checkout at a fixed commit, outside what git tracks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = 60
 
 
 def nanogpt(given: str) -> str:
-    """The checkout that was given, else one of our own; "" where none can be had."""
+    """Returns the given checkout, else a clone of our own, else "" if it cannot be cloned."""
     if given:
         return given
     place = ROOT / ".peers" / "nanoGPT"

@@ -1,6 +1,6 @@
-"""Hugging Face transformers with accelerate, as its examples train a causal model.
+"""Trains with Hugging Face transformers and accelerate, as their examples do.
 
-Variants: eager, compiled.
+Its variants are eager and compiled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches for peers without a loader of their own: a plain DataLoader over a memory map."""
+"""Makes batches for peers without a loader of their own: a plain DataLoader over a memory map."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Windows(Dataset):
 
 
 def loader(path: str, shape: Shape, pin_memory: bool) -> DataLoader:
-    """Shuffled windows of sequence + 1 tokens, read by the process itself."""
+    """Returns shuffled windows of sequence + 1 tokens, read by the process itself."""
     return DataLoader(
         _Windows(path, shape.sequence),
         batch_size=shape.batch,
@@ -34,6 +34,6 @@ def loader(path: str, shape: Shape, pin_memory: bool) -> DataLoader:
 
 
 def endless(batches: DataLoader):
-    """Epoch after epoch."""
+    """Yields the batches of one epoch after another."""
     while True:
         yield from batches

@@ -1,4 +1,4 @@
-"""Models of the peers, built to a shape."""
+"""Builds the models of the peers in a given shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.work import Job, Shape
 
 
 def nanogpt(job: Job) -> nn.Module:
-    """GPT of the checkout that the job's option ``path`` names."""
+    """Builds the GPT of the checkout that the job's option ``path`` names."""
     sys.path.insert(0, job.options["path"])
     from model import GPT, GPTConfig
 
@@ -29,7 +29,7 @@ def nanogpt(job: Job) -> nn.Module:
 
 
 def hugging_face(shape: Shape) -> nn.Module:
-    """GPT-2 or Llama of transformers, with its SDPA attention."""
+    """Builds the GPT-2 or Llama of transformers, with its SDPA attention."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     if shape.family == "gpt2":
@@ -40,7 +40,7 @@ def hugging_face(shape: Shape) -> nn.Module:
             n_layer=shape.layers,
             n_head=shape.heads,
             n_inner=shape.mlp,
-            activation_function="gelu",  # exact, as nanoGPT has it
+            activation_function="gelu",  # the exact GELU, as in nanoGPT
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,

@@ -1,6 +1,6 @@
-"""nanoGPT's model.py, driven as its train.py drives it (default settings, no evaluation).
+"""Trains nanoGPT's model.py as its train.py does (default settings, no evaluation).
 
-Variants: eager, compiled. The option ``path`` names a checkout.
+Its variants are eager and compiled. The option ``path`` names a checkout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     )
 
     def get_batch():
-        # A new memmap for every batch, as there.
+        # nanoGPT opens a new memmap for every batch.
         data = np.memmap(job.tokens, dtype=np.uint16, mode="r")
         starts = torch.randint(len(data) - shape.sequence, (shape.batch,))
         x = torch.stack(

@@ -1,7 +1,8 @@
-"""llm_train, through its own command line: loader, Trainer, clipping, logging and all.
+"""Trains with llm_train through its own command line, including loader, Trainer and logging.
 
-Variants: eager, compiled (each block), network (one graph). Options: ``overrides`` are further
-``--key=value`` arguments; ``return_memory`` leaves glibc its habit of giving freed memory back.
+Its variants are eager, compiled (each block) and network (one graph). The option ``overrides``
+holds further ``--key=value`` arguments; with ``return_memory`` glibc gives freed memory back, as it
+does by default.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _ENDLESS = 10_000_000
 
 
 class Pace(pl.Callback):
-    """Hands every finished optimizer step to the pacer."""
+    """Reports every finished optimizer step to the pacer."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -33,16 +34,16 @@ class Pace(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts optimizer steps."""
+        """Reports a step after its last micro-batch."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._pacer.step()
 
 
 def configuration(job: Job, directory: Path) -> dict[str, Any]:
-    """The shape as one of our configurations."""
+    """Returns the shape as one of our configurations."""
     shape = job.shape
     gpt2 = shape.family == "gpt2"
-    # As in the presets; one graph for everything fuses the loss by itself.
+    # The presets do so, too; one graph for everything fuses the loss by itself.
     chunked = shape.vocab >= 8192 and job.variant != "network"
     network = {
         "vocab_size": shape.vocab,
@@ -89,7 +90,7 @@ def configuration(job: Job, directory: Path) -> dict[str, Any]:
 
 
 def write_shards(tokens: str, vocab: int) -> None:
-    """The same tokens as a directory that TokenShards reads."""
+    """Writes the same tokens as a directory that TokenShards reads."""
     import numpy as np
     import tokenizers
 
@@ -125,10 +126,8 @@ def write_shards(tokens: str, vocab: int) -> None:
         splits=splits,
         others=[],
         recipe={},
-        recipe_sha256="",
         provenance={},
         skipped={},
-        skipped_examples=[],
         references={},
     ).save(directory)
 

@@ -1,6 +1,6 @@
-"""A LightningModule as Lightning's documentation writes one, around nanoGPT's model.
+"""Trains nanoGPT's model with a LightningModule as Lightning's documentation writes one.
 
-Variants: eager, compiled. The option ``path`` names a checkout of nanoGPT.
+Its variants are eager and compiled. The option ``path`` names a checkout of nanoGPT.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.work import Job, Pacer, prepare
 
 
 class LitGPT2(L.LightningModule):
-    """Loss logged for the bar at every step, one AdamW."""
+    """A module that logs its loss for the progress bar at every step and has one AdamW."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LitGPT2(L.LightningModule):
 
 
 class Pace(L.Callback):
-    """Hands every finished optimizer step to the pacer."""
+    """Reports every finished optimizer step to the pacer."""
 
     def __init__(self, job: Job) -> None:
         self._job = job

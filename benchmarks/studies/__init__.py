@@ -1,1 +1,1 @@
-"""What `python -m benchmarks.gpu` measures: one file per study, each a process of its own."""
+"""The studies of `python -m benchmarks.gpu`: one file per study, each run as a process."""

@@ -1,7 +1,7 @@
-"""124M with one technique off, or set otherwise, at a time; each against ours in alternation.
+"""Switches off or changes one technique of 124M at a time, in turns with the baseline.
 
-The baseline stays alive beside each variant, so that a drift of the clock meets both: a row holds
-the variant's numbers and those of the baseline in the same rounds.
+The baseline stays alive alongside each variant, so that a drift of the clock affects both: a row
+holds the variant's numbers and those of the baseline in the same rounds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _RECOMPUTE = "--model.recompute="
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """One change against the recipe.
+    """One change to the recipe.
 
     Attributes:
-        name: in rows.
-        overrides: ``--key=value`` of ours.
-        backend: kernel of attention that is tried first; "" leaves the choice.
-        variant: of the peer; "" leaves it.
+        name: name in rows.
+        overrides: ``--key=value`` arguments of llm_train.
+        backend: attention kernel that is tried first; "" leaves the default.
+        variant: variant of the peer; "" leaves the default.
     """
 
     name: str
@@ -59,7 +59,7 @@ ABLATIONS = [
 
 
 def peer(settings: Settings, ablation: Ablation) -> Peer:
-    """Our process with one thing changed."""
+    """Returns our process with one thing changed."""
     preset = settings.presets["gpt2-124m"]
     variant = ablation.variant or settings.variant
     job = settings.ours(ablation.name, preset, *ablation.overrides, variant=variant).job

@@ -1,7 +1,7 @@
-"""What all studies share: their settings, rows in a file, and one way to measure a peer.
+"""The parts that all studies share: settings, rows in a file, and one way to measure a peer.
 
-A row is one line of JSON with the versions beside the numbers, written as soon as it is known: an
-interrupted run keeps what it has.
+A row is one line of JSON that holds the versions alongside the numbers. It is written as soon as it
+is known, so an interrupted run keeps what it has.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from benchmarks.duel import Peer
 from benchmarks.peers.ours import configuration, write_shards
 from benchmarks.shapes import Preset, gpu_presets
 from benchmarks.work import Job, Shape, write_tokens
-from llm_train.model.network import Counts, Transformer, count
+from llm_train.model.network import Counts, Transformer
 
-# What a user of ours would set on a GPU, beyond the defaults of benchmarks/peers/ours.py.
+# A user would set these on a GPU, beyond the settings of benchmarks/peers/ours.py.
 RECIPE = ("--model.loss=ChunkedCausalLM",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a study's process is told.
+    """What the process of a study is told.
 
     Attributes:
-        study: its name in rows.
+        study: name of the study in rows.
         out: file of rows.
-        directory: for tokens, logs and runs; deleted afterwards.
-        rehearse: tiny shapes on the CPU.
+        directory: folder for tokens, logs and runs; deleted afterwards.
+        rehearse: whether to run tiny shapes on the CPU.
         deadline: seconds since the epoch after which the process is killed.
         nanogpt: checkout of nanoGPT, or "".
         shakespeare: text of Shakespeare, or "".
-        thorough: try all candidates where one would do.
-        shapes: names to which the throughput study keeps; empty: all.
-        versions: put into every row.
+        thorough: whether to try all candidates where one would do.
+        shapes: names to which the throughput study is limited; an empty list means all.
+        versions: versions that are put into every row.
     """
 
     study: str
@@ -61,22 +61,22 @@ class Settings:
         return cls(**json.loads(sys.argv[1]))
 
     def dump(self) -> str:
-        """As one line of JSON."""
+        """Returns the settings as one line of JSON."""
         return json.dumps(asdict(self))
 
     @property
     def device(self) -> str:
-        """Where models run."""
+        """The type of device on which models run."""
         return "cpu" if self.rehearse else "cuda"
 
     @property
     def variant(self) -> str:
-        """Of the peers: compiling tiny models on a CPU takes longer than running them."""
+        """The peers' variant: compiling tiny models on a CPU takes longer than running them."""
         return "eager" if self.rehearse else "compiled"
 
     @property
     def presets(self) -> dict[str, Preset]:
-        """The GPU's shapes, or their twins."""
+        """The GPU's shapes, or their tiny twins."""
         return gpu_presets(self.rehearse)
 
     def emit(self, case: str, **numbers: Any) -> None:
@@ -89,17 +89,17 @@ class Settings:
         print(f"{self.study}: " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
 
     def has(self, seconds: float, case: str) -> bool:
-        """Whether so much time is left; writes a row where it is not."""
+        """Returns whether so much time is left; writes a row if it is not."""
         if self.rehearse or time.time() + seconds < self.deadline:
             return True
         self.emit(case, skipped="time")
         return False
 
     def tokens(self, vocab: int) -> str:
-        """A file of random tokens and, beside it, the same as shards; made once."""
+        """Writes a file of random tokens once, and alongside it the same tokens as shards."""
         path = Path(self.directory) / f"tokens-{vocab}.bin"
         if not path.exists():
-            # Files hold uint16: of a larger vocabulary the first 65,536 ids are read.
+            # Files hold uint16, so only the first 65,536 ids of a larger vocabulary occur.
             part = path.with_suffix(".part")
             write_tokens(part, min(vocab, 1 << 16), 200_000 if self.rehearse else 20_000_000)
             write_shards(str(part), vocab)
@@ -108,7 +108,7 @@ class Settings:
         return str(path)
 
     def job(self, shape: Shape, *, overrides: Sequence[str] = (), **more: Any) -> Job:
-        """A job on this device; ``overrides`` are for ours, the last of a key counts."""
+        """Returns a job on this device; of several ``overrides`` of one key the last one counts."""
         values: dict[str, Any] = {
             "shape": shape,
             "device": self.device,
@@ -122,7 +122,7 @@ class Settings:
         return Job(**{**values, **more})
 
     def ours(self, name: str, preset: Preset, *overrides: str, **more: Any) -> Peer:
-        """Our own process on a preset."""
+        """Returns our own process on a preset."""
         job = self.job(preset.shape, overrides=(*preset.arguments(), *overrides), **more)
         return Peer(name=name, module="benchmarks.peers.ours", job=job)
 
@@ -132,7 +132,7 @@ def _short(value: Any) -> Any:
 
 
 def counts(preset: Preset) -> Counts:
-    """Parameters and FLOPs of a preset, counted on the meta device."""
+    """Counts parameters and FLOPs of a preset on the meta device."""
     job = Job(
         shape=preset.shape,
         device="cpu",
@@ -145,9 +145,9 @@ def counts(preset: Preset) -> Counts:
     )
     arguments = configuration(job, Path())["model"]["network"]["init_args"]
     with torch.device("meta"):
-        return count(Transformer(**{**arguments, **preset.network}).build())
+        return Counts(Transformer(**{**arguments, **preset.network}).build())
 
 
 def at(preset: Preset, micro_batch: int) -> Preset:
-    """The preset with another micro-batch."""
+    """Returns the preset with another micro-batch."""
     return replace(preset, shape=preset.at(micro_batch, preset.shape.tokens_per_step))

@@ -1,6 +1,7 @@
 """Prints the versions that go into every row, as one line of JSON.
 
-A process of its own: asking CUDA for the device's name takes memory on it until the process ends.
+This is a process of its own, because asking CUDA for the device's name takes memory on the device
+until the process ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _first_line(*command: str) -> str | None:
 
 
 def versions() -> dict[str, Any]:
-    """Software, device, driver and commit; None where there is none."""
+    """Returns software, device, driver and commit; None stands for what is missing."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,

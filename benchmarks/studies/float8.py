@@ -1,6 +1,6 @@
-"""FP8 against our own bfloat16, at 8B and Llama 1B, with the same micro-batch.
+"""Compares FP8 with our own bfloat16, at 8B and Llama 1B, with the same micro-batch.
 
-Where both processes do not fit beside each other (8B) they run one after the other, bfloat16 first
+The device cannot hold both processes at 8B, so they run one after the other, with bfloat16 first
 and last, so that a drift shows.
 """
 
@@ -16,7 +16,7 @@ RECIPES = ("tensorwise", "rowwise")
 
 
 def compare(settings: Settings, name: str, preset: Preset) -> None:
-    """bfloat16, each recipe, bfloat16 again."""
+    """Measures bfloat16, then each recipe, then bfloat16 again."""
     for case, recipe in (("bf16", ""), *((r, r) for r in RECIPES), ("bf16 again", "")):
         if not settings.has(100, f"{name} {case}"):
             continue

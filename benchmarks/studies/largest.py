@@ -1,9 +1,9 @@
-"""The largest model that takes optimizer steps on one device: no offload, sequences of 2048.
+"""Finds the largest model that one device trains at sequence length 2048, without offload.
 
-Llama 8B's width, more and more layers, micro-batches of one, every block recomputed, weights,
-gradients and moments in bfloat16. Two small trials give the bytes of a layer; from them the search
-jumps to the predicted limit and steps down, or up, one stride at a time. Every trial is a process.
-Only a trial that ran is a result; a prediction is never one.
+It takes Llama 8B's width and adds layers, with micro-batches of one sample, activation
+checkpointing of every block, and bfloat16 weights, gradients and moments. Two small trials give the
+bytes per layer; from them the search jumps to the predicted limit and moves down or up, one stride
+at a time. Every trial is a process. Only a trial that ran is a result; a prediction is never one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from benchmarks.studies.common import Settings, counts
 from benchmarks.studies.measure import start
 
 OVERRIDES = ("--model.recompute=EveryBlock",)
-# A CPU has no limit of its own: the rehearsal pretends that this many layers do not fit.
+# A CPU has no limit of its own, so the rehearsal pretends that this many layers do not fit.
 PRETENDED_LIMIT = 7
 
 
 def trial(settings: Settings, base: Preset, layers: int) -> dict[str, Any]:
-    """Five optimizer steps; peak memory, or why there is none."""
+    """Runs five optimizer steps and returns the peak memory, or the error."""
     preset = replace(base, shape=replace(base.shape, layers=layers))
     if settings.rehearse and layers >= PRETENDED_LIMIT:
         row: dict[str, Any] = {"error": "pretended: out of memory"}
@@ -38,7 +38,7 @@ def trial(settings: Settings, base: Preset, layers: int) -> dict[str, Any]:
 
 
 def predicted(settings: Settings, small: dict[str, Any], larger: dict[str, Any]) -> int:
-    """Layers that should fit, from a straight line through two peaks."""
+    """Predicts how many layers fit, from a straight line through two peaks."""
     if settings.rehearse:
         return PRETENDED_LIMIT
     per_layer = (larger["peak_gib"] - small["peak_gib"]) / (larger["layers"] - small["layers"])
@@ -48,7 +48,7 @@ def predicted(settings: Settings, small: dict[str, Any], larger: dict[str, Any])
 
 def main() -> None:
     settings = Settings.from_arguments()
-    # Trials differ in size by one stride: nothing may be lost between segments.
+    # Trials differ in size by only one stride, so fragmentation must not take any memory.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     base = settings.presets["llama-8b-4096"]
     sequence = 32 if settings.rehearse else 2048

@@ -1,7 +1,7 @@
-"""Head and cross entropy alone, forward and backward: ours, torch's, Liger's, CCE's, compiled ones.
+"""Times head and cross entropy alone, forward and backward: ours, torch's, Liger's and CCE's.
 
-Every method has bfloat16 hidden states and weights and returns the sum over targets. Each runs in a
-process of its own, so that one that crashes the device takes its own rows along and no others.
+Every method has bfloat16 hidden states and weights and returns the sum over targets. Each method
+runs in a process of its own, so that one that crashes the device loses its own rows and no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.studies.common import Settings
 
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# The presets' own shapes come first, in case time runs out.
+# The shapes of the presets come first, in case time runs out.
 VOCABS, WIDTHS, COUNTS = (50304, 128256, 32768), (768, 2048, 4096), (32768, 8192)
 
 
@@ -79,7 +79,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 
 def measure(device: str, method: Method, vocab: int, width: int, count: int) -> dict[str, Any]:
-    """Milliseconds of forward and backward, and memory beyond inputs and weights."""
+    """Measures milliseconds of forward and backward, and memory beyond inputs and weights."""
     cuda = device == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     generator = torch.Generator(device).manual_seed(0)
@@ -114,7 +114,7 @@ def measure(device: str, method: Method, vocab: int, width: int, count: int) -> 
 
 
 def run(settings: Settings, name: str) -> None:
-    """One method over all shapes; what cannot be imported is one row."""
+    """Measures one method over all shapes; a method that cannot be imported is one row."""
     try:
         method = METHODS[name]()
     except (ImportError, AttributeError) as problem:
@@ -127,7 +127,7 @@ def run(settings: Settings, name: str) -> None:
             return
         try:
             numbers = measure(settings.device, method, vocab, width, count)
-        except Exception as problem:  # whatever a kernel may raise is this row's result
+        except Exception as problem:  # whatever a kernel raises is this row's result
             numbers = {"error": f"{type(problem).__name__}: {problem}".splitlines()[0][:200]}
             torch.cuda.empty_cache()
         settings.emit(name, **facts, **numbers)

@@ -1,4 +1,4 @@
-"""Runs peers for a while and turns what they answered into the numbers of a row."""
+"""Runs peers for a while and turns their answers into the numbers of a row."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from benchmarks.duel import Peer, alternate
 from benchmarks.shapes import Preset
 from benchmarks.studies.common import Settings, counts
-from llm_train.runtime.peaks import dense_peak_flops
+from llm_train.runtime.devices import dense_peak_flops
 
 
 def start(settings: Settings, peer: Peer) -> bool:
-    """Starts a peer and lets it warm up; False when it could not."""
+    """Starts a peer and lets it warm up; returns False if it could not."""
     peer.start(Path(settings.directory))
     return not peer.error
 
 
 def steps_per_round(settings: Settings, peer: Peer, seconds: float = 3.0) -> int:
-    """Steps that take about so long; whole log intervals where they are short enough."""
+    """Returns the steps that take so many seconds, in whole log intervals if these are short."""
     if settings.rehearse:
         return 2
     peer.run(1)
@@ -38,7 +38,7 @@ def alone(settings: Settings, peer: Peer, rounds: int = 7) -> Peer:
 
 
 def numbers(settings: Settings, peer: Peer, preset: Preset) -> dict[str, Any]:
-    """A row: times, rates, both conventions of MFU, memory; or the error."""
+    """Returns a row: times, rates, both conventions of MFU and memory, or the error."""
     shape = peer.job.shape
     row: dict[str, Any] = {"micro_batch": shape.batch, "accumulation": shape.accumulation}
     if peer.error or len(peer.milliseconds) < 2:

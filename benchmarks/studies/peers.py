@@ -1,7 +1,7 @@
-"""Ours against its peers at 124M in one run, in turn: the same model, batch, tokens and dtype.
+"""Compares llm_train with its peers at 124M, in turns: same model, batch, tokens and dtype.
 
-Micro-batches of 16 x 1024: what all peers can hold while the others' processes wait beside them. If
-one runs out of memory all the same, they run one after the other, and the rows say so.
+Micro-batches are 16 x 1024, which all peers can hold while the others' processes wait alongside
+them. If one runs out of memory all the same, they run one after the other, and the rows say so.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from benchmarks.duel import Peer, alternate
 from benchmarks.studies.common import Settings, at
 from benchmarks.studies.measure import numbers, start, steps_per_round
 
-# Projects that are never committed; for these two there is no adapter to this shape yet.
+# These two projects have no adapter to this shape yet.
 OTHERS = ("litgpt", "torchtitan")
 
 
 def peers(settings: Settings) -> list[Peer]:
-    """Ours first; says what is left out."""
+    """Returns llm_train and its peers, and writes rows for those that are left out."""
     preset = at(settings.presets["gpt2-124m"], 2 if settings.rehearse else 16)
     job, ours = settings.job(preset.shape), settings.ours("ours", preset)
     found = [ours]
@@ -41,7 +41,7 @@ def peers(settings: Settings) -> list[Peer]:
 
 
 def run(settings: Settings, group: list[Peer], *, together: bool) -> None:
-    """Warms all peers up, then lets them take turns; or one after the other."""
+    """Warms all peers up and lets them take turns, or runs one after the other."""
     rounds = 3 if settings.rehearse else 11
     if together:
         living = [peer for peer in group if start(settings, peer)]
@@ -58,7 +58,7 @@ def run(settings: Settings, group: list[Peer], *, together: bool) -> None:
 
 
 def out_of_memory(group: list[Peer]) -> bool:
-    """Whether a peer failed for want of memory."""
+    """Returns whether a peer ran out of memory."""
     return any("out of memory" in peer.error.lower() for peer in group)
 
 

@@ -1,8 +1,8 @@
-"""Seconds from the command until the held-out loss of Shakespeare's characters is nanoGPT's 1.4697.
+"""Measures the seconds until the held-out loss of Shakespeare-char is nanoGPT's 1.4697.
 
-Start-up, compilation and every validation are in it; preparing the tokens is not. The loss is that
-of all held-out text, not of random batches of it. The clock is this process's: the file of metrics
-is read while the run writes it.
+The time includes start-up, compilation and every validation, but not preparing the tokens. The loss
+is that of all held-out text, not of random batches of it. The clock is that of this process, which
+reads the file of metrics while the run writes it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ TINY = (
 
 
 def text(settings: Settings) -> Path | None:
-    """The text to learn; a rehearsal makes one of 65 characters up where none is given."""
+    """Returns the text to learn; a rehearsal without one makes up a text of 65 characters."""
     if settings.shakespeare:
         return Path(settings.shakespeare).resolve()
     if not settings.rehearse:
         return None
     path = Path(settings.directory) / "made-up.txt"
-    letters = "".join(chr(33 + i) for i in range(64))  # and the newline
+    letters = "".join(chr(33 + i) for i in range(64))  # the newline is the 65th
     path.write_text("\n".join(letters[i % 7 :] + letters[: i % 7] for i in range(300)))
     return path
 
 
 def held_out(path: Path) -> list[tuple[int, float]]:
-    """Steps and held-out losses in a file that may end in half a line."""
+    """Returns steps and held-out losses from a file that may end in an incomplete line."""
     if not path.exists():
         return []
     found = []
@@ -67,7 +67,7 @@ def main() -> None:
         f"--data.recipe.corpus.paths=[{source}]",
         f"--data.source.path={run}/tokens",
         f"--trainer.default_root_dir={run}/run",
-        "--checkpoint.every=0 steps",  # at the end only
+        "--checkpoint.every=0 steps",  # only at the end
         *(TINY if settings.rehearse else ()),
     ]
     python = [sys.executable, "-m", "llm_train"]

@@ -1,8 +1,8 @@
-"""Seconds from the command to the end of step 10 for 24 layers, with a cold and a warm cache.
+"""Measures seconds from the command to the end of step 10 for 24 layers, cold and warm cache.
 
-The process's own start, imports, reading the configuration, building, compiling and ten steps are
-in it; preparing the data is not. The second command finds what the first one compiled, as a resumed
-run would.
+The time includes the process's own start, imports, reading the configuration, building, compiling
+and ten steps, but not preparing the data. The second command finds what the first one compiled, as
+a resumed run would.
 """
 
 from __future__ import annotations

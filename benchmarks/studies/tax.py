@@ -1,7 +1,7 @@
-"""What the Trainer costs: ours against a bare loop around the same network, loss and optimizer.
+"""Measures what the Trainer costs, against a bare loop around the same step.
 
-Both cast weights once a step and take the same loss; the question is what is around the step, not
-what is in it.
+Both programs have the same network, loss and optimizer and cast weights once per step, so they
+differ only in what is around the step.
 """
 
 from __future__ import annotations

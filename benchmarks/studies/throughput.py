@@ -1,7 +1,7 @@
-"""Every shape, ours, end to end: loader, optimizer, clipping and logging included.
+"""Measures llm_train on every shape, end to end, with loader, optimizer, clipping and logging.
 
-The first micro-batch that fits is measured; with ``--thorough`` all of them are, and the fastest is
-the shape's row. The peak of the same process is the row's memory.
+The first micro-batch that fits is measured; with ``--thorough`` all of them are, and the fastest
+becomes the shape's row. The row's memory is the peak of the same process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.studies.measure import alone, numbers
 
 
 def best(settings: Settings, name: str, preset: Preset) -> dict[str, Any]:
-    """Numbers of the fastest, or of the first, micro-batch that runs."""
+    """Returns the numbers of the fastest micro-batch that runs, or of the first one."""
     rows: list[dict[str, Any]] = []
     for micro_batch in preset.micro_batches:
         candidate = at(preset, micro_batch)

@@ -15,7 +15,7 @@ import torch
 from torch import nn, optim
 
 from llm_train.model.optimizer import Optimizer, decay_groups
-from llm_train.model.optimizer.groups import check_numbers
+from llm_train.model.optimizer.groups import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,7 @@ class Lion(Optimizer):
     weight_decay: float = 0.3
 
     def __post_init__(self) -> None:
-        check_numbers(
-            {
-                "learning_rate": self.learning_rate,
-                "betas[0]": self.betas[0],
-                "betas[1]": self.betas[1],
-                "weight_decay": self.weight_decay,
-            }
-        )
+        check_fields(self)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer over two decay groups."""

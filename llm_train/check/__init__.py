@@ -5,18 +5,16 @@ against network, precision against strategy, settings that would have no effect.
 touches a device, so a configuration for a thousand GPUs can be checked on a laptop.
 """
 
-from llm_train.check.problems import notes, problems
-from llm_train.check.table import derive, table
-from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED, STRATEGIES, strategy_name
+from llm_train.check.problems import notes, problems, require_sound
+from llm_train.check.table import table
+from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED
 
 __all__ = [
     "ACCELERATORS",
     "PRECISIONS",
     "REPLACED",
-    "STRATEGIES",
-    "derive",
     "notes",
     "problems",
-    "strategy_name",
+    "require_sound",
     "table",
 ]

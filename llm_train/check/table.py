@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_train.check.trainer import precision_of, strategy_name
 from llm_train.derived import Derived
-from llm_train.model.network.base import LanguageModel
-from llm_train.runtime.peaks import dense_peak_flops
+from llm_train.runtime.devices import dense_peak_flops
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
 
@@ -19,41 +17,9 @@ _ASSUMED_MFU = 0.4
 _REFERENCE_DEVICES = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
 
 
-def derive(settings: Settings) -> Derived:
-    """The numbers of the run for the ranks it will have."""
-    log_every = settings.trainer.get("log_every_n_steps")
-    return Derived.of(
-        seed=settings.seed,
-        batch=settings.batch,
-        budget=settings.budget,
-        validate_every=settings.validate_every,
-        log_every=10 if log_every is None else log_every,
-        ranks=settings.world_size,
-        tensor=settings.layout.tensor,
-    )
-
-
-def on_meta(settings: Settings) -> LanguageModel:
-    """The network without memory."""
-    with torch.device("meta"):
-        return settings.task.network_config.build()
-
-
-def stand_ins(settings: Settings) -> list[tuple[str, nn.Parameter]]:
-    """The network's parameters by name, on the CPU and all of one number: shapes without memory.
-
-    An optimizer may ask for the device of its parameters, and meta would be a wrong answer.
-    """
-    zero = torch.zeros(1)
-    return [
-        (name, nn.Parameter(zero.expand(parameter.shape), parameter.requires_grad))
-        for name, parameter in on_meta(settings).named_parameters()
-    ]
-
-
 def table(settings: Settings) -> dict[str, dict[str, Any]]:
     """Every derived number, by section, as plain values."""
-    derived = derive(settings)
+    derived = settings.derive()
     return {
         "network": _network(settings, derived),
         "batch": _batch(settings, derived),
@@ -70,7 +36,7 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
     flops = counts.flops_per_token(derived.sequence, causal=True)
     lookup = {
         id(module.weight): module.weight.numel()
-        for module in on_meta(settings).modules()
+        for module in settings.context().network.modules()
         if isinstance(module, nn.Embedding)
     }
     embedding = sum(lookup.values())
@@ -79,7 +45,7 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "parameters": counts.parameters,
         "parameters_embedding": embedding,
         "parameters_without_embedding": counts.parameters - embedding,
-        "parameters_matmul": counts.matmul_parameters,
+        "parameters_matmul": counts.matmul_parameters(derived.sequence),
         "flops_per_token_causal": flops,
         "flops_per_token_non_causal": counts.flops_per_token(derived.sequence, causal=False),
         "flops_total_causal": f"{flops * derived.total_tokens:.3e}",
@@ -110,11 +76,10 @@ def _ranks(derived: Derived) -> str:
 
 
 def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
-    optimizer: Any = settings.task.optimizer_config
-    built = optimizer.build(stand_ins(settings))
+    built = settings.context().torch_optimizer
     scaling, factor = settings.batch.scaling, derived.learning_rate_factor
     rows: dict[str, Any] = {
-        "optimizer": type(optimizer).__name__,
+        "optimizer": settings.task.optimizer_config.traits.name,
         "scaling": _scaling(scaling, derived.tokens_per_step, factor),
     }
     for index, group in enumerate(built.param_groups):
@@ -165,8 +130,8 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
         "directory": str(settings.run_dir),
         "ranks": derived.ranks,
         "accelerator": "cuda" if settings.on_cuda else "cpu",
-        "strategy": strategy_name(settings),
-        "precision": precision_of(settings),
+        "strategy": settings.strategy.traits(derived.ranks).name,
+        "precision": settings.precision,
         "gradient_clip": settings.trainer.get("gradient_clip_val") or "none",
         "seed": str(derived.seed),
         "validate_every": check if derived.validate_every else "at the end",
@@ -182,7 +147,7 @@ def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
     if not settings.on_cuda:
         return {}
     names = [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else _REFERENCE_DEVICES
-    dtype = "bf16" if precision_of(settings).startswith("bf16") else "fp32"
+    dtype = "bf16" if settings.precision.startswith("bf16") else "fp32"
     flops = settings.task.counts.flops_per_token(derived.sequence, causal=True)
     rows: dict[str, Any] = {}
     for name in names:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from llm_train.model.network.sdpa import FLASH3_PACKAGE
 from llm_train.settings import Settings
-from llm_train.trainer.strategy import Placement, SingleDevice
 
-WHOLE = ("SingleDevice", "DDP", "LocalSGD")  # every rank holds all parameters, without hooks
-STRATEGIES = ("auto", "single", "ddp", "fsdp", "hsdp", "tp", "zero1", "zero2", "zero3")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
@@ -59,32 +55,16 @@ _FORBIDDEN_CALLBACKS = {
 }
 
 
-_UNCALLED_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
-
-
-def strategy_name(settings: Settings) -> str:
-    """The class that will run, whatever way it was written."""
-    strategy = settings.trainer.get("strategy", "auto")
-    if not isinstance(strategy, str):
-        return type(strategy).__name__
-    if strategy == "auto":
-        return "DDP" if settings.world_size > 1 else "SingleDevice"
-    names = {"single": "SingleDevice", "ddp": "DDP"} | dict.fromkeys(("fsdp", "hsdp", "tp"), "FSDP")
-    return names.get(strategy, "ZeRO" if strategy.startswith("zero") else strategy)
-
-
-def precision_of(settings: Settings) -> str:
-    """The precision by its full name; Lightning also takes short ones."""
-    precision = str(settings.trainer.get("precision") or "32-true")
-    return {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+_CHECKPOINT_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
 def replaced(settings: Settings) -> Iterator[str]:
     """Arguments that would be overwritten."""
-    defaults = settings.trainer["__defaults__"]
+    parameters = inspect.signature(Trainer).parameters
     for key, way_out in REPLACED.items():
-        value = settings.trainer.get(key, defaults.get(key))
-        if value != defaults.get(key):
+        default = parameters[key].default
+        value = settings.trainer.get(key, default)
+        if value != default:
             yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
 
 
@@ -106,98 +86,13 @@ def values(settings: Settings) -> Iterator[str]:
         )
 
 
-def strategy(settings: Settings) -> Iterator[str]:
-    """Strategies of ours only, and what each of them cannot do."""
-    chosen = settings.trainer.get("strategy", "auto")
-    if isinstance(chosen, str):
-        if chosen not in STRATEGIES:
-            yield (
-                f"trainer.strategy={chosen} is not one of {', '.join(STRATEGIES)}; for options "
-                "write class_path: DDP, FSDP, LocalSGD or ZeRO with init_args"
-            )
-            return
-    elif not isinstance(chosen, Placement):
-        yield (
-            f"trainer.strategy={type(chosen).__name__} cannot place weights or save state exactly; "
-            "use DDP, FSDP, LocalSGD or ZeRO of llm_train"
-        )
-        return
-    if isinstance(chosen, SingleDevice) and (chosen.root_device.type == "cuda") != settings.on_cuda:
-        yield (
-            f"trainer.strategy.init_args.device={chosen.root_device} does not fit "
-            f"trainer.accelerator={settings.trainer.get('accelerator')}; "
-            "write trainer.strategy=single"
-        )
-    name = strategy_name(settings)
-    if name == "SingleDevice" and settings.world_size > 1:
-        yield (
-            f"trainer.strategy=single cannot use {settings.world_size} ranks; "
-            "choose ddp, fsdp or zero1-3"
-        )
-    if name == "ZeRO" and importlib.util.find_spec("deepspeed") is None:
-        yield (
-            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-            "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
-        )
-
-
 def precision(settings: Settings) -> Iterator[str]:
     """Precisions that keep the promises about master weights and reduction."""
-    name = precision_of(settings)
+    name = settings.precision
     if name not in PRECISIONS:
         yield (
             f"trainer.precision={name} is not supported (no loss scaling here); choose "
             f"{', '.join(PRECISIONS)}"
-        )
-    if name == "bf16-true" and strategy_name(settings) == "ZeRO":
-        yield (
-            "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
-            "write bf16-mixed, which is what DeepSpeed does"
-        )
-
-
-def compilation(settings: Settings) -> Iterator[str]:
-    """Sharding hooks stand around every block and cannot be part of one graph."""
-    name = strategy_name(settings)
-    if settings.task.construction.compile == "network" and name not in WHOLE:
-        yield (
-            f"model.compile=network cannot be one graph under {name}, whose hooks stand between "
-            "the blocks; write model.compile=blocks"
-        )
-    if settings.task.construction.compile == "graphs":
-        yield from _graphs(settings, name)
-    if settings.task.attention == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
-        yield (
-            f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
-            "install FlashAttention 3, or write auto"
-        )
-    if settings.task.attention != "auto" and not settings.on_cuda:
-        yield (
-            f"model.attention={settings.task.attention} has no effect on a CPU, which has one "
-            "kernel; remove it"
-        )
-
-
-def _graphs(settings: Settings, name: str) -> Iterator[str]:
-    """A replayed graph writes gradients to the same memory each time."""
-    if not settings.on_cuda:
-        yield (
-            "model.compile=graphs has no effect on a CPU, which has no CUDA graphs; write "
-            "model.compile=network"
-        )
-    if name != "SingleDevice":
-        yield (
-            f"model.compile=graphs works on one device, not under {name}; write "
-            "model.compile=blocks"
-        )
-    micro_batches = settings.batch.tokens // (
-        settings.batch.per_device * settings.batch.sequence * settings.world_size
-    )
-    if micro_batches > 1:
-        yield (
-            f"model.compile=graphs with {micro_batches} micro-batches a step would overwrite the "
-            "gradients of the one before; raise batch.per_device until a step is one micro-batch, "
-            "or write model.compile=network"
         )
 
 
@@ -214,11 +109,14 @@ def callbacks(settings: Settings) -> Iterator[str]:
                 yield f"trainer.callbacks[{index}]={base.__name__} does not work here: {way_out}"
                 break
         else:
-            if any(is_overridden(hook, callback, Callback) for hook in _UNCALLED_HOOKS):
+            hooked = any(is_overridden(hook, callback, Callback) for hook in _CHECKPOINT_HOOKS)
+            traits = settings.strategy.traits(settings.world_size)
+            whole = traits.one_model and not (traits.hooks_between_blocks or traits.flattens)
+            if hooked and not whole:
                 yield (
-                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps its state through "
-                    "on_save_checkpoint, and checkpoints here hold what state_dict returns; use "
-                    "state_dict and load_state_dict"
+                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps whole weights "
+                    f"through on_save_checkpoint, which no rank has under {traits.name}; use "
+                    "class_path: EMA, or trainer.strategy=ddp"
                 )
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
@@ -22,32 +23,20 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from llm_train.checkpoint.pieces import LoadPlanner, Piece, SavePlanner
+from llm_train.checkpoint.fragments import FlatFragment, LoadPlanner, SavePlanner
 from llm_train.errors import CheckpointError
 
 Scalars = dict[str, dict[str, Any]]
 
 _SCALARS = "optimizer_scalars.json"
+_PATHS = {"Path", "PosixPath", "PurePosixPath"}
+_VALUES = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 _TRUSTED = {
     "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # where Python 3.13 has them
-    "torch": {
-        "Size",
-        "device",
-        "dtype",
-        "bfloat16",
-        "float16",
-        "float32",
-        "float64",
-        "int32",
-        "int64",
-        "uint8",
-        "strided",
-        "contiguous_format",
-        "preserve_format",
-        "per_tensor_affine",
-    },
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,  # where Python 3.13 has them
+    "torch": {"Size", "device", "dtype"}
+    | {name for name, value in vars(torch).items() if isinstance(value, _VALUES)},
     "torch.serialization": {"_get_layout"},
     "torch._utils": {"_rebuild_device"},
     "torch.distributed.checkpoint.metadata": {
@@ -68,7 +57,7 @@ _TRUSTED = {
 class _RecordsOnly(pickle.Unpickler):
     """Refuses every global that DCP's metadata does not need."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if name not in _TRUSTED.get(module, ()):
             raise CheckpointError(
                 f"checkpoint metadata asks for {module}.{name}, which no checkpoint of ours "
@@ -80,7 +69,7 @@ class _RecordsOnly(pickle.Unpickler):
 class Reader(FileSystemReader):
     """A DCP reader that never executes what it reads."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """Parses ``.metadata`` with the restricted unpickler."""
         content = (Path(self.path) / ".metadata").read_bytes()
         metadata = cast(Metadata, _RecordsOnly(io.BytesIO(content)).load())
@@ -92,12 +81,12 @@ class Reader(FileSystemReader):
 
 def write(
     directory: Path,
-    tensors: Mapping[str, Tensor | Piece],
+    tensors: Mapping[str, Tensor | FlatFragment],
     scalars: Mapping[str, dict[str, Any]],
     *,
     own: str = "",
 ) -> None:
-    """Writes tensors, or this rank's pieces of them; collective, replicas are shared out.
+    """Writes tensors, or this rank's fragments of them; collective, replicas are shared out.
 
     Args:
         directory: exists, and is empty.
@@ -117,8 +106,8 @@ def write(
         (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
 
 
-def read(directory: Path, tensors: Mapping[str, Tensor | Piece]) -> None:
-    """Reads into ``tensors``, or into this rank's pieces of them, in place; collective."""
+def read(directory: Path, tensors: Mapping[str, Tensor | FlatFragment]) -> None:
+    """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
     with _quiet():
         state_dict_loader.load(
             dict(tensors),

@@ -1,16 +1,15 @@
-"""What makes a directory a checkpoint: ``manifest.json``, and how one is written, read and checked.
+"""What makes a directory a checkpoint: ``manifest.json``, and how it is written, read and checked.
 
 The manifest names every file with its size and CRC-32 and carries a CRC-32 of itself, so that a
 flipped bit anywhere in the checkpoint is seen, in the list of checksums too. CRC-32 and not a
 cryptographic hash: the enemy is a full disk, a killed process or a bad cable, and it runs at about
-twice the speed of SHA-256. Files that the manifest does not name are ignored: a note left beside a
-checkpoint must not make it unusable.
+twice the speed of SHA-256. Files that the manifest does not name are ignored: a note left alongside
+a checkpoint must not make it unusable.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_train.errors import CheckpointError
+from llm_train.runtime import disk
 
 FORMAT = 1
 NAME = "manifest.json"
-_CHUNK_BYTES = 4 << 20
 _THREADS = 8  # zlib.crc32 releases the interpreter lock, so that threads overlap disk and checksum
 
 
@@ -40,48 +39,41 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class CheckpointManifest:
     """The content of ``manifest.json``.
 
     Attributes:
-        step: optimizer steps done when the checkpoint was taken.
         sequence: how many checkpoints this store had committed before; orders checkpoints by when
             they were written, also after a run went back to an earlier step.
-        facts: whatever the writer wants to know before it loads anything.
+        metadata: whatever the writer wants to know before it loads anything.
         files: relative POSIX path -> record.
     """
 
-    step: int
     sequence: int
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     files: Mapping[str, FileRecord]
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
     """Checksums every file under ``directory`` and flushes files and directories to the disk."""
-    names = sorted(
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
-    )
+    inside = sorted(directory.rglob("*"))
+    files = [path for path in inside if path.is_file()]
     with ThreadPoolExecutor(_THREADS) as pool:
-        records = list(pool.map(lambda name: _record(directory / name, flush=True), names))
-    for inner in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
-        sync_directory(inner)
+        records = list(pool.map(lambda path: _record(path, flush=True), files))
+    for inner in reversed([path for path in inside if path.is_dir()]):
+        disk.sync(inner)
+    names = (path.relative_to(directory).as_posix() for path in files)
     return dict(zip(names, records, strict=True))
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes ``manifest.json`` and flushes it and its directory entry."""
+def write(directory: Path, manifest: CheckpointManifest) -> None:
+    """Writes ``manifest.json``, which makes ``directory`` a checkpoint."""
     # Through JSON and back: the checksum is of what a reader will see, where keys are strings.
     body = json.loads(json.dumps({"format": FORMAT, **asdict(manifest)}))
-    text = json.dumps({"crc32": _crc32_of(body), **body}, indent=1) + "\n"
-    with open(directory / NAME, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    disk.write_manifest(directory / NAME, {"crc32": _crc32_of(body), **body})
 
 
-def read_manifest(path: Path) -> Manifest:
+def read(path: Path) -> CheckpointManifest:
     """Reads the manifest of the checkpoint directory ``path``.
 
     Raises:
@@ -100,10 +92,9 @@ def read_manifest(path: Path) -> Manifest:
         )
     if crc32 != _crc32_of(body):
         raise CheckpointError(f"{NAME} does not match its own checksum")
-    return Manifest(
-        step=body["step"],
+    return CheckpointManifest(
         sequence=body["sequence"],
-        facts=body["facts"],
+        metadata=body["metadata"] if "metadata" in body else body["facts"],  # until November 2026
         files={name: FileRecord(**record) for name, record in body["files"].items()},
     )
 
@@ -116,28 +107,16 @@ def problems(path: Path, *, checksums: bool = True) -> list[str]:
         checksums: read every file; False compares sizes only.
     """
     try:
-        manifest = read_manifest(path)
+        files = read(path).files
     except CheckpointError as error:
         return [str(error)]
-    found: list[str] = []
-    readable: list[str] = []
-    for name, record in manifest.files.items():
-        try:
-            surplus = (path / name).stat().st_size - record.bytes
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            found.append(f"{name}: {'missing' if missing else _one_line(error)}")
-            continue
-        if surplus == 0:
-            readable.append(name)
-        else:
-            unit = "byte" if abs(surplus) == 1 else "bytes"
-            found.append(f"{name}: {abs(surplus)} {unit} {'long' if surplus > 0 else 'short'}")
+    found = {name: _wrong_size(path / name, record) for name, record in files.items()}
     if checksums:
+        whole = [name for name, problem in found.items() if not problem]
         with ThreadPoolExecutor(_THREADS) as pool:
-            for problem in pool.map(lambda name: _mismatch(path, name, manifest), readable):
-                found.extend(problem)
-    return found
+            wrong = pool.map(lambda name: _wrong_content(path / name, files[name]), whole)
+            found.update(zip(whole, wrong, strict=True))
+    return [f"{name}: {problem}" for name, problem in found.items() if problem]
 
 
 def summary(found: list[str]) -> str:
@@ -146,33 +125,32 @@ def summary(found: list[str]) -> str:
     return "; ".join(found[:3]) + more
 
 
-def sync_directory(path: Path) -> None:
-    """Flushes a directory's entries (names, renames, removals) to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _record(path: Path, *, flush: bool) -> FileRecord:
-    size = crc32 = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc32 = zlib.crc32(chunk, crc32)
-            size += len(chunk)
-        if flush:
-            os.fsync(file.fileno())
+    crc32 = 0
+
+    def update(chunk: bytes) -> None:
+        nonlocal crc32
+        crc32 = zlib.crc32(chunk, crc32)
+
+    size = disk.scan(path, update, flush=flush)
     return FileRecord(bytes=size, crc32=crc32)
 
 
-def _mismatch(path: Path, name: str, manifest: Manifest) -> list[str]:
+def _wrong_size(path: Path, expected: FileRecord) -> str:
     try:
-        actual = _record(path / name, flush=False).crc32
+        surplus = path.stat().st_size - expected.bytes
     except OSError as error:
-        return [f"{name}: {_one_line(error)}"]
-    expected = manifest.files[name].crc32
-    return [] if actual == expected else [f"{name}: crc32 {actual:08x}, not {expected:08x}"]
+        return "missing" if isinstance(error, FileNotFoundError) else _one_line(error)
+    unit = "byte" if abs(surplus) == 1 else "bytes"
+    return f"{abs(surplus)} {unit} {'long' if surplus > 0 else 'short'}" if surplus else ""
+
+
+def _wrong_content(path: Path, expected: FileRecord) -> str:
+    try:
+        actual = _record(path, flush=False).crc32
+    except OSError as error:
+        return _one_line(error)
+    return "" if actual == expected.crc32 else f"crc32 {actual:08x}, not {expected.crc32:08x}"
 
 
 def _crc32_of(body: Mapping[str, Any]) -> int:

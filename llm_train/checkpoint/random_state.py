@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 
-def rank_state(pl_module: Any) -> dict[str, Any]:
-    """What this rank alone knows: its generators, and its sums since the last log point."""
+def random_state() -> dict[str, Any]:
+    """The generators of this process."""
     # The global generator is the one that libraries draw from.
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, gauss = random.getstate()
@@ -22,11 +22,11 @@ def rank_state(pl_module: Any) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    return {"random": state, "sums": pl_module.sums.cpu()}
+    return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the generators back where ``rank_state`` found them."""
+    """Puts the generators back where ``random_state`` found them."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -5,9 +5,9 @@ What is unusual is how names change, since a rename is the only atomic step a fi
 
 * new: ``.staging-step-00000200`` -> ``step-00000200``, once every byte is on the disk;
 * removed: ``step-00000200`` -> ``.deleting-step-00000200``, and only then deleted;
-* replaced (the same step saved again): staging -> ``step-00000200.new``, the old one removed as
-  above, ``.new`` -> ``step-00000200``. A name ending in ``.new`` is a checkpoint like any other, so
-  that at no moment does the folder lack a complete one.
+* replaced (the same step saved again): staging -> ``step-00000200.new``, the old one to its
+  ``.deleting-`` name, ``.new`` -> ``step-00000200``. A name ending in ``.new`` is a checkpoint like
+  any other, so that at no moment does the folder lack a complete one.
 
 "Newest" means last committed, not highest step: a run that went back from step 400 to 200 and saved
 step 300 continues from 300. One process (rank 0) writes; any number may read.
@@ -16,7 +16,6 @@ step 300 continues from 300. One process (rank 0) writes; any number may read.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,9 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_train.checkpoint import manifest as manifests
-from llm_train.checkpoint.manifest import Manifest
+from llm_train.checkpoint import manifest
+from llm_train.checkpoint.manifest import CheckpointManifest
 from llm_train.errors import CheckpointError, ConfigError
+from llm_train.runtime import disk
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
@@ -96,47 +96,33 @@ class CheckpointStore:
             staging.mkdir(parents=True)
         return staging
 
-    def commit(self, step: int, facts: Mapping[str, Any]) -> Path:
+    def commit(self, step: int, metadata: Mapping[str, Any]) -> Path:
         """Turns the staging directory of ``step`` into a checkpoint, then prunes older ones.
 
         Args:
             step: the step given to ``stage``.
-            facts: JSON values kept in the manifest.
+            metadata: JSON values kept in the manifest.
 
         Raises:
             CheckpointError: it could not be written; the checkpoints of before are untouched, and
                 the staging directory is removed to give its space back.
         """
         staging, final = self.staging(step), self.root / _name(step)
-        assert not (staging / manifests.NAME).exists(), f"{manifests.NAME} is the store's own name"
+        assert not (staging / manifest.NAME).exists(), f"{manifest.NAME} is the store's own name"
         try:
             with self._surfaced(step):
                 self._finish_replacements()
                 sequence = max((entry.sequence for entry in self._entries()), default=-1) + 1
-                files = manifests.record_files(staging)
-                manifests.write_manifest(
-                    staging, Manifest(step=step, sequence=sequence, facts=dict(facts), files=files)
-                )
-                if final.exists():
-                    os.replace(staging, _replacement(final))
-                    manifests.sync_directory(self.root)
-                    self._finish_replacements()
-                else:
-                    os.replace(staging, final)
-                    manifests.sync_directory(self.root)
+                files = manifest.record_files(staging)
+                about = CheckpointManifest(sequence=sequence, metadata=dict(metadata), files=files)
+                manifest.write(staging, about)
+                disk.rename(staging, final.with_suffix(".new") if final.exists() else final)
+                self._finish_replacements()
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         self._prune()
         return final
-
-    def read_manifest(self, path: Path) -> Manifest:
-        """The manifest of the checkpoint directory ``path``; CheckpointError when it is damaged."""
-        return manifests.read_manifest(path)
-
-    def verify(self, path: Path) -> list[str]:
-        """What is wrong with the checkpoint directory ``path``, file by file; empty: nothing."""
-        return manifests.problems(path)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoint directories present, ascending, damaged ones included."""
@@ -151,16 +137,16 @@ class CheckpointStore:
         skipped: list[tuple[Path, str]] = []
         damaged = [entry for entry in self._entries() if entry.sequence < 0]
         for entry in reversed(self._entries()):
-            found = manifests.problems(entry.path, checksums=verify)
+            found = manifest.problems(entry.path, checksums=verify)
             if not found:
                 # Without a manifest, the step is all that says which of two is newer.
                 skipped += [
-                    (other.path, manifests.summary(manifests.problems(other.path)))
+                    (other.path, manifest.summary(manifest.problems(other.path)))
                     for other in reversed(damaged)
                     if other.step > entry.step
                 ]
                 return Found(entry.path, skipped)
-            skipped.append((entry.path, manifests.summary(found)))
+            skipped.append((entry.path, manifest.summary(found)))
         return Found(None, skipped)
 
     def resolve(self, where: str | Path) -> Found:
@@ -185,10 +171,10 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{path} {what}; give a checkpoint, a run directory or its checkpoints folder"
             )
-        if (path / manifests.NAME).exists() or _NAME.match(path.resolve().name):
-            if found_problems := manifests.problems(path):
+        if (path / manifest.NAME).exists() or _NAME.match(path.resolve().name):
+            if found_problems := manifest.problems(path):
                 raise CheckpointError(
-                    f"{path} is not a complete checkpoint: {manifests.summary(found_problems)}"
+                    f"{path} is not a complete checkpoint: {manifest.summary(found_problems)}"
                 )
             return Found(path)
         inner = path / "checkpoints"
@@ -216,17 +202,14 @@ class CheckpointStore:
             if (match := _NAME.match(path.name)) and path.is_dir():
                 sequence = -1
                 with suppress(CheckpointError):
-                    sequence = manifests.read_manifest(path).sequence
+                    sequence = manifest.read(path).sequence
                 entries.append(_Entry(sequence, int(match[1]), path))
         return sorted(entries)
 
     def _finish_replacements(self) -> None:
         for path in sorted(self.root.glob("step-*.new")):
             final = path.with_suffix("")
-            if final.exists():
-                self._delete(final)
-            os.replace(path, final)
-            manifests.sync_directory(self.root)
+            disk.replace(path, final, self._grave(final))
 
     def _prune(self) -> None:
         """Deletes what the rules do not keep; a failure is logged, for the new one is in place."""
@@ -234,16 +217,12 @@ class CheckpointStore:
             if self.keep_every and entry.step % self.keep_every == 0:
                 continue
             try:
-                self._delete(entry.path)
+                disk.remove(entry.path, self._grave(entry.path))
             except OSError as error:
                 _log.warning("cannot delete the old checkpoint %s: %s", entry.path, error)
 
-    def _delete(self, path: Path) -> None:
-        grave = self.root / f".deleting-{path.name}"
-        if grave.exists():
-            shutil.rmtree(grave)
-        os.replace(path, grave)
-        shutil.rmtree(grave)
+    def _grave(self, path: Path) -> Path:
+        return self.root / f".deleting-{path.name}"
 
     @contextmanager
     def _surfaced(self, step: int) -> Iterator[None]:
@@ -258,10 +237,6 @@ class CheckpointStore:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _replacement(final: Path) -> Path:
-    return final.with_suffix(".new")
 
 
 def _nothing_complete(path: Path, found: Found) -> str:

@@ -14,9 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from llm_train.checkpoint import dcp as files
+from llm_train.checkpoint import dcp
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
 
@@ -53,7 +53,7 @@ def save(
     """
     state, scalars = _collect(network, optimizer)
     tensors = {own + key: tensor for key, tensor in state.items()} | dict(beside or {})
-    files.write(directory, tensors, scalars, own=own)
+    dcp.write(directory, tensors, scalars, own=own)
 
 
 def load(
@@ -76,7 +76,7 @@ def load(
     Raises:
         CheckpointError: names, shapes or the format of the optimizer's state do not fit.
     """
-    everything = files.keys(directory)
+    everything = dcp.keys(directory)
     stored = {k.removeprefix(own): v for k, v in everything.items() if k.startswith(own)}
     model = model_tensors(network)
     require_fit(directory, stored, {key: tensor.shape for key, tensor in model.items()})
@@ -93,9 +93,9 @@ def load(
                 _require_same_parts(directory, names[parameter], parts, stored)
     tensors = {own + key: tensor for key, tensor in tensors.items()}
     tensors.update({key: t for key, t in (beside or {}).items() if key in everything})
-    files.read(directory, tensors)
+    dcp.read(directory, tensors)
     if optimizer is not None:
-        scalars = files.read_scalars(directory, own)
+        scalars = dcp.read_scalars(directory, own)
         for name, parameter in _parameters(network).items():
             states.setdefault(parameter, {}).update(scalars.get(name, {}))
         optimizer.state.clear()
@@ -156,50 +156,50 @@ def _storable(
     return optimizer.split(parameter, state) if isinstance(optimizer, SplitsState) else state
 
 
+def state_keys(name: str, stored: Mapping[str, Any]) -> dict[str, str]:
+    """The optimizer's state of one parameter: what its optimizer calls it -> the key of a file."""
+    prefix = f"optimizer.{name}."
+    found = {key.removeprefix(prefix): key for key in stored if key.startswith(prefix)}
+    return {short: key for short, key in found.items() if "." not in short}
+
+
 def _allocate_optimizer_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, stored: dict[str, Any]
 ) -> dict[nn.Parameter, dict[str, Any]]:
     """Empty tensors for every stored state of the parameters this optimizer updates."""
-    updated = {p for group in optimizer.param_groups for p in group["params"]}
-    counted_on_device = {
-        p
-        for group in optimizer.param_groups
-        for p in group["params"]
-        if group.get("fused") or group.get("capturable")
-    }
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     states: dict[nn.Parameter, dict[str, Any]] = {}
     for name, parameter in _parameters(network).items():
-        prefix = f"optimizer.{name}."
-        for key, meta in stored.items():
-            rest = key.removeprefix(prefix)
-            if rest == key or "." in rest:
-                continue
-            if parameter not in updated:
-                raise CheckpointError(
-                    f"checkpoint has optimizer state for {name}, which is frozen now"
+        keys = state_keys(name, stored)
+        if keys and parameter not in groups:
+            raise CheckpointError(f"checkpoint has optimizer state for {name}, which is frozen now")
+        if keys and isinstance(optimizer, SplitsState):
+            states[parameter] = optimizer.new_state(parameter)
+        elif keys:
+            group = groups[parameter]
+            counts_on_device = bool(group.get("fused") or group.get("capturable"))
+            states[parameter] = {
+                short: _empty(
+                    stored[key], parameter, on_cpu=short == "step" and not counts_on_device
                 )
-            if isinstance(optimizer, SplitsState):
-                states.setdefault(parameter, optimizer.new_state(parameter))
-                continue
-            if meta.size == parameter.shape:
-                value = torch.empty_like(
-                    parameter, dtype=meta.properties.dtype, requires_grad=False
-                )
-            else:  # a step counter, or a factored state, replicated on every rank
-                beside = parameter in counted_on_device or rest != "step"
-                device = parameter.device if beside else torch.device("cpu")
-                value = torch.empty(meta.size, dtype=meta.properties.dtype, device=device)
-            states.setdefault(parameter, {})[rest] = value.detach()
+                for short, key in keys.items()
+            }
     return states
+
+
+def _empty(meta: TensorStorageMetadata, parameter: nn.Parameter, *, on_cpu: bool) -> Tensor:
+    dtype = meta.properties.dtype
+    if meta.size == parameter.shape:
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    # A step counter, or a factored state, replicated on every rank.
+    return torch.empty(meta.size, dtype=dtype, device="cpu" if on_cpu else parameter.device)
 
 
 def _require_same_parts(
     directory: Path, name: str, parts: dict[str, Any], stored: dict[str, Any]
 ) -> None:
     """Refuses state in another format, or cut in a way that this layout cannot hold."""
-    prefix = f"optimizer.{name}."
-    sizes = {key.removeprefix(prefix): m.size for key, m in stored.items() if prefix in key}
-    found = {key: tuple(size) for key, size in sizes.items() if "." not in key}
+    found = {short: tuple(stored[key].size) for short, key in state_keys(name, stored).items()}
     wanted = {key: tuple(value.shape) for key, value in parts.items()}
     if found != wanted:
         raise CheckpointError(
@@ -223,10 +223,9 @@ def _require_same_names(directory: Path, wanted: set[str], found: set[str]) -> N
         )
 
 
-def _require_same_shape(key: str, shape: Sequence[int], meta: Any) -> None:
-    if isinstance(meta, BytesStorageMetadata) or tuple(meta.size) != tuple(shape):
-        stored = "bytes" if isinstance(meta, BytesStorageMetadata) else tuple(meta.size)
+def _require_same_shape(key: str, shape: Sequence[int], meta: TensorStorageMetadata) -> None:
+    if tuple(meta.size) != tuple(shape):
         raise CheckpointError(
-            f"{key} has shape {tuple(shape)} in the network but {stored} in the checkpoint; "
-            "use the configuration saved beside the checkpoint"
+            f"{key} has shape {tuple(shape)} in the network but {tuple(meta.size)} in the "
+            "checkpoint; use the configuration saved beside the checkpoint"
         )

@@ -1,41 +1,41 @@
-"""Verbs, their flags, and how a failure leaves the program: one line, exit code 2, no traceback."""
+"""Finds the verb, splits its flags from settings, and ends in one line where something is wrong.
+
+Until the verb runs, nothing heavy is imported: an overview, a misspelt verb and a misspelt flag
+cost no torch.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
-import signal
+import os
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from llm_train.cli import flags as flag_parsing
+from llm_train import verbs
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime.launch import find_launch
+from llm_train.verbs.base import Verb
 
 if TYPE_CHECKING:
     from llm_train.settings import Settings
 
-VERBS = {
-    "prepare": "make the tokens that data.source reads, as data.recipe says",
-    "fit": "train",
-    "validate": "score a checkpoint on the held-out data",
-    "check": "find all problems of a configuration and print every derived number",
-    "plan": "say what a run would take on GPUs that are not here, and find a faster one",
-    "parity": "train under every strategy and compare what comes out",
-    "generate": "write text with a checkpoint",
-    "report": "draw what a run did as HTML and PNG",
-}
 EPILOG = """\
 Every setting is a YAML key and an option: 'batch: {per_device: 4}' is --batch.per_device=4.
 Several -c are laid over each other, later over earlier; options come last and win.
   llm-train VERB --print_config -c FILE    the resolved configuration, which runs as it is
   llm-train VERB --help                    every option of a verb
 A configuration names classes to run: treat one from somebody else as a program."""
+# The first part of every option that is a setting, and the parser's own options.
+KEYS = (
+    *("seed", "budget", "validate_every", "batch", "checkpoint", "trainer", "model", "data"),
+    *("config", "print_config", "help"),
+)
 _GRACE_SECONDS = 60.0
 
 
@@ -51,13 +51,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def load_settings(
-    arguments: Sequence[str], allow_import: Sequence[str] = (), options: Sequence[str] = ()
-) -> Settings:
+def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
     """See ``parser.load_settings``, which takes seconds to import."""
+    from llm_train.runtime.lean_imports import import_lightning
+
+    import_lightning()
     from llm_train.cli import parser
 
-    return parser.load_settings(arguments, allow_import, options)
+    return parser.load_settings(arguments, allow_import)
+
+
+def _load(arguments: Sequence[str], *, allow_import: Sequence[str]) -> Settings:
+    if allow_import and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
+    settings = load_settings(arguments, allow_import)
+    _quieten_libraries()  # after the import of Lightning, which sets its own level
+    return settings
 
 
 def _report(message: str) -> None:
@@ -80,99 +89,75 @@ def _report(message: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
-        sys.stdout.write(_overview())
+    name = arguments[0] if arguments else "--help"
+    summaries = verbs.summaries()
+    if name in ("-h", "--help"):
+        lines = [f"  {verb:9} {summary}" for verb, summary in summaries.items()]
+        usage = "usage: llm-train VERB [-c FILE.yaml ...] [--key=value ...]"
+        sys.stdout.write("\n".join([usage, "", *lines, "", EPILOG, ""]))
         return 0
-    if verb == "--version":
+    if name == "--version":
         from llm_train import __version__
 
         sys.stdout.write(f"llm-train {__version__}\n")
         return 0
-    if verb not in VERBS:
-        raise ConfigError(f"{verb!r} is not a verb; {flag_parsing.nearest(verb, list(VERBS))}")
-    flags, rest, options = flag_parsing.split(verb, VERBS[verb], arguments[1:])
-    return _run(verb, flags, rest, options)
+    if name not in summaries:
+        raise ConfigError(f"{name!r} is not a verb; {_nearest(name, summaries)}")
+    verb = verbs.find(name)
+    flags = _flags(verb, name, summaries[name], arguments[1:])
+    return verb.run(flags, partial(_load, allow_import=flags.allow_import))
 
 
-def _overview() -> str:
-    lines = ["usage: llm-train VERB [-c FILE.yaml ...] [--key=value ...]", ""]
-    lines += [f"  {name:9} {summary}" for name, summary in VERBS.items()]
-    return "\n".join([*lines, "", EPILOG, ""])
-
-
-def _run(verb: str, flags: argparse.Namespace, rest: list[str], options: list[str]) -> int:
-    if verb == "fit" and threading.current_thread() is threading.main_thread():
-        # A time limit that passes before training starts must not kill by the signal that means
-        # "stopped and saved": such a job would be requeued for ever.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from llm_train.verbs import fit as run
-    from llm_train.verbs import generate as generation
-
-    _quieten_libraries()
-    if verb == "report":
-        return run.report(Path(flags.run))
-    if verb == "generate":
-        return generation.generate(flags, load_settings)
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    settings = load_settings(rest, flags.allow_import, options)
-    verbs: dict[str, Callable[[], int]] = {
-        "prepare": lambda: run.prepare(settings, force=flags.force),
-        "check": lambda: run.check(settings),
-        "plan": lambda: _plan(settings, flags),
-        "parity": lambda: _parity(settings, flags),
-        "validate": lambda: run.validate(settings, flags.checkpoint),
-        "fit": lambda: run.fit(
-            settings,
-            flags.resume,
-            profile=flags.profile,
-            count_collectives=flags.count_collectives,
-            plan=flags.plan,
-        ),
-    }
-    try:
-        return verbs[verb]()
-    except MisconfigurationException as error:  # a combination that only Lightning knows about
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
-
-
-def _plan(settings: Settings, flags: argparse.Namespace) -> int:
-    from llm_train.verbs.plan import plan
-
-    return plan(
-        settings, devices=flags.devices, nodes=flags.nodes, gpu=flags.gpu, json_path=flags.json
+def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argparse.Namespace:
+    """The verb's own flags; what is a setting is left in ``settings``."""
+    parser = _FlagParser(
+        prog=f"llm-train {name}", description=summary, allow_abbrev=False, add_help=False
     )
+    parser.set_defaults(allow_import=[])
+    verb.add_flags(parser)
+    if verb.builds:
+        parser.add_argument(
+            "--allow-import",
+            action="append",
+            metavar="NAME",
+            help="module that a class_path may import besides llm_train, torch and lightning",
+        )
+    if {"-h", "--help"} & set(arguments):
+        if verb.takes_settings:  # the settings follow, from the parser that knows them
+            parser.usage = f"llm-train {name} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"
+        parser.print_help()
+        sys.stdout.write("\n")
+        if not verb.takes_settings:
+            sys.exit(0)
+    flags, rest = parser.parse_known_args(arguments)
+    flags.settings = rest
+    known = [option for action in parser._actions for option in action.option_strings]
+    if verb.takes_settings:
+        known += [f"--{key}" for key in KEYS]
+    for argument in rest:
+        option = argument.partition("=")[0]
+        top = option.partition(".")[0].removesuffix("+")
+        if not verb.takes_settings or (option.startswith("--") and top not in known):
+            raise ConfigError(
+                f"{option} is not an option of llm-train {name}; {_nearest(top, known)}"
+            )
+    return flags
 
 
-def _parity(settings: Settings, flags: argparse.Namespace) -> int:
-    from llm_train.parity import variants
-    from llm_train.verbs import parity as compare
+class _FlagParser(argparse.ArgumentParser):
+    """Reports like everything else: one line."""
 
-    ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
-    names = flags.strategies.split(",") if flags.strategies else variants.STRATEGIES
-    return compare.parity(
-        settings,
-        lambda arguments: load_settings(arguments, flags.allow_import),
-        variants.variants(names, ranks),
-        steps=_count("--steps", flags.steps),
-        options=[f"--allow-import={name}" for name in flags.allow_import],
-        json_file=Path(flags.json) if flags.json else None,
-    )
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def _count(flag: str, text: str) -> int:
-    if not text.strip().removeprefix("-").isdecimal():
-        raise ConfigError(f"{flag}={text} is not a whole number")
-    return int(text)
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def _quieten_libraries() -> None:
-    """Hides advice that does not apply here; real warnings of the libraries stay.
-
-    Comes after Lightning is imported, because that sets its own level.
-    """
+    """Hides advice that does not apply here; real warnings of the libraries stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Windows of a memory map are read faster than a worker process can hand them over.

@@ -6,15 +6,16 @@ another key replaces here, in five hundred lines.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import get_args, get_origin
 
 from llm_train.cli import schema
 from llm_train.units import Duration
 
 _COLUMN = 34
+_TITLE = "settings, each a YAML key and an option"
 _CLASSES = """\
 Where CLASS is asked for, write class_path and init_args; short names are enough:
   optimizer: {class_path: AdamW, init_args: {learning_rate: 3e-4}}
@@ -44,8 +45,8 @@ _TRAINER = {
 
 
 def settings_help(
-    actions: Iterable[Any],
-    roots: Mapping[str, Any],
+    actions: Iterable[argparse.Action],
+    roots: Mapping[str, schema.Setting],
     hidden: Collection[str],
     choices: Mapping[str, Sequence[str]],
 ) -> str:
@@ -57,36 +58,26 @@ def settings_help(
         hidden: dotted keys to leave out.
         choices: values that we support, by key, where the type allows more.
     """
-    known = set(schema.all_keys(roots))
-    lines, section = ["settings, each a YAML key and an option:"], ""
+    known = set(schema.all_keys(roots)) - set(hidden)
+    sections: dict[str, list[argparse.Action]] = {}
     for action in actions:
-        key = action.dest
-        if key not in known or key in hidden or schema.is_group(schema.type_at(roots, key)):
-            continue
-        top = key.split(".")[0]
-        if top != section and "." in key:
-            lines.append("")
-        section = top if "." in key else section
-        needed = key == "budget" or schema.is_required(roots, key)
-        lines.extend(_entry(action, schema.type_at(roots, key), choices.get(key, ()), needed))
-    return "\n".join([*lines, "", _CLASSES, ""])
-
-
-def _entry(action: Any, hint: Any, choices: Sequence[str], needed: bool) -> Iterator[str]:
-    head = f"  --{action.dest}={_placeholder(hint, choices)}"
+        setting = schema.setting_at(roots, action.dest)
+        if action.dest in known and not schema.is_group(setting.hint):
+            allowed = choices.get(action.dest, ())
+            head = f"--{action.dest}={_placeholder(setting.hint, allowed)}"
+            text = _text(action, setting, allowed).replace("%", "%%")
+            top = action.dest.partition(".")[0] if "." in action.dest else _TITLE
+            sections.setdefault(top, []).append(argparse.Action([head], "", nargs=0, help=text))
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    indent = " " * _COLUMN
-    body = textwrap.wrap(_text(action, hint, choices, needed), width - _COLUMN)
-    if len(head) + 2 > _COLUMN:
-        yield head
-    else:
-        body[0:1] = [f"{head:{_COLUMN}}{body[0]}"] if body else [head]
-        yield body.pop(0)
-    for line in body:
-        yield indent + line
+    formatter = argparse.HelpFormatter("", max_help_position=_COLUMN, width=width)
+    for title, entries in sections.items():
+        formatter.start_section(title)
+        formatter.add_arguments(entries)
+        formatter.end_section()
+    return f"{formatter.format_help()}\n{_CLASSES}\n"
 
 
-def _placeholder(hint: Any, choices: Sequence[str]) -> str:
+def _placeholder(hint: schema.Hint, choices: Sequence[str]) -> str:
     if choices:
         return "NAME"
     optional = [part for part in get_args(hint) if part is not type(None)]
@@ -102,7 +93,7 @@ def _placeholder(hint: Any, choices: Sequence[str]) -> str:
     return "CLASS" if isinstance(hint, type) else "VALUE"
 
 
-def _text(action: Any, hint: Any, choices: Sequence[str], needed: bool) -> str:
+def _text(action: argparse.Action, setting: schema.Setting, choices: Sequence[str]) -> str:
     group, _, name = action.dest.partition(".")
     text = " ".join(str(action.help or "").replace("``", "").split())
     if group == "trainer":
@@ -110,17 +101,14 @@ def _text(action: Any, hint: Any, choices: Sequence[str], needed: bool) -> str:
         if name in ("logger", "callbacks", "profiler", "plugins"):
             return text
     text = text.rstrip(".")
+    hint = setting.hint
     known = list(choices) or ([] if schema.choices_of(hint) else schema.class_names(hint))
     if 0 < len(known) <= _LONG:
         text += f": {', '.join(known)}"
-    path = getattr(action.default, "class_path", None)
-    default = path.rpartition(".")[2] if isinstance(path, str) else action.default
-    if needed:
+    if setting.required:
         return f"{text} (required)"
-    if default is None or not isinstance(default, bool | int | float | str | Duration):
-        return text
-    return f"{text} (default {_plain(default)})"
-
-
-def _plain(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    default = str(action.default)
+    if isinstance(action.default, bool):
+        default = default.lower()
+    plain = isinstance(action.default, int | float | str | Duration)
+    return f"{text} (default {default})" if plain else text

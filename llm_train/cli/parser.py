@@ -8,159 +8,144 @@ and all parts that refuse their settings reported at once, each with its key.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
-import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse._common import parsing_settings
 from jsonargparse.typing import register_type
-from lightning.pytorch.cli import LightningCLI
 
+import llm_train.trainer.callbacks
+import llm_train.trainer.logger  # noqa: F401
 from llm_train import check
-from llm_train.cli import documents, parts
+from llm_train.cli import documents
 from llm_train.cli.help import settings_help
-from llm_train.cli.messages import explain
+from llm_train.cli.parts import Builder
+from llm_train.cli.schema import MODE, Setting
+from llm_train.cli.walk import Walk
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
 from llm_train.model.task import Task
+from llm_train.runtime import yaml12
 from llm_train.settings import CheckpointPolicy, Settings
+from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")
-ROOTS: Mapping[str, Any] = {
-    "seed": int,
-    "budget": Duration,
-    "validate_every": Duration,
-    "batch": Batch,
-    "checkpoint": CheckpointPolicy,
-    "trainer": pl.Trainer,
-    "model": Task,
-    "data": TokenData,
+ROOTS: Mapping[str, Setting] = {
+    "seed": Setting(int),
+    "budget": Setting(Duration, required=True),
+    "validate_every": Setting(Duration),
+    "batch": Setting(Batch, required=True),
+    "checkpoint": Setting(CheckpointPolicy),
+    "trainer": Setting(pl.Trainer),
+    "model": Setting(Task, required=True),
+    "data": Setting(TokenData, required=True),
 }
 CHOICES: Mapping[str, Sequence[str]] = {
     "trainer.precision": check.PRECISIONS,
     "trainer.accelerator": check.ACCELERATORS,
-    "trainer.strategy": check.STRATEGIES,
+    "trainer.strategy": known_words(),
 }
 
 
-class _Cli(LightningCLI):
-    """LightningCLI with our keys beside model, data and trainer; builds no Trainer."""
+class _Parser(ArgumentParser):
+    """Lists the settings that have an effect, instead of every class of Lightning."""
 
-    def add_default_arguments_to_parser(self, parser: Any) -> None:
-        """Our own keys."""
-        parser.add_argument("--seed", type=int, default=1337, help="weights, order, dropout")
-        parser.add_argument("--budget", type=Duration, required=True, help="length of the run")
-        parser.add_argument(
-            "--validate_every",
-            type=Duration,
-            default=Duration(0, "steps"),
-            help="distance between validations; 0 steps: at the end only",
-        )
-        parser.add_argument("--batch", type=Batch, help="the global batch")
-        parser.add_argument("--checkpoint", type=CheckpointPolicy, default=CheckpointPolicy())
-
-    def add_arguments_to_parser(self, parser: Any) -> None:
-        """Replaces the listing of options, now that all of them are there."""
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        if "budget" not in {action.dest for action in self._actions}:
+            return super().format_help()  # the settings of one class: --model.schedule.help=Linear
         hidden = {f"trainer.{key}" for key in check.REPLACED}
-        parser.format_help = lambda: settings_help(parser._actions, ROOTS, hidden, CHOICES)
-
-    def _set_seed(self) -> None:
-        """Weights, order and dropout are seeded where they are made."""
-
-    def instantiate_classes(self) -> None:
-        """Builds the parts, but not the Trainer: ``check`` must work without the devices.
-
-        The builder stands in for LightningCLI's, which would put live objects into the module's
-        hyper-parameters, where no checkpoint could be read with ``weights_only=True``.
-        """
-        with parts.Builder() as builder:
-            self.config_init = self.parser.instantiate(
-                self.config, instantiators=[(builder, object, True)]
-            )
-        builder.raise_failures(self.config.as_dict(), ROOTS)
+        return settings_help(self._actions, ROOTS, hidden, CHOICES)
 
 
-def load_settings(
-    arguments: Sequence[str], allow_import: Sequence[str] = (), options: Sequence[str] = ()
-) -> Settings:
+def _new_parser() -> ArgumentParser:
+    """A parser with our keys beside Trainer's, the task's and the data's own arguments."""
+    parser = _Parser(prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--seed", type=int, default=1337, help="weights, order, dropout")
+    parser.add_argument("--budget", type=Duration, required=True, help="length of the run")
+    parser.add_argument(
+        "--validate_every",
+        type=Duration,
+        default=Duration(0, "steps"),
+        help="distance between validations; 0 steps: at the end only",
+    )
+    parser.add_argument("--batch", type=Batch, help="the global batch")
+    parser.add_argument("--checkpoint", type=CheckpointPolicy, default=CheckpointPolicy())
+    for key in ("trainer", "model", "data"):
+        parser.add_class_arguments(
+            ROOTS[key].hint,
+            key,
+            # `check` must work without the devices, which a Trainer asks for.
+            instantiate=key != "trainer",
+            fail_untyped=False,
+            sub_configs=True,
+        )
+    return parser
+
+
+def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
     """Parses and instantiates a configuration.
 
     Args:
         arguments: as on the command line: ``-c FILE`` and ``--key=value``.
         allow_import: modules that a ``class_path`` may import besides our own, torch and lightning.
-        options: flags that are not settings, to suggest where one is misspelt.
 
     Raises:
         ConfigError: anything wrong with a key or value; one line for each problem.
     """
-    arguments = documents.spell_out(arguments)
-    if not arguments:
+    files, options = documents.spell_out(arguments)
+    if not files and not options:
         raise ConfigError("no configuration; give one with -c FILE.yaml; configs/ holds some")
-    raw = documents.merged(arguments)
-    try:
-        with _parsing(allow_import):
-            cli = _Cli(
-                Task,
-                TokenData,
-                args=arguments,
-                run=False,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": "llm-train"},
-            )
-            return _settings(cli, arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(explain(str(error), ROOTS, raw, CHOICES, options)) from error
+    with _parsing(allow_import) as allowed:
+        walk = Walk(ROOTS, CHOICES, allowed)
+        if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
+            walk.require_sound(list(documents.layers(files, options)))
+        # Files come first, because the parser works from left to right and an option wins.
+        words = [word for file in files for word in ("-c", file)]
+        parser = _new_parser()
+        try:
+            config = parser.parse_args([*words, *options])
+        except argparse.ArgumentError as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        builder = Builder(walk.chosen)
+        built = parser.instantiate(config, instantiators=[(builder, object, True)])
+        builder.raise_failures()
+        text = parser.dump(config, skip_unset=False)
+        return Settings(
+            seed=built.seed,
+            budget=built.budget,
+            validate_every=built.validate_every,
+            batch=built.batch,
+            checkpoint=built.checkpoint,
+            task=built.model,
+            data=built.data,
+            trainer=dict(built.trainer),
+            text=text,
+            plain=yaml12.load(text),
+            name=Path(files[0]).stem if files else "run",
+        )
 
 
 @contextmanager
-def _parsing(allow_import: Sequence[str]) -> Iterator[None]:
-    """Sets up jsonargparse; it does so globally, so what was allowed is forbidden afterwards."""
+def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
+    """Sets up jsonargparse, whose settings are global, and yields what may be imported."""
     for name in allow_import:
         if not all(part.isidentifier() for part in name.split(".")) or name == "jsonargparse":
             raise ConfigError(f"--allow-import {name} cannot be allowed; give the name of a module")
+    allowed = [*ALLOWED_IMPORTS, *allow_import]
+    before = dict(parsing_settings)
     jsonargparse.set_parsing_settings(
-        import_path_denylist=["*"],
-        import_path_allowlist=[*ALLOWED_IMPORTS, *allow_import],
-        validate_defaults=False,
+        import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
-    jsonargparse.set_loader("yaml", documents.load, exceptions=(yaml.YAMLError,))
-    if allow_import and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
+    jsonargparse.set_loader(MODE, yaml12.load, exceptions=(yaml12.YAMLError,))
+    jsonargparse.set_dumper(MODE, yaml12.dump)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*args parameter is intended to run.*")
-            yield
-    finally:
-        foreign = [name for name in allow_import if name not in ALLOWED_IMPORTS]
-        jsonargparse.set_parsing_settings(import_path_denylist=foreign)
-
-
-def _settings(cli: _Cli, arguments: Sequence[str]) -> Settings:
-    built = cli.config_init
-    text = cli.parser.dump(cli.config, skip_unset=False)
-    trainer = dict(built.trainer)
-    trainer["__defaults__"] = dict(cli.parser.get_defaults().trainer)
-    files = documents.files(arguments)
-    return Settings(
-        seed=built.seed,
-        budget=built.budget,
-        validate_every=built.validate_every,
-        batch=built.batch,
-        checkpoint=built.checkpoint,
-        task=built.model,
-        data=built.data,
-        trainer=trainer,
-        text=text,
-        plain=documents.load(text),
-        name=Path(files[0]).stem if files else "run",
-    )
+        yield allowed
+    finally:  # whoever else uses jsonargparse in this process finds it as it was
+        parsing_settings.update(before)

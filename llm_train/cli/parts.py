@@ -1,77 +1,58 @@
 """Builds the parts of a run and collects what they object to, with the key each of them stands at.
 
-A part is built by a parser that knows its class but not its place. So a failure keeps class and
-arguments, and its place is looked up in the configuration afterwards.
+A part is built by a parser that knows its class but not its place. Places are known from the walk
+through the document, and classes are built in the order in which they stand there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from llm_train.cli import schema
 from llm_train.errors import ConfigError, LLMTrainError
 
 _EXTRAS = ("tensorboard", "wandb", "deepspeed", "datasets")
 
 
-class _Failed:
-    """Stands in for a part that could not be built."""
-
-
-_FAILED = _Failed()
-
-
-class Failure(NamedTuple):
-    """A class that refused its arguments."""
-
-    kind: type
-    arguments: Mapping[str, Any]
-    error: Exception
+_FAILED = object()  # stands in for a part that could not be built
 
 
 class Builder:
-    """Calls classes; after the block, deferred calls are passed through unchanged."""
+    """Calls classes until ``raise_failures``; deferred calls after that are passed on unchanged.
 
-    def __init__(self) -> None:
-        self.failures: list[Failure] = []
-        self._collecting = False
+    Args:
+        chosen: the class at each key, in order.
+    """
 
-    def __enter__(self) -> Self:
+    def __init__(self, chosen: Mapping[str, type]) -> None:
+        self._chosen = dict(chosen)
+        self._failures: dict[str, Exception] = {}
         self._collecting = True
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._collecting = False
-
-    def __call__(self, kind: Any, *arguments: Any, **settings: Any) -> Any:
+    def __call__(self, kind: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         """Builds ``kind``, unless a part of it failed already."""
         if not self._collecting:
             return kind(*arguments, **settings)
+        place = next((key for key, chosen in self._chosen.items() if chosen is kind), "")
+        self._chosen.pop(place, None)
         if any(_holds_failure(value) for value in settings.values()):
             return _FAILED
         try:
             return kind(*arguments, **settings)
         except Exception as error:  # whatever a named class raises is about its settings
-            self.failures.append(Failure(kind, settings, error))
+            self._failures[_describe(place, kind.__name__, error)] = error
             return _FAILED
 
-    def raise_failures(self, config: Mapping[str, Any], roots: Mapping[str, Any]) -> None:
+    def raise_failures(self) -> None:
         """Reports all failures.
 
         Raises:
             ConfigError: one line for each.
         """
-        if self.failures:
-            lines = [_describe(failure, config, roots) for failure in self.failures]
-            raise ConfigError("\n".join(dict.fromkeys(lines))) from self.failures[0].error
+        self._collecting = False
+        if self._failures:
+            raise ConfigError("\n".join(self._failures)) from next(iter(self._failures.values()))
 
 
 def _holds_failure(value: Any) -> bool:
@@ -80,10 +61,8 @@ def _holds_failure(value: Any) -> bool:
     return value is _FAILED
 
 
-def _describe(failure: Failure, config: Mapping[str, Any], roots: Mapping[str, Any]) -> str:
-    path = _place(failure, config, roots)
-    name, error = failure.kind.__name__, failure.error
-    text = " ".join(str(error).split()) or type(error).__name__
+def _describe(place: str, name: str, error: Exception) -> str:
+    path, text = place or name, " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LLMTrainError):
         return prefixed(path, text, name)
     if isinstance(error, ImportError):
@@ -114,34 +93,3 @@ def prefixed(path: str, text: str, name: str = "") -> str:
             text = text.removeprefix(own)
             break
     return f"{path}: {text}"
-
-
-def _place(failure: Failure, config: Mapping[str, Any], roots: Mapping[str, Any]) -> str:
-    for key in schema.all_keys(roots):
-        if schema.type_at(roots, key) is failure.kind:
-            return key
-    found = [
-        (path, settings)
-        for path, class_path, settings in _class_paths(config, "")
-        if schema.loaded(class_path) is failure.kind or class_path == failure.kind.__name__
-    ]
-    for path, settings in found:
-        if all(settings.get(key, value) == value for key, value in _scalars(failure.arguments)):
-            return path
-    return found[0][0] if found else failure.kind.__name__
-
-
-def _scalars(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(k, v) for k, v in arguments.items() if isinstance(v, str | int | float | bool)]
-
-
-def _class_paths(value: Any, path: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Every class named below ``value``: its key, its import path and its plain settings."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("class_path"), str):
-            yield path, value["class_path"], value.get("init_args") or {}
-        for key, inner in value.items():
-            yield from _class_paths(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _class_paths(inner, f"{path}[{index}]")

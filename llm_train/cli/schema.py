@@ -5,72 +5,119 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
-import sys
 import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard, Union, get_args, get_origin
 
+import jsonargparse
 import lightning.pytorch as pl
+from jsonargparse._parameter_resolvers import get_signature_parameters
+
+from llm_train.runtime import yaml12
+from llm_train.units import Duration
+
+MODE = "yaml12"  # our reader of YAML, by the name under which the parser knows it
 
 GROUPS = (pl.Trainer, pl.LightningModule, pl.LightningDataModule)
 
-Owner = type | Mapping[str, Any]
-"""What has settings: a class, or the top level as a mapping from name to type."""
+Hint: TypeAlias = object
+"""A type as an annotation has it: a class, a union, a Literal, Any if unknown."""
+
+# Types whose values are written plainly, in words.
+_WORDS: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Duration: "a duration",
+    Path: "a path",
+    timedelta: "a time",
+}
 
 
-def settings_of(owner: Owner | None) -> dict[str, Any]:
-    """Names of an owner's settings, with their types where these can be resolved."""
-    if owner is None:
-        return {}
-    if isinstance(owner, Mapping):
-        return dict(owner)
-    constructor: Any = owner.__init__  # type: ignore[misc]
+class Setting(NamedTuple):
+    """What may stand under a key.
+
+    Attributes:
+        hint: its type; Any if unknown.
+        required: whether it has no default.
+    """
+
+    hint: Hint
+    required: bool = False
+
+
+Owner = type | Mapping[str, Setting]
+"""What has settings: a class, or the top level."""
+
+
+@functools.cache
+def _settings_of(owner: type) -> dict[str, Setting]:
+    # jsonargparse's own reading of a signature, with what `**kwargs` of a subclass hand on.
+    return {
+        found.name: Setting(
+            Any
+            if found.annotation is inspect.Parameter.empty or isinstance(found.annotation, str)
+            else found.annotation,
+            found.default is inspect.Parameter.empty,
+        )
+        for found in get_signature_parameters(owner)
+    }
+
+
+def settings_of(owner: Owner) -> Mapping[str, Setting]:
+    """An owner's settings by name."""
+    return _settings_of(owner) if isinstance(owner, type) else owner
+
+
+def setting_at(owner: Owner, dotted: str) -> Setting:
+    """A setting that may lie in groups within groups."""
+    first, _, rest = dotted.partition(".")
+    found = settings_of(owner).get(first, Setting(Any))
+    if not rest:
+        return found
+    return setting_at(found.hint, rest) if is_group(found.hint) else Setting(Any)
+
+
+@functools.cache
+def _parser_of(hint: Hint) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, parser_mode=MODE)
+    parser.add_argument("--value", type=hint)
+    return parser
+
+
+def accepts(hint: Hint, value: object) -> bool:
+    """Whether the parser takes ``value`` for a setting of this type."""
+    if isinstance(value, str) and isinstance(yaml12.load_or_text(value), str):
+        # The parser would try YAML 1.1 on a word, where 1:30 is 90 and yes is true.
+        words = [part for part in parts(hint) if part not in (int, float, bool)]
+        if not words:
+            return False
+        hint = Union[tuple(words)]  # noqa: UP007 - from a list
     try:
-        names = [
-            name
-            for name, parameter in inspect.signature(owner).parameters.items()
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        ]
-        hints = typing.get_type_hints(inspect.unwrap(constructor))
-    except (NameError, TypeError, ValueError):
-        names, hints = list(inspect.signature(owner).parameters), {}
-    return {name: hints.get(name, Any) for name in names}
-
-
-def type_at(owner: Owner | None, dotted: str) -> Any:
-    """Type of a setting that may lie in groups within groups; Any if unknown."""
-    found: Any = owner
-    for name in dotted.split("."):
-        if not isinstance(found, type | Mapping):
-            return Any
-        found = settings_of(found).get(name, Any)
-    return found
-
-
-def is_required(owner: Owner, dotted: str) -> bool:
-    """Whether a setting below the top level has no default."""
-    parent, _, name = dotted.rpartition(".")
-    group = type_at(owner, parent) if parent else None
-    if not isinstance(group, type):
+        _parser_of(hint).parse_object({"value": value})
+    except (jsonargparse.ArgumentError, ValueError):
         return False
-    parameter = inspect.signature(group).parameters.get(name)
-    return parameter is not None and parameter.default is parameter.empty
+    return True
 
 
 def all_keys(owner: Owner) -> list[str]:
     """Every dotted key that is known before a class_path is chosen."""
     keys: list[str] = []
-    for name, kind in settings_of(owner).items():
+    for name, setting in settings_of(owner).items():
         keys.append(name)
-        if is_group(kind):
-            keys.extend(f"{name}.{key}" for key in all_keys(kind))
+        if is_group(setting.hint):
+            keys.extend(f"{name}.{key}" for key in all_keys(setting.hint))
     return keys
 
 
-def is_group(kind: Any) -> bool:
+def is_group(kind: Hint) -> TypeGuard[type]:
     """Whether a setting is a group of settings rather than a value or a class_path."""
     if not isinstance(kind, type) or inspect.isabstract(kind):
         return False
@@ -101,17 +148,16 @@ def closest(word: str, known: Sequence[str]) -> str:
     return lower[close[0]] if close else ""
 
 
-def families(hint: Any) -> list[type]:
+def families(hint: Hint) -> list[type]:
     """The classes in a type whose subclasses a ``class_path`` may name."""
     if get_origin(hint) is collections.abc.Callable:
         return families(get_args(hint)[-1])
     if isinstance(hint, type) and get_origin(hint) is None:
-        plain = (int, float, bool, str, dict, list, tuple, type(None))
-        return [] if hint in plain else [hint]
+        return [] if hint in (*_WORDS, dict, list, tuple) else [hint]
     return [family for part in get_args(hint) for family in families(part)]
 
 
-def class_names(hint: Any) -> list[str]:
+def class_names(hint: Hint) -> list[str]:
     """Short names of the concrete classes that may stand there, ours first."""
     found = {
         kind.__name__: not kind.__module__.startswith("llm_train")
@@ -121,41 +167,48 @@ def class_names(hint: Any) -> list[str]:
     return sorted(found, key=lambda name: (found[name], name))
 
 
+def subclass(hint: Hint, name: str) -> type | None:
+    """A class by its short name, without importing anything."""
+    found = (kind for family in families(hint) for kind in _all_subclasses(family))
+    return next((kind for kind in found if kind.__name__ == name), None)
+
+
 def _subclasses(family: type) -> Iterator[type]:
+    for kind in _all_subclasses(family):
+        public = not kind.__name__.startswith("_") and "[" not in kind.__name__
+        if public and kind.__module__.split(".")[0] in ("llm_train", "lightning", "torch"):
+            yield kind
+
+
+def _all_subclasses(family: type) -> Iterator[type]:
     subclasses: list[type] = type.__subclasses__(family)
     for kind in subclasses:
-        public = not kind.__name__.startswith("_") and "[" not in kind.__name__
-        trusted = kind.__module__.split(".")[0] in ("llm_train", "lightning", "torch")
-        if public and trusted and not inspect.isabstract(kind):
+        if not inspect.isabstract(kind):
             yield kind
-        yield from _subclasses(kind)
+        yield from _all_subclasses(kind)
 
 
-def loaded(path: str) -> type | None:
-    """A class by its import path, without importing anything."""
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return found if isinstance(found, type) else None
+def arguments_of_call(hint: Hint) -> int:
+    """How many arguments a class gets from whoever calls it, besides its settings."""
+    calls = [part for part in parts(hint) if get_origin(part) is collections.abc.Callable]
+    return len(get_args(calls[0])[0]) if calls else 0
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Hint) -> str:
     """A type in words.
 
     >>> describe(int), describe(Literal["a", "b"]), describe(float | None)
     ('a whole number', 'one of a, b', 'a number or null')
     """
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if hint in words:
-        return words[hint]
-    if hint is type(None):
-        return "null"
-    if (choices := choices_of(hint)) and all(get_origin(p) is Literal for p in _parts(hint)):
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if (choices := choices_of(hint)) and all(get_origin(p) is Literal for p in parts(hint)):
         return f"one of {', '.join(choices)}"
     if get_origin(hint) in (Union, types.UnionType):
-        parts = [describe(part) for part in get_args(hint)]
-        if "a number" in parts and "a whole number" in parts:
-            parts.remove("a whole number")
-        return " or ".join(dict.fromkeys(parts))
+        described = [describe(part) for part in get_args(hint)]
+        if "a number" in described and "a whole number" in described:
+            described.remove("a whole number")
+        return " or ".join(dict.fromkeys(described))
     if get_origin(hint) is tuple:
         inner = [part for part in get_args(hint) if part is not Ellipsis]
         number = "" if Ellipsis in get_args(hint) else f"{len(inner)} "
@@ -166,13 +219,14 @@ def describe(hint: Any) -> str:
     return f"a {' or '.join(names)}" if names else str(hint)
 
 
-def _parts(hint: Any) -> list[Any]:
+def parts(hint: Hint) -> list[Hint]:
+    """The alternatives of a type."""
     return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
 
 
-def choices_of(hint: Any) -> list[str]:
+def choices_of(hint: Hint) -> list[str]:
     """Values that the Literals of a type allow."""
-    literals = [part for part in _parts(hint) if get_origin(part) is Literal]
+    literals = [part for part in parts(hint) if get_origin(part) is Literal]
     return list(dict.fromkeys(str(value) for part in literals for value in get_args(part)))
 
 
@@ -183,16 +237,7 @@ def whole_neighbours(text: str) -> str:
     ('2 or 3', '2', '')
     """
     try:
-        value = float(text)
-    except ValueError:
+        low, high = math.floor(float(text)), math.ceil(float(text))
+    except (ValueError, OverflowError):
         return ""
-    if not math.isfinite(value):
-        return ""
-    low, high = math.floor(value), math.ceil(value)
     return f"{low} or {high}" if low != high else f"{low}"
-
-
-def public_classes(module: str) -> list[str]:
-    """Names of the classes in a module that is loaded."""
-    members = vars(sys.modules[module]) if module in sys.modules else {}
-    return [name for name, value in members.items() if isinstance(value, type) and name[0] != "_"]

@@ -4,8 +4,6 @@ Names in ``__all__`` may be used as ``class_path`` in YAML.
 """
 
 from llm_train.data.base import (
-    END_OF_TEXT,
-    NO_TOKEN,
     Corpus,
     Document,
     Piece,
@@ -18,26 +16,21 @@ from llm_train.data.base import (
     Windows,
 )
 from llm_train.data.corpus import HuggingFace, JSONLines, StandardLibrary, TextFiles
-from llm_train.data.manifest import Manifest
 from llm_train.data.prepare import Prepared, prepare
 from llm_train.data.random_tokens import RandomTokens
-from llm_train.data.recipe import recipe_dict, recipe_differences, recipe_hash
-from llm_train.data.shards import verify
 from llm_train.data.split import HashSplit, TailSplit
 from llm_train.data.token_shards import TokenShards
 from llm_train.data.tokenize_corpus import Tokenize
 from llm_train.data.tokenizer import Characters, TokenizerFile, TrainBPE, load_tokenizer
+from llm_train.discovery import load
 
 __all__ = [
-    "END_OF_TEXT",
-    "NO_TOKEN",
     "Characters",
     "Corpus",
     "Document",
     "HashSplit",
     "HuggingFace",
     "JSONLines",
-    "Manifest",
     "Piece",
     "Prepared",
     "RandomTokens",
@@ -57,8 +50,6 @@ __all__ = [
     "Windows",
     "load_tokenizer",
     "prepare",
-    "recipe_dict",
-    "recipe_differences",
-    "recipe_hash",
-    "verify",
 ]
+
+load(__name__, skip=("module",))

@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from llm_train.context import Context, Part
+
 SplitName = Literal["train", "held_out"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
 END_OF_TEXT = "<|endoftext|>"
 NO_TOKEN = -1
 
-Ids = npt.NDArray[np.integer[Any]]
+Ids = npt.NDArray[np.integer[Any]]  # of any width
 
 
 class Document(NamedTuple):
@@ -56,7 +58,7 @@ class Piece(NamedTuple):
     ends: bool
 
 
-class Corpus(ABC):
+class Corpus(Part, ABC):
     """Configuration of a body of text. Subclasses are frozen, keyword-only dataclasses."""
 
     @abstractmethod
@@ -72,7 +74,7 @@ class Corpus(ABC):
         """
 
 
-class Split(ABC):
+class Split(Part, ABC):
     """Configuration of what is held out. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
@@ -101,7 +103,7 @@ class Texts(NamedTuple):
     everything: Callable[[], Iterator[str]]
 
 
-class Tokenizer(ABC):
+class Tokenizer(Part, ABC):
     """Configuration of a tokenizer. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
@@ -118,7 +120,7 @@ class Tokenizer(ABC):
         """Like ``Corpus.provenance``: what outside the configuration the tokenizer depends on."""
 
 
-class Recipe(ABC):
+class Recipe(Part, ABC):
     """Configuration of how tokens are made. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
@@ -149,13 +151,8 @@ class Windows(ABC):
         -1 marks a place without a token; a source without such places may use uint16.
         """
 
-    def get(self, index: int) -> Ids:
-        """Window number ``index`` as (S + 1,)."""
-        window: Ids = self.batch(np.asarray([index]))[0]
-        return window
 
-
-class TokenSource(ABC):
+class TokenSource(Part, ABC):
     """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
@@ -166,6 +163,39 @@ class TokenSource(ABC):
     @abstractmethod
     def check(self) -> list[str]:
         """Why training could not read this source, one line each, without reading the tokens."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where ``llm-train prepare`` writes for this source; None: it reads nothing prepared."""
+        return None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the tokens are there, damaged or not, as opposed to not made yet."""
+        return True
+
+    def tokenizer_text(self) -> str:
+        """The tokenizer that made the ids, as JSON, to keep with checkpoints; "" where unknown."""
+        return ""
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Tokens that are damaged, too few, or of a larger vocabulary than the network's."""
+        if not self.prepared and not context.running:
+            return
+        missing = self.check()
+        yield from missing
+        if missing:
+            return
+        if self.vocab_size() > context.token_ids:
+            yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
+        facts, sequence = self.description(), context.batch.sequence
+        for key, needed in (("train_tokens", sequence + 1), ("held_out_tokens", 2)):
+            count = facts.get(key)
+            if isinstance(count, int) and count < needed:
+                yield (
+                    f"data.source has {count} {key.replace('_', ' ')} and at least {needed} are "
+                    f"needed with batch.sequence={sequence}; use more text"
+                )
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -194,3 +224,11 @@ class TokenSource(ABC):
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:
         """Plain facts to print at the start of a run."""
+
+
+def too_many_ids(key: str, wanted: int, known: int) -> str:
+    """The problem of a network that knows fewer token ids than there are."""
+    return (
+        f"{key} has {wanted} token ids but model.network knows {known}; "
+        f"set model.network.init_args.vocab_size to {wanted}"
+    )

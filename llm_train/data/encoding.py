@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from llm_train.data.base import Ids, Piece, SplitName
@@ -42,7 +41,7 @@ class Encoded(NamedTuple):
     """
 
     split: SplitName
-    ids: npt.NDArray[np.integer[Any]]
+    ids: Ids
     text: bytes
     text_bytes: int
     decoded_bytes: int

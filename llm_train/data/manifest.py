@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_train.data.base import SPLITS, SplitName
 from llm_train.errors import DataError
+from llm_train.runtime import disk
 
 FILE_NAME = "manifest.json"
 VERSION = 1
@@ -63,10 +63,8 @@ class Manifest:
         splits: the two sides.
         others: tokenizer and byte lengths.
         recipe: the configuration that made the tokens, as plain values.
-        recipe_sha256: of ``recipe``.
         provenance: what outside the recipe the tokens depend on.
         skipped: number of skipped documents by reason.
-        skipped_examples: key and reason of the first of them.
         references: bits per byte of the held-out text under general compressors; null: too long.
     """
 
@@ -77,10 +75,8 @@ class Manifest:
     splits: dict[SplitName, StoredSplit]
     others: list[StoredFile]
     recipe: dict[str, Any]
-    recipe_sha256: str
     provenance: dict[str, str | int]
     skipped: dict[str, int]
-    skipped_examples: list[tuple[str, str]]
     references: dict[str, float | None]
 
     @property
@@ -90,13 +86,7 @@ class Manifest:
 
     def save(self, directory: Path) -> None:
         """Writes the manifest under its name in one step."""
-        staged = directory / f"{FILE_NAME}.partial"
-        with staged.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(self), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        staged.rename(directory / FILE_NAME)
+        disk.write_manifest(directory / FILE_NAME, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
@@ -124,8 +114,8 @@ class Manifest:
                 )
             plain["splits"] = {name: _split(plain["splits"][name]) for name in SPLITS}
             plain["others"] = [StoredFile(**file) for file in plain["others"]]
-            plain["skipped_examples"] = [(key, why) for key, why in plain["skipped_examples"]]
-            return cls(**plain)
+            # By field: earlier manifests of this version have two more that nobody read.
+            return cls(**{field.name: plain[field.name] for field in dataclasses.fields(cls)})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path} is not a manifest of token shards ({error!r}); prepare again with --force"

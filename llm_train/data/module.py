@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from llm_train.context import Context, Part
 from llm_train.data.base import Recipe, TokenSource, Windows
 from llm_train.data.prepare import Prepared
+from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 from llm_train.errors import ConfigError
 
@@ -76,7 +78,7 @@ class TokenLoader(_DirectLoader):
         self.sampler.consumed = state["consumed"]
 
 
-class TokenData(pl.LightningDataModule):
+class TokenData(Part, pl.LightningDataModule):
     """Training windows in an order fixed by (seed, data, sample index), held-out windows in full.
 
     Args:
@@ -108,6 +110,22 @@ class TokenData(pl.LightningDataModule):
         self._steps_total = 0
         self._pin_memory = False
 
+    def parts(self) -> Iterator[Part]:
+        """Source and recipe."""
+        yield self.source
+        yield self.recipe
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Tokens that another recipe has made."""
+        folder = self.source.folder
+        if folder is None or not self.source.prepared or self.source.check():
+            return
+        for difference in recipe_differences(folder, self.recipe):
+            yield (
+                f"data.recipe differs from what {folder} was prepared with: {difference}; "
+                "choose another data.source path, or prepare again with --force"
+            )
+
     def bind(
         self, *, share: Share, sequence: int, seed: int, steps_total: int, pin_memory: bool
     ) -> None:
@@ -117,6 +135,16 @@ class TokenData(pl.LightningDataModule):
         self._sequence = sequence
         self._seed = seed
         self._steps_total = steps_total
+
+    @property
+    def share(self) -> Share:
+        """Which samples are this rank's."""
+        if self._share is None:
+            raise ConfigError(
+                "the data have not been told which rank reads them; "
+                "llm_train.build(settings) makes a Trainer and tells them"
+            )
+        return self._share
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data: one integer, and what it is a position in."""
@@ -139,9 +167,8 @@ class TokenData(pl.LightningDataModule):
 
     def train_dataloader(self) -> TokenLoader:
         """Loader of this rank's micro-batches from the current position to the end of the run."""
-        assert self._share is not None
         sampler = MicroBatches(
-            self._share,
+            self.share,
             steps_total=self._steps_total,
             steps_done=self.steps_done,
             consumed=self.consumed,
@@ -151,10 +178,9 @@ class TokenData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Loader of this rank's share of all held-out windows."""
-        assert self._share is not None
         windows = self.source.held_out_windows(self._sequence)
         dataset = _HeldOutWindows(windows, self._sequence)
-        sampler = HeldOutBatches(self._share, windows=len(windows))
+        sampler = HeldOutBatches(self.share, windows=len(windows))
         return _DirectLoader(dataset, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:

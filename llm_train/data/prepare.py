@@ -20,6 +20,7 @@ from llm_train.data.manifest import FILE_NAME, Manifest
 from llm_train.data.recipe import differences, recipe_dict
 from llm_train.data.shards import verify
 from llm_train.errors import ConfigError, DataError
+from llm_train.runtime import disk
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _staged(target: Path) -> Iterator[Path]:
                 leftover.unlink()
             yield staged
             os.fsync(descriptor)
-            _replace(target, staged)
+            disk.replace(staged, target, target.with_name(f"{target.name}.replaced"))
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -127,15 +128,3 @@ def _lock(descriptor: int, staged: Path) -> None:
         mine = False
     if not mine:
         raise ConfigError(f"another process is preparing {staged}; wait for it to finish")
-
-
-def _replace(target: Path, staged: Path) -> None:
-    retired = target.with_name(f"{target.name}.replaced")
-    shutil.rmtree(retired, ignore_errors=True)
-    if target.exists():
-        target.rename(retired)
-    staged.rename(target)
-    shutil.rmtree(retired, ignore_errors=True)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -14,7 +14,7 @@ import numpy as np
 from llm_train.data.base import Ids, TokenSource, Windows
 from llm_train.data.order import keys, mix
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,7 @@ class RandomTokens(TokenSource):
     def __post_init__(self) -> None:
         if not 2 <= self.vocabulary < 1 << 31:
             raise ConfigError(f"vocabulary={self.vocabulary} must lie in 2 .. {(1 << 31) - 1}")
-        for name in ("length", "held_out_length"):
-            if (value := getattr(self, name)) < 2:
-                raise ConfigError(f"{name}={value} must be at least 2 tokens")
+        check_at_least(self, 2, "length", "held_out_length", hint=" tokens")
 
     @property
     def dense(self) -> bool:

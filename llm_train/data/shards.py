@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,10 @@ from llm_train.data.base import Ids, SplitName
 from llm_train.data.manifest import Manifest, StoredFile
 from llm_train.data.windows import Tokens
 from llm_train.errors import DataError
+from llm_train.runtime import disk
 
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
-_CHUNK_BYTES = 1 << 22
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -33,7 +33,7 @@ def dtype_for(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def little_endian(dtype: str) -> np.dtype[Any]:
+def little_endian(dtype: str) -> np.dtype[np.generic]:
     """The numpy type of a stored integer, the same bytes on every machine."""
     return np.dtype(dtype).newbyteorder("<")
 
@@ -41,14 +41,11 @@ def little_endian(dtype: str) -> np.dtype[Any]:
 def describe_file(path: Path) -> StoredFile:
     """Reads a finished file once for its size and checksum, and waits until it is on disk."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-        os.fsync(file.fileno())
-    return StoredFile(name=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+    size = disk.scan(path, digest.update, flush=True)
+    return StoredFile(name=path.name, bytes=size, sha256=digest.hexdigest())
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Appends token ids of one split to ``SPLIT-00000.bin`` and its successors.
 
     Args:
@@ -70,7 +67,7 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._left = 0
 
-    def add(self, ids: npt.NDArray[np.integer[Any]]) -> None:
+    def add(self, ids: Ids) -> None:
         """Appends ids (any integer type, all below the vocabulary size)."""
         stored = ids.astype(self._dtype)
         while stored.size:
@@ -105,15 +102,7 @@ class ShardWriter:
         self._file = None
         self.shards.append(StoredFile(name=path.name, bytes=size, sha256=self._shard.hexdigest()))
 
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -132,18 +121,18 @@ class ShardTokens(Tokens):
         lengths = (shard.bytes // self._dtype.itemsize for shard in shards)
         self._borders = [0, *accumulate(lengths)]
         self._firsts = np.asarray(self._borders[:-1])
-        self._maps: list[npt.NDArray[Any]] | None = None
-        self._windows: dict[int, npt.NDArray[Any]] = {}
+        self._maps: list[Ids] | None = None
+        self._windows: dict[int, Ids] = {}
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """As stored; 32-bit ids as signed integers, which torch can index with."""
         return np.dtype(np.uint16 if self._dtype.itemsize == 2 else np.int32)
 
     def __len__(self) -> int:
         return self._borders[-1]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": None, "_windows": {}}
 
     def read(self, start: int, out: Ids) -> None:
@@ -178,7 +167,7 @@ class ShardTokens(Tokens):
                 self.read(start, row)
         return out
 
-    def _open(self) -> list[npt.NDArray[Any]]:
+    def _open(self) -> list[Ids]:
         if self._maps is None:
             # A plain array over the map: slicing np.memmap itself costs several times more.
             stored = self._dtype if self._dtype.itemsize == 2 else little_endian("int32")
@@ -186,7 +175,7 @@ class ShardTokens(Tokens):
         return self._maps
 
 
-def _every_window(tokens: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def _every_window(tokens: Ids, length: int) -> Ids:
     """A view whose row i is the window at i: (N - length + 1, length), without a copy."""
     strides = (tokens.itemsize, tokens.itemsize)
     shape = (tokens.size - length + 1, length)

@@ -10,13 +10,24 @@ from llm_train.data.base import Document, Piece, Split, SplitName
 from llm_train.errors import ConfigError
 
 
-def _check_fraction(fraction: float) -> None:
-    if not 0.0 <= fraction < 1.0:
-        raise ConfigError(f"fraction={fraction} must lie in [0, 1): the part of the text held out")
+@dataclass(frozen=True, kw_only=True)
+class _Fraction(Split):
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction < 1.0:
+            raise ConfigError(
+                f"fraction={self.fraction} must lie in [0, 1): the part of the text held out"
+            )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether ``fraction`` is above 0."""
+        return self.fraction > 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class HashSplit(Split):
+class HashSplit(_Fraction):
     """Holds out whole documents, each by a hash of its own key: adding one moves no other.
 
     Attributes:
@@ -26,14 +37,6 @@ class HashSplit(Split):
 
     fraction: float = 0.05
     salt: str = ""
-
-    def __post_init__(self) -> None:
-        _check_fraction(self.fraction)
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether ``fraction`` is above 0."""
-        return self.fraction > 0.0
 
     def held_out(self, key: str) -> bool:
         """The side of the document called ``key``."""
@@ -48,7 +51,7 @@ class HashSplit(Split):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TailSplit(Split):
+class TailSplit(_Fraction):
     """Holds out the end of the corpus: ``text[int((1 - fraction) * len(text)):]``, in characters.
 
     The cut may fall inside a document; its first part is then followed by no boundary token. The
@@ -59,14 +62,6 @@ class TailSplit(Split):
     """
 
     fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_fraction(self.fraction)
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether ``fraction`` is above 0."""
-        return self.fraction > 0.0
 
     def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:
         """Everything before the cut, then everything after it."""

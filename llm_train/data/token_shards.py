@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from llm_train.data.base import SPLITS, Ids, TokenSource, Windows
-from llm_train.data.manifest import Manifest
-from llm_train.data.shards import TOKEN_BYTES, ShardTokens, verify
+from llm_train.data.manifest import FILE_NAME, Manifest
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardTokens, verify
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError
 
@@ -32,6 +32,20 @@ class TokenShards(TokenSource):
     def dense(self) -> bool:
         """Always: documents follow one another without padding."""
         return True
+
+    @property
+    def folder(self) -> Path:
+        """The directory."""
+        return Path(self.path)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the directory has a manifest."""
+        return (self.folder / FILE_NAME).exists()
+
+    def tokenizer_text(self) -> str:
+        """From the file alongside the shards."""
+        return (self.folder / TOKENIZER).read_text(encoding="utf-8")
 
     def check(self) -> list[str]:
         """Reports a missing manifest, missing files and wrong sizes."""

@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tqdm.auto import tqdm
 
+from llm_train.context import Part
 from llm_train.data.base import (
     SPLITS,
     Corpus,
@@ -31,13 +32,12 @@ from llm_train.data.base import (
 )
 from llm_train.data.encoding import encode_all
 from llm_train.data.manifest import VERSION, Manifest, StoredSplit
-from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict, recipe_hash
+from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.references import CompressedSize
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
 from llm_train.data.tokenizer.loading import byte_lengths, load_tokenizer, token_id, vocabulary_size
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import DataError, check_at_least
 
-_EXAMPLES = 100
 _log = logging.getLogger(__name__)
 
 
@@ -60,10 +60,12 @@ class Tokenize(Recipe):
     shard_tokens: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError(f"workers={self.workers} must be at least 0 (0: one per core)")
-        if self.shard_tokens < 1:
-            raise ConfigError(f"shard_tokens={self.shard_tokens} must be at least 1")
+        check_at_least(self, 0, "workers", hint=" (0: one per core)")
+        check_at_least(self, 1, "shard_tokens")
+
+    def parts(self) -> Iterator[Part]:
+        """Corpus, tokenizer and split."""
+        yield from (self.corpus, self.tokenizer, self.split)
 
     @property
     def comparable(self) -> bool:
@@ -89,7 +91,7 @@ class Tokenize(Recipe):
         np.save(directory / TOKEN_BYTES, lengths)
         boundary = self.tokenizer.boundary
         end_of_text = token_id(tokenizer, boundary) if boundary else -1
-        skipped = _SkipLog()
+        skipped: Counter[str] = Counter()
         size = provenance.get("bytes")
         with tqdm(
             total=size if isinstance(size, int) else None,
@@ -102,7 +104,6 @@ class Tokenize(Recipe):
                 directory, tokenizer, lengths, end_of_text, skipped, bar.update
             )
         self._check(splits)
-        recipe = recipe_dict(self)
         Manifest(
             version=VERSION,
             dtype=dtype_for(vocabulary_size(tokenizer)),
@@ -110,22 +111,26 @@ class Tokenize(Recipe):
             end_of_text=end_of_text,
             splits=splits,
             others=[describe_file(directory / name) for name in (TOKENIZER, TOKEN_BYTES)],
-            recipe=recipe,
-            recipe_sha256=recipe_hash(recipe),
+            recipe=recipe_dict(self),
             provenance=provenance,
-            skipped=dict(sorted(skipped.counts.items())),
-            skipped_examples=skipped.examples,
+            skipped=dict(sorted(skipped.items())),
             references=references,
         ).save(directory)
 
-    def _documents(self) -> Iterator[Document]:
-        return (item for item in self.corpus.read() if isinstance(item, Document))
+    def _documents(self, skipped: Counter[str]) -> Iterator[Document]:
+        """A pass over the corpus, which counts what it leaves out by reason."""
+        skipped.clear()
+        for item in self.corpus.read():
+            if isinstance(item, Skipped):
+                skipped[item.reason] += 1
+            else:
+                yield item
 
     def _texts(self) -> Iterator[str]:
-        return (document.text for document in self._documents())
+        return (document.text for document in self._documents(Counter()))
 
     def _train_texts(self) -> Iterator[str]:
-        pieces = self.split.divide(self._documents)
+        pieces = self.split.divide(lambda: self._documents(Counter()))
         return (piece.text for piece in pieces if piece.split == "train")
 
     def _encode(
@@ -134,23 +139,19 @@ class Tokenize(Recipe):
         tokenizer: tokenizers.Tokenizer,
         lengths: Ids,
         end_of_text: int,
-        skipped: _SkipLog,
+        skipped: Counter[str],
         advance: Callable[[int], object],
     ) -> tuple[dict[SplitName, StoredSplit], dict[str, float | None]]:
         dtype = dtype_for(vocabulary_size(tokenizer))
         counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
         compressed = CompressedSize()
 
-        def documents() -> Iterator[Document]:
-            skipped.restart()
-            return skipped.without_skipped(self.corpus)
-
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(ShardWriter(directory, name, dtype, self.shard_tokens))
                 for name in SPLITS
             }
-            pieces = self.split.divide(documents)
+            pieces = self.split.divide(lambda: self._documents(skipped))
             for piece in encode_all(pieces, tokenizer, lengths, end_of_text, self.workers):
                 writers[piece.split].add(piece.ids)
                 compressed.add(piece.text)
@@ -187,24 +188,3 @@ class Tokenize(Recipe):
                     split.text_bytes,
                     split.decoded_bytes,
                 )
-
-
-class _SkipLog:
-    """Counts what is skipped in one pass over the corpus."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: list[tuple[str, str]] = []
-
-    def restart(self) -> None:
-        self.counts.clear()
-        self.examples.clear()
-
-    def without_skipped(self, corpus: Corpus) -> Iterator[Document]:
-        for item in corpus.read():
-            if isinstance(item, Skipped):
-                self.counts[item.reason] += 1
-                if len(self.examples) < _EXAMPLES:
-                    self.examples.append((item.key, item.reason))
-            else:
-                yield item

@@ -8,7 +8,6 @@ not move: they tile the tokens from the first, so that each token after it is sc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ class Tokens(ABC):
     """A long row of token ids that is read in pieces. Cheap to pickle."""
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """Of the ids that are read fastest: what training copies to the device."""
         return np.dtype(np.int32)
 
@@ -71,7 +70,7 @@ class TrainWindows(Windows):
     def __len__(self) -> int:
         return self._count
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_blocks": {}}
 
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:

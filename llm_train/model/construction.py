@@ -7,24 +7,28 @@ exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from llm_train.model.loss.base import Loss, Scorer
+from llm_train.context import Context, Part
+from llm_train.model.loss.base import Loss, LossSum, Scorer
+from llm_train.model.network import float8
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.float8 import to_float8
 from llm_train.model.network.init import initialise, materialise
 from llm_train.model.recompute.base import Recompute
+from llm_train.trainer.strategy.base import Strategy
 
 CompileUnit = Literal["none", "blocks", "network", "graphs"]
+Score = Callable[[Tensor, Tensor], LossSum]
 Float8 = Literal["none", "tensorwise", "rowwise"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Construction:
+class Construction(Part):
     """What is done to a network between its configuration and its first forward.
 
     Attributes:
@@ -37,12 +41,45 @@ class Construction:
     compile: CompileUnit
     float8: Float8
 
-    def network(self, config: Network, strategy: Any, seed: int) -> LanguageModel:
+    def problems(self, context: Context) -> Iterator[str]:
+        """What cannot be one graph, and what FP8 products need."""
+        strategy = context.strategy
+        if self.compile == "network" and strategy.hooks_between_blocks:
+            yield (
+                f"model.compile=network cannot be one graph under {strategy.name}, whose hooks "
+                "stand between the blocks; write model.compile=blocks"
+            )
+        if self.compile == "graphs":
+            yield from self._graph_problems(context)
+        yield from float8.problems(context)
+
+    @staticmethod
+    def _graph_problems(context: Context) -> Iterator[str]:
+        """A replayed graph writes gradients to the same memory each time."""
+        if not context.on_cuda:
+            yield (
+                "model.compile=graphs has no effect on a CPU, which has no CUDA graphs; write "
+                "model.compile=network"
+            )
+        if context.strategy.communicates:
+            yield (
+                f"model.compile=graphs works on one device, not under {context.strategy.name}; "
+                "write model.compile=blocks"
+            )
+        micro_batches = context.derived.accumulation
+        if micro_batches > 1:
+            yield (
+                f"model.compile=graphs with {micro_batches} micro-batches a step would overwrite "
+                "the gradients of the one before; raise batch.per_device until a step is one "
+                "micro-batch, or write model.compile=network"
+            )
+
+    def network(self, config: Network, strategy: Strategy, seed: int) -> LanguageModel:
         """The network on the devices of ``strategy``, each parameter from (seed, name)."""
         with strategy.construction():
             network = config.build()
         if self.float8 != "none":
-            to_float8(network, self.float8, strategy.root_device)
+            float8.to_float8(network, self.float8, strategy.root_device)
         self.recompute.apply(network.blocks())
         if self.compile == "blocks":
             for block in network.blocks():
@@ -57,11 +94,10 @@ class Construction:
         """The loss as the blocks are: compiled, or as it is."""
         return loss.compiled() if self.compile == "blocks" else loss
 
-    def whole(self, score: Callable[..., Any]) -> Callable[..., Any]:
+    def whole(self, score: Score) -> Score:
         """Network and loss together: one graph where that is wanted."""
         if self.compile not in ("network", "graphs"):
             return score
         # Launching a kernel costs the host microseconds; a replayed graph is one launch.
         mode = "reduce-overhead" if self.compile == "graphs" else "default"
-        compiled: Callable[..., Any] = torch.compile(score, dynamic=False, mode=mode)
-        return compiled
+        return torch.compile(score, dynamic=False, mode=mode)

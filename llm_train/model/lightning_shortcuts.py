@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class NoProfiler(PassThroughProfiler):
 class Trimmed:
     """Mixed into a LightningModule, before it: a batch is one tensor and moves by one call."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         """As ``nn.Module``'s, with a short cut for what Lightning writes around each hook.
 
         Some 46 times a step, and each one would search parameters, buffers and modules.
@@ -45,7 +45,7 @@ class Trimmed:
         return batch
 
     def _apply_batch_transfer_handler(
-        self, batch: Tensor, device: Any = None, dataloader_idx: int = 0
+        self, batch: Tensor, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Tensor:
         """From pinned memory this only enqueues the copy."""
         return batch.to(device, non_blocking=True)
@@ -53,11 +53,13 @@ class Trimmed:
 
 def trim(trainer: pl.Trainer) -> None:
     """Replaces the loop's search for the arguments of ``training_step``, which are always two."""
-    loop: Any = trainer.fit_loop.epoch_loop
-    loop._build_kwargs = _build_kwargs
+    loop = trainer.fit_loop.epoch_loop
+    loop._build_kwargs = _build_kwargs  # type: ignore[method-assign]
 
 
-def _build_kwargs(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> Any:
+def _build_kwargs(
+    kwargs: OrderedDict[str, object], batch: object, batch_idx: int
+) -> OrderedDict[str, object]:
     kwargs["batch"] = batch
     kwargs["batch_idx"] = batch_idx
     return kwargs

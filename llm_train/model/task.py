@@ -4,33 +4,36 @@ What is unusual here: losses are sums that are divided once; the learning rate i
 number instead of by a stateful scheduler; gradients are clipped here rather than by Lightning's
 precision plugin (which refuses some combinations it could do); and nothing is logged with
 ``self.log`` in the training step, because each call costs host time and a synchronisation.
-Metrics gather on the device in ``sums`` until a log point reads them
+Metrics gather on the device in ``run.sums`` until a log point reads them
 (``trainer/callbacks/metrics.py``).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.model.construction import CompileUnit, Construction, Float8
+from llm_train.model.construction import CompileUnit, Construction, Float8, Score
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
-from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.flops import Counts, count
-from llm_train.model.network.linear import Copies
+from llm_train.model.network import sdpa
+from llm_train.model.network.base import Network
+from llm_train.model.network.flops import Counts
+from llm_train.model.network.linear import ShadowWeights
+from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.groups import set_learning_rates
@@ -38,10 +41,11 @@ from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.runtime.stopwatch import Stopwatch
+from llm_train.run_state import Trainee
+from llm_train.trainer.strategy.base import Strategy, strategy_of
 
 
-class Task(Trimmed, pl.LightningModule):
+class Task(Part, Trimmed, Trainee):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -60,8 +64,6 @@ class Task(Trimmed, pl.LightningModule):
         update: step waits for all gradients; backward updates each parameter as soon as its own is
             there, and frees it (no clipping, no accumulation; one device or fsdp).
     """
-
-    network: LanguageModel
 
     def __init__(
         self,
@@ -85,24 +87,31 @@ class Task(Trimmed, pl.LightningModule):
         self.attention = attention
         self.update = update
         self._in_backward: InBackward | None = None  # until there is an optimizer
-        self.stopwatch = Stopwatch()
-        self.latest: dict[str, float] = {}
-        self.latest_step = 0
-        self.start_up: dict[str, float] = {}
-        self.settle: Callable[[], None] = lambda: None  # until the metrics have something pending
-        self.stop_signal = 0
-        self.gradient_norm: Tensor | None = None
-        self.sums = torch.zeros(2)
-        self.held_out_sums = torch.zeros(3)
-        self._derived: Derived | None = None
         self._multiplier: Multiplier | None = None
         self._peaks: list[float] = []
         self._stop_wanted = False
         self._dense = True
         self._token_bytes: Tensor | None = None
-        self._copies: Copies | None = None
-        self._during_run = ExitStack()
-        self._score: Callable[[Tensor, Tensor], LossSum] = self._plain_score
+        self._shadows: ShadowWeights | None = None
+        self._score: Score = self._plain_score
+
+    # --- configuration ----------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        """What is connected here."""
+        yield self.network_config
+        yield self.loss
+        yield self.optimizer_config
+        yield self.schedule
+        yield self.construction.recompute
+        yield self.construction
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Those of ``attention`` and ``update``, which are words, and work that is uncountable."""
+        yield from sdpa.problems(self.attention, context)
+        yield from in_backward.problems(context)
+        if context.batch.sequence <= self.network_config.max_positions:
+            self.counts.flops_per_token(context.batch.sequence)
 
     # --- wiring -----------------------------------------------------------------------------------
 
@@ -122,25 +131,24 @@ class Task(Trimmed, pl.LightningModule):
         )
 
     @property
-    def derived(self) -> Derived:
-        """The numbers of the run."""
-        assert self._derived is not None, "bind() comes first"
-        return self._derived
+    def strategy(self) -> Strategy:
+        """The Trainer's strategy, by its full type."""
+        return strategy_of(self.trainer)
 
-    @property
+    @cached_property
     def counts(self) -> Counts:
         """Parameters and FLOPs of the network, counted on the meta device."""
-        with torch.device("meta"):
-            return count(self.network_config.build())
+        with without_memory():
+            return Counts(self.network_config.build())
 
     def configure_model(self) -> None:
-        """Builds the network and, where the strategy wants them, copies of its weights."""
+        """Builds the network and, where the strategy wants them, shadows of its weights."""
         if hasattr(self, "network"):
             return
-        strategy: Any = self.trainer.strategy
+        strategy = self.strategy
         network = self.construction.network(self.network_config, strategy, self.derived.seed)
-        if strategy.copy_dtype is not None:
-            self._copies = Copies(network, strategy.copy_dtype)
+        if strategy.shadow_dtype is not None:
+            self._shadows = ShadowWeights(network, strategy.shadow_dtype)
         self._loss = self.construction.scorer(self.loss)
         self._score = self.construction.whole(self._plain_score)
         self.network = network
@@ -151,21 +159,27 @@ class Task(Trimmed, pl.LightningModule):
         factor = self.derived.learning_rate_factor
         self._peaks = [float(group["lr"]) * factor for group in optimizer.param_groups]
         self._in_backward = InBackward(optimizer) if self.update == "backward" else None
+        if self._shadows is not None:
+            self._shadows.follow(optimizer)
         return optimizer
 
     def setup(self, stage: str) -> None:
-        """Sets the order of attention kernels and puts the accumulators on the device."""
+        """Puts the accumulators on the device."""
         device = self.trainer.strategy.root_device
-        self._during_run.enter_context(attention_order(self.attention, device))
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(2, dtype=wide, device=device)
-        self.held_out_sums = torch.zeros(3, dtype=wide, device=device)
+        self.run.sums = torch.zeros(2, dtype=wide, device=device)
+        self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
+        self._valid = torch.zeros((), dtype=torch.int64, device=device)
         if self._token_bytes is not None:
             self._token_bytes = self._token_bytes.to(device)
 
-    def teardown(self, stage: str) -> None:
-        """Puts back what ``setup`` changed."""
-        self._during_run.close()
+    def kernels(self, device: torch.device) -> AbstractContextManager[None]:
+        """Context of a run, in which the configured attention kernel is tried first.
+
+        It holds around the run and not around a forward, since recomputation in backward must
+        choose the same kernel.
+        """
+        return attention_order(self.attention, device)
 
     def on_fit_start(self) -> None:
         """Gives each rank its own dropout; resuming on as many ranks restores the saved state."""
@@ -179,6 +193,8 @@ class Task(Trimmed, pl.LightningModule):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> LossSum:
         """Loss sums of ``targets`` (B, T) given ``inputs`` (B, T)."""
+        if self._shadows is not None:
+            self._shadows.refresh()  # outside the graph, where all of the network is one
         return self._score(inputs, targets)
 
     def _plain_score(self, inputs: Tensor, targets: Tensor) -> LossSum:
@@ -189,71 +205,59 @@ class Task(Trimmed, pl.LightningModule):
         """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
         tokens = batch.long()
         slots = tokens[:, 1:].numel()
-        strategy: Any = self.trainer.strategy
-        targets = strategy.own_targets(tokens[:, 1:])
+        targets = self.strategy.own_targets(tokens[:, 1:])
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
         sums: LossSum = self(tokens[:, :-1], targets)
         # float64 += float32, in place: no cast and no third tensor.
-        self.sums[0].add_(sums.nats)
-        self.sums[1].add_(sums.tokens)
+        self.run.sums[0].add_(sums.nats)
+        self.run.sums[1].add_(sums.tokens)
         if not self._dense:
-            self._valid = getattr(self, "_valid", 0) + sums.tokens
+            self._valid += sums.tokens
         return sums.objective / slots
 
     def optimizer_step(
         self,
         epoch: int,
         batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         """Sets the learning rate of this step, then runs the micro-batch and the update."""
         assert self._multiplier is not None
         factor = self._multiplier(self.trainer.global_step)
         set_learning_rates(optimizer.param_groups, self._peaks, factor)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._refresh_copies()
 
-    def _refresh_copies(self) -> None:
-        if self._copies is not None:
-            self._copies.refresh()
-
-    def on_train_start(self) -> None:
-        """Weights may have been loaded since the copies were made."""
-        self._refresh_copies()
-
-    def on_validation_start(self) -> None:
-        """As at the start of training."""
-        self._refresh_copies()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Does nothing: our strategies free gradients after the update, not after a forward."""
 
     def configure_gradient_clipping(
         self,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
-        strategy: Any = self.trainer.strategy
+        strategy = self.strategy
         if self._in_backward is not None:  # every parameter is updated, every gradient gone
-            self.gradient_norm = self._in_backward.take_norm()
+            self.run.gradient_norm = self._in_backward.take_norm()
         elif not strategy.clips_gradients:
-            scale = None if self._dense else self._slots_per_valid_target()
+            scale = None if self._dense else self._loss_normaliser()
             groups, norm_of = optimizer.param_groups, strategy.gradient_norm
             norm = clip_by_norm(groups, gradient_clip_val, scale=scale, norm_of=norm_of)
-            self.gradient_norm = norm
+            self.run.gradient_norm = norm
 
-    def _slots_per_valid_target(self) -> Tensor:
+    def _loss_normaliser(self) -> Tensor:
         """Target slots behind a gradient over its valid targets, without leaving the device."""
-        strategy: Any = self.trainer.strategy
-        valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
-        return torch.as_tensor(strategy.slots_per_valid(valid, self.derived.tokens_per_step))
+        valid = self._valid.float()
+        self._valid.zero_()
+        return self.strategy.loss_normaliser(valid, self.derived.tokens_per_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.
 
         Lightning stops between micro-batches; the gradients and sums of the others would be lost.
@@ -268,13 +272,12 @@ class Task(Trimmed, pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts the held-out sums from zero."""
-        self.held_out_sums.zero_()
+        self._held_out_sums.zero_()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
         tokens = batch.long()
-        strategy: Any = self.trainer.strategy
-        targets = strategy.own_targets(tokens[:, 1:])
+        targets = self.strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
         sums: LossSum = self(
             tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, self.loss.ignore_index)
@@ -282,13 +285,13 @@ class Task(Trimmed, pl.LightningModule):
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
-        self.held_out_sums += torch.stack([sums.nats, sums.tokens, text]).to(
-            self.held_out_sums.dtype
+        self._held_out_sums += torch.stack([sums.nats, sums.tokens, text]).to(
+            self._held_out_sums.dtype
         )
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the held-out loss over all ranks for callbacks and loggers."""
-        total = self.trainer.strategy.reduce(self.held_out_sums.clone(), reduce_op="sum")
+        total = self.trainer.strategy.reduce(self._held_out_sums.clone(), reduce_op="sum")
         nats, tokens, text = total.tolist()
         if tokens == 0:
             raise ConfigError(
@@ -297,5 +300,5 @@ class Task(Trimmed, pl.LightningModule):
         results = {"val/loss": nats / tokens}
         if text > 0:
             results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
-        self.latest.update(results)
+        self.run.held_out = results
         self.log_dict(results, logger=False)

@@ -7,9 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_train.parity.variants import Variant
+from llm_train.runtime import yaml12
 
 LEAST_STEPS = 4
 
@@ -32,7 +31,7 @@ def shared(plain: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 def spelt(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The values as YAML has them."""
-    return {key: yaml.safe_dump(value).split("\n")[0] for key, value in changes.items()}
+    return {key: yaml12.dump(value).split("\n")[0] for key, value in changes.items()}
 
 
 def refusals(plain: Mapping[str, Any], steps: int) -> Iterator[str]:
@@ -66,7 +65,7 @@ def write(
         for part in path:
             place = place.setdefault(part, {})
         place[last] = value
-    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    file.write_text(yaml12.dump(config), encoding="utf-8")
 
 
 def _get(plain: Mapping[str, Any], key: str) -> Any:

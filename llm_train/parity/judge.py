@@ -1,13 +1,13 @@
 """How far a run may be from one process, and how far it was.
 
-fp32: 1e-5 of loss and gradient norm at every step. Where one process exceeds that by taking its
-micro-batches in another size, the configuration amplifies rounding and says little about
+In fp32, 1e-5 of loss and gradient norm is allowed at every step. Where one process exceeds that by
+taking its micro-batches in another size, the configuration amplifies rounding and says little about
 strategies; then ``FACTOR`` times that spread is allowed. Weights are held to that spread always: an
 optimizer that divides by the gradient's size makes a whole step of a rounded zero.
 
-Narrower precisions: the size of micro-batches is no yardstick, because it changes the order of one
+In narrower precisions the size of micro-batches is no baseline, because it changes the order of one
 sum, while strategies round in other places. ``fully_shard`` and DeepSpeed keep activations in bf16
-that autocast keeps in fp32, on one rank as on many. The yardstick is how far rounding carries one
+that autocast keeps in fp32, on one rank as on many. The baseline is how far rounding carries one
 process from the same process in fp32. Another way of rounding that is no worse is as far from fp32,
 so twice as far from the first at most, at one and the same step; ``FACTOR`` leaves room for the
 largest of all steps to be larger by chance.
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llm_train.parity.outcome import Outcome, largest_difference
+from llm_train.parity.trajectory import Trajectory, largest_difference
 from llm_train.parity.variants import Variant
 
 FP32 = 1e-5
@@ -47,6 +47,7 @@ class Row:
         peak_gib: peak memory of rank 0.
         collectives: calls per optimizer step, by kind.
         faults: what is out of tolerance; empty if nothing is.
+        same: whether it computes what one process computes; if not, its distance is only shown.
     """
 
     name: str
@@ -55,11 +56,13 @@ class Row:
     peak_gib: float = 0.0
     collectives: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[str] = ()
+    same: bool = True
 
     @property
     def verdict(self) -> str:
         """One word, or what is wrong."""
-        return "; ".join(self.faults) or ("yes" if self.distance else "reference")
+        within = "yes" if self.same else "not judged"
+        return "; ".join(self.faults) or (within if self.distance else "reference")
 
     def plain(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""
@@ -70,7 +73,7 @@ class Row:
         return plain
 
 
-def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distance:
+def measured(found: Trajectory, expected: Trajectory, weights: float | None) -> Distance:
     """Distance of two runs whose weights are ``weights`` apart."""
     return Distance(
         loss=largest_difference(found.loss, expected.loss),
@@ -79,13 +82,13 @@ def measured(found: Outcome, expected: Outcome, weights: float | None) -> Distan
     )
 
 
-def tolerance(precision: str, yardstick: Distance) -> Distance:
+def tolerance(precision: str, baseline: Distance) -> Distance:
     """What is allowed, given what rounding alone does."""
     strict = precision == "32-true"
     return Distance(
-        loss=_allowed(yardstick.loss, strict=strict),
-        norm=_allowed(yardstick.norm, strict=strict),
-        weights=_allowed(yardstick.weights or 0.0, strict=False),
+        loss=_allowed(baseline.loss, strict=strict),
+        norm=_allowed(baseline.norm, strict=strict),
+        weights=_allowed(baseline.weights or 0.0, strict=False),
     )
 
 
@@ -94,7 +97,7 @@ def _allowed(spread: float, *, strict: bool) -> float:
 
 
 def judge(
-    variant: Variant, found: Outcome, expected: Outcome, distance: Distance, allowed: Distance
+    variant: Variant, found: Trajectory, expected: Trajectory, distance: Distance, allowed: Distance
 ) -> Row:
     """The row of ``variant``: what ranks must not change exactly, the rest within tolerance."""
     faults = []
@@ -102,7 +105,7 @@ def judge(
         faults.append("learning rate differs")
     if found.tokens != expected.tokens:
         faults.append("tokens differ")
-    for what in ("loss", "norm", "weights"):
+    for what in ("loss", "norm", "weights") if variant.same else ():
         value, limit = getattr(distance, what), getattr(allowed, what)
         if value is not None and not value <= limit:
             faults.append(f"{what} above {limit:.1e}")
@@ -113,4 +116,5 @@ def judge(
         peak_gib=found.peak_gib,
         collectives=found.collectives,
         faults=faults,
+        same=variant.same,
     )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-Launch = Callable[[Sequence[str], int, Path], bool]
+Launcher = Callable[[Sequence[str], int, Path], bool]
 """Runs the command line with arguments on so many ranks, with a log; says whether it succeeded."""
 
 

@@ -1,13 +1,17 @@
-"""What is compared: one configuration, changed in nothing but strategy and number of ranks."""
+"""What is compared: one configuration, changed in nothing but strategy and number of ranks.
+
+Every strategy that is loaded says which of its variants are worth comparing, a user's own included.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
+from llm_train.trainer.strategy import Strategy
 from llm_train.units import Batch
 
 REFERENCE = "single"
@@ -25,13 +29,17 @@ class Variant:
         strategy: value of trainer.strategy: a word, or class_path and init_args.
         overrides: further settings by dotted key.
         refusal: why it makes no sense with so many ranks; "" if it does.
+        alone: one process without a launcher.
+        same: whether it computes what one process computes, so that its distance can be judged.
     """
 
     name: str
     ranks: int = 1
-    strategy: Any
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    strategy: str | Mapping[str, object]
+    overrides: Mapping[str, object] = field(default_factory=dict)
     refusal: str = ""
+    alone: bool = False
+    same: bool = True
 
     @property
     def folder(self) -> str:
@@ -39,59 +47,47 @@ class Variant:
         return f"{self.name.replace(', ', '-').replace(' ', '-')}-{self.ranks}"
 
 
-def _fsdp(**settings: Any) -> dict[str, Any]:
-    return {"class_path": "FSDP", "init_args": settings}
-
-
-# name -> least number of ranks, and the strategy; None: tensor parallelism over all ranks
-_KNOWN: Mapping[str, tuple[int, Any]] = {
-    REFERENCE: (1, "single"),
-    "ddp": (1, "ddp"),
-    "fsdp": (1, "fsdp"),
-    "fsdp-no-reshard": (1, _fsdp(reshard_after_forward=False)),
-    "hsdp": (4, _fsdp(replicas=2)),
-    "tp": (2, None),
-    "fsdp-tp": (4, _fsdp(tensor=2)),
-    "zero1": (1, "zero1"),
-    "zero2": (1, "zero2"),
-    "zero3": (1, "zero3"),
-}
-STRATEGIES = tuple(_KNOWN)
-
-
 def variants(names: Sequence[str], ranks: Sequence[int]) -> list[Variant]:
-    """Every named strategy on every number of ranks, but for the reference.
+    """Every named variant on every number of ranks, but for the reference; all without names.
 
     Raises:
         ConfigError: a name or a number makes no sense.
     """
-    for name in names:
-        if name not in _KNOWN:
-            close = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(STRATEGIES)}"
-            raise ConfigError(f"--strategies={name} is not a strategy that is compared; {hint}")
     for count in ranks:
         if count < 1:
             raise ConfigError(f"--ranks={count} must be at least 1")
-    return [
-        _variant(name, count)
-        for count in dict.fromkeys(ranks)
-        for name in dict.fromkeys(names)
-        if name != REFERENCE
-    ]
+    found = {count: _known(count) for count in dict.fromkeys(ranks)}
+    known = [REFERENCE, *dict.fromkeys(name for by_name in found.values() for name in by_name)]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"--strategies={name} is not a strategy that is compared; {hint}")
+    wanted = list(dict.fromkeys(names or known))
+    return [by_name[name] for by_name in found.values() for name in wanted if name != REFERENCE]
 
 
-def _variant(name: str, ranks: int) -> Variant:
-    least, strategy = _KNOWN[name]
-    if strategy is None:
-        strategy = _fsdp(tensor=ranks)
-    refusal = "" if ranks >= least else f"needs at least {least} ranks"
-    return Variant(name=name, ranks=ranks, strategy=strategy, refusal=refusal)
+def _known(ranks: int) -> dict[str, Variant]:
+    """What all strategies offer for comparison, by name."""
+    return {
+        way.name: Variant(
+            name=way.name,
+            ranks=ranks,
+            strategy={
+                "class_path": f"{kind.__module__}.{kind.__qualname__}",
+                "init_args": dict(way.arguments),
+            },
+            refusal="" if ranks >= way.least_ranks else f"needs at least {way.least_ranks} ranks",
+            same=way.same,
+        )
+        for kind in concrete(Strategy)  # type: ignore[type-abstract]
+        for way in kind.compared(ranks)
+    }
 
 
 def reference() -> Variant:
     """What the others are compared with."""
-    return Variant(name=REFERENCE, strategy="single")
+    return Variant(name=REFERENCE, strategy=REFERENCE, alone=True)
 
 
 def rounding(batch: Batch) -> Variant:
@@ -109,14 +105,16 @@ def rounding(batch: Batch) -> Variant:
             f"batch.tokens={batch.tokens} is one sample of {batch.sequence} a step, so nothing can "
             f"be shared among ranks; set it to at least {2 * batch.sequence}"
         )
-    return Variant(name=ROUNDING, strategy="single", overrides={"batch.per_device": other})
+    return Variant(
+        name=ROUNDING, strategy=REFERENCE, alone=True, overrides={"batch.per_device": other}
+    )
 
 
 def exact() -> Variant:
-    """One process in fp32, whose rounding is nothing beside that of a narrower precision."""
+    """One process in fp32, whose rounding is nothing against that of a narrower precision."""
     overrides = {
         "trainer.precision": "32-true",
         "model.float8": "none",
         "model.attention": "auto",
     }
-    return Variant(name=EXACT, strategy="single", overrides=overrides)
+    return Variant(name=EXACT, strategy=REFERENCE, alone=True, overrides=overrides)

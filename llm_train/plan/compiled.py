@@ -17,9 +17,9 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.model.network import Transformer
-from llm_train.model.network.linear import Copies
-from llm_train.model.recompute.saved import saved_bytes
+from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.plan.simulate import Case, autocast, default_dtype
+from llm_train.plan.watch import saved_bytes
 
 
 def saving_of_a_block(case: Case) -> float:
@@ -32,7 +32,7 @@ def saving_of_a_block(case: Case) -> float:
     with default_dtype(case.precision), FakeTensorMode(), autocast(case.precision):
         network = case.network.build()
         if case.copies:
-            Copies(network, torch.bfloat16)
+            ShadowWeights(network, torch.bfloat16)
         block = network.blocks()[0]
         dtype = torch.float32 if case.precision == "32-true" else torch.bfloat16
         x = torch.zeros(1, case.sequence, case.network.width, dtype=dtype, requires_grad=True)
@@ -42,35 +42,34 @@ def saving_of_a_block(case: Case) -> float:
 
 
 class _Alone(nn.Module):
-    """A block with what the network hands to it; nothing that has a storage is hidden."""
+    """A block with what the network hands to it, so that all storages are parameters or buffers."""
 
-    def __init__(self, block: nn.Module, rotary: Any) -> None:
+    def __init__(self, block: nn.Module, rotary: nn.Module | None) -> None:
         super().__init__()
         self.block, self.rotary = block, rotary
-        self.copied: list[Any] = [
-            module for module in block.modules() if getattr(module, "weight_copy", None) is not None
-        ]
 
-    def forward(self, x: Tensor, copies: tuple[Tensor, ...]) -> Any:
-        before = [module.weight_copy for module in self.copied]
-        for module, copy in zip(self.copied, copies, strict=True):
-            module.weight_copy = copy
-        try:
-            return self.block(x, self.rotary)
-        finally:
-            for module, copy in zip(self.copied, before, strict=True):
-                module.weight_copy = copy
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.block(x, self.rotary)
+        return hidden
 
 
-def _kept(block: nn.Module, x: Tensor, rotary: Any) -> float:
+def _kept(block: nn.Module, x: Tensor, rotary: nn.Module | None) -> float:
     """Bytes that the forward half hands to the backward half, what it is given not counted."""
     alone = _Alone(block, rotary)
     state: dict[str, Tensor] = {**dict(alone.named_parameters()), **dict(alone.named_buffers())}
-    copies: Any = tuple(module.weight_copy for module in alone.copied)
+    shadowed: dict[HasShadow, Tensor] = {
+        module: module.shadow
+        for module in alone.modules()
+        if isinstance(module, HasShadow) and module.shadow is not None
+    }
     found: list[float] = []
 
-    def run(x: Tensor, values: dict[str, Tensor], copies: tuple[Tensor, ...]) -> Any:
-        return torch.func.functional_call(alone, values, (x, copies))
+    def run(x: Tensor, values: dict[str, Tensor], shadows: list[Tensor]) -> Tensor:
+        # Shadow weights are plain attributes, which functional_call does not replace.
+        for module, shadow in zip(shadowed, shadows, strict=True):
+            module.shadow = shadow
+        result: Tensor = torch.func.functional_call(alone, values, (x,))
+        return result
 
     def partition(joint: fx.GraphModule, inputs: Any, **options: Any) -> Any:
         forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
@@ -82,7 +81,7 @@ def _kept(block: nn.Module, x: Tensor, rotary: Any) -> float:
         fw_compiler=lambda graph, _: graph,
         partition_fn=partition,
         decompositions=_decompositions(),
-    )(x, state, copies)
+    )(x, state, list(shadowed.values()))
     return found[0]
 
 

@@ -2,9 +2,10 @@
 
 Blocks are identical, so bytes and operations of a network of L blocks are ``a + b L``, and of a
 micro-batch of B samples ``a + b L + c B + d L B``. Two depths and two micro-batches are therefore
-enough, three and four blocks being the smallest that have a first, an inner and a last one. With
-EveryNth(n) the depths differ by n, so that both end alike. Peaks are affine moment by moment, and
-the largest is taken afterwards. A network without a setting ``layers`` is simulated as it is.
+enough, three and four blocks being the smallest that have a first, an inner and a last one. The
+depths differ by the period of the recompute policy, so that both end alike. Peaks are affine phase
+by phase, and the largest is taken afterwards. A network without a setting ``layers`` is simulated
+as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def at_depth(case: Case, run: Callable[[Case], Measured] = simulate) -> Measured
     """What ``simulate`` would measure, from two shallow networks where that is cheaper."""
     config: Any = case.network
     layers = getattr(config, "layers", 0)
-    period = getattr(case.recompute, "n", 1)
+    period = case.recompute.period
     low = max(_SHALLOW, period)
     low += (layers - low) % period
     high = low + period
@@ -61,10 +62,10 @@ class Scaled:
 
 
 def peak(found: Measured) -> tuple[str, float]:
-    """The moment with the largest peak, and its bytes."""
-    moments = {key: size for key, size in found.items() if key.startswith("peak ")}
-    moment = max(moments, key=lambda key: moments[key])
-    return moment.removeprefix("peak "), moments[moment]
+    """The phase with the largest peak, and its bytes."""
+    phases = {key: size for key, size in found.items() if key.startswith("peak ")}
+    phase = max(phases, key=lambda key: phases[key])
+    return phase.removeprefix("peak "), phases[phase]
 
 
 def _line(at_zero: Measured, at_one: Measured, x: float) -> Measured:

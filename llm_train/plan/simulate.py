@@ -6,18 +6,17 @@ of the full number of ranks that exists only in name. The fake device is a CPU: 
 differentiate fake CUDA tensors where there is no CUDA. What depends on the kernel, as the scratch
 memory of attention, is therefore not seen; shapes and dtypes are.
 
-Not simulated: DeepSpeed's engine (``formula`` alone knows it), DistributedDataParallel's buckets
-(they are the gradients, so the bytes are those of one device), and compilation (blocks run operator
-by operator, which keeps more than compiled ones do: ``compiled``).
+Not simulated: DeepSpeed's engine (only the strategy's formula knows it), DistributedDataParallel's
+buckets (they are the gradients, so the bytes are those of one device), and compilation (blocks run
+operator by operator, which keeps more than compiled ones do: ``compiled``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +25,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from llm_train.model.loss.base import Loss
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import Copies, WithCopy
-from llm_train.model.optimizer import LowBitAdamW
+from llm_train.model.network.linear import HasShadow, ShadowWeights
 from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.saved import saved_bytes
-from llm_train.plan.watch import Watch, local
-from llm_train.trainer.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
+from llm_train.plan.watch import Watch, local, saved_bytes
+from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
+from llm_train.trainer.strategy.sharding import make_mesh
 
 _COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
 BF16_MIXED, BF16_TRUE = "bf16-mixed", "bf16-true"
@@ -51,9 +50,8 @@ class Case:
         sequence: positions of a sample.
         micro_batch: samples of one forward.
         micro_batches: of the step; more than two are as two, since from the second on all is alike.
-        layout: the mesh.
-        sharded: whether ``shard_network`` is applied, as FSDP does.
-        reshard: free gathered blocks between forward and backward.
+        strategy: cuts the network, and is told of micro-batches; must be rehearsable.
+        mesh: how the ranks share data and state.
         clip: whether gradients are clipped.
     """
 
@@ -65,27 +63,26 @@ class Case:
     sequence: int
     micro_batch: int
     micro_batches: int = 1
-    layout: Layout = Layout()  # noqa: RUF009 - frozen
-    sharded: bool = False
-    reshard: bool = True
+    strategy: Strategy = field(default_factory=SingleDevice)
+    mesh: MeshShape = MeshShape()  # noqa: RUF009 - frozen
     clip: bool = True
 
     @property
     def copies(self) -> bool:
-        """Whether weights have copies in bf16 beside them, as on one device and under DDP."""
-        return self.precision == BF16_MIXED and not self.sharded
+        """Whether weights have copies in bf16 alongside them, as on one device and under DDP."""
+        return self.precision == BF16_MIXED and not self.strategy.cuts_network
 
 
 Measured = dict[str, float]
-"""Bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer``, ``saved`` and ``peak MOMENT``;
+"""Bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer``, ``saved`` and ``peak PHASE``;
 operations by ``products`` and ``attention``, bytes ``moved`` and ``moved_forward``, ``operators``,
 and ``sent COLLECTIVE RANKS`` with ``calls COLLECTIVE RANKS``."""
 
 
 def simulate(case: Case) -> Measured:
     """Runs one optimizer step and returns what it took."""
-    ranks = case.layout.replicas * case.layout.shards * case.layout.tensor
-    group = fake_ranks(ranks) if case.sharded else nullcontext()
+    ranks = case.mesh.data_ranks * case.mesh.tensor
+    group = fake_ranks(ranks) if case.strategy.cuts_network else nullcontext()
     with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         network = _build(case, mode)
@@ -94,8 +91,8 @@ def simulate(case: Case) -> Measured:
 
 
 def _measure(network: LanguageModel, case: Case) -> Measured:
-    copies = Copies(network, torch.bfloat16) if case.copies else None
-    found: Measured = {"saved": 0.0 if case.sharded else _saved(network, case)}
+    copies = ShadowWeights(network, torch.bfloat16) if case.copies else None
+    found: Measured = {"saved": 0.0 if case.strategy.cuts_network else _saved(network, case)}
     optimizer = case.optimizer.build(network.named_parameters())
     _make_state(optimizer)
     state = _state(optimizer)
@@ -128,7 +125,7 @@ def fake_ranks(count: int) -> Iterator[None]:
 
 def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
     """As ``Construction.network`` has it, without compilation and without contents."""
-    if not case.sharded:
+    if not case.strategy.cuts_network:
         # torch cannot move fake parameters off the meta device; on a CPU they cost as little.
         with mode:
             network = case.network.build()
@@ -137,13 +134,8 @@ def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
     with torch.device("meta"):
         network = case.network.build()
     case.recompute.apply(network.blocks())
-    shard_network(
-        network,
-        make_mesh("cpu", case.layout),  # has contents, so nothing can be fake yet
-        policy=mixed_precision(case.precision),
-        reshard_after_forward=case.reshard,
-        offload=False,
-    )
+    mesh = make_mesh("cpu", case.mesh)  # has contents, so nothing can be fake yet
+    case.strategy.shard_over(network, mesh, case.precision)
     with mode:
         materialise(network, "cpu")
     return network
@@ -152,19 +144,14 @@ def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
 def _step(
     network: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    copies: Copies | None,
+    copies: ShadowWeights | None,
     case: Case,
     watch: Watch,
 ) -> int:
     """One optimizer step; returns the bytes of the gradients before the update."""
-    sharding: Any = network
     count = min(case.micro_batches, 2)
     for index in range(count):
-        last = index == count - 1
-        if case.sharded:
-            sharding.set_requires_gradient_sync(last)
-            if not case.reshard:
-                sharding.set_reshard_after_backward(last)
+        case.strategy.begin_micro_batch(network, last=index == count - 1)
         watch.enter("embedding")
         objective = _objective(network, case)
         watch.enter("head backward")
@@ -177,19 +164,19 @@ def _step(
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     if case.clip:
         nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
-    size: int = sum(local(g).numel() * g.element_size() for g in gradients)
-    if not isinstance(case.optimizer, LowBitAdamW):  # whose compiled update holds nothing
+    size = sum(tensor_bytes(g) for g in gradients)
+    if not case.optimizer.traits.compiled:  # a compiled update holds nothing of its own
         optimizer.step()
     del gradients
     optimizer.zero_grad(set_to_none=True)
     if copies is not None:
-        copies.refresh()
+        copies.cast()
     return size
 
 
 def _objective(network: LanguageModel, case: Case) -> Tensor:
     tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
-    targets = tokens[:, 1:].chunk(case.layout.tensor, dim=1)[0]  # rank 0 scores the first positions
+    targets = tokens[:, 1:].chunk(case.mesh.tensor, dim=1)[0]  # rank 0 scores the first positions
     with autocast(case.precision):
         sums = network(tokens[:, :-1], partial(case.loss, targets=targets))
     objective: Tensor = sums.objective / tokens[:, 1:].numel()
@@ -225,11 +212,11 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 
 def _copies(network: nn.Module) -> list[Tensor]:
-    found = [m.weight_copy for m in network.modules() if isinstance(m, WithCopy)]
+    found = [m.shadow for m in network.modules() if isinstance(m, HasShadow)]
     return [copy for copy in found if copy is not None]
 
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
+def autocast(precision: str) -> torch.autocast:
     """The precision plugin of the Trainer in forward."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == BF16_MIXED)
 

@@ -6,169 +6,133 @@ on one, two and four H200 (KempnerForge's table of April 2026) leave no room for
 
 Efficiencies are the same for every device and run. Those of attention and memory are
 ``llm_train.plan.roofline``'s; that of matrix products is what five published runs on H200, H100 and
-A100 have on average (``tests/plan/test_published.py``). The roofline's 0.75, of single kernels at
-large shapes, predicts all five too fast, by 8 to 19 %.
+A100 have on average (``tests/plan/test_published.py``). The 0.75 of ``benchmarks/roofline.py``, of
+single kernels at large shapes, predicts all five too fast, by 8 to 19 %.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 from llm_train.model.network import Transformer
 from llm_train.model.network.base import Network
-from llm_train.model.network.mlp import default_hidden
-from llm_train.plan.devices import Accelerator
-from llm_train.plan.formula import State
 from llm_train.plan.roofline import (
     ATTENTION_EFFICIENCY,
     MEMORY_EFFICIENCY,
-    Shape,
     elementwise_bytes,
     forward_elementwise_bytes,
     loss_bytes,
 )
 from llm_train.plan.simulate import Measured
+from llm_train.runtime.devices import Device
+from llm_train.trainer.strategy.cost import StateBytes, Transfer
 
 PRODUCTS_EFFICIENCY = 0.68
 """Of the dense peak: matrix products in a whole training step."""
 
-FUSED = 0.3
-"""Share of the bytes of operators one by one that compiled ones move, where it is not counted."""
+LINK_EFFICIENCY = 0.8
+"""Of a link's bandwidth: NCCL's large transfers."""
 
-_OPERATOR_SECONDS = 8e-6
-"""Of the host for one operator without a compiler; a fifth of it with one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one micro-batch is, per rank.
-
-    Attributes:
-        products: operations of matrix products, recomputed ones included.
-        attention: operations of attention, likewise.
-        recomputed: operations of both that are run a second time.
-        moved: bytes of everything else.
-        operators: launched by the host.
-    """
-
-    products: float
-    attention: float
-    recomputed: float
-    moved: float
-    operators: float
+_FUSED = 0.3  # of the bytes of operators one by one, compiled ones move; where it is not counted
+_OPERATOR_SECONDS = 8e-6  # the host needs to launch one operator
+_FASTER_LAUNCHES = 5  # fewer launches of compiled blocks
+_LATENCY = 15e-6  # seconds of a collective
+_LATENCY_PER_NODE = 5e-6
 
 
-def work(
-    with_policy: Measured,
-    without: Measured,
+def moved_bytes(
+    found: Measured,
+    plain: Measured,
     network: Network,
     *,
     compiled: bool,
     sequence: int,
     micro_batch: int,
-    tensor: int,
-) -> Work:
-    """One micro-batch from steps of two, simulated with a recompute policy and without one."""
-    repeated = [(with_policy[key] - without[key]) / 2 for key in ("products", "attention")]
-    moved = with_policy["moved"] / 2
-    if compiled:
-        moved = _fused(with_policy, without, network, sequence, micro_batch)
-    return Work(
-        products=with_policy["products"] / 2 / tensor,
-        attention=with_policy["attention"] / 2 / tensor,
-        recomputed=sum(repeated) / tensor,
-        moved=moved / tensor,
-        operators=with_policy["operators"] / 2 / (5 if compiled else 1),
-    )
-
-
-def _fused(
-    with_policy: Measured, without: Measured, network: Network, sequence: int, micro_batch: int
 ) -> float:
-    """Bytes of compiled element-wise work; recomputation repeats the forward's share of it."""
+    """Bytes that element-wise work of a micro-batch moves; recomputed work moves them again.
+
+    Args:
+        found: a step of two micro-batches under a recompute policy.
+        plain: the same without one.
+        network: compiled Transformers are counted by formula.
+        compiled: whether blocks are.
+        sequence: positions of a sample.
+        micro_batch: samples.
+    """
+    if not compiled:
+        return found["moved"] / 2
     if not isinstance(network, Transformer):
-        return FUSED * with_policy["moved"] / 2
-    shape = shape_of(network, sequence, micro_batch)
+        return _FUSED * found["moved"] / 2
     # What a policy recomputes of element-wise work, as a share of every block's.
-    again = with_policy["moved"] - without["moved"]
-    share = min(1.0, max(0.0, again / without["moved_forward"]))
-    per_token = elementwise_bytes(shape) + loss_bytes(shape)
-    return (per_token + share * forward_elementwise_bytes(shape)) * sequence * micro_batch
+    share = min(1.0, max(0.0, (found["moved"] - plain["moved"]) / plain["moved_forward"]))
+    per_token = elementwise_bytes(network) + loss_bytes(network)
+    return (per_token + share * forward_elementwise_bytes(network)) * sequence * micro_batch
 
 
-def shape_of(network: Transformer, sequence: int, micro_batch: int) -> Shape:
-    """The roofline's view of a network."""
-    return Shape(
-        layers=network.layers,
-        width=network.width,
-        heads=network.heads,
-        kv_heads=network.kv_heads or network.heads,
-        mlp_width=network.mlp_width or default_hidden(network.activation, network.width),
-        gated=network.activation == "swiglu",
-        rotary=network.positions == "rotary",
-        vocab=network.padded_vocab_size,
-        tied=network.tied,
-        sequence=sequence,
-        micro_batch=micro_batch,
-    )
+def operations(found: Measured) -> float:
+    """Of matrix products and of attention."""
+    return found["products"] + found["attention"]
 
 
 def step_seconds(
-    each: Work,
-    held: State,
-    device: Accelerator,
+    found: Measured,
+    plain: Measured,
+    held: StateBytes,
+    device: Device,
     precision: str,
     *,
+    moved: float,
+    compiled: bool,
+    tensor: int,
     micro_batches: int,
     communication: float,
 ) -> dict[str, float]:
-    """Seconds of an optimizer step by part."""
-    peak = device.peak_flops(precision)
-    memory = MEMORY_EFFICIENCY * device.bytes_per_second
-    total = each.products + each.attention
+    """Seconds of an optimizer step by part.
+
+    Args:
+        found: a step of two micro-batches under the recompute policy.
+        plain: the same without one.
+        held: what the optimizer reads and writes.
+        device: of the rank.
+        precision: of the Trainer.
+        moved: bytes of a micro-batch's element-wise work.
+        compiled: whether blocks are.
+        tensor: ranks that share a micro-batch.
+        micro_batches: of the step.
+        communication: seconds that are sent.
+    """
+    peak, memory = device.peak_flops(precision), MEMORY_EFFICIENCY * device.bytes_per_second
+    # Everything found is of two micro-batches and a whole tensor group.
+    each = micro_batches / 2 / tensor
+    total = operations(found)
+    products = each * found["products"] / (PRODUCTS_EFFICIENCY * peak)
+    attention = each * found["attention"] / (ATTENTION_EFFICIENCY * peak)
     # Recomputation is mostly products; its seconds are its share of the operations.
-    busy = each.products / (PRODUCTS_EFFICIENCY * peak)
-    attention = each.attention / (ATTENTION_EFFICIENCY * peak)
-    again = each.recomputed / total * (busy + attention) if total else 0.0
-    share = 1 - each.recomputed / total if total else 1.0
+    again = (total - operations(plain)) / total if total else 0.0
     parts = {
-        "matrix products": micro_batches * busy * share,
-        "attention": micro_batches * attention * share,
-        "recomputation": micro_batches * again,
-        "element-wise": micro_batches * each.moved / memory,
+        "matrix products": products * (1 - again),
+        "attention": attention * (1 - again),
+        "recomputation": (products + attention) * again,
+        "element-wise": micro_batches * moved / tensor / memory,
         # Weight, gradient (clipped, then used) and state are read and written, copies written.
         "optimizer": (2 * held.parameters + 3 * held.gradients + 2 * held.optimizer + held.copies)
         / memory,
         "communication": communication,
     }
-    host = micro_batches * each.operators * _OPERATOR_SECONDS
-    idle = host - sum(parts.values())
-    parts["waiting for the host"] = max(0.0, idle)
-    return parts
+    launches = found["operators"] / 2 / (_FASTER_LAUNCHES if compiled else 1)
+    idle = micro_batches * launches * _OPERATOR_SECONDS - sum(parts.values())
+    return parts | {"waiting for the host": max(0.0, idle)}
 
 
-def summary(
-    parts: dict[str, float],
-    device: Accelerator,
-    precision: str,
-    *,
-    tokens_per_step: int,
-    steps: int,
-    ranks: int,
-    flops_per_token: float,
-) -> dict[str, Any]:
-    """What people ask: tokens per second, MFU, days, GPU-hours, energy."""
-    seconds = math.fsum(parts.values())
-    rate = tokens_per_step / seconds
-    hours = seconds * steps / 3600
-    return {
-        "seconds_per_step": seconds,
-        "tokens_per_second": rate,
-        "tokens_per_second_per_gpu": rate / ranks,
-        "mfu": rate * flops_per_token / (ranks * device.peak_flops(precision)),
-        "days": hours / 24,
-        "gpu_hours": hours * ranks,
-        "energy_mwh": hours * ranks * device.watts / 1e6,
-    }
+def transfer_seconds(transfer: Transfer, device: Device, per_node: int) -> float:
+    """At the bandwidth of the slowest link on the way, nothing hidden."""
+    if transfer.ranks == 1:
+        return 0.0
+    nodes = math.ceil(transfer.ranks * transfer.stride / per_node)
+    bandwidth, latency = device.link, _LATENCY
+    if nodes > 1:
+        # Rings enter a node through every adapter whose GPU is of the group.
+        adapters = max(1, min(transfer.ranks, per_node // transfer.stride))
+        bandwidth = min(device.link, adapters * device.network)
+        latency += _LATENCY_PER_NODE * nodes
+    return transfer.through_rank / (LINK_EFFICIENCY * bandwidth) + transfer.calls * latency

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from llm_train.report.page import page
-from llm_train.report.picture import draw
+from llm_train.errors import ConfigError
 from llm_train.report.run import Run
 
 __all__ = ["Run", "write_report"]
@@ -21,11 +21,19 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         The paths of the page and of the picture.
 
     Raises:
+        ConfigError: a package that draws is not installed.
         LLMTrainError: there are no metrics to report, or a file cannot be read.
     """
     run = Run.read(run_dir)
-    html, png = run_dir / "report.html", run_dir / "report.png"
-    picture = draw(run)
-    png.write_bytes(picture)
-    html.write_text(page(run, picture), encoding="utf-8")
-    return html, png
+    if find_spec("altair") is None or find_spec("vl_convert") is None:
+        raise ConfigError(
+            "a report needs altair and vl-convert-python, which are not installed: "
+            "pip install llm-train[report]"
+        )
+    from llm_train.report.chart import png
+    from llm_train.report.page import page
+
+    html, picture = run_dir / "report.html", run_dir / "report.png"
+    picture.write_bytes(png({run.name: run}))
+    html.write_text(page(run), encoding="utf-8")
+    return html, picture

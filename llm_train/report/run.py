@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_train.errors import LLMTrainError
-from llm_train.trainer.logger.records import merge, read_lines
-
-_SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+from llm_train.trainer.logger.records import Record, merge, read_lines
 
 
-class Series(NamedTuple):
-    """One metric over the run; ``y`` may hold values that are not finite."""
+class Point(NamedTuple):
+    """The value of a metric at a step, which need not be finite."""
 
-    steps: list[int]
-    x: list[float]  # tokens, or steps when the run logged no tokens
-    y: list[float]
-
-    def finite(self) -> list[tuple[int, float]]:
-        """(step, value) wherever the value is finite."""
-        pairs = zip(self.steps, self.y, strict=True)
-        return [(step, y) for step, y in pairs if math.isfinite(y)]
+    step: int
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +35,9 @@ class Run:
     """
 
     name: str
-    records: list[dict[str, Any]]
-    lines: list[dict[str, Any]]
-    derived: dict[str, dict[str, Any]]
+    records: list[Record]
+    lines: list[Record]
+    derived: dict[str, dict[str, object]]
     config: str
 
     @classmethod
@@ -82,21 +75,21 @@ class Run:
         return 0.0
 
     @property
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Record]:
         """Resumes and whatever else happened, in order."""
         return [line for line in self.lines if "event" in line]
 
-    def x(self, step: int) -> float:
-        """Where a step is on the x-axis: in tokens if they are known, else in steps."""
-        return step * (self.tokens_per_step or 1.0)
-
-    def series(self, metric: str) -> Series:
+    def points(self, metric: str) -> list[Point]:
         """All values of one metric."""
-        scale = self.tokens_per_step or 1.0
-        rows = [
-            (r["step"], r["step"] * scale, float(r[metric])) for r in self.records if metric in r
-        ]
-        return Series([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+        return [Point(r["step"], float(r[metric])) for r in self.records if metric in r]
+
+    def not_finite(self, metric: str) -> list[Point]:
+        """The values of one metric that are NaN or infinite."""
+        return [point for point in self.points(metric) if not isfinite(point.value)]
+
+    def finite(self, metric: str) -> list[Point]:
+        """The values of one metric that are neither NaN nor infinite."""
+        return [point for point in self.points(metric) if isfinite(point.value)]
 
     def seconds(self) -> float:
         """Time spent running: between consecutive lines, without the gaps before a resume."""
@@ -112,54 +105,32 @@ class Run:
             before = now
         return total
 
-    def summary(self) -> list[tuple[str, str]]:
+    def summary(self) -> dict[str, str]:
         """The rows at the top of the report, those that the run has values for."""
-        rows = [
-            *self._last_and_best("validation loss", "val/loss", "nats per token"),
-            *self._last_and_best("bits per byte", "val/bits_per_byte", ""),
-        ]
-        rows += [
-            (f"for comparison: {name}", f"{value:.4f}" if isinstance(value, float) else str(value))
-            for name, value in self.derived.get("data", {}).items()
-            if "gzip" in name.lower() or "xz" in name.lower()
-        ]
-        if train := self.series("train/loss").finite():
-            rows.append(("training loss, last", f"{train[-1][1]:.4f} at step {train[-1][0]:,}"))
-        rows.append(("steps", f"{self.records[-1]['step']:,}"))
-        if tokens := [y for _, y in self.series("progress/tokens").finite()]:
-            rows.append(("tokens", f"{short(tokens[-1])} ({tokens[-1]:,.0f})"))
-        if rates := [y for _, y in self.series("throughput/tokens_per_s").finite()]:
-            rows.append(("throughput, median", f"{short(median(rates))} tokens/s"))
-        if rates := [y for _, y in self.series("throughput/mfu").finite()]:
-            rows.append(("model FLOPs utilisation, median", f"{median(rates):.1%}"))
-        if peaks := [y for _, y in self.series("memory/peak_gib").finite()]:
-            rows.append(("peak memory", f"{max(peaks):.2f} GiB"))
-        rows.append(("running time", duration(self.seconds())))
-        rows.append(("resumes", str(sum(e["event"] == "resume" for e in self.events))))
-        bad = [s for m in ("train/loss", "val/loss") for s in self.not_finite(m)]
+        rows = {}
+        for label, metric, unit in _LOSSES:
+            if points := self.finite(metric):
+                rows[f"{label}, last"] = _shown(points[-1], unit)
+            if points and metric.startswith("val/"):
+                rows[f"{label}, best"] = _shown(min(points, key=lambda p: p.value), unit)
+        for name, value in self.derived.get("data", {}).items():
+            if "gzip" in name.lower() or "xz" in name.lower():
+                text = f"{value:.4f}" if isinstance(value, float) else str(value)
+                rows[f"for comparison: {name}"] = text
+        rows["steps"] = f"{self.records[-1]['step']:,}"
+        for label, metric, reduced, shown in _FIGURES:
+            if points := self.finite(metric):
+                rows[label] = shown(reduced(point.value for point in points))
+        rows["running time"] = duration(self.seconds())
+        rows["resumes"] = str(sum(event["event"] == "resume" for event in self.events))
+        bad = [p.step for metric in ("train/loss", "val/loss") for p in self.not_finite(metric)]
         if bad:
-            rows.append(
-                ("losses that are not finite", f"{len(bad)}, the first at step {min(bad):,}")
-            )
+            rows["losses that are not finite"] = f"{len(bad)}, the first at step {min(bad):,}"
         return rows
 
-    def not_finite(self, metric: str) -> list[int]:
-        """Steps at which a metric was NaN or infinite."""
-        series = self.series(metric)
-        pairs = zip(series.steps, series.y, strict=True)
-        return [step for step, y in pairs if not math.isfinite(y)]
 
-    def _last_and_best(self, label: str, metric: str, unit: str) -> list[tuple[str, str]]:
-        if not (points := self.series(metric).finite()):
-            return []
-        (last_step, last), (step, best) = points[-1], min(points, key=lambda point: point[1])
-        unit = f" {unit}" if unit else ""
-        if step == last_step:
-            return [(f"{label}, last and best", f"{best:.4f}{unit} at step {step:,}")]
-        return [
-            (f"{label}, last", f"{last:.4f}{unit} at step {last_step:,}"),
-            (f"{label}, best", f"{best:.4f}{unit} at step {step:,}"),
-        ]
+def _shown(point: Point, unit: str) -> str:
+    return f"{point.value:.4f}{unit} at step {point.step:,}"
 
 
 def short(value: float) -> str:
@@ -168,7 +139,7 @@ def short(value: float) -> str:
     >>> [short(v) for v in (0, 950, 1500, 1_540_000, 300e9, 0.25)]
     ['0', '950', '1.5k', '1.54M', '300B', '0.25']
     """
-    for scale, suffix in _SUFFIXES:
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= scale * 0.9995:
             return f"{value / scale:.3g}{suffix}"
     return f"{value:.3g}"
@@ -186,3 +157,18 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+_LOSSES = (
+    ("training loss", "train/loss", " nats per token"),
+    ("validation loss", "val/loss", " nats per token"),
+    ("bits per byte", "val/bits_per_byte", ""),
+)
+_FIGURES: tuple[
+    tuple[str, str, Callable[[Iterable[float]], float], Callable[[float], str]], ...
+] = (
+    ("tokens", "progress/tokens", max, lambda n: f"{short(n)} ({n:,.0f})"),
+    ("throughput, median", "throughput/tokens_per_s", median, lambda n: f"{short(n)} tokens/s"),
+    ("model FLOPs utilisation, median", "throughput/mfu", median, "{:.1%}".format),
+    ("peak memory", "memory/peak_gib", max, "{:.2f} GiB".format),
+)

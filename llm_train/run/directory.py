@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
+from lightning.pytorch.loggers import Logger
 
-from llm_train.checkpoint import tensors as state
-from llm_train.checkpoint.callback import require_weights
-from llm_train.checkpoint.store import CheckpointStore, Found
-from llm_train.data.token_shards import TokenShards
+from llm_train.checkpoint import manifest
+from llm_train.checkpoint.store import Found
+from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
-from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.logger.base import log_event
 
 EARLIER = "earlier"
 RECORDS = "records"
@@ -38,7 +36,7 @@ _WRITTEN = (
 def record(
     settings: Settings,
     table: dict[str, Any],
-    loggers: Sequence[Any],
+    loggers: Sequence[Logger],
     found: Found,
     *,
     resume: bool,
@@ -56,12 +54,12 @@ def record(
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    event, step = ("start", 0) if found.path is None else ("resume", facts(found.path)["step"])
+    event, step = "start", 0
+    if found.path is not None:
+        event, step = "resume", int(manifest.read(found.path).metadata["step"])
     for logger in loggers:
-        if isinstance(logger, JSONLMetrics):
-            logger.log_event(event, int(step))
-        else:
-            logger.log_hyperparams(settings.plain)
+        logger.log_hyperparams(settings.plain)
+    log_event(loggers, event, step)
 
 
 def _set_aside(run_dir: Path) -> None:
@@ -84,7 +82,7 @@ def _stamp() -> str:
 
 def _show_changes(start: Path, settings: Settings) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
-    before = _flat(yaml.safe_load((start / "config.yaml").read_text()))
+    before = _flat(yaml12.load((start / "config.yaml").read_text()))
     after = _flat(settings.plain)
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if not changed:
@@ -95,7 +93,7 @@ def _show_changes(start: Path, settings: Settings) -> None:
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         flat: dict[str, Any] = {}
         for key, inner in value.items():
@@ -104,25 +102,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def load_weights(path: Path, network: torch.nn.Module) -> None:
-    """Reads the weights alone, whatever strategy wrote them.
-
-    Raises:
-        CheckpointError: another format, or a network that they do not fit.
-    """
-    require_weights(path, facts(path))
-    state.load(path / "state", network, None)
-
-
-def facts(path: Path) -> Mapping[str, Any]:
-    """What the checkpoint in ``path`` says about itself."""
-    return CheckpointStore(path.parent).read_manifest(path).facts
-
-
 def files_for_checkpoints(settings: Settings) -> dict[str, str]:
     """Texts that make a checkpoint usable without the run directory and the data."""
     files = {"config.yaml": settings.text}
-    source = settings.data.source
-    if isinstance(source, TokenShards):
-        files["tokenizer.json"] = (Path(source.path) / "tokenizer.json").read_text(encoding="utf-8")
-    return files
+    tokenizer = settings.data.source.tokenizer_text()
+    return files | ({"tokenizer.json": tokenizer} if tokenizer else {})

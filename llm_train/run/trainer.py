@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from llm_train import check as checks
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.model.lightning_shortcuts import NoProfiler, trim
+from llm_train.runtime.devices import dense_peak_flops
 from llm_train.runtime.host_memory import keep_freed_memory
 from llm_train.runtime.launch import Launch
-from llm_train.runtime.peaks import dense_peak_flops
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
+from llm_train.trainer.logger.base import attach
 from llm_train.trainer.logger.jsonl import JSONLMetrics
-from llm_train.trainer.strategy import DDP, FSDP, SingleDevice, ZeRO
 
 
 def build_trainer(
@@ -40,7 +37,7 @@ def build_trainer(
     """
     if not settings.on_cuda:
         keep_freed_memory()
-    arguments = {k: v for k, v in settings.trainer.items() if k != "__defaults__"}
+    arguments = dict(settings.trainer)
     wanted = settings.trainer.get("devices")
     counts = settings.task.counts
     meter = Metrics(
@@ -48,13 +45,10 @@ def build_trainer(
         full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
         peak_flops=_peak(settings),
     )
-    loggers: list[Any] = [] if metrics is None else [metrics, *_user_loggers(settings)]
-    if metrics is not None:
-        for logger in loggers:
-            if isinstance(logger, JSONLMetrics) or hasattr(logger, "attach"):
-                logger.attach(settings.run_dir)
+    loggers = [] if metrics is None else [metrics, *settings.loggers]
+    attach(loggers, settings.run_dir)
     arguments.update(
-        strategy=_strategy(settings),
+        strategy=settings.strategy,
         devices=wanted if isinstance(wanted, list) else settings.devices,
         num_nodes=_nodes(settings),
         plugins=[*settings.plugins, _environment(settings.launch)],
@@ -94,7 +88,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(
-        rank=trainer.global_rank // settings.tensor,
+        rank=trainer.global_rank // settings.mesh_shape.tensor,
         world_size=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=derived.accumulation,
@@ -109,29 +103,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
 
 
 def _callbacks(settings: Settings) -> list[pl.Callback]:
-    return [*(settings.trainer.get("callbacks") or []), GracefulStop(), GarbageCollection()]
-
-
-def _strategy(settings: Settings) -> Any:
-    strategy = settings.trainer.get("strategy", "auto")
-    if not isinstance(strategy, str):
-        return strategy
-    name = checks.strategy_name(settings)
-    if name == "SingleDevice":
-        return SingleDevice(_single_device(settings))
-    if name == "ZeRO":
-        return ZeRO(stage=int(strategy.removeprefix("zero")))  # type: ignore[arg-type]
-    if name == "DDP":
-        return DDP()
-    layout = settings.layout
-    return FSDP(replicas=layout.replicas, tensor=layout.tensor)
-
-
-def _single_device(settings: Settings) -> str:
-    if not settings.on_cuda:
-        return "cpu"
-    wanted = settings.trainer.get("devices")
-    return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}"
+    return [*settings.callbacks, GracefulStop(), GarbageCollection()]
 
 
 def _nodes(settings: Settings) -> int:
@@ -147,17 +119,9 @@ def _environment(launch: Launch) -> ClusterEnvironment:
     return Srun(launch) if launch.kind == "srun" else LightningEnvironment()
 
 
-def _user_loggers(settings: Settings) -> list[Any]:
-    logger = settings.trainer.get("logger")
-    if logger is None or isinstance(logger, bool):
-        return []
-    return list(logger) if isinstance(logger, list) else [logger]
-
-
 def _peak(settings: Settings) -> float:
     if not settings.on_cuda or not torch.cuda.is_available():
         return 0.0
-    precision = str(settings.trainer.get("precision") or "32-true")
     fp32 = "tf32" if torch.get_float32_matmul_precision() != "highest" else "fp32"
-    dtype = "bf16" if precision.startswith("bf16") else fp32
+    dtype = "bf16" if settings.precision.startswith("bf16") else fp32
     return dense_peak_flops(torch.cuda.get_device_name(0), dtype) or 0.0

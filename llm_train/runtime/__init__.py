@@ -1,1 +1,1 @@
-"""What is true of the machine and the process: who launched it, devices, clocks, terminal."""
+"""Describes the machine and the process: the launcher, the devices, the clocks, the terminal."""

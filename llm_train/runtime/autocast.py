@@ -1,4 +1,4 @@
-"""Which dtype products and activations have, asked of autocast: nobody needs a setting for it."""
+"""Asks autocast for the dtype of products and activations, so that no setting is needed for it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from torch import Tensor
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's dtype where it is on for the device of ``x``, else that of ``x``.
+    """Returns autocast's dtype if autocast is on for the device of ``x``, else the dtype of ``x``.
 
-    Autocast leaves float64 alone, and so does this.
+    Autocast leaves float64 alone, and so does this function.
     """
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if (
+        torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+        and x.dtype != torch.float64
+    ):
         return torch.get_autocast_dtype(kind)
     return x.dtype

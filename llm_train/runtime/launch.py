@@ -1,10 +1,7 @@
-"""Who started this process, and as one of how many: only this file reads launchers' variables.
+"""Finds out who started this process and as which rank; no other file reads launchers' variables.
 
-torchrun and srun each tell a process its place in variables of their own, and torchrun started by
-srun leaves both. torchrun then wins, since it started the process. Within SLURM the variables of
-the *step* count: those of the job are also there in a batch script, which nothing launched. A step
-of one task, such as the shell of ``salloc`` or of ``srun --pty bash``, launched nothing either:
-there the configuration says how many ranks there are, as on a machine without SLURM.
+torchrun and srun each describe a process's rank in variables of their own, and a process of a
+torchrun that srun started sees both.
 """
 
 from __future__ import annotations
@@ -21,12 +18,12 @@ class Launch:
     """What the launcher decided.
 
     Attributes:
-        kind: who started the processes; none: nobody did, or Lightning will.
-        ranks: processes in all.
-        local_ranks: processes on each node.
-        nodes: nodes with processes.
-        even: every node has as many; nothing here works otherwise.
-        rank: this process's number among all.
+        kind: who started the processes; none if there was no launcher, or if Lightning starts them.
+        ranks: number of processes.
+        local_ranks: number of processes on each node.
+        nodes: number of nodes with processes.
+        even: whether every node has the same number of processes, which everything here requires.
+        rank: this process's number among all processes.
         local_rank: this process's number on its node.
         node: number of this process's node.
     """
@@ -42,17 +39,19 @@ class Launch:
 
     @property
     def per_node_option(self) -> str:
-        """The launcher's option for the number of processes on a node."""
+        """The launcher's option that sets the number of processes on a node."""
         return "--ntasks-per-node" if self.kind == "srun" else "--nproc-per-node"
 
     @property
     def nodes_option(self) -> str:
-        """The launcher's option for the number of nodes."""
+        """The launcher's option that sets the number of nodes."""
         return "--nodes" if self.kind == "srun" else "--nnodes"
 
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Reads what the launcher left in the environment; raises nothing, since errors ask it too.
+    """Reads what the launcher left in the environment.
+
+    It never raises an error, because the code that reports errors calls it, too.
 
     >>> find_launch({}).kind
     'none'
@@ -66,6 +65,7 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     def number(name: str, default: int = 0) -> int:
         return int(environment.get(name, default))
 
+    # torchrun comes first: inside a SLURM job it is torchrun that started this process.
     if "TORCHELASTIC_RUN_ID" in environment:
         ranks, local_ranks = number("WORLD_SIZE", 1), number("LOCAL_WORLD_SIZE", 1)
         nodes = number("GROUP_WORLD_SIZE", ranks // local_ranks)
@@ -79,6 +79,9 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
             local_rank=number("LOCAL_RANK"),
             node=number("GROUP_RANK"),
         )
+    # A batch script, which nothing launched, sees the variables of the job, so only those of the
+    # step count. A step of one task (the shell of ``salloc`` or of ``srun --pty bash``) launched
+    # nothing either, so the configuration sets the number of ranks, as on a machine without SLURM.
     if number("SLURM_STEP_NUM_TASKS", 1) > 1:
         ranks, nodes = number("SLURM_STEP_NUM_TASKS"), number("SLURM_STEP_NUM_NODES", 1)
         spread = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # 4(x2) is even, 4(x2),3 is not
@@ -93,5 +96,5 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
             local_rank=number("SLURM_LOCALID"),
             node=number("SLURM_NODEID"),
         )
-    # Copies of the process that Lightning starts know their place by LOCAL_RANK alone.
+    # The processes that Lightning starts itself know only their LOCAL_RANK.
     return Launch(rank=number("RANK", number("LOCAL_RANK")), local_rank=number("LOCAL_RANK"))

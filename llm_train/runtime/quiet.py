@@ -1,4 +1,4 @@
-"""Holds back what importing torchao says about kernels and names that do not concern us."""
+"""Silences the messages of torchao's import that concern kernels and names that we do not use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Loggers that speak at import: of kernels that this host lacks, and of a deprecated registration.
+# At import they report kernels that this host lacks, and a deprecated registration.
 _TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """To be held over the first import of torchao."""
+    """Silences these loggers inside the block, which must contain the first import of torchao."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

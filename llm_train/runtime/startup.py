@@ -1,8 +1,9 @@
-"""How long the program has been running, counted from its first instruction."""
+"""Measures how long the process has been running, and how long it has spent compiling."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -10,12 +11,12 @@ _IMPORTED = time.monotonic()
 
 
 def seconds_since_start() -> float:
-    """Seconds since the operating system started this process (since import if not on Linux).
+    """Returns the seconds since this process started (since this import where /proc is missing).
 
-    Under torchrun that is the rank's own process, not the launcher's.
+    Under torchrun the process is the rank's own, not the launcher's.
     """
     try:
-        # Field 22 is the start in clock ticks after boot; the name before it may hold blanks.
+        # Field 22 is the start in clock ticks after boot; field 2, the name, may contain blanks.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return float(Path("/proc/uptime").read_text().split()[0]) - started
@@ -25,7 +26,8 @@ def seconds_since_start() -> float:
 
 def compile_seconds() -> float:
     """Seconds that torch.compile has spent in this process, forward and backward graphs alike."""
-    from torch._dynamo.utils import compilation_time_metrics
-
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:  # nothing was compiled, and to import the compiler takes most of a second
+        return 0.0
     names = ("_compile.compile_inner", "backward._backward_impl")
-    return sum(sum(compilation_time_metrics.get(name, ())) for name in names)
+    return sum(sum(dynamo.compilation_time_metrics.get(name, ())) for name in names)

@@ -1,4 +1,4 @@
-"""What goes to standard output: from rank 0, and never through a progress bar."""
+"""Writes to standard output, from rank 0 only and without breaking a progress bar."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from llm_train.runtime.launch import find_launch
 
 
 def say(text: str = "") -> None:
-    """Prints on rank 0."""
+    """Prints a line on rank 0."""
     if find_launch().rank == 0:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
 
 def say_piece(text: str) -> None:
-    """Writes without a line end."""
+    """Writes a text without a line end."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def section(title: str, values: Mapping[str, Any]) -> str:
-    """A titled list of names and values, aligned."""
+    """Formats names and values as an aligned list under a title."""
     if not values:
         return ""
     width = max(len(key) for key in values)
@@ -33,6 +33,13 @@ def section(title: str, values: Mapping[str, Any]) -> str:
     for key, value in values.items():
         lines.append(f"  {key:{width}}  {_shown(value)}")
     return "\n".join(lines)
+
+
+def say_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints titled lists; one that is empty is left out."""
+    for title, values in sections.items():
+        if values:
+            say(section(title, values))
 
 
 def _shown(value: Any) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from llm_train.verbs import fit as _run
+from llm_train.run import training
 
-run: Any = _run  # what is replaced there is not part of its interface
+run: Any = training  # what is replaced there is not part of its interface
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
+from llm_train.runtime import yaml12
 
 VOCAB = 61
 
@@ -67,5 +67,5 @@ def tiny(run_dir: Path, *, steps: int = 6, **overrides: Any) -> dict[str, Any]:
 
 def write(path: Path, config: dict[str, Any]) -> Path:
     """Writes ``config`` as YAML."""
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(yaml12.dump(config))
     return path

@@ -42,6 +42,8 @@ _IMPORTED = (
     "deepspeed.runtime.zero.muon.original_muon",  # late, and by every engine
 )
 
+Request = dict[str, Any]  # as JSON gives it
+
 
 class ForkServer:
     """The test's end of the pipe, which closes when its ``with`` block ends."""
@@ -65,7 +67,7 @@ class ForkServer:
         self._process.wait(timeout=60)
         self._process.stdout.close()
 
-    def run(self, *arguments: str, ranks: int, log: Path, **options: Any) -> list[int]:
+    def run(self, *arguments: str, ranks: int, log: Path, **options: object) -> list[int]:
         """Runs the command line in forked ranks and returns exit statuses; a signal is negative."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -119,16 +121,16 @@ def _reap(children: list[int]) -> list[int]:
     return [statuses[child] for child in children]
 
 
-def _fork(request: dict[str, Any], rank: int, port: int) -> int:
+def _fork(request: Request, rank: int, port: int) -> int:
     child = os.fork()
     if child == 0:
         _become(request, rank, port)
     return child
 
 
-def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
+def _become(request: Request, rank: int, port: int) -> NoReturn:
     log = _open_to_append(request["log"])
-    errors = _open_to_append(request.get("errors", request["log"]))
+    errors = _open_to_append(request.get("errors") or request["log"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, log), (2, errors)):
         os.dup2(source, target)

@@ -1,211 +1,94 @@
-"""What each verb does. A run is built in a few lines; everything else is asked of the parts."""
+"""Trains, validates and saves."""
 
 from __future__ import annotations
 
+import argparse
 import signal
-from dataclasses import replace
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
-import torch
+from llm_train.verbs.base import Load, Verb
 
-from llm_train import check as checks
-from llm_train.checkpoint.callback import Checkpoints
-from llm_train.checkpoint.store import CheckpointStore
-from llm_train.data.prepare import prepare as prepare_tokens
-from llm_train.data.token_shards import TokenShards
-from llm_train.derived import Derived
-from llm_train.errors import CheckpointError, ConfigError
-from llm_train.plan.forecast import forecast, planned
-from llm_train.run import directory as rundir
-from llm_train.run.trainer import bind, build_trainer
-from llm_train.runtime.terminal import say, section
-from llm_train.settings import Settings
-from llm_train.trainer.callbacks.collectives import Collectives
-from llm_train.trainer.callbacks.forecast import Forecast
-from llm_train.trainer.callbacks.profile import Profile
-from llm_train.trainer.logger.jsonl import JSONLMetrics
-from llm_train.trainer.logger.records import read_metrics
-
-# --- verbs ----------------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from llm_train.run.training import Result, Run
 
 
-def prepare(settings: Settings, *, force: bool) -> int:
-    """Makes the tokens that ``data.source`` reads."""
-    source = settings.data.source
-    if not isinstance(source, TokenShards):
-        raise ConfigError(
-            f"data.source={type(source).__name__} reads nothing that could be prepared; "
-            "only TokenShards does"
-        )
-    prepare_tokens(settings.data.recipe, source.path, force=force)
-    say(section("data", source.description()))
-    return 0
-
-
-def check(settings: Settings) -> int:
-    """Prints every derived number, or all problems; needs neither the devices nor the data."""
-    _require_sound(settings, running=False)
-    for title, values in checks.table(settings).items():
-        if values:
-            say(section(title, values))
-    for note in checks.notes(settings):
-        say(f"\nnote: {note}")
-    say("\nno problems found")
-    return 0
-
-
-def fit(
-    settings: Settings,
-    resume: str,
-    profile: bool = False,
-    count_collectives: bool = False,
-    plan: str = "",
-) -> int:
+class Fit(Verb):
     """Trains from the start or from a checkpoint."""
-    _require_sound(settings)
-    derived = checks.derive(settings)
-    predicted = forecast(settings, derived.accumulation)
-    if plan:
-        predicted |= planned(Path(plan), settings)
-    save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
-    profiles = [Profile(settings.run_dir, derived, save_every=save_every)] if profile else []
-    table = checks.table(settings)
-    for title, values in table.items():
-        if values:
-            say(section(title, values))
-    store = _store(settings, derived)
-    saver = Checkpoints(
-        store,
-        every=save_every,
-        facts={
-            "seed": derived.seed,
-            "samples_per_step": derived.samples_per_step,
-            "sequence": derived.sequence,
-            "optimizer": type(settings.task.optimizer_config).__name__,
-        },
-        files=rundir.files_for_checkpoints(settings),
-        resume=resume,
-        announce=lambda found: rundir.record(
-            settings, table, trainer.loggers, found, resume=bool(resume)
-        ),
-    )
-    watching = [*profiles, Forecast(predicted)]
-    trainer = build_trainer(settings, derived, [*watching, saver], JSONLMetrics())
-    if count_collectives:
-        trainer.callbacks.insert(0, Collectives())  # type: ignore[attr-defined]
-    bind(settings, derived, trainer)
-    trainer.fit(settings.task, datamodule=settings.data)
-    return _conclude(settings, trainer, _leave_process_group(trainer, settings.task.stop_signal))
 
-
-def validate(settings: Settings, checkpoint: str) -> int:
-    """Scores a checkpoint on all held-out data."""
-    _require_sound(settings)
-    derived = checks.derive(settings)
-    found = _store(settings, derived).resolve(checkpoint)
-    if found.path is None:
-        raise CheckpointError(
-            f"{settings.run_dir} holds no checkpoint to validate; train first, or give "
-            "--checkpoint PATH"
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Where to begin, and what to watch."""
+        parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
+        parser.add_argument(
+            "--plan",
+            default="",
+            metavar="FILE",
+            help="what plan --json wrote: after 10 steps, compare it with what is measured",
         )
-    path = found.path
-    if checks.strategy_name(settings) == "ZeRO":
-        # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
-        instead = "fsdp" if settings.world_size > 1 else "auto"
-        settings = replace(settings, trainer={**settings.trainer, "strategy": instead})
-    trainer = build_trainer(settings, derived, [_Weights(path)], None)
-    bind(settings, derived, trainer)
-    trainer.validate(settings.task, datamodule=settings.data, verbose=False)
-    _leave_process_group(trainer)
-    say(f"{path}: step {rundir.facts(path)['step']}")
-    say(section("held out", _held_out(settings)))
-    return 0
+        parser.add_argument(
+            "--profile", action="store_true", help="record three steps and say where time went"
+        )
+        parser.add_argument(
+            "--count-collectives",
+            action="store_true",
+            help="count what ranks exchange in the last two steps, for metrics.jsonl",
+        )
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Trains; 0, or 128 + n after signal n."""
+        if threading.current_thread() is threading.main_thread():
+            # A time limit that passes before training starts must not kill by the signal that
+            # means "stopped and saved": such a job would be requeued for ever.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        settings = load(flags.settings)
+
+        from llm_train.run.training import build
+        from llm_train.runtime.terminal import say_sections
+
+        run = build(settings, resume=flags.resume)
+        _watch(run, flags)
+        say_sections(run.table)
+        return _conclude(run, run.fit())
 
 
-def report(run_dir: Path) -> int:
-    """Draws a finished or running run, and names every file it has."""
-    from llm_train.report import write_report
+def _watch(run: Run, flags: argparse.Namespace) -> None:
+    settings, derived = run.settings, run.derived
+    if flags.profile:
+        from llm_train.trainer.callbacks.profile import Profile
 
-    write_report(run_dir)
-    say(f"{run_dir} holds:")
-    for file in sorted(run_dir.rglob("*")):
-        depth = file.relative_to(run_dir).parts
-        if depth[0] == rundir.EARLIER:
-            continue
-        if file.is_file() and depth[0] != "checkpoints":
-            say(f"  {file}  {file.stat().st_size:,} bytes")
-        elif file.is_dir() and len(depth) == 2 and depth[0] == "checkpoints":
-            size = sum(f.stat().st_size for f in file.rglob("*") if f.is_file())
-            say(f"  {file}/  {size:,} bytes")
-    return 0
+        save_every = settings.checkpoint.every.steps(derived.tokens_per_step)
+        run.watch(Profile(settings.run_dir, derived, save_every=save_every))
+    if flags.plan:
+        from llm_train.trainer.callbacks.forecast import Forecast, planned
 
+        mesh = settings.mesh_shape
+        wanted = {
+            "strategy": settings.strategy.described(mesh),
+            "layout": vars(mesh),
+            "micro_batch": settings.batch.per_device,
+        }
+        run.watch(Forecast(planned(Path(flags.plan), wanted)))
+    if flags.count_collectives:
+        from llm_train.trainer.callbacks.collectives import Collectives
 
-# --- building a run -------------------------------------------------------------------------------
-
-
-def _require_sound(settings: Settings, *, running: bool = True) -> None:
-    found = checks.problems(settings, running=running)
-    if found:
-        raise ConfigError("\n".join(found))
+        run.watch(Collectives(), first=True)
 
 
-def _store(settings: Settings, derived: Derived) -> CheckpointStore:
-    return CheckpointStore(
-        settings.run_dir / "checkpoints",
-        keep_last=settings.checkpoint.keep_last,
-        keep_every=settings.checkpoint.keep_every.steps(derived.tokens_per_step),
-    )
+def _conclude(run: Run, result: Result) -> int:
+    from llm_train.runtime.terminal import say, section
+    from llm_train.verbs.validate import held_out
 
-
-def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
-    """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown.
-
-    Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
-    may have reached only some of them.
-    """
-    if torch.distributed.is_initialized():
-        highest = torch.tensor(number, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-        number = int(highest)
-        torch.distributed.destroy_process_group()
-    return number
-
-
-class _Weights(pl.Callback):
-    """Puts a checkpoint's weights into the network before validation."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        rundir.load_weights(self.path, pl_module.network)
-
-
-def _conclude(settings: Settings, trainer: pl.Trainer, number: int) -> int:
-    path = settings.run_dir / "checkpoints"
-    step = trainer.global_step
-    if step < settings.task.derived.total_steps:
-        name = signal.Signals(number).name if number else "a callback"
-        say(f"\nstopped by {name} after step {step}; saved in {path}; continue with --resume auto")
-        return 128 + number if number else 0
-    say(f"\ndone: {step} steps, {step * settings.task.derived.tokens_per_step:,} tokens")
-    if "val/loss" not in settings.task.latest:  # resumed after its last step
-        for record in read_metrics(settings.run_dir / "metrics.jsonl"):
-            settings.task.latest.update({k: v for k, v in record.items() if k.startswith("val/")})
-    if "val/loss" in settings.task.latest:
-        say(section("held out", _held_out(settings)))
+    settings, step = run.settings, result.step
+    if not result.complete:
+        name = signal.Signals(result.signal).name if result.signal else "a callback"
+        say(
+            f"\nstopped by {name} after step {step}; saved in {settings.run_dir}/checkpoints; "
+            "continue with --resume auto"
+        )
+        return 128 + result.signal if result.signal else 0
+    say(f"\ndone: {step} steps, {step * run.derived.tokens_per_step:,} tokens")
+    if "val/loss" in result.metrics:
+        say(section("held out", held_out(settings, result)))
     say(f"\nwrote {settings.run_dir}/metrics.jsonl, config.yaml, derived.json and checkpoints/")
     return 0
-
-
-def _held_out(settings: Settings) -> dict[str, Any]:
-    latest = settings.task.latest
-    result: dict[str, Any] = {"loss (nats per token)": round(latest["val/loss"], 4)}
-    if "val/bits_per_byte" in latest:
-        result["bits per byte"] = round(latest["val/bits_per_byte"], 4)
-    for key, value in settings.data.source.description().items():
-        if key.endswith("bits_per_byte") and value is not None:
-            result[key.replace("_", " ")] = round(float(value), 4)
-    return result

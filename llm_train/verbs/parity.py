@@ -1,29 +1,29 @@
-"""The verb: which runs, in which order, and what is said about them."""
+"""Trains under every strategy and compares them with one process."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_train import check
-from llm_train.check.trainer import precision_of
 from llm_train.errors import ConfigError, LLMTrainError
-from llm_train.parity import configuration, judge, outcome
+from llm_train.parity import configuration, judge, trajectory
 from llm_train.parity.judge import Row
-from llm_train.parity.processes import Launch, launch
-from llm_train.parity.table import explanation, table
+from llm_train.parity.printed import explanation, table
+from llm_train.parity.processes import Launcher, launch
 from llm_train.parity.variants import Variant, exact, reference, rounding
+from llm_train.parity.variants import variants as all_variants
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
-
-Load = Callable[[Sequence[str]], Settings]
+from llm_train.verbs.base import Load, Verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Comparison:
     changes: Mapping[str, Any]
     options: Sequence[str]
     load: Load
-    launch: Launch = launch
+    launch: Launcher = launch
 
     @property
     def folder(self) -> Path:
@@ -57,28 +57,63 @@ class Comparison:
         except LLMTrainError as error:
             return str(error).splitlines()
 
-    def run(self, variant: Variant) -> tuple[outcome.Outcome, outcome.Weights | None] | None:
+    def run(
+        self, variant: Variant
+    ) -> tuple[trajectory.Trajectory, trajectory.Weights | None] | None:
         """Runs ``variant`` in place of what it left behind before; None if it failed."""
         run_dir, log = self._file(variant).with_suffix(""), self._file(variant).with_suffix(".log")
         shutil.rmtree(run_dir, ignore_errors=True)
         arguments = ["fit", "-c", str(self._file(variant)), "--count-collectives", *self.options]
-        ranks = 0 if variant.strategy == "single" else variant.ranks
+        ranks = 0 if variant.alone else variant.ranks
         begun = time.monotonic()
         if not self.launch(arguments, ranks, log):
             say(f"  {variant.name} on {variant.ranks}: failed, see {log}")
             return None
         say(f"  {variant.name} on {variant.ranks}: {time.monotonic() - begun:.0f} s")
-        found = outcome.read(run_dir)
+        found = trajectory.read(run_dir)
         try:
             quiet = io.StringIO()  # DeepSpeed tells what it reads
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                return found, outcome.weights(self.settings, run_dir)
+                return found, trajectory.weights(self.settings, run_dir)
         except LLMTrainError as error:
             say(f"    weights cannot be compared: {error}")
             return found, None
 
     def _file(self, variant: Variant) -> Path:
         return self.folder / f"{variant.folder}.yaml"
+
+
+class Parity(Verb):
+    """Starts its own processes, one for each rank of each variant."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """What to compare."""
+        parser.add_argument("--ranks", default="2", metavar="N[,N]", help="numbers of ranks")
+        parser.add_argument("--steps", default="50", metavar="N", help="optimizer steps of a run")
+        parser.add_argument(
+            "--strategies", default="", metavar="NAME[,NAME]", help="which; without it, all"
+        )
+        parser.add_argument("--json", default="", metavar="FILE", help="write the table to FILE")
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prints a row for each variant; 1 if one is out of tolerance."""
+        settings = load(flags.settings)
+        ranks = [_count("--ranks", text) for text in flags.ranks.split(",")]
+        names = flags.strategies.split(",") if flags.strategies else ()
+        return parity(
+            settings,
+            load,
+            all_variants(names, ranks),
+            steps=_count("--steps", flags.steps),
+            options=[f"--allow-import={name}" for name in flags.allow_import],
+            json_file=Path(flags.json) if flags.json else None,
+        )
+
+
+def _count(flag: str, text: str) -> int:
+    if not text.strip().removeprefix("-").isdecimal():
+        raise ConfigError(f"{flag}={text} is not a whole number")
+    return int(text)
 
 
 def parity(
@@ -89,7 +124,7 @@ def parity(
     steps: int = 50,
     options: Sequence[str] = (),
     json_file: Path | None = None,
-    launch: Launch = launch,
+    launch: Launcher = launch,
 ) -> int:
     """Runs ``variants`` and one process, prints the table; 0 if all are within tolerance, else 1.
 
@@ -102,9 +137,9 @@ def parity(
         settings=settings, changes=changes, options=options, load=load, launch=launch
     )
     compared.folder.mkdir(parents=True, exist_ok=True)
-    precision = precision_of(settings)
-    yardsticks = [rounding(settings.batch), *([] if precision == "32-true" else [exact()])]
-    for variant in (reference(), *yardsticks):
+    precision = settings.precision
+    baselines = [rounding(settings.batch), *([] if precision == "32-true" else [exact()])]
+    for variant in (reference(), *baselines):
         _require(compared.prepare(variant))
     checked = [(v, [v.refusal] if v.refusal else compared.prepare(v)) for v in variants]
     refused = [(f"{v.name} on {v.ranks}", line) for v, why in checked for line in why]
@@ -113,7 +148,7 @@ def parity(
         _require(f"{name}: {line}" for name, line in refused)
     say(section("changed for the comparison, in all runs", configuration.spelt(changes)))
     say(f"\nruns of {steps} steps, in {compared.folder}")
-    rows, allowed = _rows(compared, precision, yardsticks, ready)
+    rows, allowed = _rows(compared, precision, baselines, ready)
     say("\n" + explanation(precision, allowed, on_cuda=settings.on_cuda))
     say("\n" + table(rows))
     for name, line in refused:
@@ -155,18 +190,18 @@ def _require(problems: Iterable[str]) -> None:
 def _rows(
     compared: Comparison,
     precision: str,
-    yardsticks: Sequence[Variant],
+    baselines: Sequence[Variant],
     variants: Sequence[Variant],
 ) -> tuple[list[Row], judge.Distance]:
-    """The rows, and the tolerance that the last yardstick gives."""
+    """The rows, and the tolerance that the last baseline gives."""
     alone = reference()
     expected, weights = _necessary(compared, alone)
 
-    def distance(found: outcome.Outcome, own: outcome.Weights | None) -> judge.Distance:
-        apart = None if own is None or weights is None else outcome.distance(own, weights)
+    def distance(found: trajectory.Trajectory, own: trajectory.Weights | None) -> judge.Distance:
+        apart = None if own is None or weights is None else trajectory.distance(own, weights)
         return judge.measured(found, expected, apart)
 
-    known = [(v, *_necessary(compared, v)) for v in yardsticks]
+    known = [(v, *_necessary(compared, v)) for v in baselines]
     distances = [distance(found, own) for _, found, own in known]
     allowed = judge.tolerance(precision, distances[-1])
     rows = [
@@ -185,7 +220,7 @@ def _rows(
 
 def _necessary(
     compared: Comparison, variant: Variant
-) -> tuple[outcome.Outcome, outcome.Weights | None]:
+) -> tuple[trajectory.Trajectory, trajectory.Weights | None]:
     ran = compared.run(variant)
     if ran is None:
         raise LLMTrainError(

@@ -1,4 +1,4 @@
-"""Ratios of rounds: what slows both peers alike must not show."""
+"""The ratio of rounds must not show what slows both peers alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts on recorded rows: what may be claimed, what was missed, what was never measured."""
+"""Verdicts on recorded rows say what may be claimed, was missed, or was never measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every measured shape is a network of ours, of the size that its name says."""
+"""Every measured shape is one of our networks and has the size that its name says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in an installed
 from benchmarks.peers.ours import configuration
 from benchmarks.shapes import CPU, GPU, TOKENS_PER_STEP, Preset
 from benchmarks.work import Job
-from llm_train.model.network import Transformer, count
+from llm_train.model.network import Counts, Transformer
 
 NAMED = {
     "gpt2-124m": 124_475_904,
@@ -44,7 +44,7 @@ def network(preset: Preset) -> Transformer:
 def test_parameters(name: str) -> None:
     preset = {**GPU, **CPU}[name]
     with torch.device("meta"):
-        counted = count(network(preset).build()).parameters
+        counted = Counts(network(preset).build()).parameters
     assert counted == preset.parameters
     assert NAMED.get(name, counted) == counted
     assert preset.shape.name == name
@@ -54,7 +54,7 @@ def test_parameters(name: str) -> None:
 def test_the_twin_is_a_network_with_the_same_heads_per_group(name: str) -> None:
     preset, tiny = GPU[name], GPU[name].tiny()
     with torch.device("meta"):
-        assert count(network(tiny).build()).parameters < 200_000
+        assert Counts(network(tiny).build()).parameters < 200_000
     assert tiny.shape.heads // tiny.shape.kv_heads == preset.shape.heads // preset.shape.kv_heads
     assert tiny.arguments() == preset.arguments()
 

@@ -1,4 +1,4 @@
-"""The store against a plain model of its rules, and against every kind of damage."""
+"""The store equals a plain model of its rules and survives every kind of damage."""
 
 import errno
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError, ConfigError
 
@@ -20,29 +21,28 @@ def save(store: CheckpointStore, step: int, content: str = "") -> Path:
     return store.commit(step, {"step": step, "content": content})
 
 
-def test_a_checkpoint_comes_back_with_its_facts(tmp_path):
+def test_a_checkpoint_comes_back_with_its_metadata(tmp_path):
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     path = save(store, 200, "a")
     assert path.name == "step-00000200"
-    manifest = store.read_manifest(path)
-    assert manifest.step == 200
-    assert manifest.facts == {"step": 200, "content": "a"}
-    assert sorted(manifest.files) == ["position.json", "state/__0_0.distcp"]
-    assert manifest.files["state/__0_0.distcp"].bytes == 1
-    assert store.verify(path) == []
+    about = manifest.read(path)
+    assert about.metadata == {"step": 200, "content": "a"}
+    assert sorted(about.files) == ["position.json", "state/__0_0.distcp"]
+    assert about.files["state/__0_0.distcp"].bytes == 1
+    assert manifest.problems(path) == []
     assert store.newest().path == path
     assert store.newest().skipped == []
     assert sorted(p.name for p in store.root.iterdir()) == ["step-00000200"]
 
 
-def test_facts_with_odd_keys_and_values_survive(tmp_path):
+def test_metadata_with_odd_keys_and_values_survive(tmp_path):
     store = CheckpointStore(tmp_path)
     store.stage(1)
     path = store.commit(1, {"by rank": {10: 1.5, 9: None}, "pair": (1, "ü"), "loss": float("nan")})
-    assert store.verify(path) == []
-    facts = store.read_manifest(path).facts
-    assert facts["by rank"] == {"10": 1.5, "9": None}
-    assert facts["pair"] == [1, "ü"]
+    assert manifest.problems(path) == []
+    metadata = manifest.read(path).metadata
+    assert metadata["by rank"] == {"10": 1.5, "9": None}
+    assert metadata["pair"] == [1, "ü"]
 
 
 def test_a_leftover_stage_is_emptied_and_clean_removes_it(tmp_path):
@@ -61,11 +61,11 @@ def test_pruning_equals_a_plain_model(tmp_path, seed):
     draw = random.Random(seed)
     keep_last, keep_every = draw.randint(1, 4), draw.choice([0, 0, 20, 30])
     store = CheckpointStore(tmp_path, keep_last, keep_every)
-    kept: list[int] = []  # in the order of saving
+    kept: list[int] = []  # in the order of saving them
     step = 0
     for _ in range(25):
         if draw.random() < 0.15 and kept:
-            step = draw.choice(kept)  # resumed from an earlier one; may save the same step again
+            step = draw.choice(kept)  # resume; perhaps save a step again
         else:
             step += 10
         save(store, step, f"{step}")
@@ -143,14 +143,14 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason(tmp_path, harm, name, r
 def test_every_flipped_bit_of_the_manifest_is_seen_or_harmless(tmp_path):
     store = CheckpointStore(tmp_path)
     path = save(store, 200, "content")
-    file, manifest = path / "manifest.json", store.read_manifest(path)
+    file, written = path / "manifest.json", manifest.read(path)
     good = file.read_bytes()
     for position in range(len(good)):
         bad = bytearray(good)
         bad[position] ^= 1 << (position % 8)
         file.write_bytes(bad)
-        if not store.verify(path):
-            assert store.read_manifest(path) == manifest
+        if not manifest.problems(path):
+            assert manifest.read(path) == written
 
 
 def test_old_damage_is_not_reported_once_a_newer_one_is_good(tmp_path):
@@ -167,7 +167,7 @@ def test_sizes_alone_miss_a_flipped_bit_and_files_beside_do_not_matter(tmp_path)
     store = CheckpointStore(tmp_path)
     path = save(store, 200)
     (path / "notes.txt").write_text("good one")
-    assert store.verify(path) == []
+    assert manifest.problems(path) == []
     flip(path / STATE)
     assert store.newest(verify=False).path == path
     assert store.newest().path is None
@@ -207,7 +207,7 @@ def test_many_problems_make_a_short_line(tmp_path):
     path = store.commit(1, {})
     for index in range(50):
         (path / f"{index:02d}").unlink()
-    assert len(store.verify(path)) == 50
+    assert len(manifest.problems(path)) == 50
     [(_, why)] = store.newest().skipped
     assert why == "00: missing; 01: missing; 02: missing; and 47 more"
 
@@ -243,7 +243,7 @@ def test_a_full_disk_while_replacing_keeps_the_old_one(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", fail)
         with pytest.raises(CheckpointError, match="No space left on device"):
             save(store, 200, "new")
-    assert store.read_manifest(store.newest().path).facts["content"] == "old"
+    assert manifest.read(store.newest().path).metadata["content"] == "old"
 
 
 def test_a_stage_that_cannot_be_made_says_so(tmp_path):

@@ -1,4 +1,4 @@
-"""SIGKILL at every system call through which ``commit`` changes the disk, one after the other."""
+"""A save is killed at each system call through which ``commit`` changes the disk, in turn."""
 
 import os
 import subprocess
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import CheckpointStore
 
-# One process per scenario forks a child per kill point; the child kills itself just before its n-th
-# call. Threads only start in the children. The loop ends with the first child that lives.
+# One process per scenario forks a child per kill point, and the child kills itself just before its
+# n-th call. Threads start only in the children. The loop ends with the first child that lives.
 SCRIPT = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_killed_anywhere_a_complete_checkpoint_is_found(tmp_path, first, second)
         found = store.newest()
         assert found.path is not None, root
         assert found.skipped == []
-        content = store.read_manifest(found.path).facts["content"]
+        content = manifest.read(found.path).metadata["content"]
         assert (found.path / "state" / "2").read_text() == content * 1000
         contents.append(content)
         # After cleaning, only whole checkpoints under their final names remain.
@@ -76,8 +77,8 @@ def test_killed_anywhere_a_complete_checkpoint_is_found(tmp_path, first, second)
         assert all(p.name in {f"step-{first:08d}", f"step-{second:08d}"} for p in root.iterdir())
         after = store.newest().path
         assert after is not None
-        assert store.read_manifest(after).facts["content"] == content
-        assert all(store.verify(path) == [] for path in root.iterdir())
+        assert manifest.read(after).metadata["content"] == content
+        assert all(manifest.problems(path) == [] for path in root.iterdir())
     # Old up to some call, new from then on, both well represented: the kills were spread.
     assert contents == sorted(contents, reverse=True)
     assert contents.count("old") > 8
@@ -85,7 +86,7 @@ def test_killed_anywhere_a_complete_checkpoint_is_found(tmp_path, first, second)
 
 
 def test_killed_at_random_moments_while_saving_on(tmp_path):
-    """The same by the clock, without any hook, over a run that saves as fast as it can."""
+    """A run that saves as fast as it can is killed by the clock, without any hook."""
     script = SCRIPT.split("def kill_at")[0] + (
         "store = CheckpointStore(root, keep_last=2)\n"
         "for step in range(first, 10**6):\n"
@@ -102,7 +103,7 @@ def test_killed_at_random_moments_while_saving_on(tmp_path):
             child.kill()
         found = store.newest()
         assert found.path is not None
-        assert store.verify(found.path) == []
-        step = store.read_manifest(found.path).step + 1
+        assert manifest.problems(found.path) == []
+        step = int(found.path.name.removeprefix("step-")) + 1
         assert step > told[-1]
         store.clean()

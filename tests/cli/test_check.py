@@ -1,4 +1,4 @@
-"""Rules between settings, each by the line it prints; and the numbers that follow from settings."""
+"""Each rule between settings prints its line, and the derived numbers follow from the settings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
+from llm_train.trainer.strategy import known_words
 
 ARGS = "model__network__init_args__"
 MUON = {"class_path": "MuonAdamW", "init_args": {"learning_rate": 0.01}}
-STRATEGIES = "auto, single, ddp, fsdp, hsdp, tp, zero1, zero2, zero3"
+STRATEGIES = ", ".join(known_words())
 
 
 def file_of(tmp_path: Path, **overrides: Any) -> str:
@@ -96,12 +97,13 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "strategy of Lightning by name": (
         {"trainer__strategy": "deepspeed_stage_2"},
         f"trainer.strategy=deepspeed_stage_2 is not one of {STRATEGIES}; for options write "
-        "class_path: DDP, FSDP, LocalSGD or ZeRO with init_args",
+        "class_path and init_args of one of DDP, FSDP, LocalSGD, SingleDevice, ZeRO",
     ),
     "strategy of Lightning by class": (
         {"trainer__strategy": {"class_path": "lightning.pytorch.strategies.DDPStrategy"}},
         "trainer.strategy=DDPStrategy cannot place weights or save state exactly; "
-        "use DDP, FSDP, LocalSGD or ZeRO of llm_train",
+        "use one of "
+        "DDP, FSDP, LocalSGD, SingleDevice, ZeRO",
     ),
     "one device for many ranks": (
         {"trainer__strategy": "single", "trainer__devices": 2},
@@ -229,9 +231,9 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     )
     lines = refused("check", "-c", file)
     assert [line.split("=")[0] for line in lines] == [
+        "trainer.strategy",
         "batch.tokens",
         "trainer.max_steps",
-        "trainer.strategy",
         "trainer.callbacks[0]",
         "trainer.callbacks[1]",
         "data.source has 61 token ids but model.network knows 60; set "
@@ -298,7 +300,7 @@ def test_what_is_allowed(name: str, tmp_path: Path) -> None:
     assert outcome.out.endswith("\nno problems found\n")
 
 
-# --- what is not here -----------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------
 
 
 def missing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -417,7 +419,7 @@ def table(text: str) -> dict[str, str]:
 
 
 def test_every_derived_number(tmp_path: Path) -> None:
-    """By hand: 2 blocks of width 16, hidden 64, vocabulary 61; 128 tokens a step, 6 steps."""
+    """By hand: 2 blocks of width 16, hidden 64, vocabulary 61, and 6 steps of 128 tokens each."""
     file = file_of(
         tmp_path,
         batch__scaling={"rule": "sqrt", "reference_tokens": 32},

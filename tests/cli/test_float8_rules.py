@@ -1,4 +1,4 @@
-"""Rules about model.float8, each by the line it prints; one short run with it, resumed without."""
+"""Each rule about model.float8 prints its line, and a short run resumes without float8."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_without_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_old_devices_are_refused_when_a_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pretended A100: asked by fit, not by check."""
+    """The device is a simulated A100; fit looks at it, and check does not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA A100")
@@ -100,7 +100,7 @@ def test_old_devices_are_refused_when_a_run_starts(
 
 
 def test_trained_with_continued_without(tmp_path: Path) -> None:
-    """Emulated under FSDP, then exact on one device: the checkpoint is one like any other."""
+    """The run is emulated under FSDP, then exact on one device; its checkpoint is ordinary."""
     file = file_of(tmp_path, steps=4)
     assert run("fit", "-c", file, "--budget=3 steps", "--trainer.strategy=fsdp").code == 0
     assert run("fit", "-c", file, "--model.float8=none", "--resume", "auto").code == 0

@@ -1,4 +1,4 @@
-"""The command line as a process: under torchrun, and without the packages it may do without."""
+"""The command line runs as a process, under torchrun and without its optional packages."""
 
 from __future__ import annotations
 
@@ -65,40 +65,61 @@ def test_two_ranks_print_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_nothing_optional_is_imported(tmp_path: Path) -> None:
-    """Not listed: matplotlib and transformers, which torchmetrics, below Lightning, imports."""
-    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
-    code = """
+# None of these is needed before something is compiled, sharded, simulated, drawn or logged there.
+HEAVY = {
+    *("torch._dynamo", "torch._inductor", "matplotlib", "altair"),
+    *("llm_train.plan", "llm_train.parity", "llm_train.report"),
+    *("llm_train.trainer.callbacks.profile", "llm_train.testing"),
+    *("deepspeed", "wandb", "datasets", "torchao", "tensorboard", "pandas"),
+}
+LOADED = """
 import sys
 from llm_train.cli import main
+heavy = set(sys.argv[1].split(","))
 try:
-    main(sys.argv[1:])
+    main(sys.argv[2:])
 except SystemExit as exit_:
-    optional = {"deepspeed", "wandb", "datasets", "torchao", "tensorboard", "pandas"}
-    print(exit_.code, sorted(optional & set(sys.modules)))
+    print("RESULT", exit_.code, sorted(heavy & set(sys.modules)))
 """
-    done = python(code, "check", "-c", str(file), cwd=tmp_path)
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_help_and_version_do_not_import_torch(tmp_path: Path) -> None:
-    code = """
-import sys
-from llm_train.cli import main
-for argument in ("--help", "--version"):
-    try:
-        main([argument])
-    except SystemExit as exit_:
-        print(exit_.code, "torch" in sys.modules)
-"""
-    done = python(code, cwd=tmp_path)
-    lines = done.stdout.splitlines()
-    assert (lines[-1], lines.count("0 False")) == ("0 False", 2), done.stderr
+def loaded(heavy: set[str], *arguments: str, cwd: Path) -> str:
+    """Exit status of a command in a process of its own, and what of ``heavy`` it imported."""
+    done = python(LOADED, ",".join(heavy), *arguments, cwd=cwd)
+    return done.stdout.splitlines()[-1].removeprefix("RESULT ")
+
+
+def test_check_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    assert loaded(HEAVY, "check", "-c", str(file), cwd=tmp_path) == "0 []"
+
+
+def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
+    file = write(tmp_path / "tiny.yaml", config)
+    # Torch loads its compiler to leave it out of an optimizer's step.
+    heavy = HEAVY - {"torch._dynamo", "torch._inductor"}
+    assert loaded(heavy, "fit", "-c", str(file), cwd=tmp_path) == "0 []"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 0),
+        (["--version"], 0),
+        (["chek"], 2),  # codespell:ignore chek
+        (["fit", "--resme=auto"], 2),
+        (["check", "--see=3"], 2),
+        (["generate", "x", "--promt=a"], 2),
+        (["report", "--help"], 0),
+    ],
+)
+def test_what_costs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
+    assert loaded({"torch", "numpy", "lightning"}, *arguments, cwd=tmp_path) == f"{code} []"
 
 
 def test_checks_and_trains_without_the_optional_packages(tmp_path: Path) -> None:
-    """And says in one line which package a configuration would need."""
+    """One line says which package a configuration would need."""
     names = {"wandb", "deepspeed", "datasets", "tensorboard", "tensorboardX"}
     config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
     plain = write(tmp_path / "plain.yaml", config)

@@ -1,4 +1,4 @@
-"""Rules about model.compile and model.attention, each by the line it prints."""
+"""Each rule about model.compile and model.attention prints its line."""
 
 from __future__ import annotations
 

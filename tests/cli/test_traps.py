@@ -1,4 +1,4 @@
-"""The traps that LightningCLI leaves open, each closed; and what a configuration file means."""
+"""The traps that LightningCLI leaves open are closed, and a file means what it says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from llm_train import verbs
 from llm_train.cli import load_settings
-from llm_train.cli.documents import load
+from llm_train.runtime.yaml12 import dump, load
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
@@ -32,12 +33,43 @@ ADAMW = "model__optimizer__init_args__"
         ("true", True),
         ("2024-05-01", "2024-05-01"),
         ("0x10", 16),
+        ("010", 10),
+        ("0o10", 8),
+        ("1:30", "1:30"),
+        ("yes", "yes"),
+        ("1e-05", 1e-5),
         ("null", None),
         ("", None),
     ],
 )
 def test_scalars(text: str, value: object) -> None:
     assert load(text) == value
+
+
+def test_what_is_written_reads_the_same() -> None:
+    words = ["010", "1:30", "yes", "no", "3e-4", "0o10", "null", "~", "", "2024-05-01", "1_000"]
+    words += ["0x1F", "- a", "a: b", "#", "true", "a\nb", "é", " x ", "1.", "1e5", "x" * 200, "="]
+    values = [*words, 1e-5, -3e-14, 1e20, 10, True, None, [], {}]
+    assert load(dump({"all": values})) == {"all": values}
+    # Floats are floats for readers of YAML 1.1 too.
+    assert yaml.safe_load(dump([1e-5, 1e20])) == [1e-5, 1e20]
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        ("--trainer.benchmark=yes", "trainer.benchmark=yes"),
+        ("--model.network.init_args.layers=1:30", "model.network.init_args.layers=1:30"),
+        ("--model.network.init_args.layers=010", ""),
+    ],
+)
+def test_an_option_is_read_like_a_file(option: str, shown: str, tmp_path: Path) -> None:
+    file = str(write(tmp_path / "tiny.yaml", tiny(tmp_path / "run")))
+    if shown:
+        (line,) = refused("check", "-c", file, option)
+        assert line.startswith(shown)
+    else:
+        assert load_settings(["-c", file, option]).task.network_config.layers == 10
 
 
 def settings(tmp_path: Path, *arguments: str, **overrides: Any) -> Any:
@@ -82,10 +114,9 @@ def test_later_files_win_and_options_win_over_files(tmp_path: Path) -> None:
     assert (found.batch.tokens, found.batch.sequence) == (512, 16)
     assert found.name == "base"
     assert load_settings(["--seed=9", "-c", str(base)]).seed == 9, "wherever the option stands"
-    assert refused("check", "-c", str(overlay), "-c", str(base)) == [
-        "model.network has settings before its class is known; give the file that names "
-        "model.network.class_path first"
-    ]
+    (line,) = refused("check", "-c", str(overlay), "-c", str(base))
+    assert line.startswith("model.network has settings and no class yet")
+    assert "name model.network.class_path before them, in the same or an earlier file" in line
 
 
 def test_another_class_keeps_the_settings_it_knows_and_loses_the_others(tmp_path: Path) -> None:
@@ -114,7 +145,7 @@ def test_print_config_runs_again_as_it_is(tmp_path: Path) -> None:
     assert second.task.network_config.layers == 3
     assert first.budget == second.budget
     saved = tmp_path / "saved.yaml"
-    saved.write_text(first.text)  # what a run writes into its directory
+    saved.write_text(first.text)  # a run writes this into its directory
     assert load_settings(["-c", str(saved)]).text == first.text
     assert run("fit", "-c", str(again), "--print_config").out == printed.out
 
@@ -211,4 +242,29 @@ def test_overview_and_version() -> None:
     overview = run()
     assert overview.code == 0
     assert overview.out == run("--help").out
-    assert "  fit       train\n" in overview.out
+    assert "  fit       Trains, validates and saves.\n" in overview.out
+
+
+def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "greet.py").write_text(
+        '''"""Greets whoever calls."""
+
+from llm_train.verbs.base import Verb
+
+
+class Greet(Verb):
+    takes_settings = False
+
+    def add_flags(self, parser):
+        parser.add_argument("--name", default="you")
+
+    def run(self, flags, load):
+        print("hello", flags.name)
+        return 3
+'''
+    )
+    monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path)])
+    assert "  greet     Greets whoever calls.\n" in run("--help").out
+    assert run("greet", "--name=all") == (3, "hello all\n", "")
+    assert refused("gret") == ["'gret' is not a verb; did you mean greet?"]
+    assert refused("greet", "--nam=x")[0].endswith("did you mean --name?")

@@ -1,4 +1,4 @@
-"""Rules about ZeRO, each by the line it prints."""
+"""Each rule about ZeRO prints its line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
                 "init_args": {"optimizer": {"class_path": "torch.optim.Adafactor"}},
             },
         },
-        "model.optimizer: Adafactor cannot update the flat pieces that ZeRO gives it; set "
+        "model.optimizer: Adafactor cannot update the flat fragments that ZeRO gives it; set "
         "trainer.strategy to ddp or fsdp, or use AdamW",
     ),
 }

@@ -19,7 +19,7 @@ def test_scalar_equals_vectorised() -> None:
 
 
 def test_golden_values_never_change() -> None:
-    """A failure here means that every run made before would continue on other data."""
+    """A failure here means that every earlier run would continue on different data."""
     assert permute(range(7), 7, "golden").tolist() == [3, 1, 2, 6, 4, 5, 0]
     assert permute(range(8), 64, "golden").tolist() == [54, 52, 2, 17, 36, 56, 42, 25]
     assert permute(range(8), 1000, "golden").tolist() == [22, 135, 841, 355, 264, 950, 894, 639]

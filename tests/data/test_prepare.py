@@ -27,12 +27,10 @@ from llm_train.data import (
     TrainBPE,
     load_tokenizer,
     prepare,
-    recipe_dict,
-    recipe_differences,
-    recipe_hash,
-    verify,
 )
+from llm_train.data.recipe import recipe_dict, recipe_differences
 from llm_train.data.references import CompressedSize
+from llm_train.data.shards import verify
 from llm_train.errors import ConfigError, DataError
 
 
@@ -40,7 +38,7 @@ from llm_train.errors import ConfigError, DataError
 def corpus(tmp_path: Path) -> Path:
     directory = tmp_path / "corpus"
     directory.mkdir()
-    for number in range(600):  # several batches
+    for number in range(600):  # fills several batches
         words = " ".join(f"wörd{(number * i) % 89}" for i in range(20))
         (directory / f"{number:03d}.txt").write_text(f"Document {number} 👩\n{words}\n")
     (directory / "empty.txt").touch()
@@ -86,7 +84,6 @@ def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, tmp_path: P
         assert described.text_bytes == sum(file.stat().st_size for file in files)
         assert described.decoded_bytes == described.text_bytes
     assert manifest.skipped == {"empty": 1, "not UTF-8": 1}
-    assert manifest.skipped_examples == [("empty.txt", "empty"), ("latin.txt", "not UTF-8")]
 
 
 def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
@@ -292,11 +289,8 @@ def test_recipe_as_plain_values(recipe: Tokenize, corpus: Path) -> None:
         "split": {"class_path": "HashSplit", "fraction": 0.1, "salt": ""},
         "shard_tokens": 100_000_000,
     }
-    backwards = dict(reversed(plain.items()))
-    assert list(backwards) != list(plain)
-    assert recipe_hash(backwards) == recipe_hash(plain)
-    assert recipe_hash(recipe_dict(replace(recipe, workers=7))) == recipe_hash(plain)
-    assert recipe_hash(recipe_dict(replace(recipe, shard_tokens=7))) != recipe_hash(plain)
+    assert recipe_dict(replace(recipe, workers=7)) == plain
+    assert recipe_dict(replace(recipe, shard_tokens=7)) != plain
     assert json.loads(json.dumps(plain)) == plain
 
 

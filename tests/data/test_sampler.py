@@ -1,4 +1,4 @@
-"""Which rank reads what: every sample once, whatever the number of ranks and restarts."""
+"""Ranks read every sample once, whatever the number of ranks and restarts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def share(rank: int, world_size: int, accumulation: int) -> Share:
 
 
 def samples_of_steps(world_size: int, accumulation: int, **position: int) -> list[list[int]]:
-    """Sorted samples of each step over all ranks."""
+    """Returns the sorted samples of each step over all ranks."""
     per_rank = [
         list(MicroBatches(share(rank, world_size, accumulation), **position))
         for rank in range(world_size)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_train.data import HashSplit, TextFiles, Tokenize, TokenShards, TrainBPE, prepare, verify
+from llm_train.data import HashSplit, TextFiles, Tokenize, TokenShards, TrainBPE, prepare
 from llm_train.data.base import NO_TOKEN
 from llm_train.data.manifest import Manifest
-from llm_train.data.shards import ShardTokens, ShardWriter, dtype_for
+from llm_train.data.shards import ShardTokens, ShardWriter, dtype_for, verify
 from llm_train.errors import DataError
 
 

@@ -10,7 +10,7 @@ from llm_train.errors import ConfigError, DataError
 
 
 class Counting(Tokens):
-    """Token i is i."""
+    """A source in which token i has the value i."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -85,7 +85,6 @@ def test_order_depends_on_seed_fingerprint_and_index_alone() -> None:
     windows = TrainWindows(Counting(1000), 7, seed=1, fingerprint="f")
     shuffled = np.random.default_rng(0).permutation(300)
     assert windows.starts(shuffled).tolist() == np.array(starts(1, "f"))[shuffled].tolist()
-    assert np.array_equal(windows.get(5), windows.batch([5])[0])
 
 
 def test_golden_starts_never_change() -> None:
@@ -93,7 +92,7 @@ def test_golden_starts_never_change() -> None:
     windows = source.train_windows(8, 7)
     assert isinstance(windows, TrainWindows)
     assert windows.starts([0, 1, 2, 124, 125, 620]).tolist() == [540, 604, 852, 39, 367, 323]
-    assert windows.get(0).tolist() == [1, 3, 36, 36, 2, 46, 10, 25, 0]
+    assert windows.batch([0])[0].tolist() == [1, 3, 36, 36, 2, 46, 10, 25, 0]
 
 
 def test_too_few_tokens_is_an_error() -> None:
@@ -114,7 +113,7 @@ def test_random_tokens_have_the_distribution_they_claim() -> None:
     other = RandomTokens(vocabulary=16, length=1 << 17, seed=6)
     assert other.fingerprint() != source.fingerprint()
     held_out = source.held_out_windows(64)
-    assert not np.array_equal(held_out.get(0), source.train_windows(64, 0).get(0))
+    assert not np.array_equal(held_out.batch([0])[0], source.train_windows(64, 0).batch([0])[0])
     assert source.token_bytes() is None
     assert source.check() == []
     assert source.description()["vocab_size"] == source.vocab_size() == 16
@@ -123,7 +122,7 @@ def test_random_tokens_have_the_distribution_they_claim() -> None:
 def test_windows_survive_pickling() -> None:
     windows = RandomTokens().train_windows(32, 1)
     copy = pickle.loads(pickle.dumps(windows))
-    assert np.array_equal(copy.get(77), windows.get(77))
+    assert np.array_equal(copy.batch([77])[0], windows.batch([77])[0])
 
 
 @pytest.mark.parametrize("field", ["length", "held_out_length", "vocabulary"])

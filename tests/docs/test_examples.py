@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: one file each, named by class_path, no edit elsewhere."""
+"""Each example of docs/extending.md is one file, named by class_path, with no edit elsewhere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def allow() -> list[str]:
     return [flag for module in MODULES for flag in ("--allow-import", module)]
 
 
+@pytest.mark.distributed
 def test_all_examples_train_two_steps(fork_server: ForkServer, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     np.save(tmp_path / "tokens.npy", generator.integers(0, 50, 3000).astype(np.uint16))
     arguments = ["fit", "-c", str(EXAMPLES / "all.yaml"), "--trainer.accelerator=cpu", *allow()]
     place = {"cwd": tmp_path, "environment": {"PYTHONPATH": str(EXAMPLES)}}
-    done = fork_server.command(*arguments, folder=tmp_path, **place)
-    assert done.code == 0, done.err
-    assert "done: 2 steps" in done.out
+    log = tmp_path / "log.txt"
+    assert fork_server.run(*arguments, ranks=2, log=log, **place) == [0, 0], log.read_text()
+    assert re.search(r"strategy +Compressed", log.read_text())
+    assert "done: 2 steps" in log.read_text()
     lines = (tmp_path / "runs/examples/metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [r["step"] for r in records if "weights/norm" in r] == [1, 2]

@@ -1,4 +1,4 @@
-"""Every local link of the documentation leads to a file, and every heading it names is there."""
+"""Every local link of the documentation leads to a file, and every heading it names exists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """Names of headings as code hosts make them."""
+    """Returns the names of headings as code hosts make them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
 

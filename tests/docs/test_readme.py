@@ -1,7 +1,8 @@
-"""Every command in the documentation's ``sh`` blocks is one that works.
+"""Every command in the documentation's ``sh`` blocks works.
 
-Cheaply: verbs and flags must parse, files and targets must exist. The README's sequence of verbs
-is run for real on a tiny corpus, and then what its torchrun command starts, on two ranks.
+Most of this is tested cheaply: verbs and flags must parse, files and targets must exist. The
+README's sequence of verbs runs on a tiny corpus, followed by its torchrun command with two
+processes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +20,15 @@ import yaml
 
 from llm_train.testing.command import Outcome
 from llm_train.testing.fork_server import ForkServer
+from llm_train.testing.ranks import environment
 from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
-# launching.md is about other people's programs: test_scripts.py runs it with stand-ins for them.
+# launching.md is about other people's programs, which test_scripts.py replaces by stand-ins.
 DOCS = [page for page in (ROOT / "docs").glob("*.md") if page.name != "launching.md"]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS])
 
-# What makes the quickstart a matter of seconds.
+# With these options the quickstart takes seconds.
 TINY = [
     "--model.network.init_args.layers=1",
     "--model.network.init_args.width=16",
@@ -46,7 +50,7 @@ CORPUS = [
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The commands of a page's ``sh`` blocks, environment assignments left out."""
+    """Returns the commands of a page's ``sh`` blocks without their environment assignments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     plain = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
@@ -57,7 +61,7 @@ ALL = [words for page in PAGES for words in commands(page)]
 
 
 def verb_and_options(words: list[str]) -> list[str]:
-    """What follows the program: ``llm-train``, or ``torchrun ... -m llm_train``."""
+    """Returns the words after the program (``llm-train``, or ``torchrun ... -m llm_train``)."""
     return words[1:] if words[0] == "llm-train" else words[words.index("llm_train") + 1 :]
 
 
@@ -174,19 +178,19 @@ def test_examples_need_to_be_allowed(results: Results) -> None:
 def test_every_preset_is_listed() -> None:
     listed = set(re.findall(r"\]\((configs/[\w./-]+\.yaml)\)", section("Presets")))
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert there - listed == set()  # what is listed and not there, test_links finds
+    assert there - listed == set()  # test_links finds what is listed and does not exist
 
 
 def test_every_strategy_word_is_listed() -> None:
-    from llm_train.check import STRATEGIES
+    from llm_train.trainer.strategy import known_words
 
     listed = re.findall(r"^\| `(\w+)` \|", section("Strategies"), re.MULTILINE)
-    assert {"auto", *listed} == set(STRATEGIES)
+    assert {"auto", *listed} == set(known_words())
 
 
 @pytest.mark.distributed
 def test_readme_sequence_runs(fork_server: ForkServer, place: Path) -> None:
-    """The verbs in the order of the README, then what torchrun starts, on a tiny corpus."""
+    """Runs the README's verbs in their order, then its torchrun command, on a tiny corpus."""
     words = [w[1:] for w in commands(ROOT / "README.md") if w[0] == "llm-train"]
     sequence, after = words[:4], words[4:6]
     assert [w[0] for w in words[:6]] == [
@@ -212,6 +216,25 @@ def test_readme_sequence_runs(fork_server: ForkServer, place: Path) -> None:
     assert resumed[:5] == torchrun[:5]
 
 
+@pytest.mark.distributed
+def test_scripts_run_as_written(place: Path) -> None:
+    scripts = re.findall(r"^```python\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
+    assert [len([line for line in each.splitlines() if line]) for each in scripts] == [4, 5]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(scripts)],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, result, predicted = done.stdout.splitlines()
+    assert re.fullmatch(r"10 \d\.\d+", result)
+    assert re.fullmatch(r"tensor\(\[\[\d+, +\d+, +\d+\]\]\)", predicted)
+
+
 def first_yaml(page: Path) -> str:
     return page.read_text("utf-8").split("```yaml\n")[1].split("```")[0]
 
@@ -221,5 +244,5 @@ def readme() -> str:
 
 
 def section(title: str) -> str:
-    """The text under a heading of the second level."""
+    """Returns the text under a heading of the second level."""
     return re.split(rf"^## {title}$", readme(), flags=re.MULTILINE)[1].split("\n## ")[0]

@@ -1,4 +1,4 @@
-"""Launch scripts: linted, and run with stand-ins for what a cluster has and this machine lacks."""
+"""Launch scripts are linted and run with stand-ins for programs that only a cluster has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 SHELL = ["torchrun.sh", "slurm.sbatch", "gpu_bench.sh", "interpreters.sh"]
 
-# Writes its name and arguments, one line a call, then ends as told.
+# A stand-in writes its name and arguments, one line per call, and then does as it is told.
 STAND_IN = """\
 #!/usr/bin/env bash
 printf '%s\\n' "{name} $*" >> "{calls}"
@@ -29,7 +29,7 @@ printf '%s\\n' "{name} $*" >> "{calls}"
 
 @pytest.mark.parametrize("name", SHELL)
 def test_shell_is_sound(name: str) -> None:
-    """shellcheck where the machine has it, else the syntax alone."""
+    """Uses shellcheck if the machine has it, and otherwise checks only the syntax."""
     linter = ["shellcheck"] if shutil.which("shellcheck") else ["bash", "-n"]
     done = subprocess.run(
         [*linter, str(SCRIPTS / name)], capture_output=True, text=True, check=False
@@ -38,7 +38,7 @@ def test_shell_is_sound(name: str) -> None:
 
 
 class Cluster:
-    """A folder of stand-ins, first on PATH, and what they were called with."""
+    """A folder of stand-ins, which comes first on PATH, and a record of their calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Cluster:
         path.chmod(0o755)
 
     def runs(self, script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
-        """Exit status, calls in order, standard error."""
+        """Returns the exit status, the calls in their order, and standard error."""
         done = subprocess.run(
             ["bash", str(SCRIPTS / script), *arguments],
             env={"PATH": f"{self.folder}:{os.environ['PATH']}", **variables},
@@ -139,7 +139,7 @@ def test_only_a_run_that_saved_and_stopped_for_its_limit_is_requeued(
 
 
 def test_a_requeued_job_continues_until_it_is_done(cluster: Cluster) -> None:
-    """The job as SLURM would run it: twice stopped at its limit, then done."""
+    """The job runs as under SLURM: it is stopped twice at its limit, then it is done."""
     cluster.offers("srun", '[[ "$(grep -c ^srun "$0".calls)" == 3 ]] || exit 138')
     (cluster.folder / "srun.calls").symlink_to(cluster.calls)
     cluster.offers("scontrol", "exit 0")
@@ -173,7 +173,7 @@ def test_other_verbs_take_no_resume(cluster: Cluster) -> None:
 def test_slurm_is_asked_for_what_the_script_relies_on() -> None:
     text = (SCRIPTS / "slurm.sbatch").read_text(encoding="utf-8")
     asked = re.findall(r"^#SBATCH (\S+)$", text, re.MULTILINE)
-    # To the steps, not to the batch script alone (B:); and what is written stays after a requeue.
+    # The signal goes to the steps, not to the batch script alone (B:), and a requeue keeps the log.
     assert {"--signal=USR1@300", "--requeue", "--open-mode=append"} <= set(asked)
 
 
@@ -181,7 +181,7 @@ def test_slurm_is_asked_for_what_the_script_relies_on() -> None:
 
 
 def test_the_commands_of_the_page(cluster: Cluster) -> None:
-    """Each is one line; a script in it is run with stand-ins, as written."""
+    """Each command is one line, and a script in it runs with stand-ins, as written."""
     page = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
     lines = [
         line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()
@@ -190,7 +190,7 @@ def test_the_commands_of_the_page(cluster: Cluster) -> None:
     for name in ("torchrun", "kubectl", "scontrol"):
         cluster.offers(name, "exit 0")
     cluster.offers("python", "echo 8")
-    # Options of sbatch and srun come before the program, as words in pairs.
+    # The options of sbatch and srun come before the program, as pairs of words.
     skip = 'while [[ $1 == --* ]]; do if [[ $1 == *=* ]]; then shift; else shift 2; fi; done; "$@"'
     for name in ("sbatch", "srun"):
         cluster.offers(name, skip)
@@ -215,7 +215,7 @@ def job() -> dict[str, Any]:
 
 def test_the_manifest_is_a_pytorchjob(job: dict[str, Any]) -> None:
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
-    assert job["spec"]["runPolicy"]["backoffLimit"] > 0  # or a failing job would start for ever
+    assert job["spec"]["runPolicy"]["backoffLimit"] > 0  # else it would restart for ever
     replicas = job["spec"]["pytorchReplicaSpecs"]
     assert replicas.keys() == {"Master", "Worker"}
     assert replicas["Master"]["replicas"] == 1
@@ -237,7 +237,7 @@ def test_the_manifest_is_a_pytorchjob(job: dict[str, Any]) -> None:
 def test_the_command_of_the_manifest_runs(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun reads it, whatever the operator sets, and check accepts what ranks would see."""
+    """torchrun reads the command whatever the operator sets, and check accepts the ranks."""
     operator = {"NNODES": "9", "NPROC_PER_NODE": "auto", "NODE_RANK": "1", "MASTER_ADDR": "x"}
     for name, value in operator.items():
         monkeypatch.setenv(f"PET_{name}", value)

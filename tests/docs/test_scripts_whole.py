@@ -1,4 +1,4 @@
-"""Launch scripts with real ranks: a job stopped at its limit and requeued, and two nodes."""
+"""Launch scripts start real ranks: a job that is stopped and requeued, and two nodes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from llm_train.trainer.logger.records import read_lines, read_metrics
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1800)]
 
-# Starts two tasks as srun would; on the first run signals them, as SLURM does before the limit,
-# once step 8 is logged; returns the highest status.
+# Starts two tasks as srun would. On the first run it signals them once step 8 is logged, as SLURM
+# does before the limit. It returns the highest status.
 SRUN = """\
 #!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
@@ -80,7 +80,7 @@ def test_a_job_at_its_limit_is_requeued_and_continues(tmp_path: Path) -> None:
 
 
 def test_two_nodes(tmp_path: Path) -> None:
-    """Two agents of torchrun, on one machine as they would be on two."""
+    """Two agents of torchrun run on one machine as they would on two."""
     file = write(tmp_path / "c.yaml", tiny(tmp_path / "run"))
     given = {"NODES": "2", "PROCESSES": "1", "HOST": f"127.0.0.1:{free_port()}"}
     agents = [

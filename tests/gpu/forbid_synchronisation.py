@@ -1,4 +1,4 @@
-"""Runs the command line with torch's synchronisation detector raising between log points."""
+"""Runs the command line while torch's synchronisation detector raises between log points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_train.testing.attach import attached
 
 
 class Forbid(pl.Callback):
-    """From the second step on, except in the last micro-batch of a log point."""
+    """Forbids synchronisation from the second step on, except in the steps of log points."""
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

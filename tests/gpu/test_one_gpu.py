@@ -15,7 +15,7 @@ import torch
 
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise, materialise
-from llm_train.model.network.linear import Copies
+from llm_train.model.network.linear import ShadowWeights
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment, llm_train
 from llm_train.trainer.logger.records import read_lines, read_metrics
@@ -51,12 +51,12 @@ CASES = [(s, c) for s in ("single", "ddp", "fsdp", "zero2") for c in ("none", "b
     ("strategy", "compiled"), [*CASES, ("single", "network"), ("single", "graphs")]
 )
 def test_every_strategy_learns_and_resumes(strategy: str, compiled: str, tmp_path: Path) -> None:
-    """Killed with SIGKILL in the middle, continued, and compared with a run left alone."""
+    """A run is killed in the middle with SIGKILL, continued, and compared with an unbroken run."""
     ranks = 0 if strategy == "single" else 1
     paths = {}
     for name in ("alone", "killed"):
         settings: dict[str, Any] = {"trainer__strategy": strategy, "model__compile": compiled}
-        if compiled == "graphs":  # one micro-batch a step
+        if compiled == "graphs":  # one micro-batch per step
             settings["batch__per_device"] = 8
         paths[name] = str(write(tmp_path / f"{name}.yaml", config(tmp_path / name, **settings)))
     llm_train("fit", "-c", paths["alone"], ranks=ranks)
@@ -131,7 +131,7 @@ def test_mfu_and_peak_memory_are_reported_where_the_peak_is_known(tmp_path: Path
 
 
 def test_no_synchronisation_between_log_points(tmp_path: Path) -> None:
-    """torch's own detector raises at every call that waits for the device inside the window."""
+    """torch's own detector raises at every call that waits for the device between log points."""
     settings = {"trainer__log_every_n_steps": 10, "checkpoint__every": "0 steps"}
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", **settings))
     script = Path(__file__).with_name("forbid_synchronisation.py")
@@ -175,7 +175,7 @@ def test_copies_of_weights_give_what_autocast_gives() -> None:
         network = shape.build().cuda()
         initialise(network, seed=3)
         if copied:
-            Copies(network, torch.bfloat16)
+            ShadowWeights(network, torch.bfloat16)
         with torch.autocast("cuda", torch.bfloat16):
             sums = network(tokens[:, :-1], partial(CausalLM(), targets=tokens[:, 1:]))
         sums.objective.backward()

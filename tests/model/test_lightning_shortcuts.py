@@ -1,4 +1,4 @@
-"""Each interface of Lightning that is replaced, compared with what Lightning does."""
+"""Each interface of Lightning that is replaced does what Lightning's own does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
-from llm_train.check import derive
 from llm_train.cli import load_settings
 from llm_train.model import lightning_shortcuts as trim_module
 from llm_train.model.lightning_shortcuts import NoProfiler, Trimmed, trim
@@ -59,7 +58,7 @@ def test_arguments_of_a_training_step_are_those_that_lightning_finds(
 
 def test_a_run_is_trimmed(tmp_path: Path) -> None:
     settings = load_settings(["-c", str(write(tmp_path / "c.yaml", tiny(tmp_path / "run")))])
-    trainer = build_trainer(settings, derive(settings), [], None)
+    trainer = build_trainer(settings, settings.derive(), [], None)
     assert trainer.fit_loop.epoch_loop._build_kwargs is trim_module._build_kwargs
     assert isinstance(trainer.profiler, NoProfiler)
     assert isinstance(settings.task, Trimmed)
@@ -67,7 +66,7 @@ def test_a_run_is_trimmed(tmp_path: Path) -> None:
 
 
 def test_lightning_still_calls_what_is_replaced() -> None:
-    """A renamed method would make the replacement silently useless."""
+    """A renamed method would silently make the replacement useless."""
     advance = inspect.getsource(_TrainingEpochLoop.advance)
     assert "self._build_kwargs(OrderedDict(), batch, batch_idx)" in advance
     assert "lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)" in advance
@@ -94,7 +93,7 @@ def test_the_profiler_that_is_not_there_has_lightnings_interface() -> None:
     assert isinstance(profiler, PassThroughProfiler)
     with profiler.profile("outer") as outer, profiler.profile("inner"):
         assert outer is None
-    assert profiler.profile("outer") is profiler.profile("inner")  # nothing is made for an action
+    assert profiler.profile("outer") is profiler.profile("inner")  # no object is made for an action
     names = inspect.signature(NoProfiler.profile).parameters
     assert list(names) == list(inspect.signature(PassThroughProfiler.profile).parameters)
 
@@ -108,5 +107,5 @@ def test_the_short_cut_for_hook_names_is_what_module_would_do(
         module._current_fx_name = "on_fit_start"
     assert module._current_fx_name == "on_fit_start"
     assert "_current_fx_name" in vars(module)
-    module.extra = nn.Linear(1, 1)  # everything else goes the usual way
+    module.extra = nn.Linear(1, 1)  # any other attribute goes the usual way
     assert "extra" in dict(module.named_children())

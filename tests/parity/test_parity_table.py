@@ -1,8 +1,9 @@
-"""The table of parity: right strategies agree with one process, and a wrong one is found out."""
+"""In the table of parity, right strategies agree with one process and wrong ones are found."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,20 +15,21 @@ import pytest
 from llm_train.cli.command import load_settings
 from llm_train.errors import ConfigError
 from llm_train.parity.judge import Distance, judge, measured, tolerance
-from llm_train.parity.outcome import Outcome, counted
-from llm_train.parity.variants import STRATEGIES, Variant, rounding, variants
+from llm_train.parity.trajectory import Trajectory, counted
+from llm_train.parity.variants import Variant, rounding, variants
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
-from llm_train.testing.ranks import launched_as
+from llm_train.testing.ranks import launched_as, llm_train
 from llm_train.units import Batch
 from llm_train.verbs.parity import parity
 
+ROOT = Path(__file__).parents[2]
 Table = Callable[..., tuple[int, dict[str, Any]]]
 
 
 def config(folder: Path, **overrides: Any) -> Path:
-    """No dropout, gradients clipped at every step, and shapes that two and four ranks divide."""
+    """Has no dropout, clips gradients at every step, and has shapes that 2 and 4 ranks divide."""
     settings: dict[str, Any] = {
         "model__network__init_args__dropout": 0.0,
         "model__network__init_args__heads": 4,
@@ -103,10 +105,11 @@ def test_strategies_agree_and_wrong_ones_are_found_out(
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_every_strategy_on_one_two_and_four_ranks(precision: str, table: Table) -> None:
     settings = {"batch__tokens": 256, "trainer__precision": precision}
-    code, found = table(variants(STRATEGIES, [1, 2, 4]), steps=50, **settings)
+    compared = variants([], [1, 2, 4])
+    code, found = table(compared, steps=50, **settings)
     assert code == 0, found
     ran = {(row["name"], row["ranks"]) for row in found["rows"]}
-    assert {(name, 4) for name in STRATEGIES if name != "single"} <= ran
+    assert {(v.name, 4) for v in compared} <= ran
     assert (("single, in fp32", 1) in ran) == (precision != "32-true")
 
 
@@ -123,6 +126,26 @@ def test_the_verb_and_torchrun(tmp_path: Path) -> None:
         "single, rounded otherwise",
         "fsdp",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_users_strategy_and_local_sgd_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded gradients are out of the tolerance of fp32; another computation is not judged."""
+    examples = ROOT / "docs/examples"
+    monkeypatch.setenv("PYTHONPATH", f"{examples}{os.pathsep}{ROOT}")
+    file, path = tmp_path / "table.json", config(tmp_path)
+    compared = ["--strategies", "compressed,localsgd", "--steps", "4", "--json", str(file)]
+    mine = ["--trainer.strategy.class_path=compressed.Compressed", "--allow-import", "compressed"]
+    done = llm_train("parity", "-c", str(path), *compared, *mine, cwd=tmp_path, check=False)
+    assert done.returncode == 1, done.stderr
+    found = rows(json.loads(file.read_text()))
+    assert any("loss above" in fault for fault in found["compressed"]["faults"])
+    assert found["compressed"]["collectives"] == found["localsgd"]["collectives"]
+    assert found["localsgd"]["faults"] == []
+    assert "not judged" in done.stdout
 
 
 ACCUMULATING = [
@@ -182,7 +205,7 @@ def accumulations(name: str) -> tuple[int, ...]:
 def per_step(
     name: str, ranks: int, accumulation: int, fork_server: ForkServer, folder: Path
 ) -> dict[str, float]:
-    """Collectives of a step with so many micro-batches."""
+    """Returns the collectives of a step with so many micro-batches."""
     (variant,) = variants([name], [ranks])
     place = folder / str(accumulation)
     place.mkdir()
@@ -249,7 +272,7 @@ def test_it_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
-RUN = Outcome(
+RUN = Trajectory(
     loss=[4.0, 2.0],
     norm=[1.0, 1.0],
     rate=[0.1, 0.2],
@@ -279,8 +302,8 @@ def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list
     assert row.faults == faults
 
 
-def test_rounding_itself_is_the_yardstick_where_fp32_is_not() -> None:
-    """Three times the spread, and never less than fp32 is granted."""
+def test_rounding_itself_is_the_baseline_where_fp32_is_not() -> None:
+    """The baseline is three times the spread, and never less than fp32 is granted."""
     spread = Distance(loss=1e-3, norm=1e-7, weights=2e-2)
     assert tolerance("bf16-mixed", spread) == Distance(loss=3e-3, norm=1e-5, weights=6e-2)
     calm = Distance(loss=9e-6, norm=1e-7, weights=5e-6)

@@ -1,19 +1,21 @@
-"""The verb: what it prints, writes and refuses."""
+"""Tests what the verb prints, writes and refuses."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from llm_train.errors import ConfigError
-from llm_train.plan.devices import ACCELERATORS, accelerator
-from llm_train.plan.formula import Weight
-from llm_train.plan.placing import Placing
-from llm_train.plan.traffic import LINK_EFFICIENCY, Transfer, traffic
+from llm_train.model.optimizer import AdamW
+from llm_train.plan.speed import LINK_EFFICIENCY, transfer_seconds
+from llm_train.runtime.devices import device_called
+from llm_train.testing import configs
 from llm_train.testing.command import refused, run
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.testing.ranks import llm_train
+from llm_train.trainer.strategy import DDP, FSDP, LocalSGD, Strategy
+from llm_train.trainer.strategy.cost import Transfer, Weight, Workload
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("-c", str(ROOT / "configs/quickstart.yaml"))
@@ -35,56 +37,78 @@ def test_a_plan_of_the_quickstart(tmp_path: Path) -> None:
         assert found["micro_batch"] * found["micro_batches"] * data_ranks == 8
 
 
+def test_a_users_strategy_and_local_sgd_are_planned_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'docs/examples'}{os.pathsep}{ROOT}")
+    small = ["-c", str(configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run")))]
+    file = tmp_path / "plan.json"
+    options = [*small, "--devices", "2", "--json", str(file)]
+    mine = ["--trainer.strategy.class_path=compressed.Compressed", "--allow-import", "compressed"]
+    llm_train("plan", *options, *mine, cwd=tmp_path)
+    found = json.loads(file.read_text())
+    assert found["configured"]["strategy"] == "Compressed"
+    best = {c["strategy"]: c for c in reversed(found["fastest"])}
+    assert set(best) >= {"Compressed", "DDP"}
+    (half,), (whole,) = (best[name]["transfers"] for name in ("Compressed", "DDP"))
+    assert half["whole"] == whole["whole"] / 2
+
+    seldom = {"class_path": "LocalSGD", "init_args": {"every": 2}}
+    assert run("plan", *options, f"--trainer.strategy={json.dumps(seldom)}").code == 0
+    own = json.loads(file.read_text())["configured"]
+    assert own["strategy"] == "LocalSGD, every 2 steps"
+    assert own["bytes"]["agreed"] == own["bytes"]["parameters"]
+    assert own["transfers"][0]["whole"] == whole["whole"] / 2
+    assert own["transfers"][0]["calls"] == 1 / 2
+
+
 def test_what_check_refuses_is_refused() -> None:
     (line,) = refused("plan", *QUICK, "--devices", "3")
     assert line.startswith("batch.tokens=1024 is not a multiple of 3 ranks")
 
 
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--gpu h20 is not known; did you mean h200\? known: "):
-        accelerator("h20")
-    for name in ACCELERATORS:
-        assert accelerator(name).peak_flops("bf16-mixed") > 1e13
+def test_an_optimizer_that_reads_numbers_is_refused(tmp_path: Path) -> None:
+    adafactor = {"class_path": "torch.optim.Adafactor", "init_args": {"lr": 0.01}}
+    chosen = {"class_path": "TorchOptimizer", "init_args": {"optimizer": adafactor}}
+    config = configs.tiny(tmp_path / "run", model__optimizer=chosen)
+    (line,) = refused("plan", "-c", str(configs.write(tmp_path / "c.yaml", config)))
+    assert line.startswith("model.optimizer=TorchOptimizer reads numbers while it updates")
 
 
 def test_a_ring_by_hand() -> None:
-    device = accelerator("h100")
+    device = device_called("h100")
     sent = Transfer(kind="all-reduce", over="replicate", ranks=16, stride=1, whole=1e9, calls=0)
     # Two rounds of 15 / 16 through eight adapters of 50 GB/s: 400 GB/s, below NVLink's 450.
     assert sent.through_rank == pytest.approx(1.875e9)
-    assert sent.seconds(device, 8) == pytest.approx(1.875e9 / (LINK_EFFICIENCY * 400e9))
-    # One rank of each node: its own adapter.
+    assert transfer_seconds(sent, device, 8) == pytest.approx(1.875e9 / (LINK_EFFICIENCY * 400e9))
+    # One rank of each node has an adapter of its own.
     across = Transfer(kind="all-gather", over="shard", ranks=2, stride=8, whole=1e9, calls=0)
-    assert across.seconds(device, 8) == pytest.approx(0.5e9 / (LINK_EFFICIENCY * 50e9))
+    assert transfer_seconds(across, device, 8) == pytest.approx(0.5e9 / (LINK_EFFICIENCY * 50e9))
 
 
 def test_traffic_by_hand() -> None:
-    weights = [
-        Weight(name="head.weight", shape=(10, 4), block=False, copied=True, cut=0),
-        Weight(name="layers.0.weight", shape=(8, 4), block=True, copied=True, cut=0),
-    ]
+    weights = (
+        Weight(name="head.weight", extent=(10, 4), block=False, copied=True, cut=0),
+        Weight(name="layers.0.weight", extent=(8, 4), block=True, copied=True, cut=0),
+    )
 
-    def sent(placing: Placing, accumulation: int) -> dict[str, float]:
-        found = traffic(
-            weights,
-            placing,
-            "bf16-mixed",
+    def sent(strategy: Strategy, ranks: int, accumulation: int) -> dict[str, float]:
+        work = Workload(
+            weights=weights,
+            optimizer=AdamW(learning_rate=0.1),
+            precision="bf16-mixed",
             accumulation=accumulation,
             activation=100,
-            layers=1,
-            recomputed=0.0,
         )
-        return {f"{t.kind} {t.over}": t.whole for t in found}
+        found = strategy.transfers(work, strategy.mesh_shape(ranks))
+        return {f"{t.kind} {t.over}": t.whole for t in found if t.ranks > 1}
 
-    fsdp = Placing(kind="fsdp", layout=Layout(shards=2))
-    assert sent(fsdp, 3) == {
+    assert sent(FSDP(), 2, 3) == {
         "all-gather shard": 2 * 3 * (2 * 32 + 40),
         "reduce-scatter shard": 4 * 72,
     }
-    kept = Placing(kind="fsdp", layout=Layout(shards=2), reshard=False)
-    assert sent(kept, 3)["all-gather shard"] == 2 * 72
-    assert sent(Placing(kind="ddp", layout=Layout(replicas=2)), 3) == {
-        "all-reduce replicate": 4 * 72
-    }
-    hybrid = Placing(kind="fsdp", layout=Layout(shards=2, replicas=2))
-    assert sent(hybrid, 1)["all-reduce replicate"] == 4 * 72 / 2
+    kept = sent(FSDP(reshard_after_forward=False), 2, 3)
+    assert kept["all-gather shard"] == 2 * 72
+    assert sent(DDP(), 2, 3) == {"all-reduce replicate": 4 * 72}
+    assert sent(FSDP(replicas=2), 4, 1)["all-reduce replicate"] == 4 * 72 / 2
+    assert sent(LocalSGD(every=8), 2, 3) == {"all-reduce replicate": 4 * 72 / 8}

@@ -1,11 +1,11 @@
-"""Runs that others have published, planned: one set of efficiencies, no number of a run's own.
+"""Plans runs that others have published, with one set of efficiencies for all of them.
 
 KempnerForge (mfu_scaling report of April 2026, its benchmark script): Llama 3 8B on H200 at
 sequence 4096, everything in bf16, full recomputation, compiled; "GB" there is 2**30. llm-foundry
 (scripts/train/benchmarking/README.md): MPT 7B on 8 H100 at sequence 2048, FULL_SHARD, micro-batch
-6, no recomputation, not compiled; no memory given but the device's. TinyLlama (README of September
-2023, pretrain/tinyllama.py): 1.1B on 16 A100-40, micro-batch 8 of sequence 2048, FSDP, fused
-kernels; no memory given but that 8 samples go into 40 GB.
+6, no recomputation, not compiled; it gives no memory but the device's. TinyLlama (README of
+September 2023, pretrain/tinyllama.py): 1.1B on 16 A100-40, micro-batch 8 of sequence 2048, FSDP,
+fused kernels; it says of memory only that 8 samples fit into 40 GB.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from llm_train.cli.command import load_settings
-from llm_train.plan.devices import accelerator
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
+from llm_train.runtime.devices import device_called
 from llm_train.verbs.plan import draft, on_devices
 
 HERE = Path(__file__).parent
@@ -62,16 +62,16 @@ MPT = [
 def planned(
     overrides: list[str], devices: int, nodes: int, gpu: str
 ) -> tuple[dict[str, Any], float]:
-    """The configured numbers, and the simulated peak in GiB."""
+    """Returns the configured numbers, and the simulated peak in GiB."""
     settings = load_settings(["-c", str(HERE / "published.yaml"), *overrides])
     settings = on_devices(settings, devices=devices, nodes=nodes)
-    values = draft(settings, accelerator(gpu), searching=False).values
+    values = draft(settings, device_called(gpu), searching=False).values
     highest = peak(values["simulated"])[1] - values["not_kept_by_compiled_blocks"]
     return values["configured"], highest / 2**30
 
 
 def usable(gpu: str) -> float:
-    return USABLE * accelerator(gpu).memory / 2**30
+    return USABLE * device_called(gpu).memory / 2**30
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_llama_8b_sharded_over_h200(
     sizes = [f"--batch.tokens={32_768 * ranks}", f"--batch.per_device={micro_batch}"]
     found, gib = planned([*LLAMA, *sizes, "--trainer.strategy=fsdp"], ranks, 1, "h200")
     assert found["tokens_per_second"] == pytest.approx(rate, rel=0.25)
-    # Ours keeps whole gradients while it accumulates, and reduces once; theirs, as published, less.
+    # Ours keeps whole gradients while it accumulates and reduces once; published runs need less.
     assert published < gib < 1.2 * published
 
 
@@ -119,5 +119,5 @@ def test_the_shapes_are_those_that_were_published() -> None:
         for name, overrides in (("llama", LLAMA[:3]), ("mpt", MPT), ("tiny", TINY))
     }
     assert counted["llama"] == 8_030_261_248
-    assert counted["mpt"] == 6_658_859_008  # in the table of llm-foundry
-    assert counted["tiny"] == 1_100_048_384  # of huggingface.co/TinyLlama
+    assert counted["mpt"] == 6_658_859_008  # from the table of llm-foundry
+    assert counted["tiny"] == 1_100_048_384  # from huggingface.co/TinyLlama

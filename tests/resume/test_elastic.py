@@ -1,4 +1,4 @@
-"""A checkpoint goes on under any layout; ``make elastic`` tries all pairs, these are some."""
+"""A checkpoint continues under any strategy; ``make elastic`` tries all pairs, this tries some."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_some_pairs(start: str, to: str, matrix: Matrix) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_layout_is_left_and_entered(matrix: Matrix) -> None:
-    """A ring through all of them, in steps that change strategy and number of ranks."""
+    """A ring goes through all of them, in steps that change strategy and number of ranks."""
     order = NAMES[::3] + NAMES[1::3] + NAMES[2::3]
     pairs = zip(order, order[1:] + order[:1], strict=True)
     cells = [matrix.cell(start, to) for start, to in pairs]

@@ -1,4 +1,4 @@
-"""What else could make a resumed run differ from an unbroken one, or lose what was there."""
+"""Tests what else could make a resumed run differ from an unbroken one, or lose its files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ import torch
 
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError
+from llm_train.run import training
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.verbs import fit as verbs
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-]
 
 
 @pytest.fixture
@@ -29,15 +23,15 @@ def with_callback(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a callback into the next Trainer, before all others."""
 
     def install(callback: pl.Callback) -> None:
-        build = verbs.build_trainer
+        build = training.build_trainer
 
         def built(*args: Any, **kwargs: Any) -> pl.Trainer:
             trainer = build(*args, **kwargs)
             trainer.callbacks.insert(0, callback)
-            monkeypatch.setattr(verbs, "build_trainer", build)
+            monkeypatch.setattr(training, "build_trainer", build)
             return trainer
 
-        monkeypatch.setattr(verbs, "build_trainer", built)
+        monkeypatch.setattr(training, "build_trainer", built)
 
     return install
 
@@ -50,7 +44,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 def test_a_stop_between_micro_batches_waits_for_the_step(
     with_callback: Any, tmp_path: Path
 ) -> None:
-    """As a Timer asks for it: at micro-batch 14 of 24, in the middle of step 4."""
+    """The request comes as from a Timer: at micro-batch 14 of 24, in the middle of step 4."""
 
     class StopAt(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -66,7 +60,7 @@ def test_a_stop_between_micro_batches_waits_for_the_step(
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(with_callback: Any, tmp_path: Path) -> None:
-    """At a log point the sums are empty; the norm still knows."""
+    """At a log point the sums are empty, but the norm still shows it."""
 
     class Poison(pl.Callback):
         def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
@@ -143,9 +137,9 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    from llm_train.checkpoint import tensors as state
+    from llm_train.checkpoint import tensors
 
     network = torch.nn.Linear(2, 2)
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
     with pytest.raises(CheckpointError, match=r"could not be written or read: .*No space left"):
-        state.save(tmp_path, network, None)
+        tensors.save(tmp_path, network, None)

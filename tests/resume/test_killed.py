@@ -1,4 +1,4 @@
-"""A run killed at random steps and resumed each time equals the run left alone, bit for bit."""
+"""A run that is killed at random steps and resumed equals an unbroken run, bit for bit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, ki
 
 
 def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
-    """What must be the same, by step."""
+    """Returns the values that must be the same, by step."""
     return {
         record["step"]: {key: record[key] for key in EXACT if key in record}
         for record in read_metrics(run_dir / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""Freed memory is used again instead of being asked for again, counted in page faults."""
+"""Freed memory is reused instead of requested again; the test counts page faults."""
 
 from __future__ import annotations
 

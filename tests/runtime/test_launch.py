@@ -1,4 +1,4 @@
-"""Who launched the ranks: what is read from the environment, and real ranks that believe it."""
+"""Tests what is read from the launcher's environment, and real ranks that rely on it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_ranks_of_srun_meet_at_the_first_node_of_the_step(
 
 
 def test_lightning_requeues_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its handler would save inside the signal, and the script requeues."""
+    """Lightning's handler would save inside the signal, and the script requeues."""
     for name, value in launched_as("srun", rank=0, ranks=2, port=29500).items():
         monkeypatch.setenv(name, value)
     trainer = pl.Trainer(
@@ -129,7 +129,7 @@ def test_srun_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_other_nodes_need_a_launcher_when_a_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)  # a run in this process leaves it behind
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # runs in this process set it
     file = file_of(tmp_path, trainer__num_nodes=2)
     assert run("check", "-c", file).code == 0
     assert refused("fit", "-c", file) == [
@@ -193,7 +193,7 @@ def test_a_signal_ends_all_ranks_with_one_status(
     fork_server: ForkServer,
     tmp_path: Path,
 ) -> None:
-    """srun returns the highest status of all tasks, and only 128 + SIGUSR1 means: start again."""
+    """srun returns the highest status of all tasks; only 128 + SIGUSR1 means: start again."""
     log = tmp_path / "log.txt"
     file = file_of(tmp_path, steps=200, checkpoint__every="0 steps")
     statuses = fork_server.run(
@@ -216,7 +216,7 @@ def test_a_signal_ends_all_ranks_with_one_status(
 
 
 def test_notice_before_training_is_not_death(tmp_path: Path) -> None:
-    """Else a start longer than the time limit would look like a run that saved and stopped."""
+    """A start longer than the time limit must not look like a run that saved and stopped."""
     process = subprocess.Popen(
         command("fit", "-c", file_of(tmp_path, steps=4)),
         env=environment(),

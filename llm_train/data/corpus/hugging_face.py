@@ -67,7 +67,7 @@ class HuggingFace(Corpus):
     def _saved(self) -> bool:
         return any((Path(self.path) / name).is_file() for name in _SAVED)
 
-    def _rows(self) -> Iterable[dict[str, Any]]:
+    def _rows(self) -> Iterable[dict[str, object]]:
         try:
             import datasets
         except ImportError:
@@ -75,7 +75,7 @@ class HuggingFace(Corpus):
                 "the corpus HuggingFace needs the package datasets; "
                 "run pip install 'llm-train[datasets]'"
             ) from None
-        rows: Any
+        rows: Any  # one of four classes, none of them typed
         if self._saved():
             rows = datasets.load_from_disk(self.path)
             if isinstance(rows, datasets.DatasetDict):

@@ -27,9 +27,7 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
     Raises:
         DataError: no such file, or not a tokenizer.
     """
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise DataError(f"{file} does not exist; a tokenizer is a file named tokenizer.json")
+    file = tokenizer_file(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
@@ -38,6 +36,18 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The ``tokenizer.json`` that ``path`` is, or holds.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise DataError(f"{path}: there is no tokenizer.json; correct the path")
+    return file
 
 
 def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import tokenizers
 
 from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
-from llm_train.data.tokenizer.loading import byte_lengths, load_tokenizer, token_id
-from llm_train.errors import ConfigError, DataError
+from llm_train.data.tokenizer.loading import byte_lengths, load_tokenizer, token_id, tokenizer_file
+from llm_train.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +36,14 @@ class TokenizerFile(Tokenizer):
 
     def provenance(self) -> Mapping[str, str | int]:
         """The file's hash."""
-        return {"tokenizer_file": hashlib.sha256(self._file().read_bytes()).hexdigest()}
+        return {
+            "tokenizer_file": hashlib.sha256(tokenizer_file(self.path).read_bytes()).hexdigest()
+        }
 
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Opens the file and refuses what cannot be used before any text is read."""
-        tokenizer = load_tokenizer(self._file())
+        tokenizer = load_tokenizer(self.path)
         byte_lengths(tokenizer)
         if self.end_of_text:
             token_id(tokenizer, self.end_of_text)
         return tokenizer
-
-    def _file(self) -> Path:
-        path = Path(self.path)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise DataError(f"path={self.path}: there is no tokenizer.json; correct the path")
-        return file

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
-from llm_train.errors import ConfigError
+from llm_train.context import Context
+from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer, too_many_ids
+from llm_train.errors import check_at_least
 
 _SMALLEST = 257  # every byte and the boundary token
 
@@ -33,15 +34,15 @@ class TrainBPE(Tokenizer):
     sample_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.vocab_size < _SMALLEST:
-            raise ConfigError(
-                f"vocab_size={self.vocab_size} must be at least {_SMALLEST}: 256 bytes and one "
-                "end-of-text token"
-            )
-        if self.min_frequency < 1:
-            raise ConfigError(f"min_frequency={self.min_frequency} must be at least 1")
-        if self.sample_bytes < 0:
-            raise ConfigError(f"sample_bytes={self.sample_bytes} must be at least 0 (0: all)")
+        check_at_least(self, _SMALLEST, "vocab_size", hint=": 256 bytes and one end-of-text token")
+        check_at_least(self, 1, "min_frequency")
+        check_at_least(self, 0, "sample_bytes", hint=" (0: all)")
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """A vocabulary that will be larger than the network's, where no tokens say how large."""
+        if not context.prepared and self.vocab_size > context.token_ids:
+            key = "data.recipe.init_args.tokenizer"
+            yield too_many_ids(key, self.vocab_size, context.token_ids)
 
     @property
     def boundary(self) -> str:

@@ -1,7 +1,10 @@
-"""Losses: hidden states and targets in, sums of nats out. Short names for YAML below."""
+"""Losses map hidden states and targets to sums of nats. YAML may use the short names below."""
 
-from llm_train.model.loss.base import Loss, LossSum, Projection, Readout
+from llm_train.discovery import load
+from llm_train.model.loss.base import Loss, LossSum, Projection
 from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.loss.chunked import ChunkedCausalLM
 
-__all__ = ["CausalLM", "ChunkedCausalLM", "Loss", "LossSum", "Projection", "Readout"]
+__all__ = ["CausalLM", "ChunkedCausalLM", "Loss", "LossSum", "Projection"]
+
+load(__name__)

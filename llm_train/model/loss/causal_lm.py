@@ -1,8 +1,8 @@
-"""Cross-entropy of the next token, with all logits at once.
+"""Computes the cross-entropy of the next token with all logits at once.
 
-What is unusual: it returns sums, because a mean over a micro-batch cannot be averaged again (see
-``base``), and its only regulariser is the z-loss. This is the reference that ``chunked`` must
-equal; its logits take ``4 B T V`` bytes in float32, and about twice that again in backward.
+This is the reference that ``chunked`` must equal. Its logits take ``4 B T V`` bytes in float32, and
+the backward pass needs about twice that again. It returns sums (``base`` says why), and its only
+regulariser is the z-loss.
 
 Shapes: B batch, T positions, D width, V padded vocabulary.
 """
@@ -21,10 +21,10 @@ from llm_train.model.loss.base import Loss, LossSum, Projection
 
 
 def check_z_loss(z_loss: float) -> None:
-    """Refuses a weight that is negative or not finite.
+    """Checks that a weight is finite and not negative.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: if it is not.
     """
     if not (math.isfinite(z_loss) and z_loss >= 0.0):
         raise ConfigError(
@@ -35,12 +35,12 @@ def check_z_loss(z_loss: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM(Loss):
-    """Cross-entropy in nats, summed over the valid targets; holds all logits of the micro-batch.
+    """Sums the cross-entropy in nats over the valid targets; holds all logits of a micro-batch.
 
     Attributes:
         z_loss: weight of ``log(Z)**2`` per valid target, where Z is the softmax's normaliser (PaLM,
-            arXiv:2204.02311, section 5: 1e-4). It is part of the objective, never of the nats. 0 is
-            none.
+            arXiv:2204.02311, section 5: 1e-4). It is part of the objective, never of the nats. 0
+            turns it off.
         ignore_index: a target with this value does not count.
     """
 

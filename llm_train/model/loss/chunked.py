@@ -1,23 +1,17 @@
-"""Cross-entropy of the next token without ever holding all logits.
+"""Computes the cross-entropy of the next token without ever holding all logits.
 
-What is unusual: the gradient is computed in the *forward*. For a softmax it is known in closed form
-as soon as a chunk's logits are, so each chunk's logits live once, serve the loss and both
-gradients, and are gone; backward only multiplies by the incoming scalar. Against recomputing the
-chunk in backward (activation checkpointing) this saves one of four matrix products of the head; the
-price is that the weight's gradient (V x D) exists from this forward on, not from the backward on.
+What is unusual is that the gradient is computed in the *forward* pass. The gradient of a softmax is
+known in closed form as soon as the logits of a chunk are, so each chunk's logits exist once, serve
+the loss and both gradients, and are freed; the backward pass only multiplies by the incoming
+scalar. Recomputing the chunk in the backward pass (activation checkpointing) would cost a fourth
+matrix product of the head. The price is that the weight's gradient (V x D) exists from this forward
+pass on.
 
 Per valid target, with z the capped logits, p their softmax and w the weight of the z-loss::
 
     objective = log Z - z[target] + w log(Z)^2
     d objective / d z = p (1 + 2 w log Z) - onehot(target)
     d z / d raw = 1 - (z / cap)^2                 (1 without a cap)
-
-Numerics: products run in autocast's dtype where it is on, else in the weight's, as the plain loss's
-do; softmax and loss are float32. The weight's gradient is summed over chunks in float32 and rounded
-once to the weight's dtype; with bfloat16 products each chunk's share is rounded before it is added,
-so the result is as accurate as the plain loss's, though not the same bits. Gradients are those of
-the *sum* before the incoming scalar is applied, at most a few units in size: right for bfloat16 and
-float32; float16 with a loss scaler would underflow, as the scale arrives only in backward.
 
 Shapes: N = B*T positions, n positions of a chunk, D width, V padded vocabulary.
 """
@@ -42,12 +36,12 @@ from llm_train.runtime.autocast import autocast_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkedCausalLM(Loss):
-    """``CausalLM`` in pieces: the same sums and gradients, at most ``chunk_tokens x V`` logits.
+    """Computes ``CausalLM``'s sums and gradients with at most ``chunk_tokens x V`` logits at once.
 
     Attributes:
         z_loss: weight of ``log(Z)**2`` per valid target, where Z is the softmax's normaliser (PaLM,
-            arXiv:2204.02311, section 5: 1e-4). It is part of the objective, never of the nats. 0 is
-            none.
+            arXiv:2204.02311, section 5: 1e-4). It is part of the objective, never of the nats. 0
+            turns it off.
         ignore_index: a target with this value does not count.
         chunk_tokens: positions whose logits are held at once. A chunk needs about
             ``12 V chunk_tokens`` bytes; below some hundred positions the products become too small
@@ -71,7 +65,7 @@ class ChunkedCausalLM(Loss):
         return self._score(hidden, projection, targets, chunk=_chunk)
 
     def compiled(self) -> Scorer:
-        """One compiled graph for a chunk: its logits are passed over twice, not ten times."""
+        """Compiles the work on a chunk into one graph: 2 passes over its logits instead of 10."""
         return partial(self._score, chunk=torch.compile(_chunk, dynamic=False))
 
     def _score(
@@ -84,12 +78,13 @@ class ChunkedCausalLM(Loss):
             z_loss=self.z_loss,
             ignore_index=self.ignore_index,
             chunk_tokens=self.chunk_tokens,
+            # As in the plain loss, products run in autocast's dtype, the rest in float32.
             dtype=autocast_dtype(weight),
-            # Inside a Function's forward gradients are off and needs_input_grad ignores no_grad, so
-            # whether anybody wants a gradient must be asked here.
+            # Inside a Function's forward, gradients are off and needs_input_grad ignores no_grad,
+            # so this is the place to ask whether anybody wants a gradient.
             gradients=torch.is_grad_enabled(),
         )
-        matrix = projection.weight_copy
+        matrix = projection.shadow
         objective, nats = _ChunkedSum.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, -2), weight, targets.flatten(), matrix, settings, chunk
         )
@@ -97,7 +92,7 @@ class ChunkedCausalLM(Loss):
 
 
 class _Settings(NamedTuple):
-    """Everything of a call that is not a tensor."""
+    """Everything in a call that is not a tensor."""
 
     vocab_size: int
     soft_cap: float
@@ -112,7 +107,7 @@ _Chunk = Callable[[Tensor, Tensor, Tensor, _Settings], tuple[Tensor, Tensor]]
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """(hidden (N, D), weight (V, D), targets (N,), its copy) -> objective (), nats ()."""
+    """Maps hidden (N, D), weight (V, D), targets (N,) and shadow weight to objective and nats."""
 
     @staticmethod
     def forward(
@@ -120,16 +115,16 @@ class _ChunkedSum(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        weight_copy: Tensor | None,
+        shadow: Tensor | None,
         settings: _Settings,
         chunk: _Chunk,
     ) -> tuple[Tensor, Tensor]:
-        """Sums over chunks, and leaves the gradients of the objective behind for backward."""
+        """Sums over chunks and saves the gradients of the objective for the backward pass."""
         with torch.autocast(hidden.device.type, enabled=False):
             wants_hidden = settings.gradients and ctx.needs_input_grad[0]
             wants_weight = settings.gradients and ctx.needs_input_grad[1]
             # Cast once a call, not once a chunk; detached, so that it is not in autocast's cache.
-            source = weight.detach() if weight_copy is None else weight_copy
+            source = weight.detach() if shadow is None else shadow
             matrix = source.to(settings.dtype)  # (V, D)
             grad_hidden = torch.zeros_like(hidden) if wants_hidden else None  # (N, D)
             grad_weight = (
@@ -145,7 +140,12 @@ class _ChunkedSum(torch.autograd.Function):
                     grad_hidden[rows] = grad @ matrix  # (n, V) @ (V, D)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad, part)
+        # The gradient is summed over chunks in float32 and rounded once. With bfloat16 products
+        # each chunk's share is rounded before it is added, so the result is as accurate as the
+        # plain loss's, but not bitwise the same.
         saved_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        # These are gradients of the *sum*, a few units in size at most. That suits bfloat16 and
+        # float32; float16 would underflow, as a loss scaler's factor arrives only in backward.
         ctx.save_for_backward(grad_hidden, saved_weight)
         objective, nats = sums.unbind()
         objective, nats = objective.clone(), nats.clone()  # outputs may not be views of one tensor
@@ -157,7 +157,7 @@ class _ChunkedSum(torch.autograd.Function):
     def backward(
         ctx: Any, grad_objective: Tensor, _grad_nats: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        """Scales what forward computed. Out of place: with ``retain_graph`` it runs again."""
+        """Scales the gradients of forward, out of place: with ``retain_graph`` it runs again."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad_objective.to(grad_hidden.dtype),
@@ -172,14 +172,14 @@ class _ChunkedSum(torch.autograd.Function):
 def _chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, settings: _Settings
 ) -> tuple[Tensor, Tensor]:
-    """One chunk's objective and nats (2,), and the gradient at its raw logits (n, V)."""
+    """Returns one chunk's objective and nats (2,), and the gradient at its raw logits (n, V)."""
     vocab, cap = settings.vocab_size, settings.soft_cap
     logits = F.linear(hidden, weight).float()  # (n, V)
     if cap > 0.0:
         logits = logits.div_(cap).tanh_().mul_(cap)
     logits[:, vocab:] = float("-inf")
     valid = targets != settings.ignore_index  # (n,)
-    # An ignored target may be any number: read column 0 in its place and drop what comes of it.
+    # An ignored target may be any number, so we read column 0 in its place and drop the result.
     columns = torch.where(valid, targets, 0).unsqueeze(-1)  # (n, 1)
     log_z = logits.logsumexp(-1, keepdim=True)  # (n, 1)
     nats = torch.where(valid, (log_z - logits.gather(-1, columns)).squeeze(-1), 0.0)  # (n,)
@@ -199,7 +199,7 @@ def _chunk(
 
 
 def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """``total`` (V, D, float32) += ``grad`` (n, V) transposed @ ``hidden`` (n, D)."""
+    """Adds ``grad`` (n, V) transposed @ ``hidden`` (n, D) to ``total`` (V, D, float32)."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), hidden)  # no second matrix of the weight's size
     else:

@@ -13,13 +13,18 @@ Shapes: B batch, T positions, D width, H query heads, K key/value heads, G = H /
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.cache import LayerCache, causal_mask
-from llm_train.model.network.linear import Linear
+from llm_train.model.network.linear import ShadowedLinear
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.rotary import Rotary
+
+if TYPE_CHECKING:
+    from llm_train.model.network.transformer import Transformer
 
 
 class Attention(nn.Module):
@@ -27,38 +32,22 @@ class Attention(nn.Module):
 
     State, in order: ``qkv.weight`` ((G + 2) * K * hd, D), ``qkv.bias``, ``out.weight`` (D, H * hd),
     ``out.bias``, ``q_norm.weight`` (hd), ``k_norm.weight`` (hd); biases and norms where configured.
-
-    Args:
-        width: D.
-        heads: H.
-        kv_heads: K, a divisor of H.
-        bias: whether both projections have one.
-        dropout: probability of dropping an attention weight, in training only.
-        qk_norm: RMSNorm over hd on queries and keys, weights shared by the heads
-            (arXiv:2302.05442).
-        norm_eps: of the QK-norm.
     """
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        bias: bool,
-        dropout: float,
-        qk_norm: bool,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, config: Transformer) -> None:
         super().__init__()
-        self.heads = heads
-        self.head_dim = width // heads
-        self.group = heads // kv_heads
-        self.dropout = dropout
-        self.qkv = Linear(width, (self.group + 2) * kv_heads * self.head_dim, bias=bias)
-        self.out = Linear(heads * self.head_dim, width, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.heads = config.heads
+        self.head_dim = config.width // config.heads
+        kv_heads = config.kv_heads or config.heads
+        self.group = config.heads // kv_heads
+        self.dropout = config.dropout
+        rows = (self.group + 2) * kv_heads * self.head_dim
+        self.qkv = ShadowedLinear(config.width, rows, bias=config.bias)
+        self.out = ShadowedLinear(config.width, config.width, bias=config.bias)
+        # Over hd, with weights that the heads share (arXiv:2302.05442).
+        hd, eps = self.head_dim, config.norm_eps
+        self.q_norm = RMSNorm(hd, eps=eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hd, eps=eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotary | None, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -8,49 +8,18 @@ Shapes: B batch, T positions, D width, V vocabulary (padded).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import through_copy
+from llm_train.model.projection import Projection, R, Readout
 
-R = TypeVar("R")
-
-
-class Projection(NamedTuple):
-    """How hidden states become logits, as data, so that a loss may do it in pieces.
-
-    Attributes:
-        weight: (V, D), V padded.
-        vocab_size: number of real token ids; columns from here on are padding and get no
-            probability.
-        soft_cap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, eq. 1); 0 means
-            none.
-        weight_copy: (V, D) the weight in the dtype of products, where it is kept (``linear``).
-    """
-
-    weight: Tensor
-    vocab_size: int
-    soft_cap: float
-    weight_copy: Tensor | None = None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V) in float32; padding columns are -inf."""
-        matrix = through_copy(self.weight, self.weight_copy)
-        out = torch.nn.functional.linear(hidden, matrix).float()
-        if self.soft_cap > 0.0:
-            out = self.soft_cap * torch.tanh(out / self.soft_cap)
-        if self.vocab_size < self.weight.shape[0]:
-            padding = torch.arange(self.weight.shape[0], device=out.device) >= self.vocab_size
-            out = out.masked_fill(padding, float("-inf"))
-        return out
-
-
-Readout = Callable[[Tensor, Projection], R]
+__all__ = ["ForwardFlops", "Initial", "LanguageModel", "Network", "Projection", "R", "Readout"]
 
 
 class Initial(NamedTuple):
@@ -66,6 +35,20 @@ class Initial(NamedTuple):
     mean: float
     std: float
     rows: int = 0
+
+
+class ForwardFlops(NamedTuple):
+    """Floating point operations of one sample's forward; a multiplication and an addition are 2.
+
+    Attributes:
+        products: of everything but attention.
+        attention: of its two products, at their causal cost where they are causal.
+        attention_all_pairs: of the same over all pairs of positions.
+    """
+
+    products: int
+    attention: int
+    attention_all_pairs: int
 
 
 class LanguageModel(nn.Module, ABC):
@@ -92,6 +75,25 @@ class LanguageModel(nn.Module, ABC):
             "matrices may be cut; write its tensor_roles, or set tensor=1"
         )
 
+    def forward_flops(self, sequence: int) -> ForwardFlops | None:
+        """What a sample of ``sequence`` tokens costs; None (the default) lets torch count it.
+
+        For networks that ``flops`` cannot count: with operators that have no formula, or with work
+        that depends on values. A network that declares its work is taken at its word.
+        """
+        return None
+
+    def tensor_limits(self) -> Mapping[str, int]:
+        """How many parts what tensor parallelism cuts can have at most, by the key that says so.
+
+        Raises:
+            ConfigError: the network does not say how it may be cut.
+        """
+        roles = self.tensor_roles().items()
+        tables = [path for path, role in roles if role in ("embedding", "head")]
+        rows = {self.get_parameter(f"{path}.weight").shape[0] for path in tables}
+        return {"the rows of the vocabulary (see pad_vocab_to)": math.gcd(*rows)}
+
     @abstractmethod
     def initial(self, name: str) -> Initial:
         """The distribution that parameter ``name`` (as in ``named_parameters``) starts from."""
@@ -111,7 +113,7 @@ class LanguageModel(nn.Module, ABC):
         """
 
 
-class Network(ABC):
+class Network(Part, ABC):
     """Configuration of a network. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
@@ -123,6 +125,23 @@ class Network(ABC):
     @abstractmethod
     def max_positions(self) -> int:
         """Longest sequence the network accepts."""
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """A sequence that is too long, and matrices that tensor parallelism cannot cut evenly."""
+        if context.batch.sequence > self.max_positions:
+            yield (
+                f"batch.sequence={context.batch.sequence} exceeds the {self.max_positions} "
+                "positions of model.network; shorten it, or raise "
+                "model.network.init_args.max_sequence"
+            )
+        ranks = context.strategy.tensor
+        limits = context.network.tensor_limits() if ranks > 1 else {}
+        for name, number in {"batch.sequence": context.batch.sequence, **limits}.items():
+            if number % ranks:
+                yield (
+                    f"trainer.strategy: tensor={ranks} does not divide {name}={number}; use a "
+                    f"divisor of both, or change {name}"
+                )
 
     @abstractmethod
     def build(self) -> LanguageModel:

@@ -6,31 +6,30 @@ fullgraph=True)`` works. All blocks of a network share code objects and shapes a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from llm_train.model.network.attention import Attention
 from llm_train.model.network.cache import LayerCache
+from llm_train.model.network.mlp import make_mlp
+from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
+
+if TYPE_CHECKING:
+    from llm_train.model.network.transformer import Transformer
 
 
 class Block(nn.Module):
     """Pre-norm residual layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
-    def __init__(
-        self,
-        attention_norm: nn.Module,
-        attention: Attention,
-        mlp_norm: nn.Module,
-        mlp: nn.Module,
-        *,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: Transformer) -> None:
         super().__init__()
-        self.attention_norm = attention_norm
-        self.attention = attention
-        self.mlp_norm = mlp_norm
-        self.mlp = mlp
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = make_mlp(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None

@@ -31,13 +31,15 @@ What follows from torchao 0.18's source, with either recipe:
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import nn
 
+from llm_train.context import Context, Model
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.quiet import quiet
@@ -48,6 +50,47 @@ ALIGNMENT = 16
 """Dimensions of FP8 products must be multiples of this: 16 bytes of 8-bit values."""
 
 _OLDEST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+
+
+def problems(context: Context) -> Iterator[str]:
+    """What model.float8 needs of other keys, of the installation, of layers and of devices."""
+    recipe = context.float8
+    if recipe == "none":
+        return
+    if importlib.util.find_spec("torchao") is None:
+        yield (
+            f"model.float8={recipe} needs torchao, which is not installed; "
+            "pip install 'llm-train[torchao]', or set model.float8=none"
+        )
+    if context.on_cuda:
+        yield from _cuda_problems(context)
+    for missing in sorted({lacks_float8(torch.device("cuda", i)) for i in context.cuda_here}):
+        if missing and context.running:
+            yield f"model.float8={recipe} {missing}; set model.float8=none"
+    if not fitting_layers(context.network):
+        yield nothing_fits(context.network, recipe)
+
+
+def _cuda_problems(context: Context) -> Iterator[str]:
+    recipe, batch = context.float8, context.batch
+    if context.compile == "none":
+        yield (
+            f"model.float8={recipe} with model.compile=none is slower than bf16, since scales and "
+            "casts are not fused; set model.compile=blocks, or model.float8=none"
+        )
+    if not context.precision.startswith("bf16"):
+        yield (
+            f"trainer.precision={context.precision} with model.float8={recipe} leaves everything "
+            "else in fp32; set trainer.precision to bf16-mixed or bf16-true, or model.float8=none"
+        )
+    tokens = batch.per_device * batch.sequence
+    if tokens % ALIGNMENT:
+        yield (
+            f"batch.per_device={batch.per_device} x batch.sequence={batch.sequence} = {tokens} "
+            f"tokens are not a multiple of {ALIGNMENT}, as model.float8={recipe} needs for the "
+            f"gradients of weights; make batch.sequence a multiple of {ALIGNMENT}, or set "
+            "model.float8=none"
+        )
 
 
 def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> int:
@@ -74,9 +117,19 @@ def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> i
     count = len(fitting_layers(network))
     if count == 0:
         raise ConfigError(nothing_fits(network, recipe))
-    convert, config = _torchao(recipe, emulate=device.type == "cpu")
+    try:
+        with quiet():
+            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise ConfigError(
+            f"model.float8={recipe} needs torchao, which cannot be imported "
+            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
+            "model.float8=none"
+        ) from error
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    config = dataclasses.replace(config, emulate=device.type == "cpu")
     for block in network.blocks():
-        convert(block, module_filter_fn=_fits, config=config)
+        convert_to_float8_training(block, module_filter_fn=_fits, config=config)
     # In every forward under CUDA's autocast torchao asks for its dtype by a deprecated name.
     warnings.filterwarnings("ignore", r"torch\.get_autocast_gpu_dtype\(\)", DeprecationWarning)
     return count
@@ -97,50 +150,26 @@ def lacks_float8(device: torch.device) -> str:
     )
 
 
-def fitting_layers(network: LanguageModel) -> list[nn.Linear]:
+def fitting_layers(network: Model) -> list[nn.Linear]:
     """The layers that ``to_float8`` converts."""
-    return [
-        module
-        for block in network.blocks()
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and _fits(module, name)
-    ]
+    return [layer for layer in _linear_layers(network) if _fits(layer)]
 
 
-def nothing_fits(network: LanguageModel, recipe: str) -> str:
+def nothing_fits(network: Model, recipe: str) -> str:
     """The error for a network without a layer that fits."""
-    shapes = sorted(
-        {
-            f"{module.out_features} x {module.in_features}"
-            for block in network.blocks()
-            for module in block.modules()
-            if isinstance(module, nn.Linear)
-        }
-    )
+    shapes = {f"{each.out_features} x {each.in_features}" for each in _linear_layers(network)}
     return (
         f"model.float8={recipe} converts no layer: none of the blocks' linear layers "
-        f"({', '.join(shapes) or 'there are none'}) has two dimensions that are multiples of "
-        f"{ALIGNMENT}; change the network's widths, or set model.float8=none"
+        f"({', '.join(sorted(shapes)) or 'there are none'}) has two dimensions that are multiples "
+        f"of {ALIGNMENT}; change the network's widths, or set model.float8=none"
     )
 
 
-def _fits(module: nn.Module, name: str) -> bool:
-    """Whether a module (torchao gives its name too) is a linear layer that FP8 units can run."""
-    if not isinstance(module, nn.Linear):
-        return False
-    return module.in_features % ALIGNMENT == 0 and module.out_features % ALIGNMENT == 0
+def _linear_layers(network: Model) -> list[nn.Linear]:
+    modules = (module for block in network.blocks() for module in block.modules())
+    return [module for module in modules if isinstance(module, nn.Linear)]
 
 
-def _torchao(recipe: Recipe, *, emulate: bool) -> tuple[Callable[..., nn.Module], Any]:
-    """What torchao offers for a recipe: its conversion and the configuration to give it."""
-    try:
-        with quiet():
-            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise ConfigError(
-            f"model.float8={recipe} needs torchao, which cannot be imported "
-            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
-            "model.float8=none"
-        ) from error
-    config = Float8LinearConfig.from_recipe_name(recipe)
-    return convert_to_float8_training, dataclasses.replace(config, emulate=emulate)
+def _fits(layer: nn.Linear, _name: str = "") -> bool:
+    """Whether FP8 units can run a layer; torchao asks it of linear layers alone, by name too."""
+    return layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from llm_train.model.network.base import Projection, R, Readout
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
+from llm_train.runtime.sharded import is_dtensor
 
 
-class Head(WithCopy, nn.Module):
+class Head(HasShadow, nn.Module):
     """Output projection without a bias.
 
     Args:
@@ -33,7 +33,7 @@ class Head(WithCopy, nn.Module):
     def forward(self, hidden: Tensor, readout: Readout[R]) -> R:
         """Calls ``readout`` with (B, T, D) and the projection."""
         weight = _whole(self.weight)
-        return readout(hidden, Projection(weight, self.vocab_size, self.soft_cap, self.weight_copy))
+        return readout(hidden, Projection(weight, self.vocab_size, self.soft_cap, self.shadow))
 
 
 def _whole(weight: Tensor) -> Tensor:
@@ -41,8 +41,10 @@ def _whole(weight: Tensor) -> Tensor:
 
     Each of them scores positions of its own, so each has a part of the gradient.
     """
-    if not isinstance(weight, DTensor):
+    if not is_dtensor(weight):
         return weight
+    from torch.distributed.tensor import Partial, Replicate
+
     gathered = weight.redistribute(placements=[Replicate()])
     whole: Tensor = gathered.to_local(grad_placements=[Partial()])
     return whole

@@ -16,10 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from llm_train.model.network.base import Initial, LanguageModel
+from llm_train.runtime.sharded import is_dtensor
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -56,7 +55,9 @@ def sample(initial: Initial, shape: torch.Size, *, seed: int, name: str) -> Tens
 
 
 def _write(parameter: Tensor, full: Tensor) -> None:
-    if isinstance(parameter, DTensor):
+    if is_dtensor(parameter):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
         # Every rank has the same values and cuts its own part in silence. Not by distribute_tensor,
         # which does not know a dimension that is cut twice, for tensor parallelism and by shards.
         shape, offset = compute_local_shape_and_global_offset(

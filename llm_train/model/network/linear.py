@@ -1,85 +1,95 @@
 """Linear layers whose weight is cast once per optimizer step instead of once per forward.
 
 Under autocast a float32 weight is cast each time its layer runs: for every micro-batch, and again
-in every recomputation. Here a module may hold a low-precision copy of its weight beside it. The
-product reads the copy, the gradient goes to the float32 weight, and whoever changes the weight
-refreshes the copy (``Copies.refresh``). Without a copy all is as in ``nn.Linear``: strategies that
-cast while gathering, and precisions that cast nothing, need none.
+in every recomputation. Here a module may hold a shadow weight: its weight in the dtype of products.
+The product reads the shadow, and the gradient goes to the float32 weight. A module without a shadow
+behaves as ``nn.Linear`` does; strategies that cast while they gather, and precisions that cast
+nothing, need none.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class _ThroughCopy(torch.autograd.Function):
-    """(weight, copy) -> copy, differentiable with respect to the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
-        return copy.view_as(copy)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.to(ctx.dtype), None
+from llm_train.model.projection import through_shadow
 
 
-def through_copy(weight: Tensor, copy: Tensor | None) -> Tensor:
-    """The tensor to multiply by: ``copy`` where there is one, else ``weight`` itself."""
-    if copy is None:
-        return weight
-    product: Tensor = _ThroughCopy.apply(weight, copy)  # type: ignore[no-untyped-call]
-    return product
+class HasShadow:
+    """Mixed into modules whose ``weight`` is multiplied by, in the dtype of ``shadow``."""
 
-
-class WithCopy:
-    """Mixed into modules whose ``weight`` is multiplied by, in the dtype of ``weight_copy``."""
-
-    weight_copy: Tensor | None = None
+    shadow: Tensor | None = None
     """A plain attribute, not a buffer: no state dict, no broadcast and no cast may touch it."""
 
 
-class Linear(WithCopy, nn.Linear):
-    """``nn.Linear`` that multiplies by ``weight_copy`` where it is set."""
+class ShadowedLinear(HasShadow, nn.Linear):
+    """``nn.Linear`` that multiplies by ``shadow`` where it is set."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, through_copy(self.weight, self.weight_copy), self.bias)
+        return F.linear(x, through_shadow(self.weight, self.shadow), self.bias)
 
 
-class Copies:
-    """Low-precision copies of every weight in ``network`` that has a place for one.
+class ShadowWeights:
+    """Shadows of all weights in ``network`` that have a place for one, which follow their weights.
 
-    Costs ``2`` bytes a parameter for bfloat16, which autocast holds from forward to backward too.
+    They cost 2 bytes a parameter for bfloat16, which autocast holds from forward to backward too.
+
+    Torch counts the in-place changes of a tensor, whoever makes them, and a forward of ``network``
+    casts first when a count has moved. Two kinds of write are not counted: those through ``.data``,
+    as Lightning's ``WeightAveraging`` swaps weights, and those of kernels over lists of tensors
+    (fused optimizers; ``torch._foreach_*`` on a GPU). So the first forward after a step of the
+    optimizer, and after a change between training and evaluation, casts in any case. Who writes in
+    one of these ways between two micro-batches of a step calls
+    ``torch.autograd.graph.increment_version``.
 
     Args:
-        network: materialised; every ``WithCopy`` in it gets one.
-        dtype: of the copies.
+        network: materialised, and not under ``torch.inference_mode()``, where nothing is counted.
+        dtype: of the shadows.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        self._network = network
         self._weights: list[Tensor] = []
-        self._copies: list[Tensor] = []
+        self._shadows: list[Tensor] = []
+        self._seen: list[int] = []
         for module in network.modules():
-            if not isinstance(module, WithCopy):
+            if not isinstance(module, HasShadow):
                 continue
             weight = module.weight
             assert isinstance(weight, Tensor)
-            copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
-            module.weight_copy = copy
+            module.shadow = torch.empty_like(weight, dtype=dtype, requires_grad=False)
             self._weights.append(weight)
-            self._copies.append(copy)
-        self.refresh()
+            self._shadows.append(module.shadow)
+        self.cast()
+        network.register_forward_pre_hook(self._before_forward)
 
     def __len__(self) -> int:
-        return len(self._copies)
+        return len(self._shadows)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes every step of ``optimizer`` for a change."""
+        optimizer.register_step_post_hook(self._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._seen = []
+
+    def _before_forward(self, *_: object) -> None:
+        # A graph cannot read counts; whoever compiled the network calls refresh before it.
+        if not torch.compiler.is_compiling():
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Casts the weights if one has changed. Counts are the host's: nothing is waited for."""
+        if self._seen != self._now():
+            self.cast()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Casts all weights again; to be called whenever they have changed."""
-        torch._foreach_copy_(self._copies, self._weights)
+    def cast(self) -> None:
+        """Casts the weights, whether they have changed or not."""
+        torch._foreach_copy_(self._shadows, self._weights)
+        self._seen = self._now()
+
+    def _now(self) -> list[int]:
+        return [self._network.training, *(weight._version for weight in self._weights)]

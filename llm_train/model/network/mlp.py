@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm_train.model.network.linear import Linear
+from llm_train.model.network.linear import ShadowedLinear
+
+if TYPE_CHECKING:
+    from llm_train.model.network.transformer import Transformer
 
 Activation = Literal["gelu", "gelu_erf", "swiglu", "relu2"]
 
@@ -53,11 +56,13 @@ def default_hidden(activation: Activation, width: int) -> int:
 class PlainMLP(nn.Module):
     """``down(activation(up(x)))``."""
 
+    slab = 1  # any feature may be cut from its neighbours
+
     def __init__(self, width: int, hidden: int, activation: Activation, *, bias: bool) -> None:
         super().__init__()
         self.activation = _ELEMENTWISE[activation]
-        self.up = Linear(width, hidden, bias=bias)
-        self.down = Linear(hidden, width, bias=bias)
+        self.up = ShadowedLinear(width, hidden, bias=bias)
+        self.down = ShadowedLinear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -71,8 +76,8 @@ class GatedMLP(nn.Module):
     def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
         super().__init__()
         self.slab = math.gcd(hidden, _SLAB)
-        self.gate_up = Linear(width, 2 * hidden, bias=bias)
-        self.down = Linear(hidden, width, bias=bias)
+        self.gate_up = ShadowedLinear(width, 2 * hidden, bias=bias)
+        self.down = ShadowedLinear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -82,8 +87,9 @@ class GatedMLP(nn.Module):
         return out
 
 
-def make_mlp(activation: Activation, width: int, hidden: int, *, bias: bool) -> PlainMLP | GatedMLP:
+def make_mlp(config: Transformer) -> PlainMLP | GatedMLP:
     """The feed-forward part that a configuration names."""
-    if activation == "swiglu":
-        return GatedMLP(width, hidden, bias=bias)
-    return PlainMLP(width, hidden, activation, bias=bias)
+    hidden = config.mlp_width or default_hidden(config.activation, config.width)
+    if config.activation == "swiglu":
+        return GatedMLP(config.width, hidden, bias=config.bias)
+    return PlainMLP(config.width, hidden, config.activation, bias=config.bias)

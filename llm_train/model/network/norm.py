@@ -8,13 +8,14 @@ and writes the low-precision tensors; eager, it costs a float32 copy.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NormKind = Literal["layernorm", "rmsnorm"]
+if TYPE_CHECKING:
+    from llm_train.model.network.transformer import Transformer
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -22,19 +23,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimension."""
-
-    bias: nn.Parameter | None
-
-    def __init__(self, width: int, *, eps: float, bias: bool) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(width))
-        else:
-            self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -44,13 +34,8 @@ class LayerNorm(nn.Module):
         return F.layer_norm(wide, weight.shape, weight, bias, self.eps).to(x.dtype)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimension (arXiv:1910.07467)."""
-
-    def __init__(self, width: int, *, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -59,6 +44,8 @@ class RMSNorm(nn.Module):
         return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
 
 
-def make_norm(kind: NormKind, width: int, *, eps: float, bias: bool) -> LayerNorm | RMSNorm:
+def make_norm(config: Transformer) -> LayerNorm | RMSNorm:
     """The norm that a configuration names; RMSNorm has no bias whatever ``bias`` says."""
-    return LayerNorm(width, eps=eps, bias=bias) if kind == "layernorm" else RMSNorm(width, eps=eps)
+    if config.norm == "layernorm":
+        return LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+    return RMSNorm(config.width, eps=config.norm_eps)

@@ -15,7 +15,7 @@ Pairs are (i, i + head_dim / 2), as in GPT-NeoX and in Llama weights on the Hugg
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -62,8 +62,3 @@ class Rotary(nn.Module):
         first, second = at_least_float32(x).chunk(2, dim=-1)
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return turned.to(x.dtype)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As ``forward``, with its type."""
-        out: Tensor = super().__call__(*args, **kwargs)
-        return out

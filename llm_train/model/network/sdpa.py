@@ -11,6 +11,7 @@ the version that it brings along.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -23,6 +24,8 @@ from torch.nn.attention import (
     sdpa_kernel,
 )
 
+from llm_train.context import Context
+
 Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient"]
 
 _KERNELS = {
@@ -33,6 +36,17 @@ _KERNELS = {
 }
 FLASH3_PACKAGE = "flash_attn_interface"
 _CUDNN_FROM = (9, 0)  # compute capability
+
+
+def problems(kernel: Kernel, context: Context) -> Iterator[str]:
+    """A kernel that is not installed, or that nothing would use."""
+    if kernel == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
+        yield (
+            f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
+            "install FlashAttention 3, or write auto"
+        )
+    if kernel != "auto" and not context.on_cuda:
+        yield (f"model.attention={kernel} has no effect on a CPU, which has one kernel; remove it")
 
 
 @contextmanager

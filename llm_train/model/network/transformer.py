@@ -25,13 +25,12 @@ from typing import Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from llm_train.errors import ConfigError
-from llm_train.model.network.attention import Attention
-from llm_train.model.network.base import Initial, Network, R, Readout
+from llm_train.errors import ConfigError, check_at_least, check_choices
+from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.head import Head
-from llm_train.model.network.mlp import default_hidden, make_mlp
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
 from llm_train.runtime.autocast import autocast_dtype
@@ -108,8 +107,8 @@ class Transformer(Network):
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_choices(self)
         self._check_ranges()
-        self._check_choices()
         if self.width % self.heads:
             raise ConfigError(
                 f"width={self.width} is not a multiple of heads={self.heads}; "
@@ -134,12 +133,9 @@ class Transformer(Network):
             )
 
     def _check_ranges(self) -> None:
-        for key in ("vocab_size", "layers", "width", "heads", "max_sequence", "pad_vocab_to"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("kv_heads", "mlp_width"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key}={getattr(self, key)} must be at least 0 (0 derives it)")
+        check_at_least(self, 1, "vocab_size", "layers", "width", "heads", "max_sequence")
+        check_at_least(self, 1, "pad_vocab_to")
+        check_at_least(self, 0, "kv_heads", "mlp_width", hint=" (0 derives it)")
         for key in ("soft_cap", "init_std"):
             value = getattr(self, key)
             if not 0.0 <= value < math.inf:
@@ -150,16 +146,6 @@ class Transformer(Network):
                 raise ConfigError(f"{key}={value:g} must be a finite number above 0")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
-
-    def _check_choices(self) -> None:
-        for key, choices in (
-            ("norm", ("layernorm", "rmsnorm")),
-            ("activation", ("gelu", "gelu_erf", "swiglu", "relu2")),
-            ("positions", ("learned", "rotary")),
-            ("residual_init", ("depth", "zero")),
-        ):
-            if getattr(self, key) not in choices:
-                raise ConfigError(f"{key}={getattr(self, key)} must be {' or '.join(choices)}")
 
     @property
     def token_ids(self) -> int:
@@ -186,26 +172,6 @@ def _nearest_multiples(value: int, factor: int) -> str:
     return f"{below} or {below + factor}" if below else f"{factor}"
 
 
-def _make_block(config: Transformer) -> Block:
-    attention = Attention(
-        width=config.width,
-        heads=config.heads,
-        kv_heads=config.kv_heads or config.heads,
-        bias=config.bias,
-        dropout=config.dropout,
-        qk_norm=config.qk_norm,
-        norm_eps=config.norm_eps,
-    )
-    hidden = config.mlp_width or default_hidden(config.activation, config.width)
-    return Block(
-        make_norm(config.norm, config.width, eps=config.norm_eps, bias=config.bias),
-        attention,
-        make_norm(config.norm, config.width, eps=config.norm_eps, bias=config.bias),
-        make_mlp(config.activation, config.width, hidden, bias=config.bias),
-        dropout=config.dropout,
-    )
-
-
 class Decoder(CachedLanguageModel):
     """The module that ``Transformer`` builds."""
 
@@ -222,8 +188,8 @@ class Decoder(CachedLanguageModel):
             else Rotary(config.max_sequence, width // config.heads, base=config.rotary_base)
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_make_block(config) for _ in range(config.layers))
-        self.norm = make_norm(config.norm, width, eps=config.norm_eps, bias=config.bias)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config)
         self.head = Head(width, rows, vocab_size=config.vocab_size, soft_cap=config.soft_cap)
         self._tie()
 
@@ -251,6 +217,26 @@ class Decoder(CachedLanguageModel):
             path: _ROLES[path.rpartition(".")[2]]
             for path, module in self.named_modules()
             if next(module.parameters(recurse=False), None) is not None
+        }
+
+    def forward_flops(self, sequence: int) -> ForwardFlops:
+        """From the modules; torch's counter finds the same, but takes a second to import."""
+        matrices = (m.weight for m in self.modules() if isinstance(m, nn.Linear | Head))
+        head_dim = self.config.width // self.config.heads
+        shape = (self.config.layers * self.config.heads, sequence, head_dim)
+        attention = attention_flops(shape, shape, shape)
+        products = 2 * sequence * sum(matrix.numel() for matrix in matrices)
+        return ForwardFlops(products, attention // 2, attention)
+
+    def tensor_limits(self) -> Mapping[str, int]:
+        """Whole groups of heads, and whole slabs or features of the feed-forward part."""
+        block = cast(Block, self.layers[0])
+        mlp = block.mlp
+        groups = f"the groups of {mlp.slab} in " if mlp.slab > 1 else ""
+        return {
+            "model.network's kv_heads": block.attention.heads // block.attention.group,
+            f"{groups}model.network's mlp_width": mlp.down.in_features // mlp.slab,
+            **super().tensor_limits(),
         }
 
     def new_cache(self) -> Cache:

@@ -1,10 +1,10 @@
 """Optimizers: named parameters in, one torch optimizer out. Short names for YAML below."""
 
+from llm_train.discovery import load
 from llm_train.model.optimizer.adamw import AdamW
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import decay_groups
 from llm_train.model.optimizer.low_bit_adamw import LowBitAdamW
-from llm_train.model.optimizer.memory import bytes_per_parameter, state_bytes
 from llm_train.model.optimizer.muon_adamw import MuonAdamW
 from llm_train.model.optimizer.torch_optimizer import TorchOptimizer
 
@@ -14,7 +14,7 @@ __all__ = [
     "MuonAdamW",
     "Optimizer",
     "TorchOptimizer",
-    "bytes_per_parameter",
     "decay_groups",
-    "state_bytes",
 ]
+
+load(__name__)

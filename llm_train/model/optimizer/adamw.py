@@ -8,9 +8,10 @@ from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.groups import check_adamw, decay_groups
+from llm_train.model.optimizer.groups import check_fields, decay_groups
 from llm_train.model.optimizer.memory import STEP_BYTES, tensor_bytes
 
 FUSABLE_DEVICES = ("cpu", "cuda")
@@ -43,9 +44,12 @@ class AdamW(Optimizer):
     fused: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        check_adamw(self)
-        if self.fused not in ("auto", "on", "off"):
-            raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, on, off")
+        check_fields(self)
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Elementwise; torch has a fused kernel for CPUs."""
+        return OptimizerTraits(name=type(self).__name__, on_host=True)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs torch's AdamW over two decay groups."""

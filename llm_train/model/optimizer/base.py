@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llm_train.context import Context, OptimizerTraits, Part
 from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.runtime.sharded import local_part
+
+# Classes of torch.optim that look at whole matrices, at all parameters together, or, as Adagrad,
+# keep state from their construction on, which DeepSpeed's merging of groups would lose.
+_NOT_ON_FLAT_FRAGMENTS = (
+    optim.Adafactor,
+    optim.Adagrad,
+    optim.LBFGS,
+    optim.Muon,
+    optim.SparseAdam,
+)
 
 
-class Optimizer(ABC):
+class Optimizer(Part, ABC):
     """Configuration of an optimizer. Subclasses are frozen, keyword-only dataclasses."""
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """What other parts need to know of this optimizer."""
+        return OptimizerTraits(name=type(self).__name__)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Parameters that it refuses, and flat fragments where it needs whole matrices."""
+        built = context.torch_optimizer
+        if not context.strategy.flattens:
+            return
+        way_out = "set trainer.strategy to ddp or fsdp, or use AdamW"
+        if not self.traits.flat_fragments:
+            yield (
+                f"model.optimizer={self.traits.name} needs whole matrices, and "
+                f"{context.strategy.name} flattens them; {way_out}"
+            )
+        elif isinstance(built, _NOT_ON_FLAT_FRAGMENTS):
+            yield (
+                f"model.optimizer: {type(built).__name__} cannot update the flat fragments that "
+                f"{context.strategy.name} gives it; {way_out}"
+            )
 
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
@@ -31,7 +65,7 @@ class Optimizer(ABC):
             name: of the parameter.
             parameter: on any device, meta included; a DTensor counts as this rank's part of it.
         """
-        shape, dtype = getattr(parameter, "_local_tensor", parameter).shape, parameter.dtype
+        shape, dtype = local_part(parameter).shape, parameter.dtype
         with FakeTensorMode():
             stand_in = nn.Parameter(torch.empty(shape, dtype=dtype))
             stand_in.grad = torch.empty_like(stand_in)

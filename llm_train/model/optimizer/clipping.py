@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from llm_train.model.optimizer.groups import Group
+from llm_train.runtime.sharded import is_dtensor
 
 
 def norm_of_norms(norms: Sequence[Tensor]) -> Tensor:
@@ -50,4 +50,4 @@ def clip_by_norm(
 
 
 def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_dtensor(norm) else norm

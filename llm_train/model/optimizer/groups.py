@@ -13,15 +13,15 @@ our own is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_choices
 
 Named = tuple[str, nn.Parameter]
-Group = dict[str, Any]
+Group = dict[str, Any]  # torch's own type of a group
 
 
 def trainable(named_parameters: Iterable[Named]) -> list[Named]:
@@ -87,30 +87,21 @@ def set_learning_rates(groups: Sequence[Group], peaks: Sequence[float], factor: 
             group["lr"] = peak * factor
 
 
-def check_adamw(config: Any, **more: float) -> None:
-    """``check_numbers`` for the fields that every AdamW has, and for ``more``."""
-    check_numbers(
-        {
-            "learning_rate": config.learning_rate,
-            **more,
-            "betas[0]": config.betas[0],
-            "betas[1]": config.betas[1],
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-        }
-    )
-
-
-def check_numbers(values: Mapping[str, float]) -> None:
+def check_fields(config: object) -> None:
     """Refuses values that no optimizer takes.
 
     Args:
-        values: by field name. A name ending in ``learning_rate`` or ``eps`` must be positive, one
-            ending in ``weight_decay`` not negative, and any other (momenta) in [0, 1).
+        config: a dataclass. A number whose name ends in ``learning_rate`` or ``eps`` must be
+            positive, one ending in ``weight_decay`` not negative, and any other (momenta) in
+            [0, 1).
 
     Raises:
-        ConfigError: as said.
+        ConfigError: if a value breaks its rule.
     """
+    check_choices(config, "optimizer.")
+    hints = get_type_hints(type(config))
+    values = {name: getattr(config, name) for name, hint in hints.items() if hint is float}
+    values |= {f"betas[{index}]": beta for index, beta in enumerate(getattr(config, "betas", ()))}
     for name, value in values.items():
         if name.endswith(("learning_rate", "eps")):
             good, rule = value > 0.0, "a finite number > 0"

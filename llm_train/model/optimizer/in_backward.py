@@ -12,15 +12,57 @@ when backward has them: no accumulation, no clipping by global norm, no reductio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llm_train.context import Context
 from llm_train.model.optimizer.clipping import norm_of_norms
+from llm_train.model.optimizer.groups import Group
 
 UpdateTime = Literal["step", "backward"]
+
+
+def problems(context: Context) -> Iterator[str]:
+    """What must not touch a gradient between backward and update when there is nothing between."""
+    if context.update == "step":
+        return
+    key, way_out = "model.update=backward", "or write model.update=step"
+    clip, strategy, optimizer = context.gradient_clip, context.strategy, context.optimizer
+    if clip:
+        yield (
+            f"{key} with trainer.gradient_clip_val={clip}: the global norm is known only when all "
+            f"parameters are updated; remove trainer.gradient_clip_val, {way_out}"
+        )
+    if not strategy.final_in_backward:
+        yield (
+            f"{key} under {strategy.name}, which reduces gradients after they would be used; set "
+            f"trainer.strategy to fsdp, {way_out}"
+        )
+    if not optimizer.one_by_one:
+        yield (
+            f"{key} with model.optimizer={optimizer.name}, which updates parameters together; use "
+            f"AdamW, {way_out}"
+        )
+    if not context.dense:
+        yield (
+            f"{key} with targets that data.source or model.loss ignores: gradients are divided by "
+            "the number of the others when backward is over; write model.update=step"
+        )
+    if context.compile in ("network", "graphs"):
+        yield (
+            f"{key} with model.compile={context.compile} frees nothing early, since one graph "
+            f"gives all gradients at its end; write model.compile=blocks, {way_out}"
+        )
+    if context.derived.accumulation > 1:
+        yield (
+            f"{key} with {context.derived.accumulation} micro-batches a step would update after "
+            "each of them; raise batch.per_device until a step is one micro-batch, "
+            f"{way_out}"
+        )
 
 
 class InBackward:
@@ -38,7 +80,7 @@ class InBackward:
                 parameter.register_post_accumulate_grad_hook(partial(self._update, group))
 
     @torch.no_grad()
-    def _update(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _update(self, group: Group, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self._norms[parameter] = torch._foreach_norm([parameter.grad], 2.0)[0]
         whole = self._optimizer.param_groups

@@ -1,4 +1,4 @@
-"""AdamW whose moments take 16, 8 or 4 bits each, and whose weights may be bfloat16 (torchao).
+"""AdamW whose moments take 16 or 8 bits each, and whose weights may be bfloat16 (torchao).
 
 What is unusual: how weights are rounded follows from their dtype. float32 weights (masters) need
 nothing. Weights that exist in bfloat16 only (``trainer.precision: bf16-true``) are rounded
@@ -12,18 +12,20 @@ the same bfloat16 weight would round it differently, so those need sharded weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import Context, OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.groups import check_adamw, decay_groups
-from llm_train.model.optimizer.low_bit import FORMATS, LowBitState
+from llm_train.model.optimizer.groups import check_fields, decay_groups
+from llm_train.model.optimizer.low_bit import TABLE_BYTES, LowBitState, block_size
 from llm_train.model.optimizer.memory import STEP_BYTES
 from llm_train.runtime.quiet import quiet
+from llm_train.runtime.sharded import local_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,9 @@ class LowBitAdamW(Optimizer):
 
     Attributes:
         learning_rate: the peak, before batch scaling; the schedule multiplies it.
-        state: how moments are kept. ``8bit`` and ``4bit`` are dynamic codes with a scale for each
-            block of a row (arXiv:2110.02861, arXiv:2309.01507), ``fp8`` is float8 e4m3 with such
-            scales, all for matrices with rows that are a multiple of 64; ``bf16`` is bfloat16 for
-            every parameter.
+        state: how moments are kept. ``8bit`` is dynamic codes with a scale for each block of a row
+            (arXiv:2110.02861), for matrices with rows that are a multiple of 64; ``bf16`` is
+            bfloat16 for every parameter.
         betas: decay rates of the moments. With ``bf16``, a second one above 0.99 would round
             changes of the moment away.
         eps: added to the root of the second moment.
@@ -45,21 +46,41 @@ class LowBitAdamW(Optimizer):
     """
 
     learning_rate: float
-    state: Literal["bf16", "8bit", "fp8", "4bit"] = "8bit"
+    state: Literal["bf16", "8bit"] = "8bit"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        check_adamw(self)
-        if self.state not in ("bf16", *FORMATS):
-            raise ConfigError(
-                f"optimizer.state={self.state!r} is not one of bf16, {', '.join(FORMATS)}"
-            )
+        check_fields(self)
         if self.state == "bf16" and self.betas[1] > 0.99:
             raise ConfigError(
                 f"optimizer.betas[1]={self.betas[1]} with state=bf16 is above 0.99, where changes "
                 "of the second moment are smaller than bfloat16 resolves; write 0.95, or state=8bit"
+            )
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Scales belong to blocks of a row, so matrices must be whole."""
+        return OptimizerTraits(name=type(self).__name__, flat_fragments=False, compiled=True)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Weights that ranks would round differently, and state that nothing would make smaller."""
+        yield from super().problems(context)
+        replicas = context.strategy.weight_replicas
+        if context.precision == "bf16-true" and replicas > 1 and not context.strategy.flattens:
+            yield (
+                "model.optimizer=LowBitAdamW with trainer.precision=bf16-true and weights that "
+                f"several ranks hold ({context.strategy.name}): they would round the same weight "
+                "differently; set trainer.strategy=fsdp or trainer.precision=bf16-mixed, or use "
+                "AdamW"
+            )
+        trained = [p for _, p in context.parameters if p.requires_grad]
+        if self.state != "bf16" and not any(self.quantizes(p) for p in trained):
+            yield (
+                f"model.optimizer.init_args.state={self.state} has no effect: no matrix of "
+                "model.network has rows that are a multiple of 64; widen the network, or use "
+                "state=bf16 or AdamW"
             )
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
@@ -88,15 +109,12 @@ class LowBitAdamW(Optimizer):
 
     def quantizes(self, parameter: Tensor) -> bool:
         """Whether the moments of ``parameter`` are kept as codes."""
-        return self.state != "bf16" and FORMATS[self.state].block(parameter) > 0
+        return self.state == "8bit" and block_size(parameter) > 0
 
     def state_bytes(self, name: str, parameter: Tensor) -> int:
         """Two moments and a step counter."""
-        count = getattr(parameter, "_local_tensor", parameter).numel()
-        if self.state == "bf16":
-            return 2 * 2 * count + STEP_BYTES
-        format_ = FORMATS[self.state]
-        block = format_.block(parameter)
-        if not block:
-            return 2 * parameter.itemsize * count + STEP_BYTES
-        return 2 * format_.bytes(count, block) + STEP_BYTES
+        count = local_part(parameter).numel()
+        if not self.quantizes(parameter):
+            return 2 * count * (2 if self.state == "bf16" else parameter.itemsize) + STEP_BYTES
+        moment = count + 4 * (count // block_size(parameter)) + (TABLE_BYTES if count else 0)
+        return 2 * moment + STEP_BYTES

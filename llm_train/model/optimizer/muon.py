@@ -20,16 +20,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from llm_train.errors import ConfigError
+from llm_train.model.optimizer.groups import Group
 from llm_train.model.optimizer.newton_schulz import orthogonalize
+from llm_train.runtime.sharded import is_dtensor
 
 LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
     # Jordan et al.: a unit of spectral norm per update, whatever the shape.
@@ -40,20 +40,25 @@ LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
 # Small matrices do not fill a GPU, so they go together; large ones would only take memory.
 _BATCH_ELEMENTS = 1 << 24
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MUON_SETTINGS = (
+    "learning_rate_scaling",
+    "momentum",
+    "newton_schulz_steps",
+    "newton_schulz_dtype",
+)
+"""What a group with ``algorithm: muon`` has beside ``lr`` and ``weight_decay``."""
 
 
 class MuonWithAdamW(Optimizer):
     """Muon on groups with ``algorithm: muon``, AdamW on those with ``algorithm: adamw``."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[Group]) -> None:
         super().__init__(list(groups), {})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]  # torch's overloads say the same
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -66,7 +71,7 @@ class MuonWithAdamW(Optimizer):
                 self._adamw(group)
         return loss
 
-    def _muon(self, group: dict[str, Any]) -> None:
+    def _muon(self, group: Group) -> None:
         """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""
         ready: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(
             list
@@ -75,7 +80,7 @@ class MuonWithAdamW(Optimizer):
             if parameter.grad is None:
                 continue
             update = self._momentum(group, parameter)
-            whole = update.full_tensor() if isinstance(update, DTensor) else update  # (R, C)
+            whole = update.full_tensor() if is_dtensor(update) else update  # (R, C)
             batch = ready[whole.shape, whole.device]
             batch.append((parameter, whole))
             if len(batch) * whole.numel() >= _BATCH_ELEMENTS:
@@ -83,7 +88,7 @@ class MuonWithAdamW(Optimizer):
         for batch in ready.values():
             self._update(group, batch)
 
-    def _momentum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
+    def _momentum(self, group: Group, parameter: Tensor) -> Tensor:
         """What Muon orthogonalizes, in the layout of the parameter."""
         if parameter.ndim != 2:
             raise ConfigError(
@@ -98,7 +103,7 @@ class MuonWithAdamW(Optimizer):
         momentum.lerp_(gradient, 1.0 - group["momentum"])
         return gradient.lerp(momentum, group["momentum"])
 
-    def _update(self, group: dict[str, Any], batch: list[tuple[Tensor, Tensor]]) -> None:
+    def _update(self, group: Group, batch: list[tuple[Tensor, Tensor]]) -> None:
         """Moves matrices of one shape."""
         matrices = torch.stack([whole for _, whole in batch])  # (N, R, C)
         dtype = _newton_schulz_dtype(group["newton_schulz_dtype"], matrices)
@@ -106,7 +111,9 @@ class MuonWithAdamW(Optimizer):
         scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*matrices.shape[1:])
         for (parameter, _), whole in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
             move = whole
-            if isinstance(parameter, DTensor):
+            if is_dtensor(parameter):
+                from torch.distributed.tensor import distribute_tensor
+
                 # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
                 # part.
                 mesh, placements = parameter.device_mesh, parameter.placements
@@ -114,7 +121,7 @@ class MuonWithAdamW(Optimizer):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.add_(move, alpha=-group["lr"] * scale)
 
-    def _adamw(self, group: dict[str, Any]) -> None:
+    def _adamw(self, group: Group) -> None:
         """AdamW over the group, by the kernels of torch."""
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         for parameter in parameters:

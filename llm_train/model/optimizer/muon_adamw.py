@@ -14,19 +14,20 @@ from typing import Literal
 
 from torch import Tensor, nn, optim
 
+from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.adamw import can_fuse
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import (
     Group,
     assert_covered,
-    check_adamw,
+    check_fields,
     decay_groups,
     dimensions,
     trainable,
 )
 from llm_train.model.optimizer.memory import STEP_BYTES, tensor_bytes
-from llm_train.model.optimizer.muon import LEARNING_RATE_SCALES, MuonWithAdamW
+from llm_train.model.optimizer.muon import MUON_SETTINGS, MuonWithAdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,29 +65,17 @@ class MuonAdamW(Optimizer):
     fused: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        check_adamw(
-            self,
-            muon_learning_rate=self.muon_learning_rate,
-            momentum=self.momentum,
-            muon_weight_decay=self.muon_weight_decay,
-        )
+        check_fields(self)
         if not 1 <= self.newton_schulz_steps <= 20:
             raise ConfigError(
                 f"optimizer.newton_schulz_steps={self.newton_schulz_steps} is not from 1 to 20; "
                 "a usual value is 5"
             )
-        if self.learning_rate_scaling not in LEARNING_RATE_SCALES:
-            raise ConfigError(
-                f"optimizer.learning_rate_scaling={self.learning_rate_scaling!r} is not one of "
-                f"{', '.join(LEARNING_RATE_SCALES)}"
-            )
-        if self.newton_schulz_dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(
-                f"optimizer.newton_schulz_dtype={self.newton_schulz_dtype!r} is not one of "
-                "auto, float32, bfloat16"
-            )
-        if self.fused not in ("auto", "off"):
-            raise ConfigError(f"optimizer.fused={self.fused!r} is not one of auto, off")
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Orthogonalizes whole matrices, those of one shape together."""
+        return OptimizerTraits(name=type(self).__name__, flat_fragments=False, one_by_one=False)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer: Muon's group first, then AdamW's decaying and its others.
@@ -101,7 +90,9 @@ class MuonAdamW(Optimizer):
                 "model.optimizer: MuonAdamW found no matrix in a numbered layer (layers.<i>.*); "
                 "keep the network's layers in a ModuleList, or use AdamW"
             )
-        groups = [Group(params=hidden, algorithm="muon", **self._muon_settings())]
+        muon = {name: getattr(self, name) for name in MUON_SETTINGS}
+        muon |= {"lr": self.muon_learning_rate, "weight_decay": self.muon_weight_decay}
+        groups = [Group(params=hidden, algorithm="muon", **muon)]
         rest = [pair for pair in named if not is_muons(*pair)]
         fused = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
         for group in decay_groups(rest, self.weight_decay) if rest else []:
@@ -114,16 +105,6 @@ class MuonAdamW(Optimizer):
         """One momentum for Muon's matrices; two moments and a step counter for the others."""
         moment = tensor_bytes(parameter)
         return moment if is_muons(name, parameter) else 2 * moment + STEP_BYTES
-
-    def _muon_settings(self) -> dict[str, float | int | str]:
-        return {
-            "lr": self.muon_learning_rate,
-            "learning_rate_scaling": self.learning_rate_scaling,
-            "momentum": self.momentum,
-            "weight_decay": self.muon_weight_decay,
-            "newton_schulz_steps": self.newton_schulz_steps,
-            "newton_schulz_dtype": self.newton_schulz_dtype,
-        }
 
 
 def is_muons(name: str, parameter: Tensor) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn, optim
 
+from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import decay_groups, trainable
@@ -37,6 +38,11 @@ class TorchOptimizer(Optimizer):
 
     optimizer: Callable[[Iterable[Any]], optim.Optimizer]
 
+    @property
+    def traits(self) -> OptimizerTraits:
+        """The classes of torch run on a CPU too."""
+        return OptimizerTraits(name=type(self).__name__, on_host=True)
+
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer.
 
@@ -51,7 +57,7 @@ class TorchOptimizer(Optimizer):
             return single
         return self._make(decay_groups(named, float(single.defaults["weight_decay"])))
 
-    def _make(self, parameters: Iterable[Any]) -> optim.Optimizer:
+    def _make(self, parameters: Iterable[object]) -> optim.Optimizer:
         try:
             return self.optimizer(parameters)
         except ValueError as error:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 from torch import nn
 
+from llm_train.context import Context, Part
 
-class Recompute(ABC):
+
+class Recompute(Part, ABC):
     """Configuration of a policy. Subclasses are frozen, keyword-only dataclasses."""
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Blocks that the policy cannot be applied to: ``apply`` raises."""
+        self.apply(context.build().blocks())
+        yield from ()
 
     @abstractmethod
     def apply(self, blocks: Sequence[nn.Module]) -> None:
@@ -17,3 +25,22 @@ class Recompute(ABC):
 
         Must run before compilation and before sharding, and must leave parameter names unchanged.
         """
+
+    # --- cost: what plan asks ---------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, layers: int) -> Iterator[Self]:
+        """What a search for the fastest configuration tries on so many blocks."""
+        yield cls()
+
+    @property
+    def period(self) -> int:
+        """Blocks after which the treatment of blocks repeats."""
+        return 1
+
+    def untouched(self, layers: int) -> int:
+        """Blocks that stay as they are, of so many."""
+        return 0
+
+    def __str__(self) -> str:
+        return type(self).__name__

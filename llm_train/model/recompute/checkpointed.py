@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-ContextPair = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+ContextPair = tuple[AbstractContextManager[object], AbstractContextManager[object]]
 
 
 def checkpoint_block(block: nn.Module, context_fn: Callable[[], ContextPair] | None = None) -> None:
@@ -34,22 +34,20 @@ def checkpoint_block(block: nn.Module, context_fn: Callable[[], ContextPair] | N
             a ``functools.partial``, the only kind that torch.compile understands. None is none.
     """
     assert "forward" not in vars(block), "this block already has a forward of its own"
+    # Naming torch's own default here would stop torch.compile.
+    contexts: dict[str, Any] = {} if context_fn is None else {"context_fn": context_fn}
 
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: object, **kwargs: Any) -> object:
         original = type(self).forward
         if not (self.training and torch.is_grad_enabled()):
             return original(self, *args, **kwargs)
-        if context_fn is None:  # naming torch's own default here would stop torch.compile
-            return checkpoint(
-                original, self, *args, use_reentrant=False, preserve_rng_state=True, **kwargs
-            )
         return checkpoint(
             original,
             self,
             *args,
             use_reentrant=False,
             preserve_rng_state=True,
-            context_fn=context_fn,
+            **contexts,
             **kwargs,
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import nn
 
@@ -44,3 +46,27 @@ class EveryNth(Recompute):
             )
         for block in blocks[:: self.n]:
             checkpoint_block(block)
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, layers: int) -> Iterator[Self]:
+        """Every second block, where there is a second one."""
+        if layers > 1:
+            yield cls(n=2)
+
+    @property
+    def period(self) -> int:
+        """One block in ``n`` recomputes."""
+        return self.n
+
+    def untouched(self, layers: int) -> int:
+        """All but blocks 0, n, 2n ...
+
+        >>> EveryNth(n=2).untouched(5)
+        2
+        """
+        return layers - math.ceil(layers / self.n)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} {self.n}"

@@ -1,5 +1,6 @@
-"""Learning rate schedules: pure functions of the step. Short names for YAML below."""
+"""Learning rate schedules: pure functions of the step. YAML may use the short names below."""
 
+from llm_train.discovery import load
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.model.schedule.constant import Constant
 from llm_train.model.schedule.linear import Linear
@@ -7,3 +8,5 @@ from llm_train.model.schedule.warmup_cosine import WarmupCosine
 from llm_train.model.schedule.warmup_stable_decay import WarmupStableDecay
 
 __all__ = ["Constant", "Linear", "Multiplier", "Schedule", "WarmupCosine", "WarmupStableDecay"]
+
+load(__name__)

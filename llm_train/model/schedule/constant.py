@@ -1,8 +1,9 @@
-"""Warm-up, then the peak to the end."""
+"""Warms up and then stays at the peak until the end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from llm_train.errors import ConfigError
 from llm_train.model.schedule.base import Multiplier, Schedule
@@ -14,7 +15,7 @@ _NO_WARMUP = Duration(0, "steps")
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """``min((step + 1) / W, 1)``.
+    """The factor is ``min((step + 1) / W, 1)``.
 
     >>> at = Constant(warmup=Duration(4, "steps")).build(total_steps=6, tokens_per_step=1)
     >>> [at(step) for step in range(6)]
@@ -34,8 +35,4 @@ class Constant(Schedule):
                 f"schedule.warmup={self.warmup} is {warmup_steps} steps, longer than the run's "
                 f"{total_steps}; warm up for at most {total_steps} steps or train longer"
             )
-
-        def multiplier(step: int) -> float:
-            return ramp(step, warmup_steps)
-
-        return multiplier
+        return partial(ramp, warmup_steps=warmup_steps)

@@ -1,17 +1,17 @@
-"""Warm-up, then a straight line down to the last step."""
+"""Warms up and then falls on a straight line to the last step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import above, between, check_floor, linear, peak_step, ramp
+from llm_train.model.schedule.phases import check_floor, linear, peak_step, rise_and_fall
 from llm_train.units import Duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-    """``min((step + 1) / W, 1), then floor + (1 - floor) (1 - p)``.
+    """The factor is ``min((step + 1) / W, 1)``, then ``floor + (1 - floor) (1 - p)``.
 
     Here p runs from 0 at the first step at the peak, ``max(W, 1) - 1``, to 1 at the last step, so
     the last step is at the floor. With ``floor=0`` that step changes nothing.
@@ -34,11 +34,6 @@ class Linear(Schedule):
 
     def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
         """Returns the factor on the peak learning rate at each step."""
-        warmup_steps = self.warmup.steps(tokens_per_step)
         peak = peak_step(self.warmup, total_steps, tokens_per_step)
-
-        def multiplier(step: int) -> float:
-            progress = between(step, peak, total_steps - 1)
-            return ramp(step, warmup_steps) * above(self.floor, linear(progress))
-
-        return multiplier
+        rise = self.warmup.steps(tokens_per_step)
+        return rise_and_fall(linear, rise, peak, total_steps - 1, self.floor)

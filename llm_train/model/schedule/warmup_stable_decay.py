@@ -1,8 +1,8 @@
-"""Warm-up, a plateau, and a short decay at the end: the length of the run is chosen late.
+"""Warms up, stays on a plateau, and decays briefly at the end, so the length is chosen late.
 
-What is unusual: the decay is a ``Duration`` counted back from the end, so warm-up and plateau are
-the same for every length of run, and a run stopped on the plateau can be continued, or decayed from
-there (Hu et al., MiniCPM, arXiv:2404.06395; Hägele et al., arXiv:2405.18392: 10 to 20 % of the
+The decay is a ``Duration`` counted back from the end, so warm-up and plateau are the same for every
+length of run. A run that was stopped on the plateau can be continued, or decayed from there (Hu et
+al., MiniCPM, arXiv:2404.06395; Hägele et al., arXiv:2405.18392, who decay for 10 to 20 % of the
 run).
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_choices
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import above, between, check_floor, cosine, linear, ramp, sqrt
+from llm_train.model.schedule.phases import check_floor, cosine, linear, rise_and_fall, sqrt
 from llm_train.units import Duration
 
 _SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}
@@ -21,10 +21,11 @@ _SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay(Schedule):
-    """``min((step + 1) / W, 1)``, then for the last D steps ``floor + (1 - floor) shape(p)``.
+    """The factor is ``min((step + 1) / W, 1)``, and decays over the last D steps.
 
-    Here p is ``1/D, 2/D, ... 1`` on the last D steps: the step before them is the last at the peak,
-    the last step is at the floor. With ``floor=0`` that step changes nothing.
+    It is ``floor + (1 - floor) shape(p)`` there, with p = ``1/D, 2/D, ... 1``. The step before them
+    is the last one at the peak, and the last step is at the floor. With ``floor=0`` that step
+    changes nothing.
 
     >>> schedule = WarmupStableDecay(warmup=Duration(2, "steps"), decay=Duration(4, "steps"))
     >>> at = schedule.build(total_steps=8, tokens_per_step=1)
@@ -34,7 +35,7 @@ class WarmupStableDecay(Schedule):
     Attributes:
         warmup: length W of the linear rise; ``0 steps`` starts at the peak.
         decay: length D of the fall at the end of the run.
-        shape: of the fall: ``linear`` 1 - p, ``sqrt`` 1 - sqrt(p), ``cosine`` (1 + cos(pi p)) / 2.
+        shape: the fall: ``linear`` 1 - p, ``sqrt`` 1 - sqrt(p), ``cosine`` (1 + cos(pi p)) / 2.
         floor: the last step's learning rate as a fraction of the peak.
     """
 
@@ -45,10 +46,7 @@ class WarmupStableDecay(Schedule):
 
     def __post_init__(self) -> None:
         check_floor(self.floor)
-        if self.shape not in _SHAPES:
-            raise ConfigError(
-                f"schedule.shape={self.shape!r} is not one of {', '.join(_SHAPES)}; write sqrt"
-            )
+        check_choices(self, "schedule.")
         if self.decay.count < 1:
             raise ConfigError(
                 f"schedule.decay={self.decay} gives shape and floor no effect; "
@@ -59,18 +57,12 @@ class WarmupStableDecay(Schedule):
         """Returns the factor on the peak learning rate at each step."""
         warmup_steps = self.warmup.steps(tokens_per_step)
         decay_steps = self.decay.steps(tokens_per_step)
-        # Warm-up of 0 and of 1 step both need one step at the peak.
+        # A warm-up of 0 steps needs one step at the peak, just as a warm-up of 1 step does.
         if max(warmup_steps, 1) + decay_steps > total_steps:
             raise ConfigError(
                 f"schedule.warmup={self.warmup} and schedule.decay={self.decay} need "
                 f"{max(warmup_steps, 1)} + {decay_steps} steps and the run has {total_steps}; "
                 "shorten one of them or train longer"
             )
-        shape = _SHAPES[self.shape]
-        last = total_steps - 1
-
-        def multiplier(step: int) -> float:
-            progress = between(step, last - decay_steps, last)
-            return ramp(step, warmup_steps) * above(self.floor, shape(progress))
-
-        return multiplier
+        last, shape = total_steps - 1, _SHAPES[self.shape]
+        return rise_and_fall(shape, warmup_steps, last - decay_steps, last, self.floor)

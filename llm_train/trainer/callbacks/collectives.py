@@ -15,10 +15,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 import lightning.pytorch as pl
 from torch.profiler import ProfilerActivity, profile
+
+from llm_train.run_state import trainee
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.logger.base import log_event
 
 STEPS = 2
 EVENT = "collectives"
@@ -40,7 +43,7 @@ _KINDS = {
 }
 
 
-class Collectives(pl.Callback):
+class Collectives(EachStep):
     """Writes an event ``collectives`` with the calls per optimizer step to ``metrics.jsonl``.
 
     Must be the first callback, so that what others do at a step boundary is not part of the step.
@@ -53,33 +56,31 @@ class Collectives(pl.Callback):
         self._steps = 0
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Starts recording before the first micro-batch of one of the last steps."""
-        if batch_idx % pl_module.derived.accumulation or not trainer.is_global_zero:
+        if batch_idx % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
-        if trainer.global_step >= pl_module.derived.total_steps - STEPS:
+        if trainer.global_step >= trainee(pl_module).derived.total_steps - STEPS:
             self._profiler = profile(activities=[ProfilerActivity.CPU])
             self._profiler.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts when the update is done; writes after the last step."""
-        if self._profiler is None or (batch_idx + 1) % pl_module.derived.accumulation:
+        task = trainee(pl_module)
+        if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        events: Any = profiler.events()  # type: ignore[no-untyped-call]
-        self._counts += count(event.name for event in events)
+        self._counts += count(e.name for e in profiler.events())  # type: ignore[no-untyped-call]
         self._steps += 1
-        if trainer.global_step == pl_module.derived.total_steps:
+        if trainer.global_step == task.derived.total_steps:
             per_step = {kind: calls / self._steps for kind, calls in sorted(self._counts.items())}
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_event"):
-                    logger.log_event(EVENT, trainer.global_step, per_step=per_step)
+            log_event(trainer.loggers, EVENT, trainer.global_step, per_step=per_step)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Drops the recording; the exception is what matters."""
         if self._profiler is not None:
             with contextlib.suppress(RuntimeError):

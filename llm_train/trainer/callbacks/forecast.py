@@ -1,33 +1,70 @@
-"""Predicted against measured, once, when a run has taken its tenth step.
+"""A plan against what is there, once, when a run has taken its tenth step.
 
-The prediction is made of plain numbers before the run starts; this file knows nothing of how. Bytes
-are read from the tensors that live, gradients just before the update, when they are complete. On a
-CUDA device the allocator's peak and the time of a step are known as well.
+A plan comes as the file that ``plan --json`` wrote, so that a run imports nothing of what made it.
+Bytes are read from the tensors that live, gradients just before the update, when they are complete.
+On a CUDA device the allocator's peak and the time of a step are known as well. What is not known is
+said to be unknown: a forecast never stops a run.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from llm_train.model.network.linear import WithCopy
+from llm_train.errors import ConfigError
+from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.terminal import say, section
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.logger.base import log_event
 
 STEP = 10
+PARTS = ("parameters", "copies", "gradients", "optimizer")
 _GIB = 2**30
 
 
-class Forecast(pl.Callback):
+def planned(path: Path, run: Mapping[str, object]) -> dict[str, float]:
+    """Bytes and seconds that the file of ``plan --json`` predicts, by the names of ``Forecast``.
+
+    Args:
+        path: of the file.
+        run: what the plan must have been made for, by the names in the file.
+
+    Raises:
+        ConfigError: no such file, or the plan of another run.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        configured = values["configured"]
+        predicted = {"peak": configured["bytes"]["peak"], "step": configured["seconds_per_step"]}
+        if values["simulated"] is not None:  # else the tensors are not in torch's hands alone
+            predicted |= {part: configured["bytes"][part] for part in PARTS}
+        about = {key: configured[key] for key in run}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--plan={path} is not what plan --json writes ({type(error).__name__}); "
+            f"make it with: llm-train plan -c FILE.yaml --json {path}"
+        ) from error
+    for key, value in run.items():
+        if about[key] != value:
+            raise ConfigError(
+                f"--plan={path} was made for {key}={about[key]}, and this run has {value}; plan "
+                "it again with the same options"
+            )
+    return predicted
+
+
+class Forecast(EachStep):
     """Compares a forecast with what is there.
 
     Args:
-        predicted: bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer`` and ``peak``,
-            seconds by ``step``; what is absent or 0 is not compared.
+        predicted: bytes by ``PARTS`` and ``peak``, seconds by ``step``; 0 is not compared.
     """
 
     def __init__(self, predicted: Mapping[str, float]) -> None:
@@ -35,56 +72,57 @@ class Forecast(pl.Callback):
         self._gradients = 0
         self._due = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run compares at its own tenth step."""
         self._due = trainer.global_step + STEP
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
-            parameters = pl_module.network.parameters()
+            parameters = trainee(pl_module).network.parameters()
             self._gradients = size(p.grad for p in parameters if p.grad is not None)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
+        task = trainee(pl_module)
         if trainer.global_step != self._due:
             return
         self._due = -1
-        measured = self._measured(trainer, pl_module)
-        rows = {
-            name: _row(name, self.predicted[name], measured[name])
-            for name in measured
-            if self.predicted.get(name) and measured[name]
-        }
-        if not rows:
+        try:
+            measured = self._measured(trainer, task)
+        except Exception as error:  # whatever an optimizer or a strategy keeps, training goes on
+            say(f"\nnothing to compare with the plan: {type(error).__name__}: {error}")
             return
+        predicted = {name: value for name, value in self.predicted.items() if value}
+        rows = {name: _row(name, value, measured.get(name)) for name, value in predicted.items()}
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_event"):
-                known = {name: self.predicted[name] for name in rows}
-                found = {name: measured[name] for name in rows}
-                step = trainer.global_step
-                logger.log_event("forecast", step, predicted=known, measured=found)
+        known = {name: value for name, value in predicted.items() if measured.get(name)}
+        log_event(
+            trainer.loggers,
+            "forecast",
+            trainer.global_step,
+            predicted=known,
+            measured={name: measured[name] for name in known},
+        )
 
-    def _measured(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
-        network, device = pl_module.network, pl_module.device
+    def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
+        network, device = task.network, task.device
         found: dict[str, float] = {
             "parameters": size(network.parameters()),
             "copies": size(
-                module.weight_copy
+                module.shadow
                 for module in network.modules()
-                if isinstance(module, WithCopy) and module.weight_copy is not None
+                if isinstance(module, HasShadow) and module.shadow is not None
             ),
             "gradients": self._gradients,
             "optimizer": size(_state(trainer.optimizers)),
         }
         if device.type == "cuda":
             found["peak"] = torch.cuda.max_memory_allocated(device)
-        rate = pl_module.latest.get("throughput/tokens_per_s")
-        if rate:
-            found["step"] = pl_module.derived.tokens_per_step / rate
+            rate = task.run.latest.get("throughput/tokens_per_s")
+            found["step"] = task.derived.tokens_per_step / rate if rate else 0.0
         return found
 
 
@@ -93,22 +131,24 @@ def size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor_bytes(tensor) for tensor in tensors)
 
 
-def _state(optimizers: Iterable[Any]) -> Iterable[Tensor]:
+def _state(optimizers: Iterable[torch.optim.Optimizer]) -> Iterable[Tensor]:
     for optimizer in optimizers:
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def _row(name: str, predicted: float, measured: float) -> str:
+def _row(name: str, predicted: float, measured: float | None) -> str:
     """One comparison.
 
     >>> _row("peak", 3 * 2**30, 2 * 2**30)
     '3.000 GiB predicted, 2.000 GiB measured, +50.0%'
+    >>> _row("step", 0.5, None)
+    '0.500 s predicted, unknown here'
     """
     unit, scale = ("s", 1.0) if name == "step" else ("GiB", float(_GIB))
-    if name != "step" and max(predicted, measured) < _GIB / 10:
+    if name != "step" and max(predicted, measured or 0) < _GIB / 10:
         unit, scale = "MiB", 2.0**20
-    return (
-        f"{predicted / scale:,.3f} {unit} predicted, {measured / scale:,.3f} {unit} measured, "
-        f"{predicted / measured - 1:+.1%}"
-    )
+    start = f"{predicted / scale:,.3f} {unit} predicted"
+    if not measured:
+        return f"{start}, unknown here"
+    return f"{start}, {measured / scale:,.3f} {unit} measured, {predicted / measured - 1:+.1%}"

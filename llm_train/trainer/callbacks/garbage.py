@@ -9,12 +9,13 @@ on all ranks at once.
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import lightning.pytorch as pl
 
+from llm_train.trainer.callbacks.base import EachStep
 
-class GarbageCollection(pl.Callback):
+
+class GarbageCollection(EachStep):
     """Collects every so many optimizer steps and after validations, never in between.
 
     Args:
@@ -26,31 +27,30 @@ class GarbageCollection(pl.Callback):
         self._was_enabled = False
         self._active = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freezes what was built and switches automatic collection off."""
         self._was_enabled, self._active = gc.isenabled(), True
         gc.collect()
         gc.freeze()
         gc.disable()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collects young objects at fixed steps."""
-        boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if boundary and trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every == 0:
             gc.collect(1)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collects where time is not counted as training."""
         if self._active:
             gc.collect(1)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts everything back."""
         self._restore()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Puts everything back."""
         self._restore()
 

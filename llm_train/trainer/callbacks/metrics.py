@@ -16,30 +16,32 @@ import math
 import resource
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from llm_train.derived import Derived
 from llm_train.errors import LLMTrainError
+from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.startup import compile_seconds, seconds_since_start
 from llm_train.runtime.stopwatch import Lap
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.logger.base import log_event
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reading:
+class _Sample:
     """What a log point found, on its way to the host."""
 
     step: int
-    steps: int
+    steps: int  # since the log point before
     lap: Lap
     values: Tensor  # (4,): nats, tokens, wish to stop, gradient norm
-    learning_rate: float
-    memory: dict[str, float]
+    known: dict[str, float]  # metrics that the host has without waiting
 
 
-class Metrics(pl.Callback):
+class Metrics(EachStep):
     """Computes and logs the metrics of an interval of optimizer steps.
 
     Args:
@@ -62,40 +64,37 @@ class Metrics(pl.Callback):
         self.late = late
         self._steps_at_lap = 0
         self._first_step = 0
-        self._pending: _Reading | None = None
+        self._pending: _Sample | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock when everything is built."""
+        task = trainee(pl_module)
         if self.late is None:
             self.late = trainer.strategy.root_device.type != "cpu"
-        pl_module.settle = lambda: self._settle(trainer, pl_module)
-        pl_module.stopwatch.lap()
+        task.run.flush = lambda: self._flush(trainer, task)
+        task.run.stopwatch.lap()
         self._steps_at_lap = self._first_step = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Takes a reading when the last optimizer step of an interval is done."""
-        if (batch_idx + 1) % pl_module.derived.accumulation:
-            return
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes a sample when the last optimizer step of an interval is done."""
+        task = trainee(pl_module)
         step = trainer.global_step
         if step == self._first_step + 1:
-            self._log_first_step(trainer, pl_module, step)
-        last = step == pl_module.derived.total_steps
-        if step % pl_module.derived.log_every and not last:
+            _log_first_step(trainer, task)
+        last = step == task.derived.total_steps
+        if step % task.derived.log_every and not last:
             return
-        self._settle(trainer, pl_module)
-        self._pending = self._take(trainer, pl_module, step)
+        self._flush(trainer, task)
+        self._pending = self._take(trainer, task)
         if last or not self.late:
-            self._settle(trainer, pl_module)
+            self._flush(trainer, task)
         if last:
             # Or Lightning would not validate a last step that is no multiple of validate_every.
             trainer.should_stop = True
 
-    def _take(self, trainer: pl.Trainer, pl_module: Any, step: int) -> _Reading:
-        sums = pl_module.sums
-        stop = torch.full_like(sums[:1], float(pl_module.stop_signal != 0))
-        norm = pl_module.gradient_norm
+    def _take(self, trainer: pl.Trainer, task: Trainee) -> _Sample:
+        sums, norm = task.run.sums, task.run.gradient_norm
+        stop = torch.full_like(sums[:1], float(task.run.stop_signal != 0))
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
         found = trainer.strategy.reduce(torch.cat([sums, stop, norm]), reduce_op="sum")
         # One number on all ranks where they reduce gradients, and exactly that is then the mean.
@@ -105,53 +104,49 @@ class Metrics(pl.Callback):
         if found.device.type == "cuda":
             values = torch.empty_like(found, device="cpu", pin_memory=True)
             values.copy_(found, non_blocking=True)
-        lap = pl_module.stopwatch.lap()  # its mark comes after the copy in the stream
+        lap = task.run.stopwatch.lap()  # its mark comes after the copy in the stream
+        step = trainer.global_step
         steps, self._steps_at_lap = step - self._steps_at_lap, step
-        return _Reading(
-            step=step,
-            steps=steps,
-            lap=lap,
-            values=values,
-            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
-            memory=memory(trainer.strategy.root_device),
-        )
+        known = {
+            "optimizer/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "progress/tokens": float(step * task.derived.tokens_per_step),
+            **memory(trainer.strategy.root_device),
+        }
+        return _Sample(step=step, steps=steps, lap=lap, values=values, known=known)
 
-    def _settle(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Publishes the pending reading, on all ranks at the same step."""
-        reading, self._pending = self._pending, None
-        if reading is None:
+    def _flush(self, trainer: pl.Trainer, task: Trainee) -> None:
+        """Publishes the pending sample, on all ranks at the same step."""
+        sample, self._pending = self._pending, None
+        if sample is None:
             return
-        reading.lap.wait()
-        nats, tokens, stop, norm = reading.values.tolist()
+        sample.lap.wait()
+        nats, tokens, stop, norm = sample.values.tolist()
         loss = nats / tokens if tokens else math.nan
         metrics = {
             "train/loss": loss,
-            "optimizer/lr": reading.learning_rate,
             "grad/norm": norm,
-            "progress/tokens": float(reading.step * pl_module.derived.tokens_per_step),
-            **reading.memory,
-            **self._throughput(trainer, pl_module, reading),
+            **sample.known,
+            **self._throughput(sample, task.derived),
         }
-        pl_module.latest.update(metrics)
-        pl_module.latest_step = reading.step
+        task.run.latest.update(metrics)
+        task.run.latest_step = sample.step
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=reading.step)
+            logger.log_metrics(metrics, step=sample.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise LLMTrainError(
-                f"train/loss={loss}, grad/norm={norm} at step {reading.step}: the run cannot "
-                "recover from this; lower "
-                "model.optimizer's learning rate or lengthen the warmup, and resume from a "
-                "checkpoint before it"
+                f"train/loss={loss}, grad/norm={norm} at step {sample.step}: the run cannot "
+                "recover from this; lower model.optimizer's learning rate or lengthen the warmup, "
+                "and resume from a checkpoint before it"
             )
-        if stop and reading.step != pl_module.derived.total_steps:
+        if stop and sample.step != task.derived.total_steps:
             halt(trainer)
 
-    def _throughput(self, trainer: Any, pl_module: Any, reading: _Reading) -> dict[str, float]:
-        seconds = reading.lap.seconds
-        if not reading.steps or seconds <= 0:
+    def _throughput(self, sample: _Sample, derived: Derived) -> dict[str, float]:
+        seconds = sample.lap.seconds
+        if not sample.steps or seconds <= 0:
             return {}
-        per_second = reading.steps * pl_module.derived.tokens_per_step / seconds
-        per_device = per_second / trainer.world_size
+        per_second = sample.steps * derived.tokens_per_step / seconds
+        per_device = per_second / derived.ranks
         metrics = {
             "throughput/tokens_per_s": per_second,
             "throughput/tflops_per_s": per_device * self.flops_per_token / 1e12,
@@ -162,32 +157,29 @@ class Metrics(pl.Callback):
             metrics["throughput/mfu_noncausal"] = full
         return metrics
 
-    def _log_first_step(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        """Records how long it took until the first update had been given to the device."""
-        facts = {"seconds": round(seconds_since_start(), 3)}
-        if pl_module.construction.compile != "none":
-            facts["compile_seconds"] = round(compile_seconds(), 3)
-        pl_module.start_up = facts
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_event"):
-                logger.log_event("first_step", step, **facts)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the throughput clock."""
-        self._settle(trainer, pl_module)
-        self._pause = pl_module.stopwatch.paused()
-        self._pause.__enter__()
+        task = trainee(pl_module)
+        self._flush(trainer, task)
+        task.run.stopwatch.pause()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the held-out results and starts the clock again."""
-        self._pause.__exit__(None, None, None)
-        held_out = {k: v for k, v in pl_module.latest.items() if k.startswith("val/")}
+        task = trainee(pl_module)
+        task.run.stopwatch.resume()
+        metrics = dict(task.run.held_out)
         if trainer.state.fn == "fit":
-            held_out["progress/tokens"] = float(
-                trainer.global_step * pl_module.derived.tokens_per_step
-            )
+            metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
         for logger in trainer.loggers:
-            logger.log_metrics(held_out, step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _log_first_step(trainer: pl.Trainer, task: Trainee) -> None:
+    """Records how long it took until the first update had been given to the device."""
+    task.run.start_up = {"seconds": round(seconds_since_start(), 3)}
+    if seconds := compile_seconds():
+        task.run.start_up["compile_seconds"] = round(seconds, 3)
+    log_event(trainer.loggers, "first_step", trainer.global_step, **task.run.start_up)
 
 
 def halt(trainer: pl.Trainer) -> None:

@@ -2,8 +2,8 @@
 
 The profiler is started one step before the three, because the first traced step pays for starting
 the device's tracing. The device is awaited at both ends of the three, so that the work of three
-steps, no more and no less, lies between them. Everything else of the run is untouched: hooks and
-profiler exist from the step before to the last of the three.
+steps, no more and no less, lies between them. Everything else of the run is untouched: the profiler
+exists from the step before to the last of the three.
 
 A traced step is slower than others, by some microseconds of host time for each operator and kernel;
 where kernels are short, the share of idle GPU is therefore an upper bound.
@@ -11,40 +11,38 @@ where kernels are short, the share of idle GPU is therefore an upper bound.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.profilers import PassThroughProfiler, Profiler, PyTorchProfiler
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
+from lightning.pytorch.profilers import PyTorchProfiler
+from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg
+from torch.profiler import ProfilerAction, ProfilerActivity, profile, schedule
 
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.model.network.head import Head
+from llm_train.run_state import trainee
 from llm_train.runtime.terminal import say, section
-from llm_train.trainer.callbacks.breakdown import (
-    HEAD_RANGE,
-    LOADER_RANGE,
-    UPDATE_MARK,
-    Breakdown,
-    Row,
-    break_down,
-    read_events,
-)
-from llm_train.trainer.callbacks.kinds import OTHER
+from llm_train.trainer.callbacks.phases import Phases
 
 # After ten steps everything that happens once has happened: compilation, tuning and recording of
 # kernels, growth of the allocator. The step after a log point of the usual ten, so that it is not
 # one of the three.
 FIRST_STEP = 11
 STEPS = 3
+LARGEST = 12
+_NAMESPACES = re.compile(r"^void |\bat::(native::)?|\(anonymous namespace\)::")  # of C++ kernels
+
+Event = TypeVar("Event", FunctionEvent, FunctionEventAvg)
 
 
 class Profile(pl.Callback):
-    """Writes ``profile/trace.json.gz``, which Perfetto opens, and prints a table of it.
+    """Writes ``profile/trace.json.gz``, which Perfetto opens, and prints tables of it.
 
     Rank 0 alone records, writes and prints.
 
@@ -64,133 +62,89 @@ class Profile(pl.Callback):
             "validate_every": derived.validate_every,
             "checkpoint.every": save_every,
         }
-        self._first = self._first_step(0)
-        self._profiler: profile | None = None
-        self._hooks: list[Any] = []
-        self._replaced: Profiler | None = None
-        self._in_head: list[Any] = []
+        self._first = first_step(0, self._total_steps, self._interruptions)
+        self._recording: tuple[profile, Phases] | None = None
 
-    def _first_step(self, done: int) -> int:
-        return first_step(done, self._total_steps, self._interruptions)
-
-    # --- when -------------------------------------------------------------------------------------
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Chooses the steps, counted from where the run continues."""
-        if isinstance(_profiler_of(trainer), PyTorchProfiler):
+        # mypy does not see where Lightning gives its Trainer this attribute.
+        if isinstance(trainer.profiler, PyTorchProfiler):  # type: ignore[attr-defined]
             raise ConfigError(
                 "trainer.profiler=pytorch and --profile cannot record at once; leave one out"
             )
-        self._first = self._first_step(trainer.global_step)
+        self._first = first_step(trainer.global_step, self._total_steps, self._interruptions)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         """Starts, advances and ends at the boundaries of optimizer steps."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
-        step = trainer.global_step
+        step, last = trainer.global_step, self._first + STEPS - 1
         if step == self._first - 2:
-            self._start(trainer, pl_module.network)
-        elif self._profiler is not None:
-            last = step == self._first + STEPS - 1
-            if last or step == self._first - 1:
+            self._start(trainer)
+        elif self._recording is not None:
+            profiler, phases = self._recording
+            if step in (self._first - 1, last):
                 _wait_for(trainer.strategy.root_device)
-            self._profiler.step()
-            if last:
-                profiler = self._stop(trainer)
-                with pl_module.stopwatch.paused():
-                    self._publish(profiler)
+            if step == last:
+                phases.end()
+            profiler.step()
+            if step == self._first - 1:
+                phases.restart()
+            elif step == last:
+                self._stop(trainer)
+                with trainee(pl_module).run.stopwatch.paused():
+                    self._publish(profiler, phases.seconds())
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Marks where the update begins: inside the optimizer's step, which runs the backward."""
-        if self._profiler is not None:
-            with record_function(UPDATE_MARK):
-                pass
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drops a recording that was cut short."""
-        if self._profiler is not None:
+        if self._recording is not None:
             self._stop(trainer)
             say(f"\nno profile: the run ended before step {self._first + STEPS - 1}")
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Drops the recording; the exception is what matters."""
-        if self._profiler is not None:
-            with contextlib.suppress(RuntimeError):
+        if self._recording is not None:
+            with suppress(RuntimeError):
                 self._stop(trainer)
 
-    # --- how --------------------------------------------------------------------------------------
-
-    def _start(self, trainer: pl.Trainer, network: torch.nn.Module) -> None:
+    def _start(self, trainer: pl.Trainer) -> None:
         activities = [ProfilerActivity.CPU]
         if trainer.strategy.root_device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        for module in network.modules():
-            if isinstance(module, Head):
-                self._hooks += [
-                    module.register_forward_pre_hook(self._enter_head),
-                    module.register_forward_hook(self._leave_head),
-                ]
-        self._replaced = _profiler_of(trainer)
-        _set_profiler(trainer, _LoaderRanges(self._replaced))
-        self._profiler = profile(
+        phases = Phases(trainer.profiler)  # type: ignore[attr-defined]
+        trainer.profiler = phases  # type: ignore[attr-defined]
+        profiler = profile(
             activities=activities, schedule=schedule(wait=0, warmup=1, active=STEPS, repeat=1)
         )
-        self._profiler.start()
+        self._recording = profiler, phases
+        profiler.start()
 
-    def _stop(self, trainer: pl.Trainer) -> profile:
-        """Puts everything back, and returns what was recorded."""
-        profiler, self._profiler = self._profiler, None
-        assert profiler is not None
-        assert self._replaced is not None
-        _set_profiler(trainer, self._replaced)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._in_head = [], []
-        profiler.stop()
-        return profiler
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """Puts the run's own profiler back."""
+        assert self._recording is not None
+        profiler, phases = self._recording
+        self._recording = None
+        trainer.profiler = phases.inner  # type: ignore[attr-defined]
+        # A profiler that only warms up is half-started, and stopping it ends the process on CUDA
+        # with a segmentation fault. It records nothing and can be left alone.
+        if profiler.current_action is not ProfilerAction.WARMUP:
+            profiler.stop()
 
-    def _enter_head(self, *_: Any) -> None:
-        self._in_head.append(record_function(HEAD_RANGE))
-        self._in_head[-1].__enter__()
-
-    def _leave_head(self, *_: Any) -> None:
-        self._in_head.pop().__exit__(None, None, None)
-
-    def _publish(self, profiler: profile) -> None:
+    def _publish(self, profiler: profile, seconds: Mapping[str, float]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.file))
-        found = break_down(read_events(self.file))
-        for title, values in tables(found, self._first).items():
+        for title, values in tables(profiler, seconds, self._first).items():
             say(section(title, values))
-        if found.idle is None and ProfilerActivity.CUDA in profiler.activities:
-            say("\nno kernel was recorded: the driver lets only administrators trace this GPU")
         say(f"\nwrote {self.file}; open it at https://ui.perfetto.dev")
-
-
-class _LoaderRanges(PassThroughProfiler):
-    """Lightning's profiler, which is told when the loop waits for the loader, and a range then."""
-
-    def __init__(self, inner: Profiler) -> None:
-        super().__init__()
-        self._inner = inner
-        self._range: Any = None
-
-    def start(self, action_name: str) -> None:
-        self._inner.start(action_name)
-        if action_name.endswith(".train_dataloader_next"):
-            self._range = record_function(LOADER_RANGE)
-            self._range.__enter__()
-
-    def stop(self, action_name: str) -> None:
-        if action_name.endswith(".train_dataloader_next"):
-            self._range.__exit__(None, None, None)
-        self._inner.stop(action_name)
-
-    def profile(self, action_name: str) -> Any:
-        """As it was: only the loop's loader is told by start and stop."""
-        return self._inner.profile(action_name)
 
 
 def first_step(done: int, total: int, interruptions: Mapping[str, int]) -> int:
@@ -225,33 +179,66 @@ def first_step(done: int, total: int, interruptions: Mapping[str, int]) -> int:
     )
 
 
-def tables(found: Breakdown, first: int) -> dict[str, dict[str, str]]:
-    """Titles and lines of what is printed."""
-    unit = "kernels" if found.idle is not None else "operators"
-    rows = {row.name: _shown(row) for row in found.kinds if row.milliseconds > 0}
-    whole = Row(name="", milliseconds=found.step_milliseconds, share=1.0, calls=0.0)
-    rows["one step"] = _shown(whole)
-    if found.idle is not None:
-        rows["GPU without a kernel"] = f"{'':14}{found.idle:7.1%}"
-    last = first + found.steps - 1
+def tables(
+    profiler: profile, seconds: Mapping[str, float], first: int
+) -> dict[str, dict[str, str]]:
+    """Titles and lines of what is printed.
+
+    Args:
+        profiler: has recorded three steps.
+        seconds: time by phase of all of them.
+        first: the first of them.
+    """
+    total = sum(seconds.values())
+
+    def shown(part: float, calls: int = 0) -> str:
+        text = f"{1000 * part / STEPS:11.3f} ms{part / total:7.1%}"
+        return text + (f"{calls / STEPS:9,.0f}" if calls else "")
+
+    on_gpu = ProfilerActivity.CUDA in profiler.activities
+    phases = {name: shown(part) for name, part in seconds.items()}
+    phases["one step"] = shown(total)
+    idle = "GPU without a kernel" if on_gpu else "CPU without an operator"
+    phases[idle] = f"{'':14}{_idle(profiler, on_gpu):7.1%}"
+    times: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for row in _rows(profiler.key_averages(), on_gpu):
+        name = _NAMESPACES.sub("", row.key)[:64]
+        times[name] += row.self_device_time_total if on_gpu else row.self_cpu_time_total
+        calls[name] += row.count
     return {
-        f"profile of steps {first} to {last} (time of one step, share, {unit})": rows,
-        f"largest {unit}": {row.name: _shown(row) for row in found.largest},
+        f"profile of steps {first} to {first + STEPS - 1} (time of one step, share)": phases,
+        f"largest {'kernels' if on_gpu else 'operators'} (time of one step, share, calls)": {
+            name: shown(own / 1e6, calls[name]) for name, own in times.most_common(LARGEST)
+        },
     }
 
 
-def _shown(row: Row) -> str:
-    text = f"{row.milliseconds:11.3f} ms{row.share:7.1%}"
-    return text + (f"{row.calls:9,.0f}" if row.calls and row.name != OTHER else "")
+def _rows(events: Iterable[Event], on_gpu: bool) -> list[Event]:
+    """Kernels or operators, without the ranges that only give names to parts of a step."""
+    device = "CUDA" if on_gpu else "CPU"
+    return [e for e in events if e.device_type.name == device and not e.is_user_annotation]
 
 
-def _profiler_of(trainer: Any) -> Profiler:
-    profiler: Profiler = trainer.profiler
-    return profiler
+def _idle(profiler: profile, on_gpu: bool) -> float:
+    events: list[FunctionEvent] = profiler.events()  # type: ignore[no-untyped-call]
+    steps = [e.time_range for e in events if e.name.startswith("ProfilerStep")]
+    work = [e.time_range for e in _rows(events, on_gpu) if not e.name.startswith("Mem")]
+    spans = [(span.start, span.end) for span in work]
+    return idle_share(spans, min(s.start for s in steps), max(s.end for s in steps))
 
 
-def _set_profiler(trainer: Any, profiler: Profiler) -> None:
-    trainer.profiler = profiler
+def idle_share(spans: Iterable[tuple[float, float]], start: float, end: float) -> float:
+    """The share of the time from ``start`` to ``end`` in which none of the spans is active.
+
+    >>> idle_share([(0, 2), (5, 6), (1, 3)], 0, 10)
+    0.6
+    """
+    busy, reached = 0.0, start
+    for begins, ends in sorted(spans):
+        busy += max(0.0, min(ends, end) - max(begins, reached))
+        reached = max(reached, ends)
+    return 1 - busy / (end - start)
 
 
 def _wait_for(device: torch.device) -> None:

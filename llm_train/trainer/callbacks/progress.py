@@ -7,20 +7,23 @@ the values are on the host anyway.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import NoReturn
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from llm_train.run_state import trainee
+from llm_train.trainer.callbacks.base import EachStep
 
-class Progress(ProgressBar):
+
+class Progress(EachStep, ProgressBar):
     """Loss, throughput, MFU where a peak is known, and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._bar: Any = None
+        self._bar: tqdm[NoReturn] | None = None
         self._shown = -1
         self._start_up_due = True
         self._lines = not sys.stderr.isatty()
@@ -33,13 +36,13 @@ class Progress(ProgressBar):
         """Shows the bar again."""
         self._enabled = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar at the step from which the run continues."""
         if not self._enabled:
             return
         self._shown = trainer.global_step
         self._bar = tqdm(
-            total=pl_module.derived.total_steps,
+            total=trainee(pl_module).derived.total_steps,
             initial=trainer.global_step,
             unit="step",
             dynamic_ncols=True,
@@ -47,44 +50,40 @@ class Progress(ProgressBar):
             smoothing=0.1,
         )
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Moves the bar when the metrics callback has published a new interval."""
-        self._show(pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Shows the interval before a validation first."""
-        self._show(pl_module)
-
-    def _show(self, pl_module: Any) -> None:
-        step = pl_module.latest_step
-        if not self._enabled or self._bar is None or step <= self._shown:
+        task = trainee(pl_module)
+        run, total = task.run, task.derived.total_steps
+        step = run.latest_step
+        if self._bar is None or step <= self._shown:
             return
         if self._start_up_due:
             self._start_up_due = False
-            tqdm.write(describe_start_up(pl_module.start_up), file=sys.stderr)
-        text = describe(pl_module.latest)
+            tqdm.write(describe_start_up(run.start_up), file=sys.stderr)
+        text = describe(run.latest)
         if self._lines:
-            total = pl_module.derived.total_steps
-            left = _time_left(pl_module, step)
+            left = _time_left(run.latest, (total - step) * task.derived.tokens_per_step)
             tqdm.write(f"step {step}/{total}  {text}{left}", file=sys.stderr)
         else:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._shown)
         self._shown = step
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows the interval before a validation first."""
+        self.on_step_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the held-out result on a line of its own, so that it stays readable."""
         if not self._enabled or trainer.state.fn != "fit":
             return
-        latest = pl_module.latest
-        text = f"step {trainer.global_step}  held-out loss {latest['val/loss']:.4f}"
-        if "val/bits_per_byte" in latest:
-            text += f"  bits/byte {latest['val/bits_per_byte']:.4f}"
+        held_out = trainee(pl_module).run.held_out
+        text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"
+        if "val/bits_per_byte" in held_out:
+            text += f"  bits/byte {held_out['val/bits_per_byte']:.4f}"
         tqdm.write(text, file=sys.stderr)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
@@ -118,9 +117,6 @@ def describe(metrics: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _time_left(pl_module: Any, step: int) -> str:
-    per_second = pl_module.latest.get("throughput/tokens_per_s")
-    if not per_second:
-        return ""
-    left = (pl_module.derived.total_steps - step) * pl_module.derived.tokens_per_step / per_second
-    return f"  ETA {tqdm.format_interval(left)}"
+def _time_left(latest: dict[str, float], tokens: int) -> str:
+    per_second = latest.get("throughput/tokens_per_s")
+    return f"  ETA {tqdm.format_interval(tokens / per_second)}" if per_second else ""

@@ -14,18 +14,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import lightning.pytorch as pl
 
+from llm_train.run_state import RunState, trainee
+from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.callbacks.metrics import halt
 
-_AT_ONCE: dict[int, Any] = {
+_AT_ONCE: dict[int, Callable[[int, FrameType | None], object] | signal.Handlers] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
-
 
 _SIGNALS = (*_AT_ONCE, signal.SIGUSR1)
 
@@ -33,28 +34,29 @@ _SIGNALS = (*_AT_ONCE, signal.SIGUSR1)
 _IMPATIENCE_SECONDS = 3.0
 
 
-class GracefulStop(pl.Callback):
+class GracefulStop(EachStep):
     """Turns SIGINT, SIGTERM or SIGUSR1 into an orderly end; a later second one acts at once.
 
     The handlers stay through the last save; Lightning puts back those of before when it tears down.
     """
 
     def __init__(self) -> None:
-        self._task: Any = None
+        self._run: RunState | None = None
         self._first = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
-        self._task = pl_module
-        loop: Any = trainer.fit_loop.epoch_loop
-        loop._broadcast_sigterm_tensor = _nothing
+        self._run = trainee(pl_module).run
+        loop = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        self._task.stop_signal = self._task.stop_signal or number
+        assert self._run is not None, "the handlers were installed by on_train_start"
+        self._run.stop_signal = self._run.stop_signal or number
         if number not in _AT_ONCE:
             return
         if not self._first:
@@ -64,13 +66,11 @@ class GracefulStop(pl.Callback):
             signal.signal(number, _AT_ONCE[number])
             signal.raise_signal(number)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Alone, a process need not wait for the next log point."""
-        boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        last = trainer.global_step == pl_module.derived.total_steps
-        if pl_module.stop_signal and boundary and not last and trainer.world_size == 1:
+        task = trainee(pl_module)
+        last = trainer.global_step == task.derived.total_steps
+        if task.run.stop_signal and not last and trainer.world_size == 1:
             halt(trainer)
 
 

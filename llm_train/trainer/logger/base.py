@@ -11,8 +11,10 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
+from llm_train.context import Part
 
-class RunLogger(Logger):
+
+class RunLogger(Part, Logger):
     """A logger that writes into a run directory and may record events alongside metrics.
 
     Args:

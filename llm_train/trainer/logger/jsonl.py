@@ -8,10 +8,9 @@ ignores.
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -70,12 +69,10 @@ class JSONLMetrics(RunLogger):
         self._append({"event": name, "step": step, "time": _now(), **details})
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
         """Does nothing: the resolved configuration is a file beside this one."""
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: records.Record) -> None:
         if not self._checked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _remove_torn_line(self.path)
@@ -84,7 +81,7 @@ class JSONLMetrics(RunLogger):
             file.write(records.encode(record))
 
 
-def _number(value: Any) -> float:
+def _number(value: SupportsFloat) -> float:
     """A scalar tensor becomes a float; a plain number stays what it is."""
     return value if isinstance(value, int | float) else float(value)
 

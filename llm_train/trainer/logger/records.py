@@ -13,13 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# A line of the file, whose values are whatever JSON holds: numbers of metrics, details of events.
+Record = dict[str, Any]
+
 _log = logging.getLogger(__name__)
 
 # JSON has no such numbers. A metric is never text, so that the way back is unambiguous.
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def encode(record: dict[str, Any]) -> bytes:
+def encode(record: Record) -> bytes:
     """One line of strict JSON with its newline; non-finite floats become strings."""
     finite = {
         key: str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
@@ -28,14 +31,14 @@ def encode(record: dict[str, Any]) -> bytes:
     return (json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Record]:
     """Every whole line of the file, in order, events among metrics.
 
     A last line without a newline was cut by a kill and is dropped; so is any line that is not JSON,
     with a warning.
     """
     *lines, _torn = path.read_bytes().split(b"\n")
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -47,7 +50,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge(lines: Iterable[Record]) -> list[Record]:
     """One record per step, ascending, with what a resumed run superseded left out.
 
     An event ``resume`` at step S drops everything before it with a step above S; an event ``start``
@@ -60,7 +63,7 @@ def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ... ])
     [{'step': 1, 'a': 1.0}, {'step': 2, 'a': 2.0}, {'step': 3, 'a': 3.5, 'b': 0.5}]
     """
-    merged: dict[int, dict[str, Any]] = {}
+    merged: dict[int, Record] = {}
     for line in lines:
         step, event = line["step"], line.get("event")
         if event == "start":
@@ -72,10 +75,10 @@ def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [merged[step] for step in sorted(merged)]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[Record]:
     """The run's metrics: one dictionary per step with ``step``, ``time`` and every metric."""
     return merge(read_lines(path))
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: object) -> object:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -17,10 +17,11 @@ import netrc
 import os
 import secrets
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -29,6 +30,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from llm_train.errors import ConfigError
 from llm_train.trainer.logger.base import RunLogger
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 _log = logging.getLogger(__name__)
 _LADDER = {"online": "offline", "offline": "disabled"}
@@ -79,7 +83,7 @@ class WandB(RunLogger):
         self._tags, self._entity = tuple(tags), entity
         self._timeout_seconds = init_timeout_seconds
         self._mode = _resolved(mode)
-        self._run: Any = None
+        self._run: Run | None = None
 
     @property
     def mode(self) -> str:
@@ -97,7 +101,7 @@ class WandB(RunLogger):
         return "" if self._run is None else str(self._run.id)
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs metrics at a step; a step below the last one logged is passed over.
 
         Args:
@@ -106,7 +110,7 @@ class WandB(RunLogger):
         """
         at = step or 0
 
-        def log(run: Any) -> None:
+        def log(run: Run) -> None:
             if at >= run.step:
                 run.log({**metrics, "trainer/step": at}, step=at)
 
@@ -114,24 +118,23 @@ class WandB(RunLogger):
 
     @rank_zero_only
     def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+        self, params: Mapping[str, object] | Namespace, *args: object, **kwargs: object
     ) -> None:
         """Stores the configuration with the run."""
-        values = vars(params) if isinstance(params, Namespace) else params
-        self._safely(lambda run: run.config.update(values, allow_val_change=True))
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Leaves the run open, as validation may follow; wandb closes it at the process's end."""
+        self._safely(lambda run: run.config.update(params, allow_val_change=True))  # type: ignore[no-untyped-call]
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
-        """Closes the run, waiting no longer than the time budget for uploads."""
+        """Closes the run, waiting no longer than the time budget for uploads.
+
+        ``finalize``, which Lightning calls after training, leaves it open, since validation may
+        follow; wandb itself closes it when the process ends.
+        """
         if self._run is not None:
             self._safely(lambda run: run.finish(exit_code=exit_code))
             self._run = None
 
-    def _safely(self, action: Callable[[Any], None]) -> None:
+    def _safely(self, action: Callable[[Run], None]) -> None:
         """Runs ``action`` on the run; a failure leads down the ladder, never out of here."""
         while self._mode != "disabled":
             try:
@@ -144,9 +147,13 @@ class WandB(RunLogger):
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 _log.warning("W&B %s failed (%s); going on %s", self._mode, reason, lower)
                 self._run, self._mode = None, lower
-                _abandon()
+                # wandb's service would hold the run id of the failed start.
+                with suppress(Exception):
+                    import wandb
 
-    def _start(self) -> Any:
+                    wandb.teardown(exit_code=1)
+
+    def _start(self) -> Run:
         import wandb
 
         directory = self.directory
@@ -158,13 +165,13 @@ class WandB(RunLogger):
         run = wandb.init(
             project=self._project,
             name=self._run_name or directory.resolve().name,
-            group=self._group or None,
-            tags=self._tags or None,
-            entity=self._entity or None,
             id=_stable_id(directory / ID_FILE_NAME),
             resume="allow",
             dir=str(directory),
             mode="online" if self._mode == "online" else "offline",
+            group=self._group or None,
+            tags=self._tags or None,
+            entity=self._entity or None,
             settings=wandb.Settings(
                 init_timeout=self._timeout_seconds,
                 login_timeout=self._timeout_seconds,
@@ -217,21 +224,6 @@ def _key_is_configured() -> bool:
 
 def _stable_id(path: Path) -> str:
     """The id kept in ``path``, chosen at the first start."""
-    kept = path.read_text().strip() if path.exists() else ""
-    if kept:
-        return kept
-    chosen = secrets.token_hex(4)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(chosen + "\n")
-    os.replace(aside, path)
-    return chosen
-
-
-def _abandon() -> None:
-    """Stops wandb's service, which would otherwise hold the run id of the failed start."""
-    try:
-        import wandb
-
-        wandb.teardown(exit_code=1)
-    except Exception as error:
-        _log.debug("wandb.teardown failed: %s", error)
+    if not path.exists() or not path.read_text().strip():
+        path.write_text(secrets.token_hex(4) + "\n")
+    return path.read_text().strip()

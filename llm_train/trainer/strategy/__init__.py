@@ -3,11 +3,27 @@
 YAML key: trainer.strategy.
 """
 
-from llm_train.trainer.strategy.base import Placement
+from llm_train.discovery import load
+from llm_train.trainer.strategy.base import Strategy, World, from_word, known_words, strategy_of
 from llm_train.trainer.strategy.ddp import DDP
 from llm_train.trainer.strategy.fsdp import FSDP
 from llm_train.trainer.strategy.local_sgd import LocalSGD
+from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.single import SingleDevice
 from llm_train.trainer.strategy.zero import ZeRO
 
-__all__ = ["DDP", "FSDP", "LocalSGD", "Placement", "SingleDevice", "ZeRO"]
+__all__ = [
+    "DDP",
+    "FSDP",
+    "LocalSGD",
+    "MeshShape",
+    "SingleDevice",
+    "Strategy",
+    "World",
+    "ZeRO",
+    "from_word",
+    "known_words",
+    "strategy_of",
+]
+
+load(__name__, skip=("sharding", "tensor_parallel", "zero_layout", "zero_state"))

@@ -3,27 +3,67 @@
 A strategy is the only thing that knows how parameters are laid out over ranks, so it is asked to
 shard the network, to give access to a full parameter, and to save and load state. The task and the
 checkpoint callback call these methods and know nothing else about distribution.
+
+A strategy is an object from the moment a configuration is parsed, whether it was written as a word
+or as a class with arguments. It is made without a device and without packages that only a run
+needs, so that ``check`` and ``plan`` can ask it about a thousand ranks on a laptop.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.strategies import Strategy as LightningStrategy
+from torch import Tensor, nn, optim
 
-from llm_train.checkpoint import tensors as state
+from llm_train.context import Part, StrategyTraits
+from llm_train.discovery import concrete
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
+from llm_train.run_state import Trainee, trainee
+from llm_train.trainer.strategy.cost import Costed
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class Placement:
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks that a run will have.
+
+    Attributes:
+        ranks: processes in all, each with a device of its own.
+        devices: devices on each node.
+        device: torch's name of the first rank's device.
+    """
+
+    ranks: int = 1
+    devices: int = 1
+    device: str = "cpu"
+
+    @property
+    def nodes(self) -> int:
+        """Machines that share the ranks."""
+        return max(1, self.ranks // self.devices)
+
+
+class Strategy(Costed, Part, LightningStrategy):
     """Mixed into a Lightning strategy, before it in the list of bases."""
+
+    words: ClassVar[tuple[str, ...]] = ()
+    """What may be written instead of the class; each word is a choice of arguments."""
 
     clips_gradients = False
     """Whether the strategy's own engine clips and measures the gradient norm."""
+
+    only_trains = False
+    """Whether the strategy's own engine cannot score without an optimizer."""
 
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
@@ -31,20 +71,42 @@ class Placement:
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
 
-    tensor = 1
-    """Neighbouring ranks that compute the same samples together."""
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Takes the words away from subclasses: they mean the class that declares them."""
+        super().__init_subclass__(**arguments)
+        cls.words = vars(cls).get("words", ())
 
-    reduction = "fast"
-    """How gradients are summed over ranks; canonical: as one process would, bit for bit."""
+    @classmethod
+    def from_word(cls, word: str, world: World) -> Strategy:
+        """The strategy that one of ``words`` means on the ranks of ``world``.
 
-    lightning_module: Any
-    optimizers: list[Any]
-    precision_plugin: Any
-    reduce: Callable[..., Tensor]
-    root_device: torch.device
+        Raises:
+            ConfigError: the word means nothing on these ranks.
+        """
+        return cls()
+
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """How ``ranks`` ranks share data and state; by default each of them holds everything.
+
+        Raises:
+            ConfigError: the ranks do not divide.
+        """
+        return MeshShape(replicas=ranks)
+
+    @abstractmethod
+    def traits(self, ranks: int) -> StrategyTraits:
+        """What other parts need to know of this strategy on ``ranks`` ranks."""
+
+    # --- construction -----------------------------------------------------------------------------
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def task(self) -> Trainee:
+        """The module that the Trainer connected."""
+        assert self.lightning_module is not None, "the Trainer connects the module"
+        return trainee(self.lightning_module)
+
+    @property
+    def shadow_dtype(self) -> torch.dtype | None:
         """Dtype of the copies of weights that products read; None: no copies are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
 
@@ -57,33 +119,58 @@ class Placement:
         """Where modules are constructed: by default without memory."""
         return torch.device("meta")
 
-    def shard(self, network: nn.Module) -> None:
+    def shard(self, network: LanguageModel) -> None:
         """Distributes the parameters of ``network``; nothing to do where they are replicated."""
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
 
-    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+    # --- a step -----------------------------------------------------------------------------------
+
+    def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """Target slots over valid targets, of all samples that a gradient is the mean over.
+
+        A micro-batch's loss is divided by its slots, since the number of valid targets of a step is
+        known only at its end; this factor turns the sum into the mean over valid targets.
 
         Args:
             valid: targets of this rank in this step that count.
             slots: targets of the step over all ranks, whether they count or not.
         """
-        return slots / self.reduce(valid, reduce_op="sum").clamp(min=1)
+        total = torch.as_tensor(self.reduce(valid, reduce_op="sum"))
+        return slots / total.clamp(min=1)
 
     def own_targets(self, targets: Tensor) -> Tensor:
         """The part of the targets (B, T) of a micro-batch that this rank scores."""
         return targets
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Global norm of the gradients, whatever their layout."""
+        """Global norm of the gradients, however they are sharded."""
         return global_norm(gradients)
+
+    def reshard(self) -> None:
+        """Frees whatever parameters a forward has left gathered; the shards hold their values."""
+
+    def optimizer_step(
+        self,
+        optimizer: optim.Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Updates, then frees the gradients at once: they do not live through the next forward."""
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        optimizer.zero_grad(set_to_none=True)
+        return result
+
+    # --- checkpoints ------------------------------------------------------------------------------
 
     def save_state(self, directory: Path) -> None:
         """Writes parameters and optimizer state, every rank its part."""
-        state.save(directory, self.lightning_module.network, self.optimizers[0])
+        from llm_train.checkpoint import tensors  # imports torch's DTensors
+
+        tensors.save(directory, self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads what ``save_state`` wrote into the live parameters and optimizer.
@@ -91,13 +178,60 @@ class Placement:
         Raises:
             CheckpointError: names, shapes or format do not fit.
         """
-        optimizer = self.optimizers[0] if with_optimizer else None
-        state.load(directory, self.lightning_module.network, optimizer)
+        from llm_train.checkpoint import tensors
 
-    def optimizer_step(
-        self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
-        """Updates, then frees the gradients at once: they do not live through the next forward."""
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)  # type: ignore[misc]
-        optimizer.zero_grad(set_to_none=True)
-        return result
+        optimizer = self.optimizers[0] if with_optimizer else None
+        tensors.load(directory, self.task.network, optimizer)
+
+
+def strategy_of(trainer: pl.Trainer) -> Strategy:
+    """The strategy of a Trainer, by its type.
+
+    Raises:
+        ConfigError: it is one of Lightning's own.
+    """
+    return placing(trainer.strategy)
+
+
+def placing(strategy: object) -> Strategy:
+    """``strategy``, if it can place weights and write state.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    raise ConfigError(
+        f"trainer.strategy={type(strategy).__name__} cannot place weights or save state exactly; "
+        f"use one of {_names()}"
+    )
+
+
+def known_words() -> list[str]:
+    """Every word that ``trainer.strategy`` takes."""
+    return ["auto", *(word for kind in _known() for word in kind.words)]
+
+
+def from_word(word: str, world: World) -> Strategy:
+    """The strategy that ``word`` means; auto is the plainest that can use all ranks.
+
+    Raises:
+        ConfigError: no strategy answers to the word, or it means nothing on these ranks.
+    """
+    wanted = ("ddp" if world.ranks > 1 else "single") if word == "auto" else word
+    for kind in _known():
+        if wanted in kind.words:
+            return kind.from_word(wanted, world)
+    raise ConfigError(
+        f"trainer.strategy={word} is not one of {', '.join(known_words())}; for options write "
+        f"class_path and init_args of one of {_names()}"
+    )
+
+
+def _known() -> list[type[Strategy]]:
+    # mypy takes every type[...] for something to construct.
+    return concrete(Strategy)  # type: ignore[type-abstract]
+
+
+def _names() -> str:
+    return ", ".join(kind.__name__ for kind in _known())

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from llm_train.trainer.strategy.base import Placement
-from llm_train.trainer.strategy.canonical import Buckets, Reduction, check_reduction
+from llm_train.context import Context, StrategyTraits
+from llm_train.trainer.strategy import deterministic
+from llm_train.trainer.strategy.base import Strategy
+from llm_train.trainer.strategy.cost import Transfer, Workload
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class DDP(Placement, DDPStrategy):
+class DDP(Strategy, DDPStrategy):
     """DistributedDataParallel with views into the buckets, not a second copy of the gradients.
 
     Args:
         bucket_cap_mb: size of a gradient bucket in MiB; larger buckets mean fewer, later
             reductions.
-        reduction: fast, or canonical: gradients are summed in the order of one process, so that any
-            number of ranks gives the same bits. All gradients are exchanged after every
+        reduction: fast, or deterministic: gradients are summed in the order of one process, so that
+            any number of ranks gives the same bits. All gradients are exchanged after every
             micro-batch, so it is slow: for verification.
         timeout_minutes: how long a collective may wait for a rank.
     """
 
+    words = ("ddp",)
+
     def __init__(
         self,
         bucket_cap_mb: int = 25,
-        reduction: Reduction = "fast",
+        reduction: deterministic.Reduction = "fast",
         timeout_minutes: float = 30.0,
     ) -> None:
-        check_reduction(reduction)
+        deterministic.check_reduction(reduction)
         super().__init__(
             timeout=timedelta(minutes=timeout_minutes),
             bucket_cap_mb=bucket_cap_mb,
@@ -40,27 +47,44 @@ class DDP(Placement, DDPStrategy):
         )
         self.reduction = reduction
         self._bucket_bytes = bucket_cap_mb * 2**20
-        self._buckets: Buckets | None = None
+        self._buckets: deterministic.Buckets | None = None
         self._last = True
 
+    def traits(self, ranks: int) -> StrategyTraits:
+        """Buckets are reduced while backward goes on, and final when it is over."""
+        return StrategyTraits(name=type(self).__name__, weight_replicas=ranks)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Those of deterministic reduction."""
+        if self.reduction != "fast":
+            yield from deterministic.problems(context)
+
     def configure_ddp(self) -> None:
-        """Wraps nothing in canonical order: DistributedDataParallel would reduce in its own."""
+        """Wraps nothing in deterministic order: DistributedDataParallel would reduce in its own."""
         if self.reduction == "fast":
             super().configure_ddp()
         else:
-            self._buckets = Buckets(self.lightning_module.parameters(), self._bucket_bytes)
+            parameters = self.task.network.parameters()
+            self._buckets = deterministic.Buckets(parameters, self._bucket_bytes)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remembers whether this micro-batch is the step's last."""
-        self._last = (batch_idx + 1) % self.lightning_module.trainer.accumulate_grad_batches == 0
+        self._last = (batch_idx + 1) % self.task.trainer.accumulate_grad_batches == 0
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
-        """In canonical order, sums gradients over ranks; Lightning knows nothing of it."""
+        """In deterministic order, sums gradients over ranks; Lightning knows nothing of it."""
         if self._buckets is None:
             return super().backward(closure_loss, *args, **kwargs)
         result = super().backward(closure_loss / self.world_size, *args, **kwargs)
         self._buckets.add(last=self._last)
         return result
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """Every gradient is reduced once a step, in the dtype of its weight, bucket by bucket."""
+        size = work.width * sum(work.elements())
+        return [Transfer.on(mesh, "all-reduce", "replicate", size, math.ceil(size / 25e6))]
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:

@@ -12,23 +12,27 @@ One class for full, hybrid and tensor-parallel sharding: they are sizes of one m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
-from llm_train.trainer.strategy import canonical
-from llm_train.trainer.strategy.base import Placement
-from llm_train.trainer.strategy.sharding import Layout, make_mesh, mixed_precision, shard_network
-from llm_train.trainer.strategy.tensor_parallel import own_positions
+from llm_train.context import Context, StrategyTraits
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
+from llm_train.trainer.strategy import deterministic
+from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared
+from llm_train.trainer.strategy.fsdp_cost import MeshCost
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class FSDP(Placement, ModelParallelStrategy):
+class FSDP(MeshCost, Strategy, ModelParallelStrategy):
     """Parameters, gradients and optimizer state sharded over ranks (ZeRO-3 in torch's own way).
 
     Args:
@@ -40,11 +44,13 @@ class FSDP(Placement, ModelParallelStrategy):
             of the positions (tensor and sequence parallelism). Neighbouring ranks; at most the
             devices of a node, since they talk in every layer.
         offload: keep shards, gradients and optimizer state in host memory and update them there.
-        reduction: fast, or canonical: gradients are summed in the order of one process, so that any
-            number of ranks gives the same bits. They are reduced after every micro-batch, and
+        reduction: fast, or deterministic: gradients are summed in the order of one process, so that
+            any number of ranks gives the same bits. They are reduced after every micro-batch, and
             gathered for their norm, so it is slow: for verification.
         timeout_minutes: how long a collective may wait for a rank.
     """
+
+    words = ("fsdp", "hsdp", "tp")
 
     def __init__(
         self,
@@ -52,20 +58,92 @@ class FSDP(Placement, ModelParallelStrategy):
         replicas: int = 1,
         tensor: int = 1,
         offload: bool = False,
-        reduction: canonical.Reduction = "fast",
+        reduction: deterministic.Reduction = "fast",
         timeout_minutes: float = 30.0,
     ) -> None:
-        canonical.check_reduction(reduction)
+        deterministic.check_reduction(reduction)
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_after_forward = reshard_after_forward
         self.replicas = replicas
         self.tensor = tensor
         self.offload = offload
         self.reduction = reduction
-        self._shards: canonical.Shards | None = None
+        self._shards: deterministic.Shards | None = None
+
+    @classmethod
+    def from_word(cls, word: str, world: World) -> FSDP:
+        """``fsdp`` shards over all ranks, ``hsdp`` within each node, ``tp`` cuts over a node."""
+        if word == "hsdp":
+            if world.nodes == 1:
+                raise ConfigError(
+                    "trainer.strategy=hsdp on one node is fsdp; write fsdp, or class_path: FSDP "
+                    "with init_args: {replicas: N}"
+                )
+            return cls(replicas=world.nodes)
+        if word == "tp" and world.devices == 1:
+            raise ConfigError("trainer.strategy=tp on one device has nothing to cut; write single")
+        return cls(tensor=world.devices if word == "tp" else 1)
+
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """The ranks that neither hold copies nor share samples share the shards."""
+        return MeshShape.of(ranks, replicas=self.replicas, tensor=self.tensor)
+
+    def traits(self, ranks: int) -> StrategyTraits:
+        """A block's gradients are reduced at once; vectors stay whole on each tensor rank."""
+        return StrategyTraits(
+            name=type(self).__name__,
+            tensor=self.tensor,
+            weight_replicas=self.replicas * self.tensor,
+            hooks_between_blocks=True,
+            final_in_backward=True,
+        )
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Sizes of the mesh against ranks and nodes, and what its options rule out."""
+        shape = self.mesh_shape(context.ranks)
+        if shape.replicas > 1 and shape.shards == shape.tensor == 1:
+            yield (
+                f"trainer.strategy: replicas={shape.replicas} leaves one rank a copy and nothing "
+                "to shard; use ddp, or fewer replicas"
+            )
+        if context.devices % shape.tensor:
+            yield (
+                f"trainer.strategy: tensor={shape.tensor} does not divide the {context.devices} "
+                "devices of a node, and its ranks talk in every layer; use a divisor"
+            )
+        if shape.tensor > 1 and context.float8 != "none":
+            yield (
+                f"model.float8={context.float8} does not work with tensor={shape.tensor}; set "
+                "model.float8=none, or tensor=1"
+            )
+        if self.offload:
+            yield from self._offload_problems(context)
+        if self.reduction != "fast":
+            yield from self._deterministic_problems(context)
+
+    def _offload_problems(self, context: Context) -> Iterator[str]:
+        key = "trainer.strategy.init_args.offload=true"
+        if not context.on_cuda:
+            yield f"{key} has no effect on a CPU, where all memory is the host's; remove it"
+        if not context.optimizer.on_host:
+            yield (
+                f"{key} updates on the host, where model.optimizer={context.optimizer.name} cannot "
+                "or is far too slow; use AdamW, or offload=false"
+            )
+
+    def _deterministic_problems(self, context: Context) -> Iterator[str]:
+        plain = {"replicas": 1, "tensor": 1, "offload": False}  # else there are sums elsewhere too
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                yield (
+                    f"trainer.strategy.init_args.{name}={getattr(self, name)} with "
+                    f"{deterministic.KEY} is not supported; leave {name} out, or set reduction: "
+                    "fast"
+                )
+        yield from deterministic.problems(context, shards=True)
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: fully_shard casts while it gathers."""
         return None
 
@@ -81,66 +159,106 @@ class FSDP(Placement, ModelParallelStrategy):
             self._process_group_backend = "cpu:gloo,cuda:nccl"
         super(ModelParallelStrategy, self).setup_environment()
         self._setup_distributed()
-        layout = Layout.of(self.world_size, replicas=self.replicas, tensor=self.tensor)
-        self._device_mesh = make_mesh(self.root_device.type, layout)
+        from llm_train.trainer.strategy.sharding import make_mesh
+
+        self._device_mesh = make_mesh(self.root_device.type, self.mesh_shape(self.world_size))
 
     def model_to_device(self) -> None:
         """Nothing: everything is where it belongs since its construction."""
 
-    def shard(self, network: nn.Module) -> None:
+    def shard(self, network: LanguageModel) -> None:
         """Cuts the network over the mesh."""
-        shard_network(
-            network,
-            self.device_mesh,
-            policy=mixed_precision(self.precision_plugin.precision),
-            reshard_after_forward=self.reshard_after_forward,
-            offload=self.offload,
-        )
-        if self.reduction == "canonical":
-            self._shards = canonical.Shards(network)
+        self.shard_over(network, self.device_mesh, self.precision_plugin.precision)
+        if self.reduction == "deterministic":
+            self._shards = deterministic.Shards(network)
 
     def own_targets(self, targets: Tensor) -> Tensor:
         """Under tensor parallelism each rank scores a part of the positions."""
-        return targets if self.tensor == 1 else own_positions(targets, self.device_mesh["tensor"])
+        if self.tensor == 1:
+            return targets
+        from llm_train.trainer.strategy.tensor_parallel import own_positions
+
+        return own_positions(targets, self.device_mesh["tensor"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""
-        accumulation = self.lightning_module.trainer.accumulate_grad_batches
-        network: FSDPModule = self.lightning_module.network
-        last = (batch_idx + 1) % accumulation == 0
-        network.set_requires_gradient_sync(last or self._shards is not None)
+        last = (batch_idx + 1) % self.task.trainer.accumulate_grad_batches == 0
+        self.begin_micro_batch(self.task.network, last=last)
         if self._shards is not None:
             self._shards.begin(last=last)
-        if not self.reshard_after_forward:
-            network.set_reshard_after_backward(last)
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
-        """In canonical order gradients are summed, not averaged."""
+        """In deterministic order gradients are summed, not averaged."""
         if self._shards is not None:
             closure_loss = closure_loss / self.world_size
         return super().backward(closure_loss, *args, **kwargs)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """In canonical order from whole gradients: norms of shards add up in another order."""
+        """In deterministic order from whole gradients: norms of shards add up in another order."""
         if self._shards is not None:
-            return canonical.gradient_norm(gradients)
+            return deterministic.gradient_norm(gradients)
         return super().gradient_norm(gradients)
 
     def save_state(self, directory: Path) -> None:
         """Writes the shards."""
-        self._reshard()
+        self.reshard()
         super().save_state(directory)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads into the shards."""
-        self._reshard()
+        self.reshard()
         super().load_state(directory, with_optimizer=with_optimizer)
 
-    def _reshard(self) -> None:
+    def reshard(self) -> None:
         """A forward without a backward, as in validation, leaves the root group gathered.
 
         Its parameters are then full tensors whose memory torch frees behind our back.
         """
-        for module in self.lightning_module.network.modules():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in self.task.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    # --- cost: bytes and collectives are in ``fsdp_cost`` -----------------------------------------
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Sharded over all ranks or within nodes, gathered twice or once, cut within a node."""
+        if world.ranks == 1:
+            return
+        for replicas in {1, world.nodes if world.devices > 1 else 1}:
+            yield cls(replicas=replicas)
+            yield cls(replicas=replicas, reshard_after_forward=False)
+        for power in range(1, world.devices.bit_length()):
+            yield cls(tensor=2**power)
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Each direction of the mesh, and two together."""
+        own = cls.__name__.lower()
+        prefix = "" if cls is FSDP else f"{own}-"
+        yield Compared(name=own)
+        yield Compared(name=f"{own}-no-reshard", arguments={"reshard_after_forward": False})
+        yield Compared(name=f"{prefix}hsdp", arguments={"replicas": 2}, least_ranks=4)
+        yield Compared(name=f"{prefix}tp", arguments={"tensor": ranks}, least_ranks=2)
+        yield Compared(name=f"{own}-tp", arguments={"tensor": 2}, least_ranks=4)
+
+    def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
+        """Makes each block one communication group of ``mesh``."""
+        from llm_train.trainer.strategy.sharding import mixed_precision, shard_network
+
+        shard_network(
+            network,
+            mesh,
+            policy=mixed_precision(precision),
+            reshard_after_forward=self.reshard_after_forward,
+            offload=self.offload,
+        )
+
+    def begin_micro_batch(self, network: LanguageModel, *, last: bool) -> None:
+        """Gradients are reduced after the last micro-batch of a step; deterministic, after each."""
+        sharded: Any = network  # fully_shard made it an FSDPModule as well
+        sharded.set_requires_gradient_sync(last or self._shards is not None)
+        if not self.reshard_after_forward:
+            sharded.set_reshard_after_backward(last)

@@ -19,10 +19,11 @@ take the place of the gradients, which are freed before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -30,14 +31,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
+from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.base import Placement
+from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
+from llm_train.trainer.strategy.mesh import MeshShape
 
 
-class LocalSGD(Placement, DDPStrategy):
+class LocalSGD(Strategy, DDPStrategy):
     """Independent replicas whose weights are averaged every so many optimizer steps.
 
     The inner batch, of which a replica's gradient is the mean, is batch.tokens / ranks; learning
@@ -80,6 +82,28 @@ class LocalSGD(Placement, DDPStrategy):
         self._outer: Outer | None = None
         self._aside: list[Tensor] = []
 
+    def traits(self, ranks: int) -> StrategyTraits:
+        """Replicas have weights of their own between two averagings."""
+        return StrategyTraits(name=type(self).__name__, one_model=False)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Somebody to agree with, and lengths that end with an agreement."""
+        if context.ranks == 1:
+            yield (
+                "trainer.strategy=LocalSGD has no effect on 1 rank, which has nobody to agree "
+                "with; start several with torchrun or trainer.devices, or write "
+                "trainer.strategy=auto"
+            )
+        for key, length in context.lengths.items():
+            steps = length.steps(context.derived.tokens_per_step)
+            if steps % self.every:
+                shown = str(length) if length.unit == "steps" else f"{length} = {steps} steps"
+                yield (
+                    f"{key}={shown} is not a multiple of trainer.strategy.init_args.every="
+                    f"{self.every}, so replicas would not agree on the weights then; nearest: "
+                    f"{_nearest(steps, self.every)} steps"
+                )
+
     def configure_ddp(self) -> None:
         """Wraps nothing: that is what would reduce gradients."""
 
@@ -87,9 +111,9 @@ class LocalSGD(Placement, DDPStrategy):
         """Remembers the weights that all replicas begin with, when a run is about to train."""
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
-            self._outer = Outer(self.lightning_module.network, momentum=self.outer_momentum > 0)
+            self._outer = Outer(self.task.network, momentum=self.outer_momentum > 0)
 
-    def slots_per_valid(self, valid: Tensor, slots: int) -> Tensor:
+    def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """This replica's own: asking the others would be communication at each step."""
         return slots / self.world_size / valid.clamp(min=1)
 
@@ -100,7 +124,7 @@ class LocalSGD(Placement, DDPStrategy):
         """
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         assert self._outer is not None, "setup() comes first"
-        if (self.lightning_module.trainer.global_step + 1) % self.every == 0:
+        if (self.task.trainer.global_step + 1) % self.every == 0:
             self._outer.agree(self.outer_learning_rate, self.outer_momentum)
         return result
 
@@ -108,18 +132,16 @@ class LocalSGD(Placement, DDPStrategy):
 
     def on_validation_start(self) -> None:
         """Scores what was last agreed on, if a callback ends a run between two averagings."""
-        step = self.lightning_module.trainer.global_step
+        step = self.task.trainer.global_step
         if self._outer is not None and step % self.every:
             self._aside = [parameter.detach().clone() for parameter in self._outer.parameters]
             self._outer.impose()
-            self.lightning_module._refresh_copies()
 
     def on_validation_end(self) -> None:
         """Gives the replica its own weights back."""
         if self._outer is not None and self._aside:
             self._outer.impose(self._aside)
             self._aside = []
-            self.lightning_module._refresh_copies()
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -129,22 +151,52 @@ class LocalSGD(Placement, DDPStrategy):
         A signal may come at any step, so each replica's weights and optimizer state are kept too,
         under ``replica-RANK``, and the momentum under ``outer``.
         """
+        from llm_train.checkpoint import tensors
+
         assert self._outer is not None, "setup() comes first"
-        network = self.lightning_module.network
-        agreed = state.model_tensors(network) | self._outer.tensors()
-        state.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
+        network = self.task.network
+        agreed = tensors.model_tensors(network) | self._outer.tensors()
+        tensors.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""
-        network = self.lightning_module.network
+        from llm_train.checkpoint import dcp, tensors
+
+        network = self.task.network
         optimizer = self.optimizers[0] if with_optimizer else None
         assert self._outer is not None, "setup() comes first"
-        if any(key.startswith(self._own) for key in files.keys(directory)):
+        if any(key.startswith(self._own) for key in dcp.keys(directory)):
             agreed = self._outer.tensors()
-            state.load(directory, network, optimizer, own=self._own, beside=agreed)
+            tensors.load(directory, network, optimizer, own=self._own, beside=agreed)
         else:
-            state.load(directory, network, optimizer)
+            tensors.load(directory, network, optimizer)
             self._outer.begin()
+
+    # --- cost -------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, world: World) -> Iterator[Self]:
+        """Nothing: who looks for a faster way to the same losses does not want other ones."""
+        yield from ()
+
+    @classmethod
+    def compared(cls, ranks: int) -> Iterator[Compared]:
+        """Agreement after every step, which is still not what one process computes."""
+        yield Compared(name=cls.__name__.lower(), arguments={"every": 1}, same=False)
+
+    def described(self, mesh: MeshShape) -> str:
+        """The class, and how often replicas agree."""
+        return f"{type(self).__name__}, every {self.every} steps"
+
+    def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
+        """Everything, and the agreed weights in fp32, with as much again for a momentum."""
+        agreed = (8 if self.outer_momentum else 4) * sum(work.elements())
+        return replace(super().state_bytes(work, mesh), agreed=agreed)
+
+    def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
+        """One all-reduce of fp32 differences in ``every`` steps."""
+        size = 4 * sum(work.elements()) / self.every
+        return [Transfer.on(mesh, "all-reduce", "replicate", size, 1 / self.every)]
 
     @property
     def _own(self) -> str:
@@ -213,3 +265,8 @@ class Outer:
             piece.view(parameter.shape)
             for piece, parameter in zip(flat, self.parameters, strict=True)
         ]
+
+
+def _nearest(steps: int, every: int) -> str:
+    below = steps // every * every
+    return f"{below} or {below + every}" if below else f"{every}"

@@ -8,12 +8,9 @@ tensor group read the same ones and hold different positions of them between the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -22,66 +19,14 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
+from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.tensor_parallel import cut_matrices
 
 
-class Blocks(Protocol):
-    """A network that can say what its repeated layers are."""
-
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated layers, in order."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Sizes of the mesh's dimensions; their product is the number of ranks.
-
-    Attributes:
-        replicas: copies of the sharded state.
-        shards: ranks that share one copy.
-        tensor: ranks that share one sample.
-    """
-
-    replicas: int = 1
-    shards: int = 1
-    tensor: int = 1
-
-    @classmethod
-    def of(cls, ranks: int, *, replicas: int, tensor: int) -> Layout:
-        """The layout of ``ranks`` ranks, all of which that are not asked for otherwise shard.
-
-        Raises:
-            ConfigError: the ranks do not divide.
-        """
-        for key, value in (("replicas", replicas), ("tensor", tensor)):
-            if value < 1:
-                raise ConfigError(f"trainer.strategy.init_args.{key}={value} must be at least 1")
-        if ranks % (replicas * tensor):
-            asked = f"replicas={replicas} x tensor={tensor} = {replicas * tensor}"
-            raise ConfigError(
-                f"trainer.strategy: {ranks} ranks are not a multiple of {asked}; "
-                f"{_dividing(ranks, replicas * tensor)}"
-            )
-        return cls(replicas=replicas, shards=ranks // (replicas * tensor), tensor=tensor)
-
-    @property
-    def data_ranks(self) -> int:
-        """Groups of ranks that each read samples of their own."""
-        return self.replicas * self.shards
-
-
-def _dividing(ranks: int, wanted: int) -> str:
-    below = max(n for n in range(1, min(wanted, ranks) + 1) if ranks % n == 0)
-    above = [n for n in range(wanted, ranks + 1) if ranks % n == 0]
-    numbers = f"{below} or {above[0]}" if above else f"{below}"
-    return f"use a product of {numbers}, or another number of ranks"
-
-
-def make_mesh(device_type: str, layout: Layout) -> DeviceMesh:
+def make_mesh(device_type: str, shape: MeshShape) -> DeviceMesh:
     """The mesh of all ranks; neighbours in rank are tensor groups, then shards."""
-    sizes = (layout.replicas, layout.shards, layout.tensor)
+    sizes = (shape.replicas, shape.shards, shape.tensor)
     return init_device_mesh(device_type, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
 
 
@@ -93,7 +38,7 @@ def mixed_precision(precision: str) -> MixedPrecisionPolicy:
 
 
 def shard_network(
-    network: nn.Module,
+    network: LanguageModel,
     mesh: DeviceMesh,
     *,
     policy: MixedPrecisionPolicy,
@@ -115,21 +60,9 @@ def shard_network(
     if mesh["tensor"].size() > 1:
         cut_matrices(network, mesh["tensor"])
     data = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
-    pin = mesh.device_type == "cuda"  # to copy beside computation
+    pin = mesh.device_type == "cuda"  # to copy alongside computation
     offloading = CPUOffloadPolicy(pin_memory=pin) if offload else OffloadPolicy()
-    blocks: Any = network
-    for block in blocks.blocks():
-        fully_shard(
-            block,
-            mesh=data,
-            mp_policy=policy,
-            reshard_after_forward=reshard_after_forward,
-            offload_policy=offloading,
-        )
-    fully_shard(
-        network,
-        mesh=data,
-        mp_policy=policy,
-        reshard_after_forward=False,
-        offload_policy=offloading,
-    )
+    shard = partial(fully_shard, mesh=data, mp_policy=policy, offload_policy=offloading)
+    for block in network.blocks():
+        shard(block, reshard_after_forward=reshard_after_forward)
+    shard(network, reshard_after_forward=False)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,26 +31,19 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from llm_train.model.network.base import LanguageModel
+
 _SEQUENCE, _HEADS = 1, 2  # dimensions of (B, T, D) and (B, T, H, head_dim)
 
 
-class Roles(Protocol):
-    """A network that can say what its modules are for."""
-
-    def tensor_roles(self) -> Mapping[str, str]:
-        """Path of a module to its role."""
-        ...
-
-
-def cut_matrices(network: nn.Module, mesh: DeviceMesh) -> None:
+def cut_matrices(network: LanguageModel, mesh: DeviceMesh) -> None:
     """Turns every parameter into a DTensor on ``mesh``, whole or cut, and adds the communication.
 
     Raises:
         ConfigError: the network does not say how it may be cut.
     """
-    roles: Any = network
     plan: dict[str, ParallelStyle] = {
-        path: _STYLES[role]() for path, role in roles.tensor_roles().items()
+        path: _STYLES[role]() for path, role in network.tensor_roles().items()
     }
     tied = _shared(network)
     parallelize_module(network, mesh, plan)

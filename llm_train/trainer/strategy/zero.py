@@ -10,11 +10,12 @@ kernel for CPUs as well, needs no compiler on the machine, and keeps the same st
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -25,15 +26,20 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
+from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
-from llm_train.trainer.strategy import zero_state
-from llm_train.trainer.strategy.base import Placement
-from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated
+from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.zero_cost import StageCost
 
 Device = Literal["none", "cpu", "nvme"]
+_MISSING = (
+    "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+    "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
+)
 
 
-class ZeRO(Placement, DeepSpeedStrategy):
+class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     """Optimizer state (1), gradients (2) or parameters (3) sharded by DeepSpeed.
 
     Args:
@@ -46,7 +52,9 @@ class ZeRO(Placement, DeepSpeedStrategy):
         timeout_minutes: how long a collective may wait for a rank.
     """
 
+    words = ("zero1", "zero2", "zero3")
     clips_gradients = True
+    only_trains = True
 
     def __init__(
         self,
@@ -56,46 +64,120 @@ class ZeRO(Placement, DeepSpeedStrategy):
         nvme_path: str = "",
         timeout_minutes: float = 30.0,
     ) -> None:
-        _prepare_import()
-        super().__init__(
-            zero_optimization=True,
-            stage=stage,
-            offload_optimizer=offload_optimizer != "none",
-            offload_optimizer_device=offload_optimizer,
-            offload_parameters=offload_parameters != "none",
-            offload_params_device=offload_parameters,
-            remote_device=None if offload_parameters == "none" else offload_parameters,
-            nvme_path=nvme_path,
-            pin_memory=True,
-            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
-            sub_group_size=10**8 if offload_optimizer == "nvme" else 10**12,
-            logging_level=logging.WARNING,
-            timeout=timedelta(minutes=timeout_minutes),
-            logging_batch_size_per_gpu=1,
-        )
+        # Not DeepSpeedStrategy's, which imports deepspeed: that waits for ``setup_environment``.
+        super(DeepSpeedStrategy, self).__init__(timeout=timedelta(minutes=timeout_minutes))
         self.stage = stage
         self.offload_optimizer = offload_optimizer
         self.offload_parameters = offload_parameters
         self.nvme_path = nvme_path
-        assert isinstance(self.config, dict)
-        self.config["zero_allow_untested_optimizer"] = True
-        self.config["zero_force_ds_cpu_optimizer"] = False
-        self.config["steps_per_print"] = 10**9
-        self.config["communication_data_type"] = "fp32"
+
+    @classmethod
+    def from_word(cls, word: str, world: World) -> ZeRO:
+        """The last letter is the stage."""
+        stage: Any = int(word[-1])
+        return cls(stage=stage)
+
+    def mesh_shape(self, ranks: int) -> MeshShape:
+        """All ranks share one copy of what the stage shards."""
+        return MeshShape(shards=ranks)
+
+    def traits(self, ranks: int) -> StrategyTraits:
+        """The engine reduces and updates flat fragments of the parameters."""
+        name = type(self).__name__
+        return StrategyTraits(name=name, flattens=True, hooks_between_blocks=True)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """What DeepSpeed's engine does on its own, and where it cannot offload."""
+        if importlib.util.find_spec("deepspeed") is None:
+            yield _MISSING
+        if context.precision == "bf16-true":
+            yield (
+                "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
+                "write bf16-mixed, which is what DeepSpeed does"
+            )
+        if context.float8 != "none":
+            yield (
+                f"model.float8={context.float8} does not work under ZeRO, where DeepSpeed casts "
+                "weights itself; set trainer.strategy to ddp or fsdp, or model.float8=none"
+            )
+        if not context.dense:
+            yield (
+                "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
+                "before they are counted; set trainer.strategy to ddp or fsdp"
+            )
+        yield from self._offload_problems(context)
+
+    def _offload_problems(self, context: Context) -> Iterator[str]:
+        key = "trainer.strategy.init_args"
+        chosen = {
+            "offload_optimizer": self.offload_optimizer,
+            "offload_parameters": self.offload_parameters,
+        }
+        for name, device in chosen.items():
+            if device != "none" and not context.on_cuda:
+                yield (
+                    f"{key}.{name}={device} has no effect on a CPU, where everything already is in "
+                    "host memory; remove it"
+                )
+            if device == "nvme" and not self.nvme_path:
+                yield f"{key}.{name}=nvme needs a directory for its files; set {key}.nvme_path"
+        if self.offload_parameters != "none" and self.stage < 3:
+            yield (
+                f"{key}.offload_parameters={self.offload_parameters} needs stage 3, since stage "
+                f"{self.stage} keeps all parameters on every device; set {key}.stage to 3, or "
+                "remove it"
+            )
+        if self.offload_optimizer == "nvme" and self.stage < 3:
+            yield (
+                f"{key}.offload_optimizer=nvme needs stage 3, since DeepSpeed would use host "
+                f"memory with stage {self.stage}; set {key}.stage to 3, or write cpu"
+            )
+        if self.nvme_path and "nvme" not in chosen.values():
+            yield (
+                f"{key}.nvme_path={self.nvme_path} has no effect, since nothing is offloaded to "
+                "nvme; remove it, or write nvme"
+            )
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
     @property
-    def copy_dtype(self) -> torch.dtype | None:
+    def shadow_dtype(self) -> torch.dtype | None:
         """None: the engine keeps its parameters in the low precision."""
         return None
 
     def setup_environment(self) -> None:
         """Skips the guard that admits CUDA only."""
+        self._complete()
         if self._on_cuda:
             super().setup_environment()
         else:
             super(DeepSpeedStrategy, self).setup_environment()
+
+    def _complete(self) -> None:
+        """Completes the constructor; what the Trainer has connected meanwhile stays."""
+        import_deepspeed()
+        connected = dict(vars(self))
+        super().__init__(
+            zero_optimization=True,
+            stage=self.stage,
+            offload_optimizer=self.offload_optimizer != "none",
+            offload_optimizer_device=self.offload_optimizer,
+            offload_parameters=self.offload_parameters != "none",
+            offload_params_device=self.offload_parameters,
+            remote_device=None if self.offload_parameters == "none" else self.offload_parameters,
+            nvme_path=self.nvme_path,
+            pin_memory=True,
+            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
+            sub_group_size=10**8 if self.offload_optimizer == "nvme" else 10**12,
+            logging_level=logging.WARNING,
+            logging_batch_size_per_gpu=1,
+        )
+        vars(self).update(connected)
+        assert isinstance(self.config, dict)
+        self.config["zero_allow_untested_optimizer"] = True
+        self.config["zero_force_ds_cpu_optimizer"] = False
+        self.config["steps_per_print"] = 10**9
+        self.config["communication_data_type"] = "fp32"
 
     def setup_distributed(self) -> None:
         """Skips the validation of CUDA device indices."""
@@ -168,50 +250,48 @@ class ZeRO(Placement, DeepSpeedStrategy):
         Adam hides the difference, clipping does not: every gradient would be too small by that
         factor.
         """
-        accumulation = self.lightning_module.trainer.accumulate_grad_batches
+        accumulation = self.task.trainer.accumulate_grad_batches
         return super().backward(closure_loss * accumulation, *args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
-        result = super(Placement, self).optimizer_step(optimizer, closure, model, **kwargs)
+        result = super(Strategy, self).optimizer_step(optimizer, closure, model, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
-            self.lightning_module.gradient_norm = torch.as_tensor(norm)
+            self.task.run.gradient_norm = torch.as_tensor(norm)
         return result
 
     def save_state(self, directory: Path) -> None:
-        """Writes this rank's pieces of masters and moments."""
-        zero_state.save(directory, self.lightning_module.network, self._holder())
+        """Writes this rank's fragments of masters and moments."""
+        from llm_train.trainer.strategy import zero_state
+
+        holder = zero_state.holder(self.optimizers[0], self.stage)
+        zero_state.save(directory, self.task.network, holder)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads this rank's pieces, whatever strategy on however many ranks wrote them."""
-        zero_state.load(
-            directory,
-            self.lightning_module.network,
-            self._holder(),
-            with_optimizer=with_optimizer,
-        )
+        """Reads this rank's fragments, whatever strategy on however many ranks wrote them."""
+        from llm_train.trainer.strategy import zero_state
 
-    def _holder(self) -> Holder:
-        zero = self.optimizers[0]
-        return Partitioned(zero) if self.stage == 3 else Replicated(zero)
+        holder = zero_state.holder(self.optimizers[0], self.stage)
+        zero_state.load(directory, self.task.network, holder, with_optimizer=with_optimizer)
 
     @property
     def _on_cuda(self) -> bool:
         return self.root_device.type == "cuda"
 
 
-def _prepare_import() -> None:
-    """DeepSpeed decides on its accelerator when it is imported, from the environment."""
+def import_deepspeed() -> None:
+    """Imports it where it must; it decides on its accelerator by the environment while imported.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
     except ImportError as error:
-        raise ConfigError(
-            "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-            "pip install 'llm-train[deepspeed]' or choose DDP or FSDP"
-        ) from error
+        raise ConfigError(_MISSING) from error
     if not torch.cuda.is_available():
         # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
         # process killed meanwhile leaves a lock, for which all later ones wait in silence.

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_train.checkpoint.pieces import Piece
+from llm_train.checkpoint.fragments import FlatFragment
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardOffset:
     """Where this rank's part of one parameter lies.
 
     Attributes:
@@ -36,9 +36,9 @@ class Place:
     start: int
     count: int
 
-    def piece(self, flat: Tensor) -> Piece:
+    def fragment(self, flat: Tensor) -> FlatFragment:
         """The part, in ``flat`` or in a tensor of moments beside it."""
-        return Piece(self.shape, self.offset, flat[self.start : self.start + self.count])
+        return FlatFragment(self.shape, self.offset, flat[self.start : self.start + self.count])
 
 
 class Holder(ABC):
@@ -52,14 +52,14 @@ class Holder(ABC):
 
     zero: Any
     flats: list[Tensor]
-    members: list[dict[nn.Parameter, Place]]
+    members: list[dict[nn.Parameter, ShardOffset]]
 
     @abstractmethod
     def settings(self, index: int) -> Mapping[str, Any]:
         """The parameter group of a flat tensor."""
 
     @abstractmethod
-    def frozen(self, parameter: nn.Parameter) -> Tensor | Piece:
+    def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
         """A parameter that no optimizer updates."""
 
     @contextmanager
@@ -81,19 +81,19 @@ class Replicated(Holder):
         self.members = [{p: self._place(p) for p in group} for group in zero.bit16_groups]
 
     @staticmethod
-    def _place(parameter: Any) -> Place:
+    def _place(parameter: Any) -> ShardOffset:
         mapping = parameter._hp_mapping
         if mapping is None:
-            return Place(parameter.shape, 0, 0, 0)
+            return ShardOffset(parameter.shape, 0, 0, 0)
         master, low = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return Place(parameter.shape, low.start, master.start, master.numel)
+        return ShardOffset(parameter.shape, low.start, master.start, master.numel)
 
     def settings(self, index: int) -> Mapping[str, Any]:
         """The parameter group of a flat tensor."""
         group: Mapping[str, Any] = self.zero.optimizer.param_groups[index]
         return group
 
-    def frozen(self, parameter: nn.Parameter) -> Tensor | Piece:
+    def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
         """Every rank has it."""
         return parameter.detach()
 
@@ -112,10 +112,12 @@ class Partitioned(Holder):
         self.flats = zero.fp32_partitioned_groups_flat
         self.members = [{p: self._place(p) for p in group} for group in zero.fp16_groups]
 
-    def _place(self, parameter: Any) -> Place:
+    def _place(self, parameter: Any) -> ShardOffset:
         _, start, padded = self.zero.grad_position[self.zero.get_param_id(parameter)]
         offset = min(parameter.ds_numel, padded * _rank(parameter))
-        return Place(parameter.ds_shape, offset, start, min(padded, parameter.ds_numel - offset))
+        return ShardOffset(
+            parameter.ds_shape, offset, start, min(padded, parameter.ds_numel - offset)
+        )
 
     def settings(self, index: int) -> Mapping[str, Any]:
         """The parameter group of a flat tensor."""
@@ -137,12 +139,12 @@ class Partitioned(Holder):
         elif swapped:
             zero._release_swap_buffers(index)
 
-    def frozen(self, parameter: Any) -> Tensor | Piece:
+    def frozen(self, parameter: Any) -> Tensor | FlatFragment:
         """This rank's cut."""
         padded = parameter.ds_tensor.ds_numel
         offset = min(parameter.ds_numel, padded * _rank(parameter))
         count = min(padded, parameter.ds_numel - offset)
-        return Piece(parameter.ds_shape, offset, parameter.ds_tensor[:count])
+        return FlatFragment(parameter.ds_shape, offset, parameter.ds_tensor[:count])
 
     @contextmanager
     def changing(self) -> Iterator[None]:

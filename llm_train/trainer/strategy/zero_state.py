@@ -1,6 +1,6 @@
 """The state of DeepSpeed's ZeRO optimizers in the format of all other strategies.
 
-Every rank writes and reads its own pieces of masters and moments (``zero_layout``); nothing is
+Every rank writes and reads its own fragments of masters and moments (``zero_layout``); nothing is
 gathered and no second copy is made, except of what lies on an NVMe device. Low-precision parameters
 are not stored: they are casts of the masters. DeepSpeed's helpers (``safe_get_full_fp32_param`` and
 its like) gather one parameter at a time and cannot create state that an optimizer makes at its
@@ -9,23 +9,28 @@ first step, so the flat tensors are used directly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
-from llm_train.checkpoint.pieces import Piece
+from llm_train.checkpoint import dcp
+from llm_train.checkpoint.fragments import FlatFragment
+from llm_train.checkpoint.tensors import model_tensors, require_fit, state_keys
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.zero_layout import Holder, Place
+from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated, ShardOffset
+
+
+def holder(zero: Any, stage: int) -> Holder:
+    """DeepSpeed's optimizer of a stage, asked for its flat tensors."""
+    return Partitioned(zero) if stage == 3 else Replicated(zero)
 
 
 def save(directory: Path, network: nn.Module, holder: Holder) -> None:
-    """Writes this rank's pieces of masters and optimizer state."""
+    """Writes this rank's fragments of masters and optimizer state."""
     names = _names(network)
     tensors = _not_updated(network, holder)
     others: dict[str, dict[str, Any]] = {}
@@ -38,14 +43,14 @@ def save(directory: Path, network: nn.Module, holder: Holder) -> None:
                 sources[key] = value.clone() if borrowed and whole else value
         for parameter, place in holder.members[index].items():
             _add(names[parameter], place, sources, tensors, others)
-    files.write(directory, tensors, others)
+    dcp.write(directory, tensors, others)
 
 
 def _add(
     name: str,
-    place: Place,
+    place: ShardOffset,
     sources: Mapping[str, Any],
-    tensors: dict[str, Tensor | Piece],
+    tensors: dict[str, Tensor | FlatFragment],
     others: dict[str, dict[str, Any]],
 ) -> None:
     """Enters the master and the state of one parameter under the keys that all strategies use."""
@@ -55,27 +60,27 @@ def _add(
         if not isinstance(value, Tensor):
             others.setdefault(name, {})[key] = value
         elif value.shape == flat.shape:
-            tensors[full_key] = place.piece(value)
+            tensors[full_key] = place.fragment(value)
         elif value.numel() == 1:
             tensors[full_key] = value
         else:
             raise CheckpointError(
-                f"the optimizer keeps {key} of another shape than the flat pieces that ZeRO gives "
-                "it; use an elementwise optimizer, or trainer.strategy=fsdp"
+                f"the optimizer keeps {key} of another shape than the flat fragments that ZeRO "
+                "gives it; use an elementwise optimizer, or trainer.strategy=fsdp"
             )
 
 
 def load(directory: Path, network: nn.Module, holder: Holder, *, with_optimizer: bool) -> None:
-    """Reads this rank's pieces into masters and optimizer state, and derives the parameters."""
+    """Reads this rank's fragments into masters and optimizer state, and derives the parameters."""
     names = _names(network)
     others = _not_updated(network, holder)
     shapes = {key: tensor.shape for key, tensor in others.items()}
     for group in holder.members:
         shapes.update({f"model.{names[p]}": place.shape for p, place in group.items()})
-    stored = files.keys(directory)
-    state.require_fit(directory, stored, shapes)
+    stored = dcp.keys(directory)
+    require_fit(directory, stored, shapes)
     with torch.no_grad(), holder.changing():
-        files.read(directory, others)
+        dcp.read(directory, others)
         for index in range(len(holder.flats)):
             with holder.resident(index, changes=True):
                 _load_group(directory, holder, index, names, stored if with_optimizer else {})
@@ -90,19 +95,19 @@ def _load_group(
 ) -> None:
     flat, group = holder.flats[index], holder.settings(index)
     beside = bool(group.get("fused") or group.get("capturable"))
-    tensors: dict[str, Tensor | Piece] = {}
+    tensors: dict[str, Tensor | FlatFragment] = {}
     moments: dict[str, Tensor] = {}
     counters: dict[str, dict[str, Tensor]] = {}
     for parameter, place in holder.members[index].items():
         name = names[parameter]
-        tensors[f"model.{name}"] = place.piece(flat)
-        for full_key, key in _keys_of(name, stored):
+        tensors[f"model.{name}"] = place.fragment(flat)
+        for key, full_key in state_keys(name, stored).items():
             meta = stored[full_key]
             if meta.size == place.shape and key != "step":
                 if key not in moments:
                     dtype = meta.properties.dtype
                     moments[key] = torch.zeros_like(flat, dtype=dtype, requires_grad=False)
-                tensors[full_key] = place.piece(moments[key])
+                tensors[full_key] = place.fragment(moments[key])
             elif meta.size.numel() == 1:
                 device = flat.device if beside else torch.device("cpu")
                 value = torch.zeros(meta.size, dtype=meta.properties.dtype, device=device)
@@ -112,22 +117,14 @@ def _load_group(
                     f"{full_key} has shape {tuple(meta.size)}, and ZeRO can hold only state of "
                     f"the parameter's shape {tuple(place.shape)}; resume with trainer.strategy=fsdp"
                 )
-    files.read(directory, tensors)
+    dcp.read(directory, tensors)
     common: dict[str, Any] = {key: _one(key, values) for key, values in counters.items()}
     if stored:
-        others = files.read_scalars(directory)
+        others = dcp.read_scalars(directory)
         for parameter in holder.members[index]:
             common.update(others.get(names[parameter], {}))
     if moments or common:
         holder.zero.optimizer.state[flat] = {**common, **moments}
-
-
-def _keys_of(name: str, stored: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    prefix = f"optimizer.{name}."
-    for full_key in stored:
-        key = full_key.removeprefix(prefix)
-        if key != full_key and "." not in key:
-            yield full_key, key
 
 
 def _one(key: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -142,9 +139,9 @@ def _one(key: str, values: Mapping[str, Tensor]) -> Tensor:
     return one
 
 
-def _not_updated(network: nn.Module, holder: Holder) -> dict[str, Tensor | Piece]:
+def _not_updated(network: nn.Module, holder: Holder) -> dict[str, Tensor | FlatFragment]:
     """Buffers, and parameters that are in no group."""
-    found: dict[str, Tensor | Piece] = dict(state.model_tensors(network))
+    found: dict[str, Tensor | FlatFragment] = dict(model_tensors(network))
     updated = {parameter for group in holder.members for parameter in group}
     for parameter, name in _names(network).items():
         if parameter in updated:

@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one, and the plain one against torch and closed forms."""
+"""The chunked loss equals the plain one, which equals torch's and closed forms."""
 
 import math
 
@@ -28,7 +28,7 @@ def example(vocab=V, cap=0.0, ignored="some", scale=1.0, dtype=torch.float32):
 
 
 def run(loss, hidden, projection, targets, factor=0.37):
-    """Value and gradients, with an upstream factor that is not one."""
+    """Returns value and gradients, with an upstream factor that is not one."""
     out = loss(hidden, projection, targets)
     grads = torch.autograd.grad(out.objective * factor, [hidden, projection.weight])
     return out, grads
@@ -95,7 +95,7 @@ def test_autocast_multiplies_in_bfloat16_as_the_plain_loss_does(cap):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain, plain_grads = run(CausalLM(), *arguments)
         chunked, chunked_grads = run(ChunkedCausalLM(chunk_tokens=5), *arguments)
-    # The same bfloat16 logits, so the loss differs by summation order alone.
+    # The bfloat16 logits are the same, so the losses differ only by the order of summation.
     torch.testing.assert_close(plain.nats, chunked.nats, rtol=1e-6, atol=1e-5)
     for a, b in zip(plain_grads, chunked_grads, strict=True):
         assert a.dtype == b.dtype == torch.float32
@@ -152,7 +152,7 @@ def test_backward_can_run_twice_and_refuses_second_derivatives():
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operator returned, and every operator."""
+    """Records every operator, and the size of the largest tensor that any of them returned."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,7 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("cap", [0.0, 5.0])
 def test_the_chunked_loss_never_holds_all_logits(cap):
-    # V * D < chunk * V, so that the largest tensor is logits, not the weight's gradient.
+    # V * D < chunk * V, so that the largest tensor is the logits and not the weight's gradient.
     arguments = example(VOCAB, cap)
     chunk_tokens = D + 1
     with _Largest() as plain:

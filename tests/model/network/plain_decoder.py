@@ -1,4 +1,4 @@
-"""A second, deliberately naive implementation of the decoder: loops over heads, explicit formulas.
+"""A second, deliberately naive implementation of the decoder, with loops and explicit formulas.
 
 It shares no code with llm_train.model.network; it reads a state dict and the configuration's
 values.
@@ -25,7 +25,7 @@ def _linear(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
 
 
 def _rotate(x: Tensor, base: float) -> Tensor:
-    """(B, T, hd): a complex number from features i and i + hd/2, times exp(i t theta)."""
+    """Multiplies features i and i + hd/2 of (B, T, hd), as a complex number, by exp(i t theta)."""
     half = x.shape[-1] // 2
     rows = []
     for t in range(x.shape[1]):
@@ -85,7 +85,7 @@ def _mlp(x: Tensor, p: dict[str, Tensor], name: str, config) -> Tensor:
 
 
 def plain_logits(p: dict[str, Tensor], tokens: Tensor, config) -> Tensor:
-    """(B, T) -> (B, T, V) in the parameters' dtype, padding columns cut off."""
+    """Maps (B, T) to (B, T, V) in the parameters' dtype, with the padding columns cut off."""
     x = p["embedding.weight"][tokens]
     if config.positions == "learned":
         x = x + p["positions.weight"][: tokens.shape[1]]

@@ -1,4 +1,4 @@
-"""One of two gloo ranks: fully_shard on meta, materialise, initialise, train a step, compare.
+"""One of two gloo ranks: shards on meta, materialises, initialises, trains a step, compares.
 
 test_initialise.py runs it; the launcher's environment says which rank this is.
 """
@@ -14,7 +14,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from llm_train.model.network import Transformer, initialise, materialise
 
-# 51 rows do not divide by two ranks: rank 1 gets the smaller shard.
+# 51 rows cannot be divided by two ranks, so rank 1 gets the smaller shard.
 CONFIG = Transformer(
     vocab_size=51, layers=2, width=32, heads=4, kv_heads=2, max_sequence=16, qk_norm=True
 )

@@ -1,6 +1,6 @@
-"""FP8 products against full precision; everything but the arithmetic must stay as it was.
+"""FP8 products are compared with full precision; all but the arithmetic stays as it was.
 
-On a CPU the products are emulated, so that the numbers are FP8's although the speed is not.
+On a CPU the products are emulated, so the numbers are those of FP8 although the speed is not.
 """
 
 import copy
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm_train.errors import ConfigError
 from llm_train.model.loss import CausalLM
-from llm_train.model.network import Transformer, count, initialise, materialise
+from llm_train.model.network import Counts, Transformer, initialise, materialise
 from llm_train.model.network import float8 as under_test
 from llm_train.model.network.float8 import fitting_layers, to_float8
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
@@ -35,7 +35,7 @@ POLICIES = (NoRecompute(), EveryBlock(), EveryNth(n=2), Selective())
 
 
 def build(recipe="none", config=CONFIG, policy=None):
-    """As Task.configure_model does: build on meta, FP8, recompute, materialise, initialise."""
+    """Builds as Task.configure_model does: on meta, FP8, recompute, materialise, initialise."""
     with torch.device("meta"):
         network = config.build()
     if recipe != "none":
@@ -48,7 +48,7 @@ def build(recipe="none", config=CONFIG, policy=None):
 
 
 def batch(step=0, rows=8, length=32):
-    """Tokens that can be learned: 5t + 3 modulo the vocabulary, one in ten at random."""
+    """Returns learnable tokens: 5t + 3 modulo the vocabulary, one in ten at random."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(CONFIG.vocab_size, (rows, length + 1), generator=generator)
     noise = torch.rand(tokens.shape, generator=generator) < 0.1
@@ -103,7 +103,7 @@ def test_names_weights_and_counts_are_unchanged(recipe, config):
         assert torch.equal(parameter, expected[name]), name
         assert type(parameter) is nn.Parameter
     assert list(converted.state_dict()) == list(plain.state_dict())
-    assert count(converted) == count(plain)
+    assert Counts(converted).flops_per_token(16) == Counts(plain).flops_per_token(16)
     assert [type(m) for m in converted.children()] == [type(m) for m in plain.children()]
 
 
@@ -192,11 +192,11 @@ def test_devices_without_fp8_units(monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_product_is_rounded_to_three_bits_of_mantissa(recipe):
-    """By hand for the forward product: scale to e4m3's 448, round, multiply, scale back."""
+    """The forward product by hand: scale to e4m3's 448, round, multiply, scale back."""
     network = build(recipe)
     layer, x = network.layers[0].mlp.gate_up, torch.randn(5, 32)
 
-    def rounded(values):  # (rows, 32), one scale a row or one in all
+    def rounded(values):  # (rows, 32), one scale per row or one in all
         largest = values.abs().amax(1, keepdim=True) if recipe == "rowwise" else values.abs().max()
         scale = 448 / largest
         if recipe == "rowwise":
@@ -207,15 +207,14 @@ def test_a_product_is_rounded_to_three_bits_of_mantissa(recipe):
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-7)
     exact = nn.functional.linear(x, layer.weight)
     error = (layer(x) - exact).norm() / exact.norm()
-    assert 0.005 < error < 0.06  # half a unit in the third bit is 1/16 at most
+    assert 0.005 < error < 0.06  # half a unit in the third bit, at most 1/16
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_emulation_equals_the_operator_that_gpus_run(recipe, monkeypatch):
-    """torch has ``_scaled_mm`` for CPUs too, slower than bf16 but the same arithmetic."""
+    """torch has ``_scaled_mm`` for CPUs, too: slower than bf16, but with the same arithmetic."""
     emulated = build(recipe)
-    original = under_test._torchao
-    monkeypatch.setattr(under_test, "_torchao", lambda name, emulate: original(name, emulate=False))
+    monkeypatch.setattr(under_test.dataclasses, "replace", lambda config, emulate: config)
     real = build(recipe)
     tokens = batch()
     with torch.autocast("cpu", torch.bfloat16):
@@ -227,10 +226,10 @@ def test_emulation_equals_the_operator_that_gpus_run(recipe, monkeypatch):
 
 
 def trained(recipe, dtype):
-    """Losses while only the blocks learn: embedding and head are random and stay so.
+    """Returns losses while only the blocks learn; embedding and head stay as drawn at random.
 
-    Otherwise those two would learn this table of tokens alone, whatever the blocks compute. With
-    them frozen and no blocks the loss stays above 4.4.
+    Otherwise these two would learn this table of tokens alone, whatever the blocks compute. With
+    both of them frozen and no blocks, the loss stays above 4.4.
     """
     network = build(recipe, replace(CONFIG, init_std=0.2))
     network.embedding.requires_grad_(False)
@@ -303,7 +302,7 @@ def test_blocks_compile_whole_and_equal_eager(recipe, policy):
 
 
 def test_autocast_on_a_gpu_warns_of_nothing():
-    """The branch that torchao takes under CUDA's autocast; warnings are errors here."""
+    """torchao takes this branch under CUDA's autocast; a warning would be an error here."""
     layer = build("tensorwise").layers[0].mlp.down
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -325,7 +324,7 @@ def mesh(tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_fully_shard(recipe, mesh):
-    """Sharded on meta like Task does; fp32 equals unsharded, bf16 gathers and still agrees."""
+    """Shards on meta as Task does: fp32 equals unsharded, and bf16 gathers agree closely."""
     tokens = batch()
     plain = build(recipe)
     value, grads = gradients(plain, tokens)

@@ -1,4 +1,4 @@
-"""Initial weights depend on (seed, name) and on nothing else."""
+"""Initial weights depend on nothing but (seed, name)."""
 
 import contextlib
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_the_same_on_the_meta_path_whatever_happened_before(config):
 
 
 class Pair(LanguageModel):
-    """Two layers, constructed in either order."""
+    """Two layers that can be constructed in either order."""
 
     def __init__(self, names):
         super().__init__()
@@ -129,7 +129,7 @@ def test_distributions():
 
 
 def test_each_parameter_is_gathered_once_for_writing():
-    """Parameters that are empty until gathered, as DeepSpeed ZeRO 3 leaves them."""
+    """Parameters are empty until they are gathered, as DeepSpeed ZeRO 3 leaves them."""
     expected = weights(initialised(TIED))
     network = TIED.build()
     whole = {id(p): p.data for p in network.parameters()}

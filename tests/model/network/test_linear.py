@@ -1,4 +1,4 @@
-"""Copies of weights: the same numbers as autocast's casts, made once a step."""
+"""Shadow weights: the same numbers as autocast's casts, made once a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_train.model.loss import CausalLM, ChunkedCausalLM
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import Copies, Linear, WithCopy
+from llm_train.model.network.linear import HasShadow, ShadowedLinear, ShadowWeights
 
 CONFIG = Transformer(vocab_size=23, layers=2, width=16, heads=2, max_sequence=8)
 LOSSES = [CausalLM(), ChunkedCausalLM(chunk_tokens=5)]
@@ -39,7 +39,7 @@ def some_tokens():
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_losses_and_gradients_are_those_of_autocast(loss):
     plain, copied = built(), built()
-    Copies(copied, torch.bfloat16)
+    ShadowWeights(copied, torch.bfloat16)
     expected = gradients(plain, loss, some_tokens())
     found = gradients(copied, loss, some_tokens())
     assert found[0] == expected[0]
@@ -48,32 +48,58 @@ def test_losses_and_gradients_are_those_of_autocast(loss):
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0, msg=name)
 
 
-def test_a_copy_is_stale_until_it_is_refreshed():
-    layer = Linear(4, 3, bias=False)
-    copies = Copies(layer, torch.bfloat16)
+def _averaged(layer, other):
+    layer.eval()
+    layer.weight.data.copy_(other)  # as Lightning's WeightAveraging swaps weights
+
+
+def _stepped(layer, other, **kind):
+    optimizer = torch.optim.AdamW(layer.parameters(), **kind)
+    layer.shadows.follow(optimizer)
+    layer.weight.grad = other
+    optimizer.step()
+
+
+@torch.inference_mode()
+def _inferred(layer, other):
+    torch._foreach_copy_(list(layer.parameters()), [other])
+
+
+CHANGES = {
+    "in place": lambda layer, other: layer.weight.detach().copy_(other),
+    "loaded": lambda layer, other: layer.load_state_dict({"weight": other}),
+    "in inference mode": _inferred,
+    "data of another phase": _averaged,
+    "fused": partial(_stepped, fused=True),
+    "foreach": partial(_stepped, foreach=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_shadow_follows_its_weight_whoever_changed_it(change):
+    layer = ShadowedLinear(4, 3, bias=False)
+    layer.shadows = ShadowWeights(layer, torch.bfloat16)
     x = torch.randn(2, 4, dtype=torch.bfloat16)
     before = layer(x)
-    with torch.no_grad():
-        layer.weight.add_(1.0)
-    assert torch.equal(layer(x), before)
-    copies.refresh()
+    change(layer, torch.randn(3, 4))
+    assert not torch.equal(layer(x), before)
     assert torch.equal(layer(x), F.linear(x, layer.weight.bfloat16()))
 
 
-def test_a_copy_is_no_part_of_the_module():
-    layer = Linear(4, 3)
+def test_a_shadow_is_no_part_of_the_module():
+    layer = ShadowedLinear(4, 3)
     names = list(layer.state_dict())
-    Copies(layer, torch.bfloat16)
+    ShadowWeights(layer, torch.bfloat16)
     assert list(layer.state_dict()) == names
     assert [n for n, _ in layer.named_buffers()] == []
 
 
-def test_every_matrix_that_is_multiplied_by_has_a_copy():
+def test_every_matrix_that_is_multiplied_by_has_a_shadow():
     network = built()
-    copies = Copies(network, torch.bfloat16)
+    copies = ShadowWeights(network, torch.bfloat16)
     matrices = [m for m in network.modules() if isinstance(m, nn.Linear)]
     assert len(copies) == len(matrices) + 1  # and the head
-    assert all(isinstance(m, WithCopy) for m in matrices)
+    assert all(isinstance(m, HasShadow) for m in matrices)
 
 
 class _WeightCasts(TorchDispatchMode):
@@ -93,24 +119,27 @@ class _WeightCasts(TorchDispatchMode):
 
 
 def test_weights_are_cast_once_a_step_whatever_the_accumulation():
-    """Autocast casts each of them in every micro-batch; here nothing but the refresh does."""
+    """Autocast casts each weight in every micro-batch; here only the refresh casts them."""
     tokens = some_tokens()
     found = {}
     for copied in (False, True):
         network = built()
-        shapes = {tuple(m.weight.shape) for m in network.modules() if isinstance(m, WithCopy)}
-        copies = Copies(network, torch.bfloat16) if copied else None
+        shapes = {tuple(m.weight.shape) for m in network.modules() if isinstance(m, HasShadow)}
+        if copied:
+            ShadowWeights(network, torch.bfloat16)
         with _WeightCasts(shapes) as mode:
-            for _ in range(4):
+            for micro_batch in range(8):
+                assert mode.count["refresh"] == (copied and micro_batch > 4)
+                if micro_batch == 4:
+                    with torch.no_grad():
+                        network.load_state_dict({k: 2 * v for k, v in network.state_dict().items()})
                 with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                     sums = network(tokens[:, :-1], partial(CausalLM(), targets=tokens[:, 1:]))
-            if copies is not None:
-                copies.refresh()
         del sums
         found[copied] = sum(mode.count.values()) - mode.count["refresh"]
         assert mode.count["refresh"] == copied
-    matrices = sum(isinstance(m, WithCopy) for m in built().modules())
-    assert found == {False: 4 * matrices, True: 0}
+    matrices = sum(isinstance(m, HasShadow) for m in built().modules())
+    assert found == {False: 8 * matrices, True: 0}
 
 
 def test_the_residual_stream_has_the_precision_of_autocast():

@@ -1,4 +1,4 @@
-"""Rotary positions and norms, each alone."""
+"""Rotary positions and norms are each tested alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, filters match a plain reference, seeds decide."""
+"""In generation the cache changes nothing, filters equal a plain reference, and seeds decide."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The order of attention kernels is set around a run and put back."""
+"""The order of attention kernels is set for the time of a run and then put back."""
 
 from __future__ import annotations
 

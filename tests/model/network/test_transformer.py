@@ -1,4 +1,4 @@
-"""The decoder against a second implementation, and the properties that do not need one."""
+"""The decoder equals a second implementation and has the properties that need none."""
 
 import importlib.util
 import re
@@ -40,7 +40,7 @@ VARIANTS = {
 def built(config, seed=0, dtype=torch.float32):
     network = config.build()
     initialise(network, seed)
-    # norms and biases start as constants; a comparison needs them to matter
+    # Norms and biases start as constants, and a comparison needs them to matter.
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -59,7 +59,7 @@ def logits(hidden, projection):
 
 
 def wide_logits(hidden, projection):
-    """As Projection.logits, but float64 stays float64, for tight comparisons."""
+    """Works like Projection.logits, but keeps float64, for tight comparisons."""
     out = (hidden @ projection.weight.T)[..., : projection.vocab_size]
     cap = projection.soft_cap
     return cap * torch.tanh(out / cap) if cap else out
@@ -220,7 +220,7 @@ def test_zero_residual_init_makes_every_block_the_identity():
 
 
 def test_contiguous_rows_of_the_fused_projections_are_smaller_layers():
-    """What tensor parallelism needs: two halves of the rows, run apart, add up to the whole."""
+    """Tensor parallelism needs this: two halves of the rows, run apart, add up to the whole."""
     config = replace(MODERN, mlp_width=128)
     network = built(config, dtype=torch.float64)
     block, x = network.layers[0], torch.randn(2, 5, 16, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every rule of the configuration, by its exact message."""
+"""Every rule of the configuration is tested by its exact message."""
 
 from dataclasses import replace
 
@@ -37,8 +37,8 @@ VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_
         ({"soft_cap": -30.0}, "soft_cap=-30 must be a finite number of at least 0"),
         ({"norm_eps": 0.0}, "norm_eps=0 must be a finite number above 0"),
         ({"init_std": float("nan")}, "init_std=nan must be a finite number of at least 0"),
-        ({"norm": "batchnorm"}, "norm=batchnorm must be layernorm or rmsnorm"),
-        ({"activation": "silu"}, "activation=silu must be gelu or gelu_erf or swiglu or relu2"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm"),
+        ({"activation": "silu"}, "activation='silu' is not one of gelu, gelu_erf, swiglu, relu2"),
     ],
 )
 def test_faulty_configurations(changes, message):

@@ -25,13 +25,13 @@ def main() -> None:
     InBackward(AdamW(learning_rate=0.1).build(model.named_parameters()))
     before = [p.to_local().clone() for p in model.parameters()]
     alive: list[int] = []
-    for parameter in model.parameters():  # called after the hook that updates
+    for parameter in model.parameters():  # these hooks run after the one that updates
         parameter.register_post_accumulate_grad_hook(
             lambda _: alive.append(sum(p.grad is not None for p in model.parameters()))
         )
     model(torch.randn(3, 9)).square().mean().backward()
     assert len(alive) == 2 * BLOCKS, alive
-    assert set(alive) == {0}, alive  # what is left of a block is the buffer it was reduced into
+    assert set(alive) == {0}, alive  # only the buffer of the reduction is left of a block
     assert not any(
         torch.equal(p.to_local(), old) for p, old in zip(model.parameters(), before, strict=True)
     )

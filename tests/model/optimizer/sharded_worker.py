@@ -1,4 +1,4 @@
-"""One rank of the test in test_sharded.py: sharded training against unsharded, in the same process.
+"""One rank of the test in test_sharded.py: compares sharded training with unsharded training.
 
 The launcher's environment says which rank this is; it exits with 0 when everything is equal.
 """
@@ -80,9 +80,9 @@ def compare(config, rank, mesh):
             assert value.shape in (parameter.shape, torch.Size([]))
             assert value.ndim == 0 or value.placements == parameter.placements
 
-    # A checkpoint: everything gathered, then loaded into a second sharded copy that trains on.
+    # A checkpoint gathers everything; a second sharded network loads it and trains on.
     options = StateDictOptions(full_state_dict=True)
-    # Copied, because AdamW's step counter in it is the live one.
+    # The state is copied, because AdamW's step counter in it is the live one.
     saved = copy.deepcopy(get_optimizer_state_dict(sharded, optimizer, options=options))
     copied = shard(Tiny(), mesh)
     with torch.no_grad():

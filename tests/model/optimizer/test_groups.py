@@ -1,4 +1,4 @@
-"""Decay groups against a list written by hand."""
+"""Decay groups equal a list written by hand."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from llm_train.model.optimizer import AdamW, decay_groups
 
 
 class Tiny(nn.Module):
-    """Embedding tied to the head, one block, a final norm."""
+    """An embedding tied to the head, one block, and a final norm."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def test_tied_parameters_come_once_and_frozen_ones_not_at_all():
 
 
 def test_a_partitioned_parameter_is_judged_by_its_true_shape():
-    # What DeepSpeed's ZeRO-3 leaves behind: an empty vector and the shape beside it.
+    # DeepSpeed's ZeRO-3 leaves an empty vector behind, with the shape alongside.
     matrix = nn.Parameter(torch.empty(0))
     matrix.ds_shape = torch.Size([4, 4])
     vector = nn.Parameter(torch.empty(0))

@@ -1,4 +1,4 @@
-"""Updating in backward: the ordinary update bit for bit, with one gradient alive at a time."""
+"""Updating in backward equals the ordinary update bit for bit, with one gradient at a time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
-# What the trainer warns of in a test process, see tests/resume.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-]
 WORKER = Path(__file__).with_name("in_backward_worker.py")
 CONFIGS = [
     AdamW(learning_rate=0.01),
@@ -56,7 +51,7 @@ def test_the_update_is_the_ordinary_one_with_one_gradient_alive(config: Any, tie
     optimizer = config.build(mine.named_parameters())
     updates = InBackward(optimizer)
     alive: list[int] = []
-    for parameter in mine.parameters():  # called after the hook that updates
+    for parameter in mine.parameters():  # these hooks run after the one that updates
         parameter.register_post_accumulate_grad_hook(
             lambda _: alive.append(sum(p.grad is not None for p in mine.parameters()))
         )
@@ -69,7 +64,7 @@ def test_the_update_is_the_ordinary_one_with_one_gradient_alive(config: Any, tie
         ordinary.zero_grad()
         backward(mine, step)
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
-        optimizer.step()  # as Lightning does: finds no gradient
+        optimizer.step()  # Lightning calls it, too; it finds no gradient
         assert torch.equal(updates.take_norm(), norm)
         for p, values in state.items():
             assert all(torch.equal(v, optimizer.state[p][k]) for k, v in values.items())
@@ -159,7 +154,7 @@ def test_shards_are_updated_block_by_block(fork_server: ForkServer, tmp_path: Pa
         ),
         (
             {"model__optimizer": {"class_path": "MuonAdamW", "init_args": {"learning_rate": 0.1}}},
-            "with model.optimizer=MuonAdamW, which orthogonalizes",
+            "with model.optimizer=MuonAdamW, which updates parameters together",
         ),
         ({"model__loss__class_path": "CausalLM", "model__loss__init_args__ignore_index": 3}, "div"),
         ({"model__compile": "network"}, "with model.compile=network frees nothing early"),

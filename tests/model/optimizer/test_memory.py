@@ -1,4 +1,4 @@
-"""Bytes of optimizer state: the formulas against the tensors that a step leaves behind."""
+"""The formulas for bytes of optimizer state equal the tensors that a step leaves behind."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from llm_train.model.optimizer import (
     MuonAdamW,
     Optimizer,
     TorchOptimizer,
-    bytes_per_parameter,
-    state_bytes,
 )
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.testing.fork_server import ForkServer
 
 WORKER = Path(__file__).with_name("memory_worker.py")
-# Of a matrix in a layer, in bytes per parameter: with float32 weights and with bfloat16 weights.
+# Bytes per parameter of a layer's matrix, with float32 weights and with bfloat16 weights.
 TABLE: dict[str, tuple[Optimizer, float, float]] = {
     "AdamW": (AdamW(learning_rate=0.01), 8.0, 4.0),
     "AdamW, not fused": (AdamW(learning_rate=0.01, fused="off"), 8.0, 4.0),
     "LowBitAdamW bf16": (LowBitAdamW(learning_rate=0.01, state="bf16"), 4.0, 4.0),
     "LowBitAdamW 8bit": (LowBitAdamW(learning_rate=0.01), 2.03125, 2.03125),
-    "LowBitAdamW fp8": (LowBitAdamW(learning_rate=0.01, state="fp8"), 2.03125, 2.03125),
-    "LowBitAdamW 4bit": (LowBitAdamW(learning_rate=0.01, state="4bit"), 1.0625, 1.0625),
     "MuonAdamW": (MuonAdamW(learning_rate=0.01), 4.0, 2.0),
     "SGD": (TorchOptimizer(optimizer=lambda p: optim.SGD(p, lr=0.1)), 0.0, 0.0),
     "SGD with momentum": (
@@ -50,7 +46,7 @@ def _eager():
 
 
 def network(dtype: torch.dtype) -> nn.Module:
-    """Matrices that are quantized (rows of 64 and 256) and one that is not (96), and vectors."""
+    """Has matrices that are quantized (rows of 64 and 256), one that is not (96), and vectors."""
     torch.manual_seed(0)
     model = Transformer(vocab_size=50, layers=2, width=64, heads=2, max_sequence=8).build()
     model.register_module("odd", nn.Linear(96, 5))
@@ -65,7 +61,6 @@ def test_real_tensors_take_what_the_formula_says(name: str, dtype: torch.dtype) 
     config, *expected = TABLE[name]
     model = network(dtype)
     named = dict(model.named_parameters())
-    predicted = state_bytes(config, named.items())
     each = {parameter: config.state_bytes(key, parameter) for key, parameter in named.items()}
     optimizer = config.build(named.items())
     for parameter in named.values():
@@ -73,8 +68,10 @@ def test_real_tensors_take_what_the_formula_says(name: str, dtype: torch.dtype) 
     optimizer.step()
     found = {p: _bytes(state) for p, state in optimizer.state.items()}
     assert {p: found.get(p, 0) for p in named.values()} == each
-    assert sum(found.values()) == predicted
-    assert bytes_per_parameter(config, dtype) == expected[dtype == torch.bfloat16]
+    # What does not grow with the matrix (step counters, lookup tables) falls out of the difference.
+    small, large = (torch.empty(n, 1024, dtype=dtype, device="meta") for n in (1024, 2048))
+    more = [config.state_bytes("layers.0.weight", matrix) for matrix in (small, large)]
+    assert (more[1] - more[0]) / small.numel() == expected[dtype == torch.bfloat16]
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -84,19 +81,13 @@ def _bytes(state: dict[str, Any]) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["AdamW", "AdamW, not fused", "MuonAdamW"])
 def test_a_step_without_memory_gives_the_formula(name: str, dtype: torch.dtype) -> None:
-    """What a class without a formula gets."""
+    """A class without a formula gets this measurement."""
     config = TABLE[name][0]
     for key, shape in {"layers.0.weight": (64, 64), "layers.0.norm": (64,)}.items():
         if isinstance(config, MuonAdamW) and len(shape) == 1:
-            continue  # it wants a matrix among its parameters
+            continue  # this class needs a matrix
         parameter = torch.empty(shape, dtype=dtype, device="meta")
         assert Optimizer.state_bytes(config, key, parameter) == config.state_bytes(key, parameter)
-
-
-def test_tied_parameters_count_once_and_frozen_ones_not_at_all() -> None:
-    weight, frozen = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(9), False)
-    named: list[tuple[str, Any]] = [("table", weight), ("head", weight), ("frozen", frozen)]
-    assert state_bytes(AdamW(learning_rate=0.1), named) == 2 * 4 * 16 + 4
 
 
 @pytest.mark.distributed

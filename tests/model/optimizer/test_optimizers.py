@@ -1,4 +1,4 @@
-"""AdamW, any torch optimizer and Muon, each against torch's own."""
+"""AdamW, any torch optimizer and Muon each equal torch's own."""
 
 import copy
 
@@ -133,7 +133,7 @@ def test_yaml_names_a_torch_class_and_faults_are_found_while_parsing():
 @pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_newton_schulz_brings_singular_values_near_one(shape, dtype):
-    # Singular values spread over a factor 20: those of a random square matrix reach down to 0.
+    # Singular values spread over a factor of 20; those of a random square matrix reach down to 0.
     torch.manual_seed(0)
     u, _, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     matrix = u @ torch.diag(torch.logspace(0, -1.3, min(shape))) @ vh
@@ -142,7 +142,7 @@ def test_newton_schulz_brings_singular_values_near_one(shape, dtype):
     values = torch.linalg.svdvals(out)
     assert values.min() > 0.65
     assert values.max() < 1.25
-    # The singular vectors stay: u^T out v is diagonal.
+    # The singular vectors stay the same, so u^T out v is diagonal.
     rest = u.T @ out @ vh.T
     rest.fill_diagonal_(0.0)
     assert rest.abs().max() < (1e-4 if dtype == torch.float32 else 0.1)
@@ -180,7 +180,7 @@ def test_muons_part_is_torchs_muon_and_the_rest_torchs_adamw(scaling, torchs, dt
         betas=(0.9, 0.95),
         fused=True,
     )
-    # The same gradients for both at every step, so that differences do not feed on each other.
+    # Both get the same gradients at every step, so that differences do not build up.
     torch.manual_seed(1)
     for _ in range(4):
         for p, q in zip(model.parameters(), reference.parameters(), strict=True):
@@ -254,7 +254,7 @@ def test_muon_refuses_what_it_cannot_do():
         MuonAdamW(learning_rate=0.1).build(nn.Linear(2, 2).named_parameters())
     flat = nn.Parameter(torch.ones(4))
     optimizer = MuonAdamW(learning_rate=0.1).build(Tiny().named_parameters())
-    optimizer.param_groups[0]["params"] = [flat]  # as ZeRO replaces them
+    optimizer.param_groups[0]["params"] = [flat]  # ZeRO does the same
     flat.grad = torch.ones(4)
     with pytest.raises(ConfigError, match=r"needs whole matrices, not shape \(4,\)"):
         optimizer.step()

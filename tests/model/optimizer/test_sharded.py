@@ -1,4 +1,4 @@
-"""Two ranks with fully_shard give what one process gives, and resume. See sharded_worker.py."""
+"""Two ranks with fully_shard give what one process gives, and resume (sharded_worker.py)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every policy against none: the same gradients to the bit, fewer bytes kept, the same names."""
+"""Every policy gives the same gradients to the bit, keeps fewer bytes, and changes no names."""
 
 import copy
 
@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy
 
 from llm_train.errors import ConfigError
-from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective, saved_bytes
+from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.model.recompute.selective import _policy
+from llm_train.plan.watch import saved_bytes
 
 B, T, D, HEADS, LAYERS = 2, 16, 32, 4, 4
 
@@ -107,8 +108,8 @@ def test_saved_bytes_are_ordered_as_theory_predicts():
     )
     assert none > selective > every
     assert none > second > every
-    # Without recomputation a block keeps the same bytes wherever it stands, so half of them
-    # recomputing is the middle of the two ends.
+    # Without recomputation every block keeps the same bytes, so recomputing half of the blocks
+    # gives the middle of the two ends.
     assert second == pytest.approx((none + every) / 2, rel=0.02)
 
 
@@ -140,7 +141,7 @@ def test_saved_bytes_match_autograds_own_count_where_it_sees_everything():
 
 @pytest.mark.parametrize("kind", ["flash", "efficient", "cudnn"])
 def test_attention_with_dropout_is_recomputed_and_without_is_kept(kind):
-    # These run on CUDA alone, so the decision is tested, not the run.
+    # These operators run only on CUDA, so the test covers the decision and not the run.
     overload = getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention").default
     policy = _policy(frozenset([overload]))
     position = [a.name for a in overload._schema.arguments].index("dropout_p")

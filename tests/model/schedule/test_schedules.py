@@ -1,4 +1,4 @@
-"""Closed-form corners of every schedule; the tables of values are in their doctests."""
+"""Every schedule has the closed-form corners; doctests hold the tables of values."""
 
 import math
 
@@ -22,7 +22,7 @@ def values(schedule, total_steps=N, tokens_per_step=1000):
 
 
 def make(warmup, floor=0.1, unit=1, kind="steps"):
-    """One of each decaying schedule."""
+    """Returns one of each decaying schedule."""
     duration, decay = Duration(warmup * unit, kind), Duration(20 * unit, kind)
     stable = [
         WarmupStableDecay(warmup=duration, decay=decay, shape=shape, floor=floor)
@@ -104,7 +104,7 @@ def test_it_drives_torchs_scheduler_past_the_last_step(index):
         scheduler.step()
     assert rates == [2.0 * value for value in values(schedule)]
     assert optimizer.param_groups[0]["lr"] == rates[-1]
-    # Nothing of the schedule is in the state: a changed schedule applies on resume.
+    # The state holds nothing of the schedule, so a changed schedule applies on resume.
     assert scheduler.state_dict()["lr_lambdas"] == [None]
 
 

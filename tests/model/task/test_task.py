@@ -1,4 +1,4 @@
-"""The task against plain PyTorch: what a step minimises, how it is divided, clipped, scheduled."""
+"""The task equals plain PyTorch in what it minimises, divides by, clips and schedules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_train.derived import Derived
 from llm_train.model.construction import CompileUnit
 from llm_train.model.loss import CausalLM, ChunkedCausalLM, Loss
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import WithCopy
+from llm_train.model.network.linear import HasShadow
 from llm_train.model.optimizer import AdamW
 from llm_train.model.schedule import WarmupCosine
 from llm_train.model.task import Task
@@ -28,15 +28,11 @@ NETWORK = Transformer(vocab_size=VOCAB, layers=2, width=16, heads=2, max_sequenc
 OPTIMIZER = AdamW(learning_rate=0.02)
 SCHEDULE = WarmupCosine(warmup=Duration(2, "steps"))
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
 
 
 class Masked(Task):
-    """Targets that are multiples of three do not count, as a masked source would have it."""
+    """Ignores targets that are multiples of three, as a source with a mask would."""
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         tokens = batch.long()
@@ -65,7 +61,7 @@ def train(
     compiled: CompileUnit = "none",
     loss: Loss = CausalLM(),  # noqa: B008
 ) -> tuple[Task, list[float], list[float]]:
-    """Weights, learning rates and gradient norms after four steps through the Trainer."""
+    """Returns weights, learning rates and gradient norms after four steps of the Trainer."""
     derived = Derived.of(
         seed=SEED,
         batch=Batch(tokens=8 * SEQUENCE, sequence=SEQUENCE, per_device=per_device, scaling=scaling),
@@ -97,7 +93,7 @@ def train(
 
 
 class Seen(pl.Callback):
-    """Remembers what each log point published."""
+    """Records what each log point published."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -106,15 +102,15 @@ class Seen(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if len(self.rates) < trainer.global_step:
-            self.rates.append(pl_module.latest["optimizer/lr"])
-            self.norms.append(pl_module.latest["grad/norm"])
-            self.losses.append(pl_module.latest["train/loss"])
+            self.rates.append(pl_module.run.latest["optimizer/lr"])
+            self.norms.append(pl_module.run.latest["grad/norm"])
+            self.losses.append(pl_module.run.latest["train/loss"])
 
 
 def plain(
     *, masked: bool, clip: float | None, factor: float = 1.0
 ) -> tuple[nn.Module, list[float], list[float]]:
-    """The same four steps as a loop over whole batches, with torch's own loss and clipping."""
+    """Runs the same four steps as a loop over whole batches, with torch's own loss and clipping."""
     network = NETWORK.build()
     initialise(network, SEED)
     optimizer = OPTIMIZER.build(network.named_parameters())
@@ -142,12 +138,12 @@ def plain(
 def test_a_step_is_the_mean_over_the_valid_targets_of_the_whole_batch(
     per_device: int, clip: float | None, masked: bool, tmp_path: Path
 ) -> None:
-    """Whatever the accumulation: micro-batches have different numbers of valid targets."""
+    """This holds for any accumulation: micro-batches have different numbers of valid targets."""
     task, rates, norms = train(tmp_path, per_device=per_device, masked=masked, clip=clip)
     network, expected_rates, expected_norms = plain(masked=masked, clip=clip)
     assert rates == pytest.approx(expected_rates, rel=1e-12)
     assert norms == pytest.approx(expected_norms, rel=2e-5)
-    assert min(expected_norms) > 0.5  # so that the clipping is at work
+    assert min(expected_norms) > 0.5  # so that clipping has an effect
     for (name, mine), theirs in zip(
         task.network.named_parameters(), network.parameters(), strict=True
     ):
@@ -166,22 +162,24 @@ def test_gradients_do_not_outlive_the_update(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in task.network.parameters())
 
 
-def test_copies_follow_the_weights(tmp_path: Path) -> None:
-    """A copy that missed an update would train another network without a word."""
+def test_shadows_follow_the_weights(tmp_path: Path) -> None:
+    """A shadow that missed an update would train another network without a word."""
     task, *_ = train(tmp_path, per_device=4, masked=False, clip=1.0, precision="bf16-mixed")
-    layers = [module for module in task.network.modules() if isinstance(module, WithCopy)]
+    with torch.autocast("cpu", torch.bfloat16):  # whoever calls the network
+        task.network(data(4)[0][:, :-1], lambda *_: None)
+    layers = [module for module in task.network.modules() if isinstance(module, HasShadow)]
     initial = NETWORK.build()
     initialise(initial, SEED)
-    before = [module for module in initial.modules() if isinstance(module, WithCopy)]
+    before = [module for module in initial.modules() if isinstance(module, HasShadow)]
     for layer, untrained in zip(layers, before, strict=True):
-        assert layer.weight_copy is not None
-        assert torch.equal(layer.weight_copy, layer.weight.bfloat16())
-        assert not torch.equal(layer.weight_copy, untrained.weight.bfloat16())
+        assert layer.shadow is not None
+        assert torch.equal(layer.shadow, layer.weight.bfloat16())
+        assert not torch.equal(layer.shadow, untrained.weight.bfloat16())
 
 
-def test_full_precision_needs_no_copies(tmp_path: Path) -> None:
+def test_full_precision_needs_no_shadows(tmp_path: Path) -> None:
     task, *_ = train(tmp_path, per_device=4, masked=False, clip=1.0)
-    assert all(m.weight_copy is None for m in task.network.modules() if isinstance(m, WithCopy))
+    assert all(m.shadow is None for m in task.network.modules() if isinstance(m, HasShadow))
 
 
 @pytest.mark.slow
@@ -204,6 +202,6 @@ def test_compiled_training_is_the_same_training(
         )
         found[unit] = ([p.detach() for p in task.network.parameters()], norms)
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        assert (graphs > 0) == (unit != "none")  # it did compile
+        assert (graphs > 0) == (unit != "none")  # it was compiled
     torch.testing.assert_close(found[compiled][0], found["none"][0], rtol=1e-4, atol=1e-5)
     assert found[compiled][1] == pytest.approx(found["none"][1], rel=1e-4)

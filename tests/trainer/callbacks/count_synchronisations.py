@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train.cli import main
-from llm_train.verbs import fit as run
+from llm_train.run import training as run
 
 WAITING = (
     "item",
@@ -46,14 +46,14 @@ class Window(pl.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         switch["counting"] = True
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, *_: Any) -> None:  # the last save comes after it
         switch["counting"] = False
 
 
 def main_counted() -> None:
     for name in WAITING:
         watch(name)
-    # A validation is no part of a step; it starts a loader and reads its result.
+    # A validation is not part of a step: it starts a loader and reads its result.
     build = run.build_trainer
 
     def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:

@@ -1,4 +1,4 @@
-"""Runs the command line as on a GPU, and says when each reading was published."""
+"""Runs the command line as on a GPU, and reports when each sample was published."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llm_train.trainer.callbacks import Metrics
 
 
 class Late(Metrics):
-    """Reads one interval late on a CPU too."""
+    """Reads one interval late, as on a GPU."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, late=True)
 
-    def _settle(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _flush(self, trainer: pl.Trainer, task: Any) -> None:
         pending = self._pending
-        super()._settle(trainer, pl_module)
+        super()._flush(trainer, task)
         if pending is not None:
             sys.stderr.write(f"published {pending.step} at {trainer.global_step}\n")
 

@@ -1,4 +1,4 @@
-"""What happens at log points, between them, and when a signal arrives."""
+"""Tests what happens at log points, between them, and when a signal arrives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNT = Path(__file__).with_name("count_synchronisations.py")
 def test_no_host_synchronisation_between_log_points(
     strategy: str, ranks: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """Everything that would wait for a device is counted from the first step to the last."""
+    """Every call that would wait for a device is counted from the first step to the last."""
     config = tiny(
         tmp_path / "run",
         steps=12,
@@ -37,7 +37,7 @@ def test_no_host_synchronisation_between_log_points(
     assert set(statuses) == {0}, log.read_text()
     for rank in range(max(1, ranks)):
         counts = json.loads((tmp_path / f"counts-{rank}.json").read_text())
-        # One packed read at each of the two log points; nothing else in 12 steps of 4
+        # There is one packed read at each of the two log points and nothing else in 12 steps of 4
         # micro-batches.
         assert counts == {"tolist": 2}
 

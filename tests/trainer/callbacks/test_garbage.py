@@ -1,4 +1,4 @@
-"""Garbage is collected at fixed steps, and everything is as before when training ends."""
+"""Garbage is collected at fixed steps, and the collector is put back when training ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_train.trainer.callbacks import GarbageCollection
 
 
 class Probe(pl.Callback):
-    """Notes the state of the collector in every step; may fail in one."""
+    """Records the state of the collector in every step; may fail in one."""
 
     def __init__(self, fail_at: int = -1) -> None:
         self.fail_at = fail_at
@@ -56,8 +56,6 @@ def fit(tmp_path: Path, probe: Probe, every: int) -> None:
     trainer.fit(BoringModel())
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
 def test_collections_happen_at_fixed_steps_only(collector: None, tmp_path: Path) -> None:
     probe = Probe()
     fit(tmp_path, probe, every=4)
@@ -69,8 +67,6 @@ def test_collections_happen_at_fixed_steps_only(collector: None, tmp_path: Path)
     assert gc.get_freeze_count() == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*")
 def test_a_failure_puts_the_collector_back(collector: None, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(tmp_path, Probe(fail_at=2), every=4)

@@ -1,4 +1,4 @@
-"""What is read one interval late is what would have been read at once."""
+"""A sample that is read one interval late equals one that is read at once."""
 
 from __future__ import annotations
 

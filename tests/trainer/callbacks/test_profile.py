@@ -1,30 +1,29 @@
-"""Which steps are recorded, and what real runs on a CPU leave behind."""
+"""Tests which steps are recorded, and what real runs on a CPU leave behind."""
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
 from llm_train.errors import ConfigError
+from llm_train.run import training
 from llm_train.settings import Settings
 from llm_train.testing import command
+from llm_train.testing.attach import attached
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
-from llm_train.trainer.callbacks.breakdown import (
-    HEAD_RANGE,
-    LOADER_RANGE,
-    UPDATE_MARK,
-    break_down,
-    read_events,
-)
-from llm_train.trainer.callbacks.kinds import KINDS
-from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step
+from llm_train.trainer.callbacks.phases import OTHER, PHASES
+from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step, idle_share
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.verbs import fit as run
 
-ACCUMULATION = 4  # of the tiny run
+ACCUMULATION = 4  # that of the tiny run
 
 
 # --- which steps ----------------------------------------------------------------------------------
@@ -35,7 +34,7 @@ def test_the_steps_lie_between_validations_and_checkpoints() -> None:
     assert first_step(100, 1000, {"a": 0}) == 100 + FIRST_STEP
     for every in ({"a": 4}, {"a": 4, "b": 5}, {"a": 5, "b": 7}, {"a": 1000, "b": 10}):
         first = first_step(0, 10_000, every)
-        # What follows the last step is not recorded; what follows the step before the first is.
+        # Work after the last step is not recorded; work after the step before the first is.
         recorded = range(first - 1, first + STEPS - 1)
         assert all(step % n for step in recorded for n in every.values())
 
@@ -63,15 +62,15 @@ def test_a_run_without_such_steps_is_refused_before_it_starts(tmp_path: Path) ->
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings, and with them task and Trainer, of the runs of this test."""
+    """Collects the settings, and with them task and Trainer, of the runs of this test."""
     found: list[Settings] = []
-    fit = run.fit
+    build = training.build
 
-    def spy(settings: Settings, *args: Any, **kwargs: Any) -> int:
+    def spy(settings: Settings, *args: Any, **kwargs: Any) -> training.Run:
         found.append(settings)
-        return fit(settings, *args, **kwargs)
+        return build(settings, *args, **kwargs)
 
-    monkeypatch.setattr(run, "fit", spy)
+    monkeypatch.setattr(training, "build", spy)
     return found
 
 
@@ -93,35 +92,80 @@ def test_a_run_is_recorded_and_otherwise_unchanged(tmp_path: Path, seen: list[Se
         losses.append([r["train/loss"] for r in records if "train/loss" in r])
         task: Any = seen[-1].task
         profilers.append(type(task.trainer.profiler))
-        assert not task.network.head._forward_hooks
-        assert not task.network.head._forward_pre_hooks
     assert losses[0] == losses[1]
     assert profilers[0] is profilers[1]
-    assert outputs[0].count("profile of steps 11 to 13") == 1
-    assert f"wrote {tmp_path}/run1/profile/trace.json.gz" in outputs[0]
     assert "profile" not in outputs[1]
     assert not (tmp_path / "run0" / "profile").exists()
-    check_trace(tmp_path / "run1" / "profile" / "trace.json.gz")
+    file = tmp_path / "run1" / "profile" / "trace.json.gz"
+    assert f"wrote {file}" in outputs[0]
+    check_tables(outputs[0])
+    check_trace(file)
+
+
+def check_tables(out: str) -> None:
+    phases = table(out, "profile of steps 11 to 13")
+    assert set(phases) == {*PHASES.values(), OTHER, "one step", "CPU without an operator"}
+    milliseconds = {name: float(values[0]) for name, values in phases.items() if "ms" in values}
+    assert min(milliseconds.values()) > 0
+    whole = milliseconds.pop("one step")
+    assert sum(milliseconds.values()) == pytest.approx(whole, abs=0.01)
+    assert 0 < float(phases["CPU without an operator"][0].rstrip("%")) < 100
+    operators = table(out, "largest operators")
+    # 2 layers of 4 products and the head's, each with two in the backward.
+    assert operators["aten::mm"][-1] == str((2 * 4 + 1) * 3 * ACCUMULATION)
+
+
+def table(out: str, title: str) -> dict[str, list[str]]:
+    """Name -> values of the section whose title begins so."""
+    [section] = [part for part in out.split("\n\n") if part.startswith(title)]
+    rows = [line.strip().split("  ", 1) for line in section.splitlines()[1:]]
+    return {name: values.split() for name, values in rows}
 
 
 def check_trace(path: Path) -> None:
-    events = read_events(path)
-    names = [e.name for e in events]
-    assert names.count(UPDATE_MARK) == STEPS
-    assert names.count(HEAD_RANGE) == STEPS * ACCUMULATION
-    assert names.count(LOADER_RANGE) == STEPS * ACCUMULATION
-    found = break_down(events, largest=1000)
-    assert found.steps == STEPS
-    rows = {row.name: row for row in found.kinds}
-    assert tuple(rows) == KINDS
-    assert sum(row.share for row in found.kinds) == pytest.approx(1.0)
-    assert {row.name for row in found.kinds if row.share > 0} == set(KINDS) - {"communication"}
-    calls = {row.name: row.calls for row in found.largest}
-    # 2 layers of 4 products, each with two in the backward; the head's 3 are not among them.
-    products = 2 * 4 * 3 * ACCUMULATION
-    assert calls["aten::mm"] == products + 3 * ACCUMULATION
-    wrappers = calls["aten::linear"] + calls.get("aten::matmul", 0.0)
-    assert products <= rows["matmul"].calls <= products + wrappers
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        names = Counter(event["name"] for event in json.load(file)["traceEvents"])
+    assert sum(n for name, n in names.items() if name.startswith("ProfilerStep#")) == STEPS
+    expected = {"optimizer": STEPS}
+    assert {name: names[name] for name in PHASES.values()} == {
+        name: expected.get(name, STEPS * ACCUMULATION) for name in PHASES.values()
+    }
+
+
+def test_an_instant_counts_once() -> None:
+    spans = [(10, 20), (0, 5), (15, 30), (12, 13), (30, 31), (90, 120)]
+    assert idle_share(spans, 0, 100) == pytest.approx(1 - (5 + 21 + 10) / 100)
+    assert idle_share(spans, 18, 28) == 0
+    assert idle_share([], 0, 1) == 1
+
+
+class Fail(pl.Callback):
+    """Raises at the first micro-batch of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            raise RuntimeError("on purpose")
+
+
+def test_only_a_profiler_that_records_is_stopped(
+    tmp_path: Path, seen: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, stop = [], torch.profiler.profile.stop
+    monkeypatch.setattr(
+        torch.profiler.profile, "stop", lambda self: (stopped.append(self), stop(self))
+    )
+    config = tiny(tmp_path / "run", steps=15, checkpoint__every="0 steps")
+    arguments = ("fit", "-c", str(write(tmp_path / "c.yaml", config)), "--profile")
+    for step, count in ((FIRST_STEP - 1, 0), (FIRST_STEP, 1)):
+        with attached(Fail(step)), pytest.raises(RuntimeError, match="on purpose"):
+            command.run(*arguments)
+        assert len(stopped) == count
+        task: Any = seen[-1].task
+        assert "Phases" not in type(task.trainer.profiler).__name__
+    assert "profile of steps 11 to 13" in command.run(*arguments).out  # nothing is left behind
 
 
 @pytest.mark.distributed
@@ -129,13 +173,8 @@ def test_rank_0_alone_speaks_and_writes(fork_server: ForkServer, tmp_path: Path)
     config = tiny(tmp_path / "run", steps=13, checkpoint__every="0 steps", trainer__strategy="ddp")
     log = tmp_path / "log.txt"
     path = str(write(tmp_path / "c.yaml", config))
-    assert fork_server.run("fit", "-c", path, "--profile", ranks=2, log=log) == [0, 0], (
-        log.read_text()
-    )
+    statuses = fork_server.run("fit", "-c", path, "--profile", ranks=2, log=log)
+    assert statuses == [0, 0], log.read_text()
     assert log.read_text().count("profile of steps 11 to 13") == 1
     assert [p.name for p in (tmp_path / "run" / "profile").iterdir()] == ["trace.json.gz"]
-    shares = {
-        row.name: row.share
-        for row in break_down(read_events(tmp_path / "run/profile/trace.json.gz")).kinds
-    }
-    assert shares["communication"] > 0
+    assert "c10d::allreduce_" in table(log.read_text(), "largest operators")

@@ -1,4 +1,4 @@
-"""The metrics file: what is written, what a kill leaves, and the curve that reading gives."""
+"""Tests the metrics file: its lines, what a kill leaves, and the curve that a reader gets."""
 
 import json
 import math

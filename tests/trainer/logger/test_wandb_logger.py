@@ -1,6 +1,6 @@
-"""W&B as it is installed, without a network: offline files, and servers that are not there.
+"""W&B runs as it is installed, without a network: offline files, and unreachable servers.
 
-Each scenario is a process of its own: wandb keeps one service per process.
+Each scenario is a process of its own, because wandb keeps one service per process.
 """
 
 import http.server
@@ -22,7 +22,7 @@ from llm_train.trainer.logger import WandB
 
 pytest.importorskip("wandb")
 
-# Imports once, then forks a process per line read (a JSON list: arguments, answer, environment).
+# Imports once, then forks a process per line (a JSON list: arguments, answer, environment).
 SCRIPT = """
 import json, logging, os, sys, traceback
 from pathlib import Path
@@ -67,7 +67,7 @@ Train = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The process that forks; its own output goes to a file, to be read when something is wrong."""
+    """Starts the process that forks; its own output goes to a file, for when something fails."""
     home = tmp_path_factory.mktemp("home")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     own = {
@@ -111,7 +111,7 @@ def train(server, tmp_path) -> Train:
 def test_offline_keeps_its_id_over_a_second_start(train, tmp_path):
     run = tmp_path / "run"
     first, second = train(run, "auto"), train(run, "offline")
-    assert first == second  # no key: "auto" is offline
+    assert first == second  # without a key, "auto" is offline
     assert first["mode"] == "offline"
     assert first["warnings"] == []
     assert (run / "wandb_id.txt").read_text().strip() == first["id"] != ""
@@ -122,7 +122,7 @@ def test_offline_keeps_its_id_over_a_second_start(train, tmp_path):
 
 
 def test_an_unreachable_server_costs_little_and_stops_nothing(train, tmp_path):
-    with socket.socket() as probe:  # a port where nobody listens
+    with socket.socket() as probe:  # nobody listens on this port
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     told = train(tmp_path / "run", "auto", WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
@@ -147,7 +147,7 @@ def test_when_nothing_can_be_written_nothing_is_logged_and_training_goes_on(trai
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
-    """A server that is there and cannot do anything."""
+    """A server that answers but cannot do anything."""
 
     def do_GET(self) -> None:
         self.send_error(404)

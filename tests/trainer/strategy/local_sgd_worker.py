@@ -1,7 +1,7 @@
-"""One rank of the local SGD tests: what it sends, when replicas are equal, and where it ends.
+"""One rank of the local SGD tests: records what it sends and when replicas are equal.
 
-Arguments: a folder for what was seen, a step to end at (0: none), how to end there (signal: as
-SIGTERM would, callback: as a Timer would, poison: an infinite gradient on rank 1), and those of the
+The arguments are a folder for the records, a step to end at (0: none), how to end there (signal:
+like SIGTERM, callback: like a Timer, poison: an infinite gradient on rank 1), and those of the
 command line.
 """
 
@@ -25,7 +25,7 @@ from llm_train.testing.attach import attached
 
 
 class Recorder(pl.Callback):
-    """Begins to record an optimizer step when all else at its start, a save for one, is over."""
+    """Starts to record an optimizer step when other work at its start, such as a save, is over."""
 
     profile: Any = None
 
@@ -38,7 +38,7 @@ class Recorder(pl.Callback):
 
 
 class Probe(pl.Callback):
-    """Looks at each optimizer step when it is over, before anything is logged."""
+    """Inspects each optimizer step when it is over, before anything is logged."""
 
     def __init__(self, recorder: Recorder, folder: Path, end_at: int, how: str) -> None:
         self.recorder = recorder
@@ -47,6 +47,11 @@ class Probe(pl.Callback):
         self.how = how
         self.rank = int(os.environ.get("RANK", "0"))
         self.steps: dict[int, dict[str, Any]] = {}
+        self.fresh: list[bool | None] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        look = lambda network, *_: self.fresh.append(shadows_are_fresh(network))  # noqa: E731
+        module.network.register_forward_hook(look)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         poisoned = self.how == "poison" and self.rank == 1
@@ -61,10 +66,10 @@ class Probe(pl.Callback):
         self.steps[trainer.global_step] = {
             "collectives": Counter(name for name in names if name.startswith("gloo:")),
             "weights": digest(module.network),
-            "copies": copies_are_fresh(module.network),
+            "shadows": None if None in self.fresh else all(self.fresh),
         }
         if trainer.global_step == self.end_at and self.how == "signal":
-            module.stop_signal = signal.SIGTERM
+            module.run.stop_signal = signal.SIGTERM
         elif trainer.global_step == self.end_at and self.how == "callback":
             trainer.should_stop = True
 
@@ -75,19 +80,17 @@ class Probe(pl.Callback):
 
 
 def digest(network: torch.nn.Module) -> str:
-    """Of every bit of the weights."""
+    """Returns a hash of every bit of the weights."""
     found = hashlib.sha256()
     for parameter in network.parameters():
         found.update(parameter.detach().float().numpy().tobytes())
     return found.hexdigest()
 
 
-def copies_are_fresh(network: torch.nn.Module) -> bool | None:
-    """Whether the low-precision copies are those of the weights; None without any."""
-    having: list[Any] = [
-        m for m in network.modules() if getattr(m, "weight_copy", None) is not None
-    ]
-    same = [torch.equal(m.weight_copy, m.weight.to(m.weight_copy.dtype)) for m in having]
+def shadows_are_fresh(network: torch.nn.Module) -> bool | None:
+    """Whether the shadows are those of the weights; None without any."""
+    having: list[Any] = [m for m in network.modules() if getattr(m, "shadow", None) is not None]
+    same = [torch.equal(m.shadow, m.weight.to(m.shadow.dtype)) for m in having]
     return all(same) if same else None
 
 

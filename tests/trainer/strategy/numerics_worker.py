@@ -1,4 +1,4 @@
-"""One rank of the numerics tests: what a sharded step reduces, in which dtype, and how often."""
+"""One rank of the numerics tests: records what a sharded step reduces, how, and how often."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Reductions:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-            if max(tensor.numel() for tensor in tensors) > 8:  # not the metrics of a log point
+            if max(tensor.numel() for tensor in tensors) > 8:  # skips a log point's metrics
                 self.counts[f"{name} {tensors[0].dtype}"] += 1
             return original(*args, **kwargs)
 
@@ -51,7 +51,7 @@ class Reductions:
 
 
 class Probe(pl.Callback):
-    """Counts the reductions of each optimizer step and looks at dtypes after the last one."""
+    """Counts the reductions of each optimizer step and records dtypes after the last one."""
 
     def __init__(self) -> None:
         self.reductions = Reductions()
@@ -82,7 +82,7 @@ class Probe(pl.Callback):
 
 
 def train(path: Path) -> dict[str, Any]:
-    """Trains the configuration in ``path`` in this process and returns what was seen."""
+    """Trains the configuration in ``path`` in this process and returns the records."""
     probe = Probe()
     try:
         with attached(probe):

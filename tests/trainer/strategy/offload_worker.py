@@ -1,6 +1,6 @@
 """One rank of a run that offloads on a CPU, where ``check`` refuses it for having no effect.
 
-DeepSpeed takes the same way through its code as on a GPU, so that it can be tested without one.
+DeepSpeed goes through the same code as on a GPU, so this can be tested without one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from llm_train.check import zero
 from llm_train.cli import main
 from llm_train.testing.attach import attached
+from llm_train.trainer.strategy import ZeRO
 
 
 class Offloads(pl.Callback):
-    """Looks whether DeepSpeed offloads indeed."""
+    """Checks that DeepSpeed really offloads."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         engine: Any = trainer.optimizers[0]
@@ -29,7 +29,7 @@ class Offloads(pl.Callback):
 
 
 if __name__ == "__main__":
-    rules: Any = zero
-    rules._offload = lambda settings, strategy: ()
+    rules: Any = ZeRO
+    rules._offload_problems = lambda self, context: ()
     with attached(Offloads()):
         main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Replicas that train alone: against a plain simulation, DDP, themselves resumed, and the rules."""
+"""Replicas that train alone, compared with a simulation, with DDP, and with their own resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm_train.checkpoint.callback import require_loadable
+from llm_train.checkpoint.loading import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
 from llm_train.errors import CheckpointError
@@ -43,7 +43,7 @@ def local_sgd(**arguments: Any) -> dict[str, Any]:
 
 
 def config(run_dir: Path, **overrides: Any) -> dict[str, Any]:
-    """Eight steps of two micro-batches on each of two ranks, clipped at every step."""
+    """Returns eight steps of two micro-batches on each of two ranks, clipped at every step."""
     settings = {
         "model__network__init_args__dropout": 0.0,
         "trainer__strategy": local_sgd(),
@@ -55,7 +55,7 @@ def config(run_dir: Path, **overrides: Any) -> dict[str, Any]:
 
 
 class Run:
-    """What two ranks left behind.
+    """A run of two ranks and what it left behind.
 
     Args:
         folder: of its own.
@@ -88,12 +88,12 @@ class Run:
         return {record["step"]: record[key] for record in records if key in record}
 
     def equal_after(self) -> list[int]:
-        """Steps after which the replicas' weights are the same, bit for bit."""
+        """Returns the steps after which the replicas' weights are the same, bit for bit."""
         mine, theirs = self.seen
         return [int(step) for step in mine if mine[step]["weights"] == theirs[step]["weights"]]
 
     def collectives(self) -> dict[int, dict[str, int]]:
-        """By step, from its first micro-batch to its update, where there were any."""
+        """Returns the collectives of steps that had any, from first micro-batch to update."""
         return {
             int(s): seen["collectives"] for s, seen in self.seen[0].items() if seen["collectives"]
         }
@@ -102,7 +102,7 @@ class Run:
 def simulate(
     optimizer: Any, every: int, rate: float, momentum: float, ignore: int
 ) -> tuple[list[nn.Module], list[float], list[float]]:
-    """Two replicas in turn in one process: networks, mean loss and mean norm of each step."""
+    """Runs two replicas in turn in one process; returns networks, mean losses and mean norms."""
     network = Transformer(
         vocab_size=61, layers=2, width=16, heads=2, max_sequence=16, dropout=0.0
     ).build()
@@ -152,7 +152,7 @@ def simulate(
 def test_diloco_is_what_a_plain_loop_computes(
     optimizer: str, ignore: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """With ignored targets (id 0 is the most frequent) each replica divides by its own."""
+    """With ignored targets (mostly id 0), each replica has a loss normaliser of its own."""
     chosen = {"AdamW": AdamW, "MuonAdamW": MuonAdamW}[optimizer](learning_rate=0.01)
     run = Run(
         tmp_path / "run",
@@ -163,7 +163,7 @@ def test_diloco_is_what_a_plain_loop_computes(
     replicas, losses, norms = simulate(chosen, 4, 0.7, 0.9, ignore)
     assert list(run.curve("train/loss").values()) == pytest.approx(losses, rel=1e-5)
     assert list(run.curve("grad/norm").values()) == pytest.approx(norms, rel=1e-4)
-    assert min(norms) > 0.25  # the clipping was at work
+    assert min(norms) > 0.25  # clipping had an effect
     for name, expected in replicas[0].named_parameters():
         torch.testing.assert_close(run.weights[0][name], expected.detach(), rtol=1e-4, atol=2e-6)
     assert run.equal_after() == [4, 8]
@@ -174,8 +174,9 @@ def test_diloco_is_what_a_plain_loop_computes(
 def test_averaging_sgd_after_each_step_is_ddp(fork_server: ForkServer, tmp_path: Path) -> None:
     """The mean of weights moved by gradients is the weights moved by the mean of gradients.
 
-    Momentum is linear too. Then replicas begin where DDP stopped, with its optimizer state: the
-    loss of a step is measured before its update, and with one step between averagings all agree.
+    Momentum is linear, too. Replicas then begin where DDP stopped, with its optimizer state. The
+    loss of a step is measured before its update, so with one step between averagings all losses
+    agree.
     """
     plain = {"model__optimizer": SGD, "trainer__gradient_clip_val": None}
     local = Run(tmp_path / "local", fork_server, trainer__strategy=local_sgd(every=1), **plain)
@@ -185,7 +186,7 @@ def test_averaging_sgd_after_each_step_is_ddp(fork_server: ForkServer, tmp_path:
     for name, expected in ddp.weights[0].items():
         torch.testing.assert_close(local.weights[0][name], expected, rtol=1e-6, atol=1e-7)
     start = local.curve("train/loss")
-    assert abs(start[1] - start[STEPS]) > 1e-2  # there was something to compare
+    assert abs(start[1] - start[STEPS]) > 1e-2  # there is something to compare
     assert list(ddp.collectives()) == list(range(1, STEPS + 1))  # the probe sees what DDP sends
     assert local.collectives() == {s: {"gloo:all_reduce": 1} for s in range(1, STEPS + 1)}
     start_at = ["--resume", str(ddp.run_dir / "checkpoints" / "step-00000004")]
@@ -201,14 +202,14 @@ def test_averaging_sgd_after_each_step_is_ddp(fork_server: ForkServer, tmp_path:
     ("precision", "optimizer"),
     [
         ("bf16-mixed", "AdamW"),
-        # Compiles its update in each rank.
+        # Each rank compiles its update.
         pytest.param("bf16-true", "LowBitAdamW", marks=pytest.mark.slow),
     ],
 )
 def test_low_precision(
     precision: str, optimizer: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """Copies follow the outer update; rounding differs between replicas, what they agree on not."""
+    """Shadow weights follow the outer update; replicas agree although each rounds its own way."""
     more = {"state": "bf16"} if optimizer == "LowBitAdamW" else {}
     run = Run(
         tmp_path / "run",
@@ -217,7 +218,7 @@ def test_low_precision(
         model__optimizer={"class_path": optimizer, "init_args": {"learning_rate": 0.01, **more}},
         trainer__strategy=local_sgd(every=2),
     )
-    fresh = {step["copies"] for step in run.seen[1].values()}
+    fresh = {step["shadows"] for step in run.seen[1].values()}
     assert fresh == ({True} if precision == "bf16-mixed" else {None})
     assert run.equal_after() == [2, 4, 6, 8]
     losses = run.curve("train/loss")
@@ -228,9 +229,9 @@ def test_low_precision(
 def test_a_run_stopped_between_two_averagings_continues_bitwise(
     fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """With dropout and momentum: all that a replica has of its own comes back.
+    """With dropout and momentum, everything that belongs to one replica comes back.
 
-    What is saved in between is scored by its agreed weights.
+    A checkpoint that is saved between two averagings is scored by its agreed weights.
     """
     dropout = {"model__network__init_args__dropout": 0.1}
     whole = Run(tmp_path / "whole", fork_server, **dropout)
@@ -262,19 +263,19 @@ def test_a_run_stopped_between_two_averagings_continues_bitwise(
 
 
 def test_what_cannot_take_over_replicas_is_refused() -> None:
-    """Before anything is read."""
+    """It is refused before anything is read."""
     path = Path("runs/a/checkpoints/step-00000006")
-    facts = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
-    require_loadable(path, facts, LocalSGD(every=4), 2)
-    require_loadable(path, {**facts, "state_format": "dcp"}, LocalSGD(every=4), 4)
+    metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    require_loadable(path, metadata, LocalSGD(every=4), 2)
+    require_loadable(path, {**metadata, "state_format": "dcp"}, LocalSGD(every=4), 4)
     with pytest.raises(CheckpointError) as other_ranks:
-        require_loadable(path, facts, LocalSGD(every=4), 4)
+        require_loadable(path, metadata, LocalSGD(every=4), 4)
     assert str(other_ranks.value) == (
         f"{path} holds 2 replicas of LocalSGD with an optimizer state each, which 4 ranks cannot "
         "take over; resume on as many"
     )
     with pytest.raises(CheckpointError) as other_strategy:
-        require_loadable(path, facts, SingleDevice(), 1)
+        require_loadable(path, metadata, SingleDevice(), 1)
     assert str(other_strategy.value) == (
         f"{path} was written by LocalSGD in replicas format, which SingleDevice cannot read; "
         "resume with trainer.strategy=LocalSGD"
@@ -282,7 +283,7 @@ def test_what_cannot_take_over_replicas_is_refused() -> None:
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """Everything in a state, by key."""
+    """Returns everything in a state, by key."""
     import torch.distributed.checkpoint as dcp
 
     from llm_train.checkpoint.dcp import Reader, keys
@@ -311,7 +312,7 @@ def test_validation_between_two_averagings_scores_what_was_agreed(
 def test_a_gradient_that_one_replica_alone_finds_infinite_ends_all(
     fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """Its loss is still finite; the others must not wait for it at the next averaging."""
+    """Its loss is still finite, and the others must not wait for it at the next averaging."""
     path, log = write(tmp_path / "c.yaml", config(tmp_path / "run")), tmp_path / "log.txt"
     arguments = [str(tmp_path / "seen"), "3", "poison", "fit", "-c", str(path)]
     assert fork_server.run(*arguments, ranks=2, log=log, script=WORKER)[0] == 2, log.read_text()

@@ -18,12 +18,12 @@ from llm_train.testing.command import refused
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.trainer.strategy.sharding import Layout
+from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.tensor_parallel import ROLES
 
 STEPS = 6
 KEYS = ("train/loss", "grad/norm", "val/loss")
-# A vocabulary of 61 and a hidden width of 43 do not divide by 2.
+# A vocabulary of 61 and a hidden width of 43 cannot be divided by 2.
 DIVISIBLE = {
     "model__network__init_args__pad_vocab_to": 4,
     "model__network__init_args__mlp_width": 256,
@@ -48,7 +48,7 @@ def config(run_dir: Path, strategy: Any, **overrides: Any) -> dict[str, Any]:
         "model__network__init_args__dropout": 0.0,
         "checkpoint__every": "3 steps",
         "validate_every": "3 steps",
-        # Below every norm of this run, so that clipping acts on each step.
+        # This is below every norm of this run, so that clipping acts on each step.
         "trainer__gradient_clip_val": 0.25,
         **DIVISIBLE,
         **overrides,
@@ -101,7 +101,7 @@ def test_every_mesh_equals_one_process(
     assert [len(expected[key]) for key in KEYS] == [STEPS, STEPS, 2]
     for key in KEYS:
         assert found[key] == pytest.approx(expected[key], rel=1e-5)
-    assert min(expected["grad/norm"]) > 0.25  # the clipping was at work
+    assert min(expected["grad/norm"]) > 0.25  # clipping had an effect
 
 
 @pytest.mark.distributed
@@ -169,9 +169,9 @@ def test_a_network_that_says_nothing_cannot_be_cut() -> None:
 
 
 def test_a_layout_names_products_that_divide() -> None:
-    assert Layout.of(8, replicas=2, tensor=2) == Layout(replicas=2, shards=2, tensor=2)
+    assert MeshShape.of(8, replicas=2, tensor=2) == MeshShape(replicas=2, shards=2, tensor=2)
     with pytest.raises(ConfigError) as caught:
-        Layout.of(8, replicas=3, tensor=1)
+        MeshShape.of(8, replicas=3, tensor=1)
     assert str(caught.value) == (
         "trainer.strategy: 8 ranks are not a multiple of replicas=3 x tensor=1 = 3; "
         "use a product of 2 or 4, or another number of ranks"

@@ -1,4 +1,4 @@
-"""Dtypes of weights, state and reductions, and the number of reductions, seen from inside."""
+"""Tests dtypes of weights, state and reductions, and how many reductions a step makes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(
 def test_without_resharding_parameters_are_gathered_once_a_step(
     per_device: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """Three groups, with 4 micro-batches a step or 1; the validation at the end gathers again."""
+    """There are three groups and 4 micro-batches per step or 1; the validation gathers again."""
     strategy = {"class_path": "FSDP", "init_args": {"reshard_after_forward": False}}
     facts = seen(fork_server, tmp_path, trainer__strategy=strategy, batch__per_device=per_device)
     gathers = {k: n for k, n in facts["collectives"].items() if k.startswith("all_gather")}
@@ -78,6 +78,6 @@ def test_zero_keeps_rotary_tables_in_fp32(
 
 
 def scatters(facts: dict[str, Any]) -> dict[str, int]:
-    """Number of reduce-scatters by dtype."""
+    """Returns the number of reduce-scatters by dtype."""
     counts = facts["collectives"].items()
     return {k.split()[1]: n for k, n in counts if k.startswith("reduce_scatter")}

@@ -22,7 +22,7 @@ def config(run_dir: Path, strategy: str, **overrides: Any) -> dict[str, Any]:
         "model__network__init_args__dropout": 0.0,
         "checkpoint__every": "10 steps",
         "validate_every": "10 steps",
-        # Below every norm of this run, so that clipping acts on each step.
+        # This is below every norm of this run, so that clipping acts on each step.
         "trainer__gradient_clip_val": 0.25,
     }
     return tiny(run_dir, steps=STEPS, trainer__strategy=strategy, **{**settings, **overrides})
@@ -53,7 +53,7 @@ def test_two_ranks_equal_one_process(
         expected = curve(alone, key)
         assert len(expected) == (2 if key == "val/loss" else STEPS)
         assert curve(tmp_path / "run", key) == pytest.approx(expected, rel=1e-5)
-    assert min(curve(alone, "grad/norm")) > 0.25  # the clipping was at work
+    assert min(curve(alone, "grad/norm")) > 0.25  # clipping had an effect
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_recomputation_changes_no_strategy(
 def test_mixed_precision_stays_near_fp32(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """bfloat16 keeps 8 bits: a loss of about 4 may differ in the second decimal."""
+    """bfloat16 keeps 8 bits, so a loss of about 4 may differ in the second decimal."""
     settings = config(tmp_path / "run", strategy, trainer__precision="bf16-mixed")
     path = write(tmp_path / "c.yaml", settings)
     log = tmp_path / "log.txt"
@@ -89,7 +89,7 @@ def test_mixed_precision_stays_near_fp32(
 
 
 def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
-    """The real launcher, without naming a strategy: auto is DDP when there are two ranks."""
+    """The real launcher starts a run that names no strategy; with two ranks, auto is DDP."""
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", "auto"))
     done = llm_train("fit", "-c", str(path), ranks=2)
     assert "2 ranks x 2 micro-batches" in done.stdout
@@ -102,7 +102,7 @@ def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
 def test_checkpoints_load_under_every_strategy(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """A run begun by one process goes on under any layout, optimizer state included."""
+    """A run begun by one process continues under any strategy, optimizer state included."""
     path = write(tmp_path / "c.yaml", config(tmp_path / "run", strategy))
     log = tmp_path / "log.txt"
     start = str(alone / "checkpoints" / "step-00000010")

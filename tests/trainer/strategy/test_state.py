@@ -1,4 +1,4 @@
-"""Files of parameters and optimizer state: nothing is executed, nothing is quietly missing."""
+"""Reading parameters and optimizer state executes nothing and silently loses nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm_train.checkpoint import dcp as files
-from llm_train.checkpoint import tensors as state
+from llm_train.checkpoint import dcp, tensors
 from llm_train.errors import CheckpointError
 
 
@@ -29,11 +28,11 @@ def trained(width: int = 3) -> tuple[nn.Sequential, torch.optim.Optimizer]:
 
 def test_round_trip_is_bitwise_and_keeps_configured_hyper_parameters(tmp_path: Path) -> None:
     network, optimizer = trained()
-    state.save(tmp_path, network, optimizer)
+    tensors.save(tmp_path, network, optimizer)
     other = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     other.register_buffer("kept", torch.zeros(2))
     fresh = torch.optim.AdamW(other.parameters(), lr=0.7, weight_decay=0.3)
-    state.load(tmp_path, other, fresh)
+    tensors.load(tmp_path, other, fresh)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
@@ -51,9 +50,9 @@ def test_state_that_is_no_tensor_comes_back(tmp_path: Path) -> None:
     optimizer.step()
     weight = network[0].weight
     optimizer.state[weight]["count"] = 7
-    state.save(tmp_path, network, optimizer)
+    tensors.save(tmp_path, network, optimizer)
     optimizer.state.clear()
-    state.load(tmp_path, network, optimizer)
+    tensors.load(tmp_path, network, optimizer)
     assert optimizer.state[weight]["count"] == 7
     assert set(optimizer.state[weight]) == {"count", "momentum_buffer"}
 
@@ -62,32 +61,32 @@ def test_state_that_is_no_tensor_comes_back(tmp_path: Path) -> None:
 def test_a_step_counter_goes_where_the_kernel_reads_it(
     fused: bool | None, device: str, tmp_path: Path
 ) -> None:
-    """Fused kernels want the counter beside the parameter; the others want it on the host."""
+    """Fused kernels read the counter on the parameter's device; the others read it on the host."""
     network, optimizer = trained()
-    state.save(tmp_path, network, optimizer)
-    stored = files.Reader(tmp_path).read_metadata().state_dict_metadata
+    tensors.save(tmp_path, network, optimizer)
+    stored = dcp.Reader(tmp_path).read_metadata().state_dict_metadata
     elsewhere = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).to("meta")
     other = torch.optim.AdamW(elsewhere.parameters())
     other.param_groups[0]["fused"] = fused
-    allocated = state._allocate_optimizer_state(elsewhere, other, stored)
+    allocated = tensors._allocate_optimizer_state(elsewhere, other, stored)
     assert {values["step"].device.type for values in allocated.values()} == {device}
     assert {values["exp_avg"].device.type for values in allocated.values()} == {"meta"}
 
 
 def test_other_shapes_and_names_are_refused(tmp_path: Path) -> None:
     network, optimizer = trained()
-    state.save(tmp_path, network, optimizer)
+    tensors.save(tmp_path, network, optimizer)
     wider, _ = trained(width=5)
     with pytest.raises(
         CheckpointError, match=r"model.0.weight has shape \(4, 5\) in the network but \(4, 3\)"
     ):
-        state.load(tmp_path, wider, None)
+        tensors.load(tmp_path, wider, None)
     with pytest.raises(
         CheckpointError, match="does not fit the network: 3 parameters missing, 5 unknown"
     ):
-        state.load(tmp_path, nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.RMSNorm(4)}), None)
+        tensors.load(tmp_path, nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.RMSNorm(4)}), None)
     with pytest.raises(CheckpointError, match=r"holds no \.metadata"):
-        state.load(tmp_path / "nothing", network, None)
+        tensors.load(tmp_path / "nothing", network, None)
 
 
 class Evil:
@@ -102,25 +101,25 @@ class Evil:
 
 def test_hostile_metadata_runs_nothing(tmp_path: Path) -> None:
     network, optimizer = trained()
-    state.save(tmp_path, network, optimizer)
+    tensors.save(tmp_path, network, optimizer)
     target = tmp_path / "written-by-a-pickle"
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(str(target))))
     with pytest.raises(CheckpointError, match=r"checkpoint metadata asks for _?io\.open"):
-        state.load(tmp_path, network, None)
+        tensors.load(tmp_path, network, None)
     assert not target.exists()
 
 
 def test_frozen_parameters_with_stored_state_are_named(tmp_path: Path) -> None:
     network, optimizer = trained()
-    state.save(tmp_path, network, optimizer)
+    tensors.save(tmp_path, network, optimizer)
     only_norm = torch.optim.AdamW(network[1].parameters())
     with pytest.raises(
         CheckpointError, match=r"optimizer state for 0\.(weight|bias), which is frozen now"
     ):
-        state.load(tmp_path, network, only_norm)
+        tensors.load(tmp_path, network, only_norm)
 
 
 def test_scalars_are_plain_json(tmp_path: Path) -> None:
     network, optimizer = trained()
-    state.save(tmp_path, network, optimizer)
+    tensors.save(tmp_path, network, optimizer)
     assert json.loads((tmp_path / "optimizer_scalars.json").read_text()) == {}

@@ -1,4 +1,4 @@
-"""A run begun under one of ZeRO's layouts goes on under any other layout, and the reverse."""
+"""A run begun under ZeRO continues under any other strategy, and the reverse."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llm_train.checkpoint.callback import require_loadable
 from llm_train.checkpoint.dcp import Reader
+from llm_train.checkpoint.loading import require_loadable
 from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -66,7 +66,7 @@ def fit(fork_server: ForkServer) -> Fit:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs that are not interrupted are, each under the name of its layout."""
+    """Returns the folder of uninterrupted runs, each named after its strategy and ranks."""
     return tmp_path_factory.mktemp("begun")
 
 
@@ -75,7 +75,7 @@ def middle(folder: Path) -> Path:
 
 
 def crossed(source: Layout, target: Layout, begun: Path, fit: Fit, tmp_path: Path) -> float:
-    """The largest relative difference of a loss from one process that was not interrupted."""
+    """Returns the largest relative difference of a loss from one process without interruption."""
     expected = fit(begun / "single-0", "single", 0)
     folder = begun / f"{source[0]}-{source[1]}"
     fit(folder, *source)
@@ -159,7 +159,7 @@ def test_mixed_precision(source: str, target: str, fit: Fit, tmp_path: Path) -> 
     "stage", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
 def test_offloaded_state(stage: int, begun: Path, fit: Fit, tmp_path: Path) -> None:
-    """What host memory holds is updated, saved and read like anything else."""
+    """State in host memory is updated, saved and read like any other."""
     expected = fit(begun / "single-0", "single", 0)
     arguments = {"stage": stage, "offload_optimizer": "cpu"}
     if stage == 3:
@@ -174,9 +174,9 @@ def test_offloaded_state(stage: int, begun: Path, fit: Fit, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("strategy", [SingleDevice, ZeRO])
 def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
-    facts = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
+    metadata = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
-        require_loadable(Path("runs/x/step-00000001"), facts, strategy(), 2)
+        require_loadable(Path("runs/x/step-00000001"), metadata, strategy(), 2)
     assert str(refusal.value) == (
         "runs/x/step-00000001 holds DeepSpeed's own files, which earlier versions wrote and this "
         "one does not read; finish that run with the version that began it, or start a new run"
@@ -184,9 +184,9 @@ def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
 
 
 def test_a_format_of_another_strategy_is_refused() -> None:
-    facts = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
-        require_loadable(Path("runs/x/step-00000001"), facts, ZeRO(), 2)
+        require_loadable(Path("runs/x/step-00000001"), metadata, ZeRO(), 2)
     assert str(refusal.value) == (
         "runs/x/step-00000001 was written by LocalSGD in replicas format, which ZeRO cannot read; "
         "resume with trainer.strategy=LocalSGD"

@@ -1,0 +1,131 @@
+"""A flat fragment of a tensor, as torch's distributed checkpointing (DCP) can store it.
+
+DCP knows tensors as boxes: an offset and a length in every dimension. A strategy that flattens
+parameters cuts them anywhere, so a fragment of a matrix may begin and end in the middle of a row.
+Here such a fragment is described as the few boxes it consists of (at most three for a matrix: the
+rest of the first row, whole rows, the beginning of the last one). Each rank then writes, and reads,
+exactly its own numbers: nothing is gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, sizes
+
+
+def boxes(shape: Sequence[int], start: int, count: int) -> Iterator[Box]:
+    """The boxes that make up elements ``start`` to ``start + count`` in row-major order.
+
+    >>> list(boxes((4, 3), 2, 6))
+    [((0, 2), (1, 1)), ((1, 0), (1, 3)), ((2, 0), (1, 2))]
+    >>> list(boxes((4, 3), 3, 6))
+    [((1, 0), (2, 3))]
+    """
+    if not count:
+        return
+    if not shape:
+        yield (), ()
+        return
+    row = prod(shape[1:])
+    first, skipped = divmod(start, row)
+    if skipped or count < row:  # within one row, or the rest of it
+        part = min(count, row - skipped)
+        for offsets, sizes in boxes(shape[1:], skipped, part):
+            yield (first, *offsets), (1, *sizes)
+        yield from boxes(shape, start + part, count - part)
+        return
+    whole = count // row
+    yield (first, *(0 for _ in shape[1:])), (whole, *shape[1:])
+    yield from boxes(shape, start + whole * row, count - whole * row)
+
+
+class FlatFragment:
+    """Consecutive elements of a tensor of ``shape``, held in the flat tensor ``values``.
+
+    Follows the protocol by which DCP lets objects that are no tensors say what they hold.
+
+    Args:
+        shape: of the whole tensor.
+        offset: of the shard: position of its first element in row-major order.
+        values: the elements; loading writes into them. May be empty.
+    """
+
+    def __init__(self, shape: Sequence[int], offset: int, values: Tensor) -> None:
+        self.shape = torch.Size(shape)
+        self.values = values.detach()
+        found = list(boxes(self.shape, offset, values.numel()))
+        ends = accumulate((prod(sizes) for _, sizes in found), initial=0)
+        self._parts = {
+            torch.Size(offsets): self.values[begin:end].view(sizes)
+            for (offsets, sizes), (begin, end) in zip(found, pairwise(ends), strict=True)
+        }
+
+    def size(self) -> torch.Size:
+        """Shape of the whole tensor."""
+        return self.shape
+
+    def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self.values)
+        return [
+            WriteItem(
+                index=MetadataIndex(name, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.shape),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [
+            ChunkStorageMetadata(offsets=offsets, sizes=part.shape)
+            for offsets, part in self._parts.items()
+        ]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self._parts[index.offset]
+
+
+class SavePlanner(DefaultSavePlanner):
+    """DCP's own, which would look for shards in tensors only."""
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """The tensor that ``index`` names, in a fragment or by itself."""
+        found = self.state_dict[index.fqn]
+        if isinstance(found, FlatFragment):
+            return found.__get_tensor_shard__(index)
+        return super().lookup_object(index)
+
+
+class LoadPlanner(DefaultLoadPlanner):
+    """DCP's own, which would replace by None what is no tensor."""
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Any = None, is_coordinator: bool = False
+    ) -> None:
+        """Takes the flat dictionary as it is."""
+        self.flatten_state_dict = False
+        self.state_dict = self.original_state_dict = state_dict
+        self.metadata = metadata
+        self.is_coordinator = is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        """The tensor to read into that ``index`` names."""
+        found = self.state_dict[index.fqn]
+        if isinstance(found, FlatFragment):
+            return found.__get_tensor_shard__(index)
+        return super().lookup_tensor(index)

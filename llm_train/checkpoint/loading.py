@@ -1,0 +1,104 @@
+"""Which checkpoints may be loaded into what, said before anything is read; and weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from llm_train.checkpoint import manifest, tensors
+from llm_train.errors import CheckpointError
+
+# What a position in the data and a number of steps depend on, and the keys that set it.
+_FIXED = {
+    "seed": "seed",
+    "sequence": "batch.sequence",
+    "samples_per_step": "batch.tokens / batch.sequence",
+}
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A strategy that writes and reads the state of a run, every rank its part."""
+
+    state_format: str
+    also_reads: tuple[str, ...]
+
+    def save_state(self, directory: Path) -> None:
+        """Writes weights and optimizer state."""
+
+    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
+        """Reads what ``save_state`` wrote."""
+
+
+def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses changes after which the position of the run would mean something else.
+
+    Raises:
+        CheckpointError: another seed, sequence, global batch or optimizer.
+    """
+    for key, name in _FIXED.items():
+        if before[key] != now[key]:
+            raise CheckpointError(
+                f"{name} is {now[key]} but {path} was trained with {before[key]}, so its position "
+                "would mean other samples or steps; put the old value back, or start a new run"
+            )
+    if before["optimizer"] != now["optimizer"]:
+        raise CheckpointError(
+            f"model.optimizer is {now['optimizer']} but {path} holds the state of "
+            f"{before['optimizer']}; put the old one back, or start a new run"
+        )
+
+
+def require_loadable(
+    path: Path, metadata: Mapping[str, Any], strategy: KeepsState, ranks: int
+) -> None:
+    """Refuses, before anything is read, a checkpoint that ``strategy`` cannot load.
+
+    Args:
+        path: the checkpoint.
+        metadata: what its manifest says.
+        strategy: what is to load it.
+        ranks: that are to load it.
+
+    Raises:
+        CheckpointError: another file format, or one for another number of ranks.
+    """
+    require_weights(path, metadata)
+    written = metadata["state_format"]
+    if written not in (strategy.state_format, *strategy.also_reads):
+        raise CheckpointError(
+            f"{path} was written by {metadata['strategy']} in {written} format, which "
+            f"{type(strategy).__name__} cannot read; resume with "
+            f"trainer.strategy={metadata['strategy']}"
+        )
+    if written == "replicas" and metadata["world_size"] != ranks:
+        raise CheckpointError(
+            f"{path} holds {metadata['world_size']} replicas of {metadata['strategy']} with an "
+            f"optimizer state each, which {ranks} ranks cannot take over; resume on as many"
+        )
+
+
+def require_weights(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint out of which not even the weights can be read.
+
+    Raises:
+        CheckpointError: an earlier version wrote it through DeepSpeed.
+    """
+    if metadata["state_format"] == "deepspeed":
+        raise CheckpointError(
+            f"{path} holds DeepSpeed's own files, which earlier versions wrote and this one does "
+            "not read; finish that run with the version that began it, or start a new run"
+        )
+
+
+def load_weights(path: Path, network: torch.nn.Module) -> None:
+    """Reads the weights of a checkpoint alone, whatever strategy wrote them.
+
+    Raises:
+        CheckpointError: another format, or a network that they do not fit.
+    """
+    require_weights(path, manifest.read(path).metadata)
+    tensors.load(path / "state", network, None)

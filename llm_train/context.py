@@ -1,0 +1,179 @@
+"""What a part may know of the others, so that it can say itself what it cannot be combined with.
+
+A part is whatever a configuration is made of: network, loss, optimizer, schedule, recompute policy,
+source, recipe, strategy, callback, logger. ``check`` walks over all parts and asks each for its
+problems; it knows none of them by name. What one part must know of another is declared by the
+other as a *trait*: not "is it FSDP?" but "do hooks stand between the blocks?", so that a new class
+has the right rules from its first day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from llm_train.derived import Derived
+from llm_train.units import Batch, Duration
+
+
+class Part:
+    """Base of every family: something that a configuration consists of."""
+
+    def parts(self) -> Iterator[Part]:
+        """The parts that this one is made of."""
+        yield from ()
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """What is wrong with this part here, one line each: key, value, rule, way out."""
+        yield from ()
+
+
+class Model(Protocol):
+    """What parts ask of a network that was built without memory."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated layers, in order."""
+
+    def tensor_limits(self) -> Mapping[str, int]:
+        """How many parts what tensor parallelism cuts can have, by the key that says so."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyTraits:
+    """What other parts need to know of a strategy.
+
+    Attributes:
+        name: what to call it in a message.
+        tensor: ranks that cut the matrices of one layer among them.
+        weight_replicas: ranks that hold the same weight after every step.
+        flattens: the optimizer gets flat fragments instead of parameters.
+        hooks_between_blocks: communication stands between the blocks and cannot be part of a graph.
+        communicates: ranks talk in every step, or would with more of them.
+        final_in_backward: a gradient is final as soon as backward has it.
+        one_model: after every step the ranks hold one model, whole or in shards.
+    """
+
+    name: str
+    tensor: int = 1
+    weight_replicas: int = 1
+    flattens: bool = False
+    hooks_between_blocks: bool = False
+    communicates: bool = True
+    final_in_backward: bool = False
+    one_model: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerTraits:
+    """What other parts need to know of an optimizer.
+
+    Attributes:
+        name: what to call it in a message.
+        flat_fragments: it can update pieces that begin and end in the middle of a matrix.
+        on_host: its update is fast enough, and possible, on a CPU.
+        one_by_one: it updates each parameter without looking at the others.
+        compiled: torch compiles its update, which then holds no tensor of its own.
+    """
+
+    name: str
+    flat_fragments: bool = True
+    on_host: bool = False
+    one_by_one: bool = True
+    compiled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The run that parts are asked about. Nothing in it needs a device.
+
+    Attributes:
+        running: a run is about to start here, so that devices and prepared data must be present.
+        prepared: the tokens that data.source reads are there.
+        batch: the global batch.
+        ranks: processes in all, each with a device of its own.
+        devices: devices on each node.
+        cuda_here: indices of the CUDA devices that a run would use and that this machine has.
+        accelerator: trainer.accelerator.
+        on_cuda: whether the run will use CUDA devices.
+        precision: trainer.precision by its full name.
+        gradient_clip: trainer.gradient_clip_val; 0 is none.
+        dense: every training target counts in the loss.
+        lengths: durations by key, the budget first.
+        compile: model.compile.
+        float8: model.float8.
+        update: model.update.
+        token_ids: number of token ids that the network knows.
+        strategy: traits of the strategy.
+        optimizer: traits of the optimizer.
+        derive: the numbers of the run.
+        build: the network, without memory.
+        optimize: the torch optimizer of named parameters.
+    """
+
+    running: bool
+    prepared: bool
+    batch: Batch
+    ranks: int
+    devices: int
+    cuda_here: tuple[int, ...]
+    accelerator: str
+    on_cuda: bool
+    precision: str
+    gradient_clip: float
+    dense: bool
+    lengths: Mapping[str, Duration]
+    compile: str
+    float8: str
+    update: str
+    token_ids: int
+    strategy: StrategyTraits
+    optimizer: OptimizerTraits
+    derive: Callable[[], Derived]
+    build: Callable[[], Model]
+    optimize: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+
+    @cached_property
+    def derived(self) -> Derived:
+        """The numbers of the run.
+
+        Raises:
+            ConfigError: the batch does not divide, or a duration is empty.
+        """
+        return self.derive()
+
+    @cached_property
+    def network(self) -> Model:
+        """The network without memory; not to be changed."""
+        return self.build()
+
+    @cached_property
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The network's parameters by name, on the CPU and all of one number: shapes, no memory.
+
+        An optimizer may ask for the device of its parameters, and meta would be a wrong answer.
+        """
+        zero = torch.zeros(1)
+        return [
+            (name, nn.Parameter(zero.expand(parameter.shape), parameter.requires_grad))
+            for name, parameter in self.network.named_parameters()
+        ]
+
+    @cached_property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of these parameters, which has no state yet.
+
+        Raises:
+            ConfigError: it refuses them.
+        """
+        return self.optimize(self.parameters)

@@ -1,0 +1,154 @@
+"""A checkpoint as a network that computes: weights, settings and tokenizer, without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from llm_train.checkpoint.loading import load_weights
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.data.base import END_OF_TEXT
+from llm_train.data.tokenizer import load_tokenizer
+from llm_train.errors import CheckpointError, ConfigError
+from llm_train.model.network.base import LanguageModel, Projection
+from llm_train.model.network.init import materialise
+from llm_train.model.network.sample import generate
+from llm_train.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A trained network and what belongs to it.
+
+    Attributes:
+        path: directory of the checkpoint.
+        settings: the configuration it was trained with.
+        network: the module, in evaluation mode.
+    """
+
+    path: Path
+    settings: Settings
+    network: LanguageModel
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the network was trained with.
+
+        Raises:
+            CheckpointError: it was trained on token ids that mean no text.
+        """
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise CheckpointError(
+                f"{self.path} holds no tokenizer.json, so its token ids mean no text: it was "
+                "trained on tokens without a tokenizer"
+            )
+        return load_tokenizer(file)
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, T) token ids to (B, T, V) logits of each next token."""
+        device = next(self.network.parameters()).device
+        found: Tensor = self.network(tokens.to(device), _all_logits)
+        return found
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: str = "",
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Continues a prompt; yields text as soon as it is whole characters.
+
+        Args:
+            prompt: the text to continue.
+            tokens: most tokens to add.
+            temperature: divides the logits; 0 takes the likeliest token each time.
+            top_k: choose among this many likeliest tokens; 0 means all.
+            top_p: choose among the likeliest tokens that together have this probability.
+            stop: text of the token that ends the sample; "" is the end of a text.
+            seed: of the choices.
+
+        Raises:
+            ConfigError: a value out of range, or ``stop`` is not a single token.
+        """
+        tokenizer = self.tokenizer
+        end = tokenizer.token_to_id(stop or END_OF_TEXT)
+        if stop and end is None:
+            raise ConfigError(f"--stop {stop!r} is not a single token of this tokenizer")
+        # A text starts after the end of the one before it; without such a token, with the first id.
+        start = tokenizer.encode(prompt).ids or [tokenizer.token_to_id(END_OF_TEXT) or 0]
+        stream = generate(
+            self.network,
+            torch.tensor(start),
+            max_new_tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop=end,
+            seed=seed,
+        )
+        return _text(tokenizer, start if prompt else [], stream)
+
+
+def load_checkpoint(
+    where: str | Path, load: Callable[[Sequence[str]], Settings], device: str = "auto"
+) -> Pretrained:
+    """Builds the network of a checkpoint and reads its weights, whatever strategy wrote them.
+
+    Args:
+        where: a checkpoint directory, or a run directory for its newest checkpoint.
+        load: reads a configuration, here ``-c`` and the file that the checkpoint holds.
+        device: auto, cpu, cuda, cuda:1 and so on.
+
+    Raises:
+        CheckpointError: no complete checkpoint, or one that does not fit its configuration.
+        ConfigError: a device that cannot be used.
+    """
+    path = CheckpointStore(Path(".")).resolve(where).path
+    assert path is not None
+    settings = load(["-c", str(path / "config.yaml")])
+    with torch.device("meta"):
+        network = settings.task.network_config.build()
+    materialise(network, _device(device))
+    load_weights(path, network)
+    return Pretrained(path=path, settings=settings, network=network.eval())
+
+
+def _all_logits(hidden: Tensor, projection: Projection) -> Tensor:
+    return projection.logits(hidden)
+
+
+def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Iterator[str]:
+    """What each token adds to the text; decoding single tokens would lose split characters."""
+    tokens = list(before)
+    shown = tokenizer.decode(tokens)
+    for token in stream:
+        tokens.append(token)
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\ufffd"):  # half of a character: wait for the other half
+            yield text[len(shown) :]
+            shown = text
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+    return device

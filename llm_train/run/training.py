@@ -1,0 +1,206 @@
+"""Builds a run from settings and carries it out; the command line and a notebook use the same code.
+
+Nothing here prints a table or leaves the process: a result is returned, and a mistake is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from llm_train import check as checks
+from llm_train.checkpoint import manifest
+from llm_train.checkpoint.callback import Checkpoints, Restored
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.derived import Derived
+from llm_train.errors import CheckpointError, ConfigError
+from llm_train.run import directory
+from llm_train.run.trainer import bind, build_trainer
+from llm_train.settings import Settings
+from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.logger.records import read_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run or a validation came to.
+
+    Attributes:
+        step: optimizer steps behind the weights.
+        path: what holds them: the run directory, or the checkpoint that was scored.
+        metrics: held-out metrics by their names in metrics.jsonl; empty if nothing was scored.
+        complete: whether the whole budget was trained.
+        signal: number of the signal that stopped training; 0 if none did.
+    """
+
+    step: int
+    path: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+    complete: bool = True
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run, ready to start.
+
+    Attributes:
+        settings: what was configured.
+        derived: the numbers that follow from it.
+        table: every derived number by section, as ``check`` prints them.
+        trainer: Lightning's Trainer with all callbacks and loggers.
+    """
+
+    settings: Settings
+    derived: Derived
+    table: dict[str, dict[str, Any]]
+    trainer: pl.Trainer
+
+    def watch(self, callback: pl.Callback, *, first: bool = False) -> None:
+        """Adds a callback: before all others, or after all but the one that saves.
+
+        Saving comes last because what others do at a step boundary belongs to the step.
+        """
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0 if first else len(callbacks) - 1, callback)
+
+    def fit(self) -> Result:
+        """Trains until the budget is used up, or until a signal or a callback stops the run."""
+        task, trainer = self.settings.task, self.trainer
+        with _one_line(), task.kernels(trainer.strategy.root_device):
+            trainer.fit(task, datamodule=self.settings.data)
+        number = _leave_process_group(trainer, task.run.stop_signal)
+        step = trainer.global_step
+        metrics = _held_out(task.run.held_out)
+        complete = step >= self.derived.total_steps
+        if complete and "val/loss" not in metrics:  # resumed after its last step
+            for record in read_metrics(self.settings.run_dir / "metrics.jsonl"):
+                metrics |= _held_out(record)
+        return Result(
+            step=step,
+            path=self.settings.run_dir,
+            metrics=metrics,
+            complete=complete,
+            signal=number,
+        )
+
+
+def build(settings: Settings, *, resume: str = "") -> Run:
+    """Checks the settings and constructs the Trainer; nothing is trained or written yet.
+
+    Args:
+        settings: what was configured.
+        resume: "auto" for the newest complete checkpoint of the run directory, or the path of a
+            checkpoint or of a run; "" starts at step 0.
+
+    Raises:
+        ConfigError: the settings have problems; one line for each.
+    """
+    if hasattr(settings.task, "network"):
+        raise ConfigError("a run has used these settings and moved their weights; load them again")
+    checks.require_sound(settings)
+    derived, table = settings.derive(), checks.table(settings)
+    saver = Checkpoints(
+        _store(settings, derived),
+        every=settings.checkpoint.every.steps(derived.tokens_per_step),
+        metadata={
+            "seed": derived.seed,
+            "samples_per_step": derived.samples_per_step,
+            "sequence": derived.sequence,
+            "optimizer": type(settings.task.optimizer_config).__name__,
+        },
+        files=directory.files_for_checkpoints(settings),
+        resume=resume,
+        announce=lambda found: directory.record(
+            settings, table, trainer.loggers, found, resume=bool(resume)
+        ),
+    )
+    trainer = _bound_trainer(settings, derived, [saver], JSONLMetrics())
+    return Run(settings=settings, derived=derived, table=table, trainer=trainer)
+
+
+def validate(settings: Settings, checkpoint: str = "auto") -> Result:
+    """Scores a checkpoint on all held-out data.
+
+    Args:
+        settings: what was configured.
+        checkpoint: "auto" for the newest complete one of the run directory, or a path.
+
+    Raises:
+        ConfigError: the settings have problems; one line for each.
+        CheckpointError: there is no checkpoint, or it does not fit the settings.
+    """
+    checks.require_sound(settings)
+    derived = settings.derive()
+    path = _store(settings, derived).resolve(checkpoint).path
+    if path is None:
+        raise CheckpointError(
+            f"{settings.run_dir} holds no checkpoint to validate; train first, or give "
+            "--checkpoint PATH"
+        )
+    if settings.strategy.only_trains:
+        # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
+        instead = "fsdp" if settings.world_size > 1 else "auto"
+        settings = replace(settings, trainer={**settings.trainer, "strategy": instead})
+    trainer = _bound_trainer(settings, derived, [], None)
+    trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
+    with _one_line(), settings.task.kernels(trainer.strategy.root_device):
+        trainer.validate(settings.task, datamodule=settings.data, verbose=False)
+    _leave_process_group(trainer)
+    step = int(manifest.read(path).metadata["step"])
+    return Result(step=step, path=path, metrics=_held_out(settings.task.run.held_out))
+
+
+def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+def _bound_trainer(
+    settings: Settings,
+    derived: Derived,
+    callbacks: list[pl.Callback],
+    metrics: JSONLMetrics | None,
+) -> pl.Trainer:
+    with _one_line():
+        trainer = build_trainer(settings, derived, callbacks, metrics)
+    bind(settings, derived, trainer)
+    return trainer
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Reports a combination that only Lightning knows about like any other wrong setting."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
+
+
+def _store(settings: Settings, derived: Derived) -> CheckpointStore:
+    return CheckpointStore(
+        settings.run_dir / "checkpoints",
+        keep_last=settings.checkpoint.keep_last,
+        keep_every=settings.checkpoint.keep_every.steps(derived.tokens_per_step),
+    )
+
+
+def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
+    """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown.
+
+    Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
+    may have reached only some of them.
+    """
+    if torch.distributed.is_initialized():
+        highest = torch.tensor(number, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        number = int(highest)
+        torch.distributed.destroy_process_group()
+    return number

@@ -1,0 +1,100 @@
+"""What the task, its callbacks, the checkpoints and the strategy tell each other during a run.
+
+Everything shared stands here, each field with the one owner that writes it, so that a reader can
+follow a value from where it is born to where it is read, and mypy can as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from llm_train.derived import Derived
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.stopwatch import Stopwatch
+
+
+def _nothing() -> None:
+    """Stands for a flush as long as nothing is pending."""
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """What is shared while a run lasts; all may read it, and only the owner of a field writes it.
+
+    Attributes:
+        sums: (2,) nats and tokens of this rank since the last log point, on the device. The task
+            owns and adds to it; ``Metrics`` empties it at a log point, and ``Checkpoints`` fills it
+            when a run resumes.
+        gradient_norm: global norm before clipping, on the device; None before the first step. Owned
+            by whoever clips: the strategy where its engine does, else the task.
+        held_out: results of the last validation by metric name. Owned by the task.
+        latest: metrics of the last published log point. Owned by ``Metrics``.
+        latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
+        start_up: seconds until the first step was done, and of compilation. Owned by ``Metrics``.
+        flush: publishes the log point that is still on its way from the device; collective over
+            ranks. Owned by ``Metrics``; ``Checkpoints`` calls it before it saves.
+        stop_signal: number of the signal that asked for an end; 0 is none. Owned by
+            ``GracefulStop``.
+        stopwatch: time of training. ``Metrics`` takes its laps; whoever stops training for a while
+            pauses it.
+    """
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2))
+    gradient_norm: Tensor | None = None
+    held_out: dict[str, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
+    latest_step: int = 0
+    start_up: dict[str, float] = field(default_factory=dict)
+    flush: Callable[[], None] = _nothing
+    stop_signal: int = 0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+class Trainee(pl.LightningModule):
+    """A LightningModule with a run state: what callbacks, checkpoints and strategies know of it.
+
+    Attributes:
+        network: weights on their devices, from ``configure_model`` on.
+        run: what is shared while a run lasts.
+    """
+
+    network: LanguageModel
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = RunState()
+        self._derived: Derived | None = None
+
+    @property
+    def derived(self) -> Derived:
+        """The numbers of the run.
+
+        Raises:
+            ConfigError: nobody has said them yet.
+        """
+        if self._derived is None:
+            raise ConfigError(
+                f"{type(self).__name__} does not know its run: call its bind(derived, ...) before "
+                "trainer.fit or trainer.validate"
+            )
+        return self._derived
+
+
+def trainee(module: pl.LightningModule) -> Trainee:
+    """``module`` by its full type; Lightning hands it to callbacks as any LightningModule.
+
+    Raises:
+        ConfigError: a callback or strategy of ours trains somebody else's module.
+    """
+    if not isinstance(module, Trainee):
+        raise ConfigError(
+            f"{type(module).__name__} has no run state that callbacks and strategies of llm_train "
+            "could read; train llm_train's Task"
+        )
+    return module

@@ -1,0 +1,77 @@
+"""Files that are whole or absent after a crash: written aside, flushed to the disk, then renamed.
+
+A rename is the only atomic step that a file system offers, and it is on the disk only when the
+directory that holds the name has been flushed as well. Checkpoints and prepared tokens are both
+written with what stands here, and the manifest of either is its last file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_CHUNK_BYTES = 4 << 20
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names, renames and removals in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Gives what ``source`` names the name ``target``, for good."""
+    os.replace(source, target)
+    sync(target.parent)
+
+
+def remove(path: Path, grave: Path) -> None:
+    """Removes a directory; under its own name it is whole until it is gone."""
+    if grave.exists():
+        shutil.rmtree(grave)
+    os.replace(path, grave)
+    shutil.rmtree(grave)
+
+
+def replace(source: Path, target: Path, grave: Path) -> None:
+    """As ``rename``, where ``target`` may exist; only two renames lie between the old and the new.
+
+    A ``grave`` that cannot be emptied is left behind: the new directory is in its place.
+    """
+    shutil.rmtree(grave, ignore_errors=True)
+    if target.exists():
+        os.replace(target, grave)
+    rename(source, target)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def write_manifest(path: Path, content: object) -> None:
+    """Writes ``content`` as JSON; everything it speaks of must be on the disk already."""
+    staged = path.with_name(f"{path.name}.partial")
+    staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sync(staged)
+    rename(staged, path)
+
+
+def scan(path: Path, update: Callable[[bytes], object], *, flush: bool = False) -> int:
+    """Hands the content of a file to ``update``, chunk by chunk; returns its size in bytes.
+
+    Args:
+        path: of the file.
+        update: of a checksum.
+        flush: waits until the file is on the disk.
+    """
+    size = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            update(chunk)
+            size += len(chunk)
+        if flush:
+            os.fsync(file.fileno())
+    return size

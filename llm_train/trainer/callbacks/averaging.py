@@ -1,0 +1,93 @@
+"""An exponential moving average of the weights, which validations may score in their place.
+
+After every optimizer step ``average <- decay average + (1 - decay) weights``; it begins with the
+weights that training begins with. Training does not see it. The average is kept in fp32 whatever
+the dtype of the weights, since a step of 0.001 of the distance is lost between two numbers of bf16.
+It lies over the ranks as the weights do and is in every checkpoint, so a resumed run continues it,
+on another number of ranks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from llm_train.context import Context, Part
+from llm_train.errors import ConfigError
+from llm_train.model.network.init import canonical_name
+from llm_train.run_state import trainee
+from llm_train.trainer.callbacks.base import EachStep
+from llm_train.trainer.strategy.base import strategy_of
+
+
+class EMA(Part, EachStep):
+    """Exponential moving average of the weights; 4 bytes a parameter.
+
+    Args:
+        decay: what an optimizer step leaves of the average; about the last 1 / (1 - decay) steps
+            count.
+        validate: whether validations score the average, else the weights.
+    """
+
+    def __init__(self, decay: float = 0.999, validate: bool = True) -> None:
+        if not 0 < decay < 1:
+            raise ConfigError(f"decay={decay} must lie between 0 and 1; 0.999 averages 1000 steps")
+        self.decay = decay
+        self.validate = validate
+        self._average: dict[str, Tensor] = {}
+        self._trained: list[Tensor] = []
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Weights that are no parameters of one model cannot be averaged by name."""
+        if context.strategy.flattens or not context.strategy.one_model:
+            yield (
+                f"trainer.callbacks: EMA averages parameters that {context.strategy.name} flattens "
+                "or lets differ between ranks; use trainer.strategy=ddp or fsdp"
+            )
+
+    def tensors(self, network: nn.Module) -> dict[str, Tensor]:
+        """The average by name of the parameter, for checkpoints to write and to read into."""
+        if not self._average:
+            self._average = {
+                canonical_name(name): parameter.detach().to(torch.float32, copy=True)
+                for name, parameter in network.named_parameters()
+            }
+        return self._average
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins with the present weights, where no checkpoint brought an average."""
+        self.tensors(trainee(pl_module).network)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Moves the average towards the weights."""
+        task = trainee(pl_module)
+        weights = [parameter.detach().float() for parameter in task.network.parameters()]
+        torch._foreach_lerp_(list(self._average.values()), weights, 1 - self.decay)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the average in the place of the weights."""
+        if self.validate and self._average:
+            parameters = _at_rest(trainer, pl_module)
+            self._trained = [parameter.clone() for parameter in parameters]
+            _overwrite(parameters, list(self._average.values()))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the weights back."""
+        if self._trained:
+            _overwrite(_at_rest(trainer, pl_module), self._trained)
+            self._trained = []
+
+
+def _at_rest(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:
+    """The parameters as they lie between two uses: a gathered one would be freed, not kept."""
+    strategy_of(trainer).reshard()
+    return [parameter.detach() for parameter in trainee(pl_module).network.parameters()]
+
+
+@torch.no_grad()
+def _overwrite(parameters: list[Tensor], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

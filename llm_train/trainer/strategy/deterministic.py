@@ -1,0 +1,250 @@
+"""Gradients summed in one order, whatever the number of ranks: 1, 2 and 4 ranks equal bit for bit.
+
+What is unusual: sums of floating-point numbers depend on their order, and every collective chooses
+its own. Micro-batch ``m`` of rank ``r`` of ``W`` is number ``k = m W + r`` of its step
+(``data/sampler.py``), and one process accumulates ``((g_0 + g_1) + g_2) + ...``. Here ranks do just
+that: after every micro-batch each rank receives its shard of every rank's gradient and folds them,
+in rank order, onto what the micro-batches before have left. Nothing is averaged: the loss is
+divided by ``W`` before the backward, which together with Lightning's division by the accumulation
+equals one process's division wherever one of the two numbers is a power of two
+(``problems`` asks for that).
+
+The price is an exchange of all gradients after every micro-batch, without overlap with the
+backward, and for the norm a gather of every gradient. It is for verification and debugging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from llm_train.context import Context
+from llm_train.errors import ConfigError, LLMTrainError
+
+Reduction = Literal["fast", "deterministic"]
+KEY = "reduction: deterministic"
+_HOOKS = (
+    "set_custom_reduce_scatter",
+    "set_gradient_divide_factor",
+    "set_force_sum_reduction_for_comms",
+)
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuses other words.
+
+    Raises:
+        ConfigError: the word is another.
+    """
+    if reduction not in get_args(Reduction):
+        renamed = "; canonical is called deterministic now" if reduction == "canonical" else ""
+        raise ConfigError(
+            f"trainer.strategy.init_args.reduction={reduction!r} is not one of "
+            f"{', '.join(get_args(Reduction))}{renamed}"
+        )
+
+
+def problems(context: Context, *, shards: bool = False) -> Iterator[str]:
+    """What would make ranks differ bit by bit, or was never shown not to.
+
+    A run that asks for equal bits and cannot have them would be worse than one that never asked.
+
+    Args:
+        context: the run.
+        shards: parameters are cut over the ranks.
+    """
+    if context.precision == "bf16-true":
+        yield (
+            f"trainer.precision={context.precision} with {KEY} sums gradients in bf16, where one "
+            "process and several round differently; write 32-true or bf16-mixed"
+        )
+    if context.float8 != "none":
+        yield (
+            f"model.float8={context.float8} with {KEY}: FP8 scales were not shown to be the same "
+            "on any number of ranks; set model.float8=none"
+        )
+    if context.update == "backward":
+        yield (
+            f"model.update=backward with {KEY}, which takes the norm of whole gradients after "
+            "backward; write model.update=step"
+        )
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in context.network.modules()):
+        yield (
+            f"{KEY} with dropout: every rank draws masks of its own, so results depend on the "
+            "number of ranks; set model.network.init_args.dropout=0"
+        )
+    groups = context.torch_optimizer.param_groups
+    if shards and any(group.get("fused") for group in groups):
+        yield (
+            f"{KEY} under FSDP with a fused optimizer: its kernel rounds the last elements of a "
+            "tensor differently, and every shard has last elements; set "
+            "model.optimizer.init_args.fused=off, here and in the runs to compare with"
+        )
+    # 1 / W / A, rounded twice, is 1 / (W A) where W or A is a power of two.
+    ranks, accumulation = context.derived.data_ranks, context.derived.accumulation
+    if ranks & (ranks - 1) and accumulation & (accumulation - 1):
+        yield (
+            f"{KEY} with {ranks} ranks x {accumulation} micro-batches: one of the two must be a "
+            "power of two, or dividing by both may round differently than dividing by their "
+            "product; change the number of ranks, batch.tokens or batch.per_device"
+        )
+
+
+def reduce_scatter(
+    output: Tensor, contributions: Tensor, before: Tensor | None, group: dist.ProcessGroup
+) -> None:
+    """``output`` (n,) = ((``before`` + c_0) + c_1) + ..., with c_r from rank r for this rank.
+
+    Args:
+        output: receives the sum.
+        contributions: (W n,) what this rank has for each rank.
+        before: (n,) the sum so far; None: there is none yet.
+        group: W ranks, added in their order.
+    """
+    received = torch.empty_like(contributions)
+    dist.all_to_all_single(received, contributions, group=group)
+    parts = received.view(group.size(), -1)  # (W, n)
+    if before is None:
+        output.copy_(parts[0])
+    else:
+        torch.add(before, parts[0], out=output)
+    for part in parts[1:]:
+        output.add_(part)
+
+
+class Buckets:
+    """Gradients of replicated parameters, some at a time so that buffers stay small.
+
+    Args:
+        parameters: whose gradients are summed; those that need none are left out.
+        bucket_bytes: a bucket takes parameters up to this, and at least one.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], bucket_bytes: int) -> None:
+        self._group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
+        self._buckets: list[list[nn.Parameter]] = []
+        room = 0
+        for parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            size = parameter.numel() * parameter.element_size()
+            if not self._buckets or size > room:
+                self._buckets.append([])
+                room = bucket_bytes
+            self._buckets[-1].append(parameter)
+            room -= size
+        self._sums: list[Tensor | None] = [None] * len(self._buckets)
+
+    @torch.no_grad()
+    def add(self, *, last: bool) -> None:
+        """Takes the gradients of one micro-batch away; the last gives the sums of all back."""
+        for index, bucket in enumerate(self._buckets):
+            flat = self._take(bucket)  # (W n,)
+            total = flat.new_empty(flat.numel() // self._group.size())  # (n,)
+            reduce_scatter(total, flat, self._sums[index], self._group)
+            self._sums[index] = None if last else total
+            if last:
+                _all_gather(flat, total, self._group)
+                self._give_back(bucket, flat)
+
+    def _take(self, bucket: Sequence[nn.Parameter]) -> Tensor:
+        """The gradients of a bucket end to end, filled up to a multiple of the ranks."""
+        gradients = [parameter.grad for parameter in bucket]
+        if any(gradient is None for gradient in gradients):
+            raise LLMTrainError(
+                "a parameter got no gradient, and deterministic reduction needs one from all; "
+                "freeze it with requires_grad_(False), or set reduction: fast"
+            )
+        flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        for parameter in bucket:
+            parameter.grad = None
+        return nn.functional.pad(flat, (0, -flat.numel() % self._group.size()))
+
+    @staticmethod
+    def _give_back(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
+        """A tensor each, not views: kernels on GPUs choose their order by alignment."""
+        start = 0
+        for parameter in bucket:
+            end = start + parameter.numel()
+            parameter.grad = torch.empty_like(parameter).copy_(flat[start:end].view_as(parameter))
+            start = end
+
+
+class _Ordered:
+    """What ``fully_shard`` calls in place of its reduce-scatter, one for each of its groups."""
+
+    def __init__(self) -> None:
+        self.keep = False
+        self._sum: Tensor | None = None
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Plain memory."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, **_: Any
+    ) -> None:
+        """Folds; the output is the sum over all micro-batches so far, and the shard of ``.grad``.
+
+        ``Shards`` has asked for a plain sum.
+        """
+        reduce_scatter(output_tensor, input_tensor, self._sum, group)
+        self._sum = output_tensor if self.keep else None
+
+
+class Shards:
+    """Gradients of a network under ``fully_shard``, reduced in order after every micro-batch.
+
+    With one rank torch calls no collective and adds micro-batches up itself, in order.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        lacking = [name for name in _HOOKS if not hasattr(FSDPModule, name)]
+        if lacking:
+            raise ConfigError(
+                f"trainer.strategy.init_args.reduction=deterministic needs "
+                f"FSDPModule.{lacking[0]}, which torch {torch.__version__} lacks; use DDP, or "
+                "reduction: fast"
+            )
+        self._network = network
+        self._reductions: list[_Ordered] = []
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                ordered: Any = _Ordered()
+                module.set_custom_reduce_scatter(ordered)
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+                self._reductions.append(ordered)
+
+    def begin(self, *, last: bool) -> None:
+        """Called before every micro-batch; after the last one of a step only ``.grad`` is left."""
+        if dist.get_world_size() == 1:
+            return
+        for parameter in self._network.parameters():
+            parameter.grad = None  # or torch would add the new sum to the old one
+        for ordered in self._reductions:
+            ordered.keep = not last
+
+
+def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """``torch.nn.utils.get_total_norm`` of whole gradients, of which one at a time is gathered."""
+    from torch.distributed.tensor import DTensor
+
+    norms: list[Tensor] = []
+    for gradient in gradients:
+        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        norms += torch._foreach_norm([whole])
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
+
+
+def _all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+    """Torch renamed it in 2.13 and warns of the old name."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(output, part, group=group)

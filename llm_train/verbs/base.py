@@ -1,0 +1,43 @@
+"""What a verb is. Its file holds one subclass and is found by its name; nothing lists the verbs.
+
+The first line of the file's docstring is the verb's summary. Files of verbs import what is heavy
+inside ``run``, because a misspelt flag must not cost the import of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+if TYPE_CHECKING:
+    from llm_train.settings import Settings
+
+Load: TypeAlias = "Callable[[Sequence[str]], Settings]"
+"""Reads a configuration from arguments of the command line: ``-c FILE`` and ``--key=value``."""
+
+
+class Verb(ABC):
+    """One thing that the command line does.
+
+    Attributes:
+        takes_settings: whether ``-c FILE`` and ``--key=value`` belong to it; they are then in
+            ``flags.settings``.
+        builds: whether it builds what a configuration names, so that imports may be allowed.
+    """
+
+    takes_settings: ClassVar[bool] = True
+    builds: ClassVar[bool] = True
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - most have none
+        """Adds the options that are not settings."""
+
+    @abstractmethod
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Does it; returns the exit status.
+
+        Args:
+            flags: what was given.
+            load: reads a configuration from arguments such as ``flags.settings``.
+        """

@@ -1,0 +1,25 @@
+"""Finds all problems of a configuration and prints every derived number; needs no device."""
+
+from __future__ import annotations
+
+import argparse
+
+from llm_train.verbs.base import Load, Verb
+
+
+class Check(Verb):
+    """Needs neither the devices nor the data."""
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prints every derived number, or all problems."""
+        settings = load(flags.settings)
+
+        from llm_train import check
+        from llm_train.runtime.terminal import say, say_sections
+
+        check.require_sound(settings, running=False)
+        say_sections(check.table(settings))
+        for note in check.notes(settings):
+            say(f"\nnote: {note}")
+        say("\nno problems found")
+        return 0

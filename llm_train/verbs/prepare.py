@@ -1,0 +1,33 @@
+"""Makes the tokens that `data.source` reads, as `data.recipe` says."""
+
+from __future__ import annotations
+
+import argparse
+
+from llm_train.verbs.base import Load, Verb
+
+
+class Prepare(Verb):
+    """Turns text into token shards."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Whether to overwrite."""
+        parser.add_argument("--force", action="store_true", help="replace what is there")
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prepares the data once; the same recipe again costs nothing."""
+        settings = load(flags.settings)
+
+        from llm_train.data.prepare import prepare
+        from llm_train.errors import ConfigError
+        from llm_train.runtime.terminal import say, section
+
+        source = settings.data.source
+        if source.folder is None:
+            raise ConfigError(
+                f"data.source={type(source).__name__} reads nothing that could be prepared; "
+                "only TokenShards does"
+            )
+        prepare(settings.data.recipe, source.folder, force=flags.force)
+        say(section("data", source.description()))
+        return 0
