@@ -26,11 +26,10 @@ class _Batches(Dataset[Tensor]):
         self.windows = windows
 
     def __getitem__(self, indices: np.ndarray) -> Tensor:
+        if indices[-1] >= 0:  # a rank runs out of windows at the end of a batch
+            return torch.from_numpy(self.windows.batch(indices))
         batch = self.windows.batch(np.maximum(indices, 0))
-        absent = indices < 0
-        if absent.any():
-            batch = np.where(absent[:, None], np.int32(NO_TOKEN), batch)
-        return torch.from_numpy(batch)
+        return torch.from_numpy(np.where(indices[:, None] < 0, np.int32(NO_TOKEN), batch))
 
 
 class TokenLoader(DataLoader[Tensor]):

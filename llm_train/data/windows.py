@@ -82,8 +82,9 @@ class TrainWindows(Windows):
         # A block of few windows would span thousands of epochs, each with an order of its own.
         if last - first > 1 or self._count < _BLOCK // 64:
             return self._compute(samples)
-        blocks = np.concatenate([self._block(number) for number in range(first, last + 1)])
-        return np.asarray(blocks[samples - first * _BLOCK])
+        parts = [self._block(number) for number in range(first, last + 1)]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole[samples - first * _BLOCK]
 
     def _block(self, number: int) -> npt.NDArray[np.int64]:
         if number not in self._blocks:

@@ -44,9 +44,8 @@ class TokenizerFile(Tokenizer):
 
     def provenance(self) -> Mapping[str, str | int]:
         """The file's hash."""
-        return {
-            "tokenizer_file": hashlib.sha256(tokenizer_file(self.path).read_bytes()).hexdigest()
-        }
+        content = tokenizer_file(self.path).read_bytes()
+        return {"tokenizer_file": hashlib.sha256(content).hexdigest()}
 
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Opens the file and refuses what cannot be used before any text is read."""
