@@ -26,9 +26,7 @@ class JSONLMetrics(RunLogger):
         directory: where the file is written; "": the run directory.
     """
 
-    def __init__(self, directory: str = "") -> None:
-        super().__init__(directory)
-        self._checked = False
+    _checked = False  # whether a line that a kill has torn was looked for
 
     @property
     def path(self) -> Path:

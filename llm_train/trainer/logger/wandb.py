@@ -172,9 +172,8 @@ class WandB(RunLogger):
 
 
 def _resolved(mode: Mode) -> str:
-    if mode != "auto":
-        return mode
-    if (wanted := os.environ.get("WANDB_MODE", "")) in ("online", "offline", "disabled"):
+    wanted = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if wanted in ("online", "offline", "disabled"):
         return wanted
     return "online" if _key_is_configured() else "offline"
 

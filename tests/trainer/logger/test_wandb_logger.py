@@ -26,14 +26,14 @@ Train = Callable[..., dict[str, Any]]
 @pytest.fixture
 def train(fork_server: ForkServer, tmp_path: Path) -> Train:
     """Trains in a process of its own and returns what it says at its end, and its warnings."""
-    nobody = {"HOME": str(tmp_path), "NETRC": "", "WANDB_API_KEY": "", "WANDB_MODE": ""}
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     log = tmp_path / "log.txt"
 
     def run(directory: Path, mode: str, seconds: float = 3.0, **environment: str) -> dict[str, Any]:
         answer = tmp_path / "answer.json"
-        arguments = (str(directory), mode, str(seconds), str(answer))
-        own = {"script": WORKER, "environment": {**nobody, **environment}}
-        assert fork_server.run(*arguments, ranks=0, log=log, **own) == [0], log.read_text()
+        whole = json.dumps({**nobody, **environment})
+        arguments = (str(directory), mode, str(seconds), str(answer), whole)
+        assert fork_server.run(*arguments, ranks=0, log=log, script=WORKER) == [0], log.read_text()
         return json.loads(answer.read_text())
 
     return run

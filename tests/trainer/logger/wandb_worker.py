@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def train(directory: str, mode: str, seconds: str) -> dict[str, str]:
     return told
 
 
-def main(*arguments: str, answer: str) -> None:
+def main(*arguments: str, answer: str, environment: str) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        del os.environ[name]
+    os.environ.update(json.loads(environment))
     warnings: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())
@@ -34,4 +38,4 @@ def main(*arguments: str, answer: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], answer=sys.argv[4])
+    main(*sys.argv[1:4], answer=sys.argv[4], environment=sys.argv[5])
