@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
 from llm_train import check as checks
 from llm_train.errors import ConfigError
 from llm_train.plan import sections
@@ -62,7 +64,14 @@ def plan(settings: Settings, *, devices: int, nodes: int, gpu: str, json_path: s
     problems = checks.problems(settings, running=False)
     if problems:
         raise ConfigError("\n".join(problems))
-    result = draft(settings, device)
+    try:
+        result = draft(settings, device)
+    except DataDependentOutputException as error:
+        name = type(settings.task.optimizer_config).__name__
+        raise ConfigError(
+            f"model.optimizer={name} reads numbers while it updates, and a plan has none; plan "
+            "with an optimizer that keeps as much state, for instance AdamW"
+        ) from error
     seconds = time.perf_counter() - started
     for title, rows in result.sections.items():
         if rows:
