@@ -41,8 +41,9 @@ def little_endian(dtype: str) -> np.dtype[np.generic]:
 def describe_file(path: Path) -> StoredFile:
     """Reads a finished file once for its size and checksum, and waits until it is on disk."""
     digest = hashlib.sha256()
-    size = disk.scan(path, digest.update, flush=True)
-    return StoredFile(name=path.name, bytes=size, sha256=digest.hexdigest())
+    for chunk in disk.chunks(path, flush=True):
+        digest.update(chunk)
+    return StoredFile(name=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
 class ShardWriter(AbstractContextManager["ShardWriter"]):
