@@ -85,7 +85,7 @@ def read(path: Path) -> CheckpointManifest:
     except FileNotFoundError:
         raise CheckpointError(f"no {NAME}") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{NAME} is unreadable ({_one_line(error)})") from None
+        raise CheckpointError(f"{NAME} is unreadable ({type(error).__name__}: {error})") from None
     if body.get("format") != FORMAT:
         raise CheckpointError(
             f"{NAME} has format {body.get('format')!r}; this version reads format {FORMAT}"
@@ -132,14 +132,9 @@ def _problem(path: Path, expected: FileRecord) -> str:
             return f"{size} bytes, not {expected.bytes}"
         crc32 = _record(path).crc32
     except OSError as error:
-        return "missing" if isinstance(error, FileNotFoundError) else _one_line(error)
+        return "missing" if isinstance(error, FileNotFoundError) else str(error)
     return "" if crc32 == expected.crc32 else f"crc32 {crc32:08x}, not {expected.crc32:08x}"
 
 
 def _crc32_of(body: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
-
-
-def _one_line(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(f"{type(error).__name__}: {text}".split())
