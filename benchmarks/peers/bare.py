@@ -23,7 +23,7 @@ def main() -> None:
     from llm_train.model.loss import CausalLM, ChunkedCausalLM
     from llm_train.model.network import Transformer
     from llm_train.model.network.init import initialise
-    from llm_train.model.network.linear import ShadowWeights
+    from llm_train.model.network.shadow import ShadowWeights
     from llm_train.model.optimizer import AdamW
 
     job = Job.from_arguments()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llm_train.checkpoint import callback_state, manifest
-from llm_train.checkpoint.loading import (
+from llm_train.checkpoint.compatibility import (
     KeepsState,
     load_weights,
     require_loadable,

@@ -16,7 +16,7 @@ from llm_train.data.base import (
     Windows,
 )
 from llm_train.data.corpus import HuggingFace, JSONLines, StandardLibrary, TextFiles
-from llm_train.data.prepare import Prepared, prepare
+from llm_train.data.preparation import Prepared, prepare
 from llm_train.data.random_tokens import RandomTokens
 from llm_train.data.split import HashSplit, TailSplit
 from llm_train.data.token_shards import TokenShards

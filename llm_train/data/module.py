@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llm_train.context import Context, Part
 from llm_train.data.base import Recipe, TokenSource, Windows
-from llm_train.data.prepare import Prepared
+from llm_train.data.preparation import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 from llm_train.errors import ConfigError
@@ -29,7 +29,7 @@ class _TrainBatches(Dataset[Tensor]):
         return torch.from_numpy(self.windows.batch(indices))
 
 
-class _HeldOutWindows(Dataset[Tensor]):
+class _HeldOutTokens(Dataset[Tensor]):
     """(per_device, sequence + 1) int32 tokens; -1 where there is none."""
 
     def __init__(self, windows: Windows, sequence: int) -> None:
@@ -179,7 +179,7 @@ class TokenData(Part, pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Loader of this rank's share of all held-out windows."""
         windows = self.source.held_out_windows(self._sequence)
-        dataset = _HeldOutWindows(windows, self._sequence)
+        dataset = _HeldOutTokens(windows, self._sequence)
         sampler = HeldOutBatches(self.share, windows=len(windows))
         return _DirectLoader(dataset, sampler=sampler, **self._loading())
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.base import Ids, SplitName
-from llm_train.data.manifest import Manifest, StoredFile
+from llm_train.data.token_manifest import Manifest, StoredFile
 from llm_train.data.windows import Tokens
 from llm_train.errors import DataError
 from llm_train.runtime import disk

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llm_train.checkpoint.loading import load_weights
+from llm_train.checkpoint.compatibility import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import collectives

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from llm_train.model.loss.base import Loss
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import HasShadow, ShadowWeights
+from llm_train.model.network.shadow import HasShadow, ShadowWeights
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.model.recompute.base import Recompute

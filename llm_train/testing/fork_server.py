@@ -199,7 +199,7 @@ def _warm_up() -> None:
         if importlib.util.find_spec(name.split(".")[0]) is not None:
             importlib.import_module(name)
 
-    from llm_train.cli.command import load_settings
+    from llm_train.cli.dispatch import load_settings
     from llm_train.testing.configs import tiny, write
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from llm_train.data.base import Document, Skipped
 from llm_train.errors import ConfigError, DataError
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A file and the key it goes by: relative to what was configured, so that data can move."""
 
     key: str
@@ -28,7 +28,7 @@ def check_paths(paths: Sequence[str]) -> None:
         )
 
 
-def find_files(paths: Sequence[str]) -> list[Found]:
+def find_files(paths: Sequence[str]) -> list[FoundFile]:
     """Files named by ``paths``, in their order and sorted within each; none twice.
 
     A directory stands for all files below it whose path holds no name that starts with a dot; in a
@@ -37,7 +37,7 @@ def find_files(paths: Sequence[str]) -> list[Found]:
     Raises:
         DataError: an entry that matches nothing.
     """
-    found: dict[Path, Found] = {}
+    found: dict[Path, FoundFile] = {}
     for entry in paths:
         matches = sorted(_expand(os.path.expanduser(entry)))
         if not matches:
@@ -47,17 +47,17 @@ def find_files(paths: Sequence[str]) -> list[Found]:
     return list(found.values())
 
 
-def _expand(entry: str) -> Iterator[Found]:
+def _expand(entry: str) -> Iterator[FoundFile]:
     path = Path(entry)
     if path.is_file():
-        yield Found(path.name, path)
+        yield FoundFile(path.name, path)
     elif path.is_dir():
         yield from walk(path)
     else:
         fixed = Path(*_parts_before_magic(Path(entry).parts))
         for name in glob.iglob(entry, recursive=True):
             if os.path.isfile(name):
-                yield Found(Path(name).relative_to(fixed).as_posix(), Path(name))
+                yield FoundFile(Path(name).relative_to(fixed).as_posix(), Path(name))
 
 
 def _parts_before_magic(parts: Sequence[str]) -> Iterator[str]:
@@ -67,17 +67,17 @@ def _parts_before_magic(parts: Sequence[str]) -> Iterator[str]:
         yield part
 
 
-def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[Found]:
+def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
     """Files below ``root``, without hidden ones and directories named in ``without``."""
     for directory, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
         for name in names:
             path = Path(directory, name)
             if not name.startswith(".") and path.is_file():
-                yield Found(path.relative_to(root).as_posix(), path)
+                yield FoundFile(path.relative_to(root).as_posix(), path)
 
 
-def total_bytes(files: Sequence[Found]) -> int:
+def total_bytes(files: Sequence[FoundFile]) -> int:
     """Size of the files on disk."""
     return sum(file.path.stat().st_size for file in files)
 
@@ -94,7 +94,7 @@ def document(key: str, text: str) -> Document | Skipped:
     return Document(key, text)
 
 
-def read_document(file: Found) -> Document | Skipped:
+def read_document(file: FoundFile) -> Document | Skipped:
     """The whole file, line ends untouched."""
     try:
         text = file.path.read_bytes().decode("utf-8")

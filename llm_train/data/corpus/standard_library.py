@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_train.data.base import Corpus, Document, Skipped
-from llm_train.data.corpus.files import Found, read_document, total_bytes, walk
+from llm_train.data.corpus.files import FoundFile, read_document, total_bytes, walk
 from llm_train.errors import DataError
 
 # Tests repeat the code they test and hold files in deliberately broken encodings; the package
@@ -27,7 +27,7 @@ class StandardLibrary(Corpus):
     path below the library.
     """
 
-    def files(self) -> list[Found]:
+    def files(self) -> list[FoundFile]:
         """The files in order of their keys."""
         root = Path(sysconfig.get_path("stdlib"))
         found = sorted(file for file in walk(root, _WITHOUT) if file.path.suffix == ".py")

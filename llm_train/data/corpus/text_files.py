@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_train.data.base import Corpus, Document, Skipped
 from llm_train.data.corpus.files import (
-    Found,
+    FoundFile,
     check_paths,
     document,
     find_files,
@@ -51,7 +51,7 @@ class TextFiles(Corpus):
         files = find_files(self.paths)
         return {"files": len(files), "bytes": total_bytes(files)}
 
-    def _cut(self, file: Found) -> Iterator[Document | Skipped]:
+    def _cut(self, file: FoundFile) -> Iterator[Document | Skipped]:
         number, rest = 0, ""
         with file.path.open(encoding="utf-8", newline="") as stream:
             try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from llm_train.check import problems
 from llm_train.checkpoint import dcp, tensors
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.optimizer import LowBitAdamW
 from llm_train.model.optimizer.low_bit import block_size

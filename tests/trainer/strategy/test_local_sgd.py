@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llm_train.checkpoint import dcp
-from llm_train.checkpoint.loading import require_loadable
+from llm_train.checkpoint.compatibility import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
 from llm_train.errors import CheckpointError

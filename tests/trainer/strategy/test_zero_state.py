@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from llm_train.checkpoint.compatibility import require_loadable
 from llm_train.checkpoint.dcp import Reader
-from llm_train.checkpoint.loading import require_loadable
 from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
