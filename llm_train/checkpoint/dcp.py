@@ -1,7 +1,7 @@
 """Files of named tensors in torch's distributed checkpointing format (DCP), read without trust.
 
 DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an unpickler that
-constructs nothing but DCP's own records. What is no tensor lies beside it as JSON.
+constructs nothing but DCP's own records. What is no tensor lies in a JSON file alongside it.
 """
 
 from __future__ import annotations

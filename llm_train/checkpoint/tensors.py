@@ -2,8 +2,7 @@
 
 Optimizer state is stored under the name of its parameter, not its position in a group, and the
 hyper-parameters of the groups are not stored at all: on resume they come from the configuration.
-A file written by one layout (replicated, sharded, another number of ranks) therefore loads into any
-other.
+A file written by one strategy on some ranks therefore loads into any other on any number of ranks.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def save(
     optimizer: torch.optim.Optimizer | None,
     *,
     own: str = "",
-    beside: Mapping[str, Tensor] | None = None,
+    shared: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes the state of this rank; replicated tensors are shared out among the ranks.
 
@@ -49,10 +48,10 @@ def save(
         network: its parameters and persistent buffers.
         optimizer: of the network; None writes no state of it.
         own: put before every key, where the state of this rank is no other rank's.
-        beside: further tensors, the same on all ranks, under these keys.
+        shared: further tensors, the same on all ranks, under these keys.
     """
     state, scalars = _collect(network, optimizer)
-    tensors = {own + key: tensor for key, tensor in state.items()} | dict(beside or {})
+    tensors = {own + key: tensor for key, tensor in state.items()} | dict(shared or {})
     dcp.write(directory, tensors, scalars, own=own)
 
 
@@ -62,7 +61,7 @@ def load(
     optimizer: torch.optim.Optimizer | None,
     *,
     own: str = "",
-    beside: Mapping[str, Tensor] | None = None,
+    shared: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Reads into the parameters in place, and rebuilds the optimizer's state.
 
@@ -71,7 +70,7 @@ def load(
         network: gets every parameter and persistent buffer.
         optimizer: gets its state; None leaves that where it is.
         own: as it was saved with; keys without it are somebody else's.
-        beside: further tensors to read into, as far as they are stored.
+        shared: further tensors to read into, as far as they are stored.
 
     Raises:
         CheckpointError: names, shapes or the format of the optimizer's state do not fit.
@@ -83,7 +82,7 @@ def load(
     state, _ = _collect(network, optimizer)
     require_fit(directory, stored, {key: tensor.shape for key, tensor in state.items()})
     tensors = {own + key: tensor for key, tensor in state.items()}
-    tensors.update({key: t for key, t in (beside or {}).items() if key in everything})
+    tensors.update({key: t for key, t in (shared or {}).items() if key in everything})
     dcp.read(directory, tensors)
     if optimizer is not None:
         scalars = dcp.read_scalars(directory, own)

@@ -67,10 +67,11 @@ class Corpus(Part, ABC):
 
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Cheap facts about the outside world that change when the text does.
+        """Values of the outside world that are cheap to read and change when the text does.
 
-        They are recorded beside the recipe, and ``prepare`` refuses to call old tokens up to date
-        when they differ. ``bytes``, where present, is the size of the text (for a progress bar).
+        They are recorded alongside the recipe, and ``prepare`` refuses to call old tokens up to
+        date when they differ. ``bytes``, where present, is the size of the text (for a progress
+        bar).
         """
 
 
@@ -134,7 +135,7 @@ class Recipe(Part, ABC):
 
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Facts outside the configuration that the tokens depend on."""
+        """What the tokens depend on outside the configuration."""
 
 
 class Windows(ABC):
@@ -188,9 +189,9 @@ class TokenSource(Part, ABC):
             return
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
-        facts, sequence = self.description(), context.batch.sequence
+        described, sequence = self.description(), context.batch.sequence
         for key, needed in (("train_tokens", sequence + 1), ("held_out_tokens", 2)):
-            count = facts.get(key)
+            count = described.get(key)
             if isinstance(count, int) and count < needed:
                 yield (
                     f"data.source has {count} {key.replace('_', ' ')} and at least {needed} are "
@@ -223,7 +224,7 @@ class TokenSource(Part, ABC):
 
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:
-        """Plain facts to print at the start of a run."""
+        """Plain values to print at the start of a run."""
 
 
 def too_many_ids(key: str, wanted: int, known: int) -> str:

@@ -64,7 +64,7 @@ class TokenLoader(_DirectLoader):
     """A loader that says it can continue where it stopped, because it can.
 
     Lightning warns about every loader without ``state_dict``. Ours starts at the sample count that
-    its sampler was made with, so there is nothing to store beside it.
+    its sampler was made with, so there is nothing to store alongside it.
     """
 
     def state_dict(self) -> dict[str, int]:

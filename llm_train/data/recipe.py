@@ -1,4 +1,4 @@
-"""A recipe as plain values: to be kept beside the tokens and compared with another one.
+"""A recipe as plain values: to be kept alongside the tokens and compared with another one.
 
 The plain form is what a YAML file would say: ``class_path`` and the fields. Fields that do not
 change the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.

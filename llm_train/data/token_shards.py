@@ -80,7 +80,7 @@ class TokenShards(TokenSource):
         return HeldOutWindows(ShardTokens(Path(self.path), manifest, "held_out"), sequence)
 
     def token_bytes(self) -> Ids:
-        """From the file beside the shards."""
+        """From the file alongside the shards."""
         lengths: Ids = np.load(Path(self.path) / TOKEN_BYTES, allow_pickle=False)
         return lengths
 

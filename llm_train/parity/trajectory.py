@@ -63,7 +63,7 @@ def counted(run_dir: Path) -> Mapping[str, float]:
 
 
 def weights(settings: Settings, run_dir: Path) -> Weights:
-    """The last checkpoint's parameters in this process, by name, whatever layout wrote them."""
+    """The last checkpoint's parameters in this process, by name, whatever strategy wrote them."""
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None, "a run saves at its end"
     network = settings.task.network_config.build()

@@ -15,7 +15,7 @@ from llm_train.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile(Tokenizer):
-    """Takes a byte-level ``tokenizer.json`` as it is and copies it beside the tokens.
+    """Takes a byte-level ``tokenizer.json`` as it is and copies it alongside the tokens.
 
     Attributes:
         path: the file, or a directory that holds it.

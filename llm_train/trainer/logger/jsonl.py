@@ -70,7 +70,7 @@ class JSONLMetrics(RunLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        """Does nothing: the resolved configuration is a file beside this one."""
+        """Does nothing: the resolved configuration is a file alongside this one."""
 
     def _append(self, record: records.Record) -> None:
         if not self._checked:
