@@ -36,10 +36,15 @@ from llm_train.testing.command import Outcome
 from llm_train.testing.ranks import environment, free_port, launched_as
 
 _GRACE_SECONDS = 5.0
+# What a run would otherwise import late, in every rank.
 _IMPORTED = (
-    "llm_train.verbs.fit",
+    "llm_train.run.training",
+    "llm_train.checkpoint.callback",
+    "torch.distributed.checkpoint",
+    "torch.distributed.tensor.parallel",
     "torch._inductor.compile_fx",
-    "deepspeed.runtime.zero.muon.original_muon",  # late, and by every engine
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
 )
 
 Request = dict[str, Any]  # as JSON gives it
