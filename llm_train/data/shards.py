@@ -21,7 +21,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from llm_train.data.base import Ids, SplitName
-from llm_train.data.manifest import Manifest, StoredFile, StoredSplit
+from llm_train.data.token_manifest import Manifest, StoredFile, StoredSplit
 from llm_train.data.windows import Tokens
 from llm_train.errors import DataError
 from llm_train.runtime import disk
@@ -42,8 +42,10 @@ def little_endian(dtype: str) -> np.dtype[np.generic]:
 
 def describe_file(path: Path) -> StoredFile:
     """Reads a finished file once for its size and checksum, and waits until it is on disk."""
-    digest = hashlib.sha256()
-    size = disk.scan(path, digest.update, flush=True)
+    digest, size = hashlib.sha256(), 0
+    for chunk in disk.chunks(path, flush=True):
+        digest.update(chunk)
+        size += len(chunk)
     return StoredFile(name=path.name, bytes=size, sha256=digest.hexdigest())
 
 

@@ -30,9 +30,9 @@ from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
-from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.network.shadow import ShadowWeights
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_train.check import problems
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.testing.configs import tiny, write
 
 ON_GPU: dict[str, Any] = {"trainer__accelerator": "gpu", "trainer__devices": 1}

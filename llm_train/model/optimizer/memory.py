@@ -7,7 +7,7 @@ from torch import Tensor
 from llm_train.runtime.sharded import local_part
 
 STEP_BYTES = 4
-"""Of the step counter that torch's and torchao's Adam keep beside each parameter, a float32."""
+"""Of the step counter that torch's and torchao's Adam keep alongside each parameter, a float32."""
 
 
 def tensor_bytes(tensor: Tensor) -> int:

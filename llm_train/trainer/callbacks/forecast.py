@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import HasShadow
+from llm_train.model.network.shadow import HasShadow
 from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.terminal import say, section
