@@ -39,7 +39,7 @@ from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.groups import set_learning_rates
 from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.none import NoRecompute
+from llm_train.model.recompute.whole_blocks import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
 from llm_train.trainer.strategy.base import Strategy, strategy_of

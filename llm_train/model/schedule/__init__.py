@@ -3,9 +3,7 @@
 from llm_train.discovery import load
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.model.schedule.constant import Constant
-from llm_train.model.schedule.linear import Linear
-from llm_train.model.schedule.warmup_cosine import WarmupCosine
-from llm_train.model.schedule.warmup_stable_decay import WarmupStableDecay
+from llm_train.model.schedule.decaying import Linear, WarmupCosine, WarmupStableDecay
 
 __all__ = ["Constant", "Linear", "Multiplier", "Schedule", "WarmupCosine", "WarmupStableDecay"]
 
