@@ -99,12 +99,8 @@ class Task(Part, Trimmed, Trainee):
 
     def parts(self) -> Iterator[Part]:
         """What is connected here."""
-        yield self.network_config
-        yield self.loss
-        yield self.optimizer_config
-        yield self.schedule
-        yield self.construction.recompute
-        yield self.construction
+        yield from (self.network_config, self.loss, self.optimizer_config, self.schedule)
+        yield from (self.construction.recompute, self.construction)
 
     def problems(self, context: Context) -> Iterator[str]:
         """Those of ``attention`` and ``update``, which are words, and work that is uncountable."""

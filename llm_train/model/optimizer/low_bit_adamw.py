@@ -20,10 +20,9 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import Context, OptimizerTraits
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.base import STEP_BYTES, Optimizer
 from llm_train.model.optimizer.groups import check_fields, decay_groups
 from llm_train.model.optimizer.low_bit import TABLE_BYTES, LowBitState, block_size
-from llm_train.model.optimizer.memory import STEP_BYTES
 from llm_train.runtime.quiet import quiet
 from llm_train.runtime.sharded import local_part
 

@@ -29,7 +29,7 @@ from torch.optim.adamw import adamw
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.groups import Group
 from llm_train.model.optimizer.newton_schulz import orthogonalize
-from llm_train.runtime.sharded import is_dtensor
+from llm_train.runtime.sharded import is_dtensor, whole
 
 LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
     # Jordan et al.: a unit of spectral norm per update, whatever the shape.
@@ -39,14 +39,6 @@ LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
 }
 # Small matrices do not fill a GPU, so they go together; large ones would only take memory.
 _BATCH_ELEMENTS = 1 << 24
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MUON_SETTINGS = (
-    "learning_rate_scaling",
-    "momentum",
-    "newton_schulz_steps",
-    "newton_schulz_dtype",
-)
-"""What a group with ``algorithm: muon`` has beside ``lr`` and ``weight_decay``."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -60,10 +52,7 @@ class MuonWithAdamW(Optimizer):
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             if group["algorithm"] == "muon":
                 self._muon(group)
@@ -73,18 +62,15 @@ class MuonWithAdamW(Optimizer):
 
     def _muon(self, group: Group) -> None:
         """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""
-        ready: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(
-            list
-        )
+        ready: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             update = self._momentum(group, parameter)
-            whole = update.full_tensor() if is_dtensor(update) else update  # (R, C)
-            batch = ready[whole.shape, whole.device]
-            batch.append((parameter, whole))
-            if len(batch) * whole.numel() >= _BATCH_ELEMENTS:
-                self._update(group, ready.pop((whole.shape, whole.device)))
+            batch = ready[parameter.shape]
+            batch.append((parameter, whole(update)))  # (R, C)
+            if len(batch) * parameter.numel() >= _BATCH_ELEMENTS:
+                self._update(group, ready.pop(parameter.shape))
         for batch in ready.values():
             self._update(group, batch)
 
@@ -105,19 +91,20 @@ class MuonWithAdamW(Optimizer):
 
     def _update(self, group: Group, batch: list[tuple[Tensor, Tensor]]) -> None:
         """Moves matrices of one shape."""
-        matrices = torch.stack([whole for _, whole in batch])  # (N, R, C)
-        dtype = _newton_schulz_dtype(group["newton_schulz_dtype"], matrices)
-        moves = orthogonalize(matrices, group["newton_schulz_steps"], dtype)
+        matrices = torch.stack([update for _, update in batch])  # (N, R, C)
+        dtype = group["newton_schulz_dtype"]
+        if dtype == "auto":  # bfloat16 is slow on a CPU
+            dtype = "float32" if matrices.device.type == "cpu" else "bfloat16"
+        moves = orthogonalize(matrices, group["newton_schulz_steps"], getattr(torch, dtype))
         scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*matrices.shape[1:])
-        for (parameter, _), whole in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
-            move = whole
+        for (parameter, _), move in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
             if is_dtensor(parameter):
                 from torch.distributed.tensor import distribute_tensor
 
                 # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
                 # part.
                 mesh, placements = parameter.device_mesh, parameter.placements
-                move = distribute_tensor(whole.contiguous(), mesh, placements, src_data_rank=None)
+                move = distribute_tensor(move.contiguous(), mesh, placements, src_data_rank=None)
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.add_(move, alpha=-group["lr"] * scale)
 
@@ -148,10 +135,3 @@ class MuonWithAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def _newton_schulz_dtype(name: str, matrix: Tensor) -> torch.dtype:
-    """``auto`` is float32 on a CPU, where bfloat16 is slow, and bfloat16 elsewhere."""
-    if name == "auto":
-        return torch.float32 if matrix.device.type == "cpu" else torch.bfloat16
-    return _DTYPES[name]

@@ -17,7 +17,7 @@ from llm_train.model.optimizer import (
     Optimizer,
     TorchOptimizer,
 )
-from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.runtime.sharded import tensor_bytes
 from llm_train.testing.fork_server import ForkServer
 
 WORKER = Path(__file__).with_name("memory_worker.py")
