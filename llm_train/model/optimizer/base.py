@@ -17,13 +17,7 @@ STEP_BYTES = 4
 
 # Classes of torch.optim that look at whole matrices, at all parameters together, or, as Adagrad,
 # keep state from their construction on, which DeepSpeed's merging of groups would lose.
-_NOT_ON_FLAT_FRAGMENTS = (
-    optim.Adafactor,
-    optim.Adagrad,
-    optim.LBFGS,
-    optim.Muon,
-    optim.SparseAdam,
-)
+_NOT_ON_FLAT_FRAGMENTS = (optim.Adafactor, optim.Adagrad, optim.LBFGS, optim.Muon, optim.SparseAdam)
 
 
 class Optimizer(Part, ABC):

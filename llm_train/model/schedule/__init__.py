@@ -2,8 +2,7 @@
 
 from llm_train.discovery import load
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.constant import Constant
-from llm_train.model.schedule.decaying import Linear, WarmupCosine, WarmupStableDecay
+from llm_train.model.schedule.warmup import Constant, Linear, WarmupCosine, WarmupStableDecay
 
 __all__ = ["Constant", "Linear", "Multiplier", "Schedule", "WarmupCosine", "WarmupStableDecay"]
 

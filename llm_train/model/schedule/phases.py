@@ -71,7 +71,7 @@ def between(step: int, start: int, end: int) -> float:
     >>> between(5, 3, 3)
     0.0
     """
-    # Clamped at the end, because torch's schedulers ask once for a step after the last.
+    # Clamped at the end: torch's schedulers, for one, ask for a step after the last.
     return min(max(step - start, 0) / (end - start), 1.0) if end > start else 0.0
 
 

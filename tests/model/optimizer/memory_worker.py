@@ -1,4 +1,4 @@
-"""One rank of the test in test_memory.py: counts bytes of weights, gradients and state."""
+"""One rank of test_workers.py: counts bytes of weights, gradients and state."""
 
 from __future__ import annotations
 
