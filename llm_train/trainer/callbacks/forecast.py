@@ -18,8 +18,8 @@ from torch import Tensor
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.shadow import HasShadow
-from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.run_state import Trainee, trainee
+from llm_train.runtime.sharded import tensor_bytes
 from llm_train.runtime.terminal import say, section
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.logger.base import log_event
