@@ -22,15 +22,15 @@ from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
 
 
-def plan(settings: Settings, *, devices: int, nodes: int, gpu: str, json_path: str = "") -> None:
+def plan(settings: Settings, gpu: str, json_path: str, *, devices: int, nodes: int) -> None:
     """Prints memory, time and traffic of the configured run, and the fastest one that fits.
 
     Args:
         settings: what was configured; devices, nodes and accelerator are replaced.
-        devices: GPUs of a node; 0 is as configured.
-        nodes: number of nodes; 0 is as configured.
         gpu: short name of the device.
         json_path: where the same is written as JSON; nowhere if empty.
+        devices: GPUs of a node; 0 is as configured.
+        nodes: number of nodes; 0 is as configured.
 
     Raises:
         ConfigError: the configuration has problems, or the device is not known.

@@ -23,11 +23,5 @@ class Plan(Verb):
 
         from llm_train.plan.draft import plan
 
-        plan(
-            settings,
-            devices=flags.devices,
-            nodes=flags.nodes,
-            gpu=flags.gpu,
-            json_path=flags.json,
-        )
+        plan(settings, flags.gpu, flags.json, devices=flags.devices, nodes=flags.nodes)
         return 0
