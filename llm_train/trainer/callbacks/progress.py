@@ -31,6 +31,7 @@ class Progress(EachStep, ProgressBar):
         self._enabled = True
         self._bar: tqdm[NoReturn] | None = None
         self._shown = -1
+        self._start_up_due = True
 
     def disable(self) -> None:
         """Shows nothing on this rank; Lightning calls it on all but rank 0."""
@@ -61,7 +62,8 @@ class Progress(EachStep, ProgressBar):
         step = run.latest_step
         if self._bar is None or step <= self._shown:
             return
-        if self._shown == self._bar.initial:
+        if self._start_up_due:
+            self._start_up_due = False
             tqdm.write(describe_start_up(run.start_up), file=sys.stderr)
         text = describe(run.latest)
         if self._bar.disable:
