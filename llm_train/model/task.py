@@ -30,16 +30,16 @@ from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
-from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.network.shadow import ShadowWeights
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
 from llm_train.model.optimizer.groups import set_learning_rates
 from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.whole_blocks import NoRecompute
+from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
 from llm_train.trainer.strategy.base import Strategy, strategy_of

@@ -69,7 +69,7 @@ class ChunkedCausalLM(CausalLM):
     def _score(
         self, hidden: Tensor, projection: Projection, targets: Tensor, *, chunk: _Chunk
     ) -> LossSum:
-        settings = _Settings(
+        settings = _ChunkSettings(
             vocab_size=projection.vocab_size,
             soft_cap=projection.soft_cap,
             z_loss=self.z_loss,
@@ -86,7 +86,7 @@ class ChunkedCausalLM(CausalLM):
         return LossSum(objective=objective, nats=nats, tokens=(targets != self.ignore_index).sum())
 
 
-class _Settings(NamedTuple):
+class _ChunkSettings(NamedTuple):
     """Everything in a call that is not a tensor."""
 
     vocab_size: int
@@ -98,7 +98,7 @@ class _Settings(NamedTuple):
     gradients: bool
 
 
-_Chunk = Callable[[Tensor, Tensor, Tensor, _Settings], tuple[Tensor, Tensor]]
+_Chunk = Callable[[Tensor, Tensor, Tensor, _ChunkSettings], tuple[Tensor, Tensor]]
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -111,7 +111,7 @@ class _ChunkedSum(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         shadow: Tensor | None,
-        settings: _Settings,
+        settings: _ChunkSettings,
         chunk: _Chunk,
     ) -> tuple[Tensor, Tensor]:
         """Sums over chunks and saves the gradients of the objective for the backward pass."""
@@ -160,7 +160,7 @@ class _ChunkedSum(torch.autograd.Function):
 
 
 def _chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, settings: _Settings
+    hidden: Tensor, weight: Tensor, targets: Tensor, settings: _ChunkSettings
 ) -> tuple[Tensor, Tensor]:
     """Returns one chunk's objective and nats (2,), and the gradient at its raw logits (n, V)."""
     vocab, cap = settings.vocab_size, settings.soft_cap

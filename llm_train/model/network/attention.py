@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.cache import LayerCache, causal_mask
-from llm_train.model.network.linear import ShadowedLinear
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.rotary import Rotary
+from llm_train.model.network.shadow import ShadowedLinear
 
 if TYPE_CHECKING:
     from llm_train.model.network.transformer import Transformer

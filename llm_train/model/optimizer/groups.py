@@ -43,7 +43,7 @@ def dimensions(parameter: Tensor) -> int:
     """Number of dimensions of the whole parameter, sharded or not.
 
     A DTensor answers for the whole. DeepSpeed's ZeRO-3 leaves an empty vector in place of a
-    parameter that it partitioned at construction, and the true shape beside it in ``ds_shape``.
+    parameter that it partitioned at construction, and the true shape alongside it in ``ds_shape``.
     """
     return len(getattr(parameter, "ds_shape", parameter.shape))
 

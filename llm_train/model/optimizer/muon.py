@@ -13,12 +13,6 @@ Muon, for a matrix W with gradient G (momentum m, R rows, C columns)::
 
 A sharded matrix (DTensor) is gathered for the orthogonalization, which every rank repeats, and each
 keeps its shard of the result: right on any mesh, at the cost of redundant products.
-
-The orthogonalization finds the nearest orthogonal matrix, roughly, from matrix products alone. It
-does not converge, on purpose. The quintic's coefficients (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/) are steep at zero, so that small singular values grow
-fast, and leave all of them somewhere in [0.7, 1.2] instead of at 1; training does not notice, and
-five steps suffice.
 """
 
 from __future__ import annotations
@@ -34,7 +28,8 @@ from torch.optim.adamw import adamw
 
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.groups import Group
-from llm_train.runtime.sharded import is_dtensor, whole
+from llm_train.model.optimizer.newton_schulz import orthogonalize
+from llm_train.runtime.sharded import is_dtensor
 
 LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
     # Jordan et al.: a unit of spectral norm per update, whatever the shape.
@@ -44,33 +39,14 @@ LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
 }
 # Small matrices do not fill a GPU, so they go together; large ones would only take memory.
 _BATCH_ELEMENTS = 1 << 24
-
-# The quintic: x -> a x + b x^3 + c x^5 on every singular value.
-A, B, C = 3.4445, -4.7750, 2.0315
-
-
-def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Brings the singular values of each matrix near 1 and keeps its singular vectors.
-
-    Args:
-        matrices: (R, C) or (N, R, C); a zero matrix gives zero. Many matrices at once are three
-            kernels a step instead of three for each of them.
-        steps: number of iterations; singular values below about ``3.4 ** -steps`` of the Frobenius
-            norm stay small.
-        dtype: of the products. bfloat16 is accurate enough, and slow on CPUs without it.
-
-    Returns:
-        In the shape of ``matrices`` and in ``dtype``.
-    """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
-    x = x if wide else x.mT  # (N, r, c) with r <= c: the smaller Gram matrix
-    # The largest singular value is then at most 1.
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = torch.bmm(x, x.mT)  # (N, r, r)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return (x if wide else x.mT).reshape(matrices.shape)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MUON_SETTINGS = (
+    "learning_rate_scaling",
+    "momentum",
+    "newton_schulz_steps",
+    "newton_schulz_dtype",
+)
+"""What a group with ``algorithm: muon`` has besides ``lr`` and ``weight_decay``."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -84,7 +60,10 @@ class MuonWithAdamW(Optimizer):
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """One update of every parameter that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             if group["algorithm"] == "muon":
                 self._muon(group)
@@ -94,15 +73,18 @@ class MuonWithAdamW(Optimizer):
 
     def _muon(self, group: Group) -> None:
         """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""
-        ready: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        ready: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(
+            list
+        )
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             update = self._momentum(group, parameter)
-            batch = ready[parameter.shape]
-            batch.append((parameter, whole(update)))  # (R, C)
-            if len(batch) * parameter.numel() >= _BATCH_ELEMENTS:
-                self._update(group, ready.pop(parameter.shape))
+            whole = update.full_tensor() if is_dtensor(update) else update  # (R, C)
+            batch = ready[whole.shape, whole.device]
+            batch.append((parameter, whole))
+            if len(batch) * whole.numel() >= _BATCH_ELEMENTS:
+                self._update(group, ready.pop((whole.shape, whole.device)))
         for batch in ready.values():
             self._update(group, batch)
 
@@ -123,20 +105,19 @@ class MuonWithAdamW(Optimizer):
 
     def _update(self, group: Group, batch: list[tuple[Tensor, Tensor]]) -> None:
         """Moves matrices of one shape."""
-        matrices = torch.stack([update for _, update in batch])  # (N, R, C)
-        dtype = group["newton_schulz_dtype"]
-        if dtype == "auto":  # bfloat16 is slow on a CPU
-            dtype = "float32" if matrices.device.type == "cpu" else "bfloat16"
-        moves = orthogonalize(matrices, group["newton_schulz_steps"], getattr(torch, dtype))
+        matrices = torch.stack([whole for _, whole in batch])  # (N, R, C)
+        dtype = _newton_schulz_dtype(group["newton_schulz_dtype"], matrices)
+        moves = orthogonalize(matrices, group["newton_schulz_steps"], dtype)
         scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*matrices.shape[1:])
-        for (parameter, _), move in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
+        for (parameter, _), whole in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
+            move = whole
             if is_dtensor(parameter):
                 from torch.distributed.tensor import distribute_tensor
 
                 # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
                 # part.
                 mesh, placements = parameter.device_mesh, parameter.placements
-                move = distribute_tensor(move.contiguous(), mesh, placements, src_data_rank=None)
+                move = distribute_tensor(whole.contiguous(), mesh, placements, src_data_rank=None)
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.add_(move, alpha=-group["lr"] * scale)
 
@@ -167,3 +148,10 @@ class MuonWithAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _newton_schulz_dtype(name: str, matrix: Tensor) -> torch.dtype:
+    """``auto`` is float32 on a CPU, where bfloat16 is slow, and bfloat16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if matrix.device.type == "cpu" else torch.bfloat16
+    return _DTYPES[name]

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,8 @@ from torch.utils.checkpoint import (
 )
 
 from llm_train.errors import ConfigError
-from llm_train.model.recompute.base import Recompute, checkpoint_block
+from llm_train.model.recompute.base import Recompute
+from llm_train.model.recompute.checkpointed import checkpoint_block
 
 MATMUL_AND_ATTENTION = (
     "aten.mm",
@@ -76,9 +76,9 @@ class Selective(Recompute):
     def apply(self, blocks: Sequence[nn.Module]) -> None:
         """Makes every block keep the named operators' outputs and recompute the rest."""
         kept = frozenset(overload for name in self.save for overload in _resolve(name))
-        contexts = functools.partial(create_selective_checkpoint_contexts, _policy(kept))
+        policy = _policy(kept)
         for block in blocks:
-            checkpoint_block(block, contexts)
+            checkpoint_block(block, functools.partial(create_selective_checkpoint_contexts, policy))
 
 
 def _policy(kept: frozenset[OpOverload]) -> Callable[..., CheckpointPolicy]:
@@ -100,6 +100,10 @@ def _policy(kept: frozenset[OpOverload]) -> Callable[..., CheckpointPolicy]:
     return policy
 
 
+def _draws_random_numbers(overload: OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in overload.tags
+
+
 def _dropout_argument(overload: OpOverload) -> int:
     """Position of an operator's ``dropout_p``; -1 if it has none."""
     names = [argument.name for argument in overload._schema.arguments]
@@ -112,20 +116,28 @@ def _resolve(name: str) -> list[OpOverload]:
     Raises:
         ConfigError: there is no such operator, or it draws random numbers.
     """
+    namespace, _, rest = name.partition(".")
+    operator, _, overload = rest.partition(".")
     registered = {
         f"{full.replace('::', '.')}{'' if '.' in full else '.default'}"
         for full in torch._C._dispatch_get_all_op_names()
     }
-    wanted = [full for full in registered if name in (full, full.rpartition(".")[0])]
-    if not wanted:
+    wanted = (
+        [f"{namespace}.{operator}.{overload}"]
+        if overload
+        else sorted(full for full in registered if full.startswith(f"{namespace}.{operator}."))
+    )
+    if not wanted or not registered.issuperset(wanted):
         short = registered | {full.rpartition(".")[0] for full in registered}
-        nearest = functools.partial(difflib.get_close_matches, possibilities=short, n=3)
-        near = nearest(name) or nearest(f"aten.{name}")
+        near = difflib.get_close_matches(name, short, n=3) or difflib.get_close_matches(
+            f"aten.{name}", short, n=3
+        )
         hint = f"nearest: {', '.join(near)}" if near else "names look like aten.mm"
         raise ConfigError(f"recompute.save: {name!r} is not an operator of torch; {hint}")
-    found: list[OpOverload] = [operator.attrgetter(full)(torch.ops) for full in wanted]
+    packet = getattr(getattr(torch.ops, namespace), operator)
+    found = [getattr(packet, full.rpartition(".")[2]) for full in wanted]
     for each in found:
-        if torch.Tag.nondeterministic_seeded in each.tags and _dropout_argument(each) < 0:
+        if _draws_random_numbers(each) and _dropout_argument(each) < 0:
             raise ConfigError(
                 f"recompute.save: {name!r} draws random numbers, so skipping it in the "
                 "recomputation would change every later dropout of the block; leave it out"

@@ -2,7 +2,10 @@
 
 from llm_train.discovery import load
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.warmup import Constant, Linear, WarmupCosine, WarmupStableDecay
+from llm_train.model.schedule.constant import Constant
+from llm_train.model.schedule.linear import Linear
+from llm_train.model.schedule.warmup_cosine import WarmupCosine
+from llm_train.model.schedule.warmup_stable_decay import WarmupStableDecay
 
 __all__ = ["Constant", "Linear", "Multiplier", "Schedule", "WarmupCosine", "WarmupStableDecay"]
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_train.check import problems
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.errors import ConfigError
 from llm_train.model.network import Counts, ForwardFlops, LanguageModel, Transformer, initialise
 from llm_train.model.network.flops import count_forward

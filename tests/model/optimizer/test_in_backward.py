@@ -10,7 +10,7 @@ import torch
 from torch import nn, optim
 
 from llm_train.check import problems
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, TorchOptimizer
 from llm_train.model.optimizer.clipping import clip_by_norm

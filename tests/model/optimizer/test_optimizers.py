@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, MuonAdamW, Optimizer, TorchOptimizer
-from llm_train.model.optimizer.muon import orthogonalize
+from llm_train.model.optimizer.newton_schulz import orthogonalize
 
 NETWORK = Transformer(
     vocab_size=11, layers=2, width=8, heads=2, max_sequence=6, norm="layernorm", bias=True

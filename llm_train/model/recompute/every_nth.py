@@ -1,4 +1,4 @@
-"""Policies that treat a block as a whole: recompute none of them, every one, or one in n."""
+"""Recomputation of some blocks whole: memory for time in steps of one block."""
 
 from __future__ import annotations
 
@@ -10,36 +10,8 @@ from typing import Self
 from torch import nn
 
 from llm_train.errors import ConfigError
-from llm_train.model.recompute.base import Recompute, checkpoint_block
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoRecompute(Recompute):
-    """Keeps every activation: the fastest, and the largest in memory.
-
-    It is the null object, so that the setting is a class and never ``null``.
-    """
-
-    def apply(self, blocks: Sequence[nn.Module]) -> None:
-        """Leaves the blocks as they are."""
-
-    def untouched(self, layers: int) -> int:
-        """All blocks."""
-        return layers
-
-
-@dataclass(frozen=True, kw_only=True)
-class EveryBlock(Recompute):
-    """Runs each block's forward a second time in backward (Chen et al., arXiv:1604.06174).
-
-    Keeps one (B, T, D) tensor a block, plus the activations of the one block that backward is in;
-    costs one more forward of the blocks, about a third more time in them.
-    """
-
-    def apply(self, blocks: Sequence[nn.Module]) -> None:
-        """Makes every block recompute."""
-        for block in blocks:
-            checkpoint_block(block)
+from llm_train.model.recompute.base import Recompute
+from llm_train.model.recompute.checkpointed import checkpoint_block
 
 
 @dataclass(frozen=True, kw_only=True)

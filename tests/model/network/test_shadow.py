@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_train.model.loss import CausalLM, ChunkedCausalLM
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import HasShadow, ShadowedLinear, ShadowWeights
+from llm_train.model.network.shadow import HasShadow, ShadowedLinear, ShadowWeights
 
 CONFIG = Transformer(vocab_size=23, layers=2, width=16, heads=2, max_sequence=8)
 LOSSES = [CausalLM(), ChunkedCausalLM(chunk_tokens=5)]

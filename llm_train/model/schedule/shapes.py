@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from llm_train.errors import ConfigError
 from llm_train.model.schedule.base import Multiplier
+from llm_train.units import Duration
 
 
 def ramp(step: int, warmup_steps: int) -> float:
@@ -63,6 +65,36 @@ def above(floor: float, factor: float) -> float:
     return floor * (1.0 - factor) + factor
 
 
+def check_floor(floor: float) -> None:
+    """Checks that a floor is in [0, 1).
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if not 0.0 <= floor < 1.0:
+        raise ConfigError(
+            f"schedule.floor={floor} is not a fraction of the peak in [0, 1); "
+            "write 0.1 for a tenth, or use Constant for no decay"
+        )
+
+
+def peak_step(warmup: Duration, total_steps: int, tokens_per_step: int) -> int:
+    """Returns the first step at the peak, from which the decay runs to the last step.
+
+    Raises:
+        ConfigError: if no step is left for the decay. (The only step of a run of one step is at the
+            peak.)
+    """
+    steps = warmup.steps(tokens_per_step)
+    peak = max(steps, 1) - 1
+    if peak > total_steps - 1 or (peak == total_steps - 1 and total_steps > 1):
+        raise ConfigError(
+            f"schedule.warmup={warmup} is {steps} steps and leaves none of the run's {total_steps} "
+            f"for the decay; warm up for at most {max(total_steps - 1, 1)} steps or train longer"
+        )
+    return peak
+
+
 def between(step: int, start: int, end: int) -> float:
     """Returns the progress from ``start`` (0) to ``end`` (1), clamped; 0 if the two are the same.
 
@@ -71,7 +103,7 @@ def between(step: int, start: int, end: int) -> float:
     >>> between(5, 3, 3)
     0.0
     """
-    # Clamped at the end: torch's schedulers, for one, ask for a step after the last.
+    # Clamped at the end, because torch's schedulers ask once for a step after the last.
     return min(max(step - start, 0) / (end - start), 1.0) if end > start else 0.0
 
 
