@@ -12,6 +12,7 @@ work are not counted, as is usual.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -62,8 +63,9 @@ class Counts:
 
     def __init__(self, network: LanguageModel) -> None:
         self.parameters = sum(p.numel() for p in network.parameters())
-        self._network = network
-        self._forwards: dict[int, ForwardFlops] = {}
+        self._forward = functools.cache(
+            lambda sequence: network.forward_flops(sequence) or count_forward(network, sequence)
+        )
 
     def matmul_parameters(self, sequence: int) -> int:
         """Weights that multiply a token: linear layers and the head, also where it is tied.
@@ -91,12 +93,6 @@ class Counts:
         found = self._forward(sequence)
         attention = found.attention if causal else found.attention_all_pairs
         return 3 * (found.products + attention) // sequence
-
-    def _forward(self, sequence: int) -> ForwardFlops:
-        if sequence not in self._forwards:
-            declared = self._network.forward_flops(sequence)
-            self._forwards[sequence] = declared or count_forward(self._network, sequence)
-        return self._forwards[sequence]
 
 
 def count_forward(network: LanguageModel, sequence: int) -> ForwardFlops:

@@ -29,8 +29,8 @@ from llm_train.context import Context
 Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient"]
 
 _KERNELS = {
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
@@ -68,8 +68,8 @@ def attention_order(kernel: Kernel, device: torch.device) -> Iterator[None]:
     if kernel == "flash3":
         activate_flash_attention_impl("FA3")
         first = "flash"
-    rest = [name for name in ("flash", "cudnn", "efficient", "math") if name != first]
-    with sdpa_kernel([_KERNELS[name] for name in (first, *rest)], set_priority=True):
+    order = sorted(_KERNELS, key=lambda name: name != first)  # the others in their order
+    with sdpa_kernel([_KERNELS[name] for name in order], set_priority=True):
         try:
             yield
         finally:

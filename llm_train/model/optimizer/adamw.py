@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import STEP_BYTES, Optimizer
-from llm_train.model.optimizer.groups import check_fields, decay_groups
+from llm_train.model.optimizer.groups import Group, check_fields, decay_groups
 from llm_train.runtime.sharded import tensor_bytes
 
 
@@ -21,7 +21,33 @@ def can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optimizer):
+class AdamSettings(Optimizer):
+    """Base of the optimizers that update some parameters by AdamW.
+
+    Attributes:
+        learning_rate: the peak, before batch scaling; the schedule multiplies it.
+        betas: decay rates of the first and the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: fraction taken off per step, times the learning rate, of parameters with two
+            or more dimensions.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def adam_group(self) -> Group:
+        """What torch calls these settings, apart from the decay."""
+        return {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(AdamSettings):
     """torch's AdamW; weight decay on matrices and embeddings only.
 
     Attributes:
@@ -35,14 +61,7 @@ class AdamW(Optimizer):
             leaves torch its default without fusion. The same update up to rounding.
     """
 
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
     fused: Literal["auto", "on", "off"] = "auto"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def traits(self) -> OptimizerTraits:
@@ -58,14 +77,9 @@ class AdamW(Optimizer):
                 "optimizer.fused=on needs floating-point parameters on a CPU or a CUDA device; "
                 "write auto"
             )
-        return optim.AdamW(
-            groups,
-            lr=self.learning_rate,
-            betas=self.betas,
-            eps=self.eps,
-            # False would also switch off torch's multi-tensor kernels; None leaves it the choice.
-            fused=True if fusable and self.fused != "off" else None,
-        )
+        # False would also switch off torch's multi-tensor kernels; None leaves it the choice.
+        fused = True if fusable and self.fused != "off" else None
+        return optim.AdamW(groups, **self.adam_group, fused=fused)
 
     def state_bytes(self, name: str, parameter: Tensor) -> int:
         """Two moments in the dtype of the parameter, and a step counter."""

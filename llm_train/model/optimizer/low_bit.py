@@ -35,8 +35,9 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import Context, OptimizerTraits
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer.base import STEP_BYTES, Optimizer
-from llm_train.model.optimizer.groups import check_fields, decay_groups
+from llm_train.model.optimizer.adamw import AdamSettings
+from llm_train.model.optimizer.base import STEP_BYTES
+from llm_train.model.optimizer.groups import decay_groups
 from llm_train.runtime.quiet import quiet
 from llm_train.runtime.sharded import is_dtensor, local_part
 
@@ -136,7 +137,7 @@ def _sharded_as(parameter: Tensor, local: Tensor, shape: tuple[int, ...]) -> Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowBitAdamW(Optimizer):
+class LowBitAdamW(AdamSettings):
     """torchao's AdamW with small state; bfloat16 weights are rounded stochastically.
 
     The update is computed in float32 and compiled by torch, once for each shape of parameter.
@@ -152,14 +153,10 @@ class LowBitAdamW(Optimizer):
         weight_decay: of parameters with two or more dimensions.
     """
 
-    learning_rate: float
     state: Literal["bf16", "8bit"] = "8bit"
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.state == "bf16" and self.betas[1] > 0.99:
             raise ConfigError(
                 f"optimizer.betas[1]={self.betas[1]} with state=bf16 is above 0.99, where changes "
@@ -207,9 +204,7 @@ class LowBitAdamW(Optimizer):
         kind = type("LowBitAdamW", (LowBitState, _AdamW), {"state_format": self.state})
         optimizer: optim.Optimizer = kind(
             decay_groups(named_parameters, self.weight_decay),
-            lr=self.learning_rate,
-            betas=self.betas,
-            eps=self.eps,
+            **self.adam_group,
             bf16_stochastic_round=True,  # torchao does so for bfloat16 weights only
         )
         return optimizer

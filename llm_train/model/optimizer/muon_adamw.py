@@ -16,12 +16,11 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer.adamw import can_fuse
-from llm_train.model.optimizer.base import STEP_BYTES, Optimizer
+from llm_train.model.optimizer.adamw import AdamSettings, can_fuse
+from llm_train.model.optimizer.base import STEP_BYTES
 from llm_train.model.optimizer.groups import (
     Group,
     assert_covered,
-    check_fields,
     decay_groups,
     dimensions,
     trainable,
@@ -31,7 +30,7 @@ from llm_train.runtime.sharded import tensor_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonAdamW(Optimizer):
+class MuonAdamW(AdamSettings):
     """Muon (Jordan et al. 2024; scaling of arXiv:2502.16982) and AdamW as one optimizer.
 
     Needs whole matrices: runs under DDP and FSDP, not under DeepSpeed's ZeRO, which flattens them.
@@ -52,20 +51,16 @@ class MuonAdamW(Optimizer):
         fused: AdamW's part in one kernel: ``auto`` where torch can, ``off`` never.
     """
 
-    learning_rate: float
     muon_learning_rate: float = 0.02
     learning_rate_scaling: Literal["original", "match_rms"] = "original"
     momentum: float = 0.95
     muon_weight_decay: float = 0.0
     newton_schulz_steps: int = 5
     newton_schulz_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
     fused: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not 1 <= self.newton_schulz_steps <= 20:
             raise ConfigError(
                 f"optimizer.newton_schulz_steps={self.newton_schulz_steps} is not from 1 to 20; "
@@ -97,8 +92,7 @@ class MuonAdamW(Optimizer):
         rest = [pair for pair in named if not is_muons(*pair)]
         fused = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
         for group in decay_groups(rest, self.weight_decay) if rest else []:
-            settings = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
-            groups.append(group | {"algorithm": "adamw", "fused": fused} | settings)
+            groups.append(group | {"algorithm": "adamw", "fused": fused} | self.adam_group)
         assert_covered(groups, named)
         return MuonWithAdamW(groups)
 

@@ -66,6 +66,12 @@ def loss(network, tokens):
     return sums.objective / tokens[:, 1:].numel()
 
 
+def operations(network):
+    with FlopCounterMode(display=False) as counter:
+        loss(network, batch()).backward()
+    return counter
+
+
 def gradients(network, tokens):
     value = loss(network, tokens)
     value.backward()
@@ -82,17 +88,8 @@ def gradients(network, tokens):
     "config",
     [
         CONFIG,
-        Transformer(
-            vocab_size=61,
-            layers=2,
-            width=32,
-            heads=4,
-            max_sequence=32,
-            norm="layernorm",
-            activation="gelu",
-            positions="learned",
-            bias=True,
-            tied=True,
+        replace(
+            CONFIG, norm="layernorm", activation="gelu", positions="learned", bias=True, tied=True
         ),
     ],
     ids=["llama", "gpt2"],
@@ -107,6 +104,7 @@ def test_names_weights_and_counts_are_unchanged(recipe, config):
     assert list(converted.state_dict()) == list(plain.state_dict())
     assert Counts(converted).flops_per_token(16) == Counts(plain).flops_per_token(16)
     assert [type(m) for m in converted.children()] == [type(m) for m in plain.children()]
+    assert operations(converted).get_total_flops() == operations(plain).get_total_flops()
 
 
 def test_parameters_are_kept_not_copied():
@@ -129,16 +127,6 @@ def test_state_dicts_are_exchanged_with_a_network_without():
     tokens = batch()
     assert torch.equal(loss(back, tokens), loss(converted, tokens))
     assert not torch.equal(loss(plain, tokens), loss(converted, tokens))
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_as_many_operations_as_before(recipe):
-    found = []
-    for network in (build(), build(recipe)):
-        with FlopCounterMode(display=False) as counter:
-            loss(network, batch()).backward()
-        found.append(counter.get_total_flops())
-    assert found[0] == found[1]
 
 
 # --- what is converted ----------------------------------------------------------------------------
@@ -275,9 +263,7 @@ def test_recomputation_gives_the_same_gradients(recipe, policy):
 def test_selective_recomputation_keeps_fp8_products():
     flops = {}
     for policy in (NoRecompute(), EveryBlock(), Selective()):
-        network = build("tensorwise", policy=policy)
-        with FlopCounterMode(display=False) as counter:
-            loss(network, batch()).backward()
+        counter = operations(build("tensorwise", policy=policy))
         flops[type(policy)] = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
     assert flops[Selective] == flops[NoRecompute] < flops[EveryBlock]
 

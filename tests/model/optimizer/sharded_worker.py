@@ -7,12 +7,7 @@ import copy
 
 import torch
 from torch import nn
-from torch.distributed import (
-    destroy_process_group,
-    get_rank,
-    get_world_size,
-    init_process_group,
-)
+from torch.distributed import destroy_process_group, get_rank, get_world_size, init_process_group
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -22,35 +17,28 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, MuonAdamW, decay_groups
 
 WIDTH = 9  # odd, so that the two ranks' shards differ in size
 STEPS = 5
 
 
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(11, WIDTH)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 20), nn.Linear(20, WIDTH), nn.Tanh()
-            )
-            for _ in range(2)
-        )
-        self.head = nn.Linear(WIDTH, 11, bias=False)
+NETWORK = Transformer(
+    vocab_size=11, layers=2, width=WIDTH, heads=3, max_sequence=6, positions="learned"
+)
 
-    def forward(self, ids):
-        x = self.embedding(ids)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
+
+def built():
+    network = NETWORK.build()
+    initialise(network, 0)
+    return network
 
 
 def train(model, optimizer, ids):
     for _ in range(STEPS):
-        nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        logits = model(ids, lambda hidden, projection: projection.logits(hidden))
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -60,16 +48,16 @@ def whole(tensor):
 
 
 def shard(model, mesh):
-    for block in model.blocks:
+    for block in model.blocks():
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
 def compare(config, rank, mesh):
     ids = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(1))
-    plain, sharded = Tiny(), shard(Tiny(), mesh)
+    plain, sharded = built(), shard(built(), mesh)
     groups = decay_groups(sharded.named_parameters(), 0.1)
-    assert [len(group["params"]) for group in groups] == [6, 8]
+    assert [len(group["params"]) for group in groups] == [11, 5]
     reference = config.build(plain.named_parameters())
     optimizer = config.build(sharded.named_parameters())
     train(plain, reference, ids)
@@ -84,7 +72,7 @@ def compare(config, rank, mesh):
     options = StateDictOptions(full_state_dict=True)
     # The state is copied, because AdamW's step counter in it is the live one.
     saved = copy.deepcopy(get_optimizer_state_dict(sharded, optimizer, options=options))
-    copied = shard(Tiny(), mesh)
+    copied = shard(built(), mesh)
     with torch.no_grad():
         for target, source in zip(copied.parameters(), sharded.parameters(), strict=True):
             target.copy_(source)

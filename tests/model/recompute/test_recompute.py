@@ -234,26 +234,16 @@ def test_other_faulty_settings_are_refused():
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("policy", [EveryBlock(), EveryNth(n=2), Selective()], ids=name)
 def test_compiled_blocks_give_the_same_gradients(policy):
-    def run(model):
-        # Compiled dropout draws other numbers than eager's, so it is switched off here; the block
-        # must stay in training mode to recompute.
-        torch.manual_seed(7)
-        model(IDS).square().mean().backward()
-        return [parameter.grad for parameter in model.parameters()]
-
-    def without_dropout(model):
-        for block in model.layers:
-            block.calls = 0
-        return model
-
     torch._dynamo.reset()
     with pytest.MonkeyPatch.context() as patch:
+        # Compiled dropout draws other numbers than eager's, so it is switched off here; the block
+        # must stay in training mode to recompute.
         patch.setattr(F, "dropout", lambda x, *_: x)
-        expected = run(without_dropout(built(NoRecompute())))
+        expected = gradients(built(NoRecompute()))
         model = built(policy)
         for block in model.layers:
             block.compile()
-        for a, b in zip(run(model), expected, strict=True):
+        for a, b in zip(gradients(model), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert [name for name, _ in model.named_parameters()] == [
         name for name, _ in Stack().named_parameters()

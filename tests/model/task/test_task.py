@@ -98,13 +98,11 @@ class Seen(pl.Callback):
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.norms: list[float] = []
-        self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if len(self.rates) < trainer.global_step:
             self.rates.append(pl_module.run.latest["optimizer/lr"])
             self.norms.append(pl_module.run.latest["grad/norm"])
-            self.losses.append(pl_module.run.latest["train/loss"])
 
 
 def plain(
