@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import get_args, get_origin
+from typing import get_origin
 
 from llm_train.cli import schema
 from llm_train.units import Duration
