@@ -29,7 +29,7 @@ _TRAINER = {
     "devices": "devices per node: a count, a list of indices, or auto",
     "num_nodes": "machines; torchrun says it otherwise",
     "precision": "of the arithmetic; master weights stay fp32 but for bf16-true (default 32-true)",
-    "logger": "loggers beside metrics.jsonl: WandB, or one of Lightning's",
+    "logger": "loggers alongside metrics.jsonl: WandB, or one of Lightning's",
     "callbacks": "list of CLASS: callbacks of Lightning or your own",
     "max_time": "stop after DD:HH:MM:SS",
     "log_every_n_steps": "steps between log points (default 10)",

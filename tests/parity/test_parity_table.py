@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.errors import ConfigError
 from llm_train.parity.comparison import parity
 from llm_train.parity.judge import Distance, judge, measured, tolerance

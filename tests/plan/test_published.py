@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.plan.draft import draft, on_devices
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
