@@ -67,11 +67,10 @@ class Corpus(Part, ABC):
 
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Values of the outside world that are cheap to read and change when the text does.
+        """Cheap facts about the outside world that change when the text does.
 
-        They are recorded alongside the recipe, and ``prepare`` refuses to call old tokens up to
-        date when they differ. ``bytes``, where present, is the size of the text (for a progress
-        bar).
+        They are recorded with the recipe, and ``prepare`` refuses to call old tokens up to date
+        when they differ. ``bytes``, where present, is the size of the text (for a progress bar).
         """
 
 
@@ -108,9 +107,9 @@ class Tokenizer(Part, ABC):
     """Configuration of a tokenizer. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
-    @abstractmethod
     def boundary(self) -> str:
         """The token appended to each document; "" appends none."""
+        return END_OF_TEXT
 
     @abstractmethod
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
@@ -118,16 +117,17 @@ class Tokenizer(Part, ABC):
 
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Like ``Corpus.provenance``: what outside the configuration the tokenizer depends on."""
+        """Facts outside the configuration and the text that the tokenizer depends on."""
 
 
 class Recipe(Part, ABC):
-    """Configuration of how tokens are made. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of how tokens are made. Subclasses are frozen, keyword-only dataclasses.
 
-    @property
-    @abstractmethod
-    def comparable(self) -> bool:
-        """False: this recipe says nothing about how the tokens were made."""
+    Attributes:
+        comparable: False where the recipe says nothing about how the tokens were made.
+    """
+
+    comparable = True
 
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
@@ -135,7 +135,7 @@ class Recipe(Part, ABC):
 
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """What the tokens depend on outside the configuration."""
+        """Facts outside the configuration that the tokens depend on."""
 
 
 class Windows(ABC):
@@ -154,16 +154,17 @@ class Windows(ABC):
 
 
 class TokenSource(Part, ABC):
-    """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses.
 
-    @property
-    @abstractmethod
-    def dense(self) -> bool:
-        """True: no training window holds -1, so every training target counts in the loss."""
+    Attributes:
+        dense: True where no training window holds -1, so that every target counts in the loss.
+    """
 
-    @abstractmethod
+    dense = False
+
     def check(self) -> list[str]:
         """Why training could not read this source, one line each, without reading the tokens."""
+        return []
 
     @property
     def folder(self) -> Path | None:
@@ -183,15 +184,14 @@ class TokenSource(Part, ABC):
         """Tokens that are damaged, too few, or of a larger vocabulary than the network's."""
         if not self.prepared and not context.running:
             return
-        missing = self.check()
-        yield from missing
-        if missing:
+        if missing := self.check():
+            yield from missing
             return
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
-        described, sequence = self.description(), context.batch.sequence
+        facts, sequence = self.description(), context.batch.sequence
         for key, needed in (("train_tokens", sequence + 1), ("held_out_tokens", 2)):
-            count = described.get(key)
+            count = facts.get(key)
             if isinstance(count, int) and count < needed:
                 yield (
                     f"data.source has {count} {key.replace('_', ' ')} and at least {needed} are "
@@ -218,13 +218,13 @@ class TokenSource(Part, ABC):
     def held_out_windows(self, sequence: int) -> Windows:
         """Each held-out token after the first is a target of exactly one window."""
 
-    @abstractmethod
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
+        return None
 
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:
-        """Plain values to print at the start of a run."""
+        """Plain facts to print at the start of a run."""
 
 
 def too_many_ids(key: str, wanted: int, known: int) -> str:

@@ -27,9 +27,9 @@ from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import materialise
 from llm_train.model.network.shadow import HasShadow, ShadowWeights
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.model.recompute.base import Recompute
 from llm_train.plan.watch import Watch, local, saved_bytes
+from llm_train.runtime.sharded import tensor_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
 

@@ -63,11 +63,8 @@ def decay_groups(named_parameters: Iterable[Named], weight_decay: float) -> list
     named = trainable(named_parameters)
     matrices = [pair for pair in named if dimensions(pair[1]) >= 2]
     others = [pair for pair in named if dimensions(pair[1]) < 2]
-    groups = [
-        Group(params=matrices, weight_decay=weight_decay),
-        Group(params=others, weight_decay=0.0),
-    ]
-    groups = [group for group in groups if group["params"]]
+    split = ((matrices, weight_decay), (others, 0.0))
+    groups = [Group(params=params, weight_decay=decay) for params, decay in split if params]
     assert_covered(groups, named)
     return groups
 

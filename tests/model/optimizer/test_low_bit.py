@@ -22,7 +22,6 @@ from llm_train.trainer.logger.records import read_metrics
 
 pytest.importorskip("torchao")
 STATES: tuple[Any, ...] = ("bf16", "8bit")
-WORKER = Path(__file__).with_name("low_bit_worker.py")
 
 
 @pytest.fixture(autouse=True)
@@ -186,15 +185,6 @@ def test_a_run_resumes_bitwise(precision, tmp_path: Path):
     assert run("fit", "-c", files["resumed"], "--resume", start).code == 0
     expected = losses(tmp_path / "alone")
     assert losses(tmp_path / "resumed") == {step: expected[step] for step in range(3, 7)}
-
-
-@pytest.mark.distributed
-def test_shards_resume_bitwise_and_move_to_one_process(fork_server: ForkServer, tmp_path: Path):
-    """Three ranks, so that shards differ in size; the codes are those of one process."""
-    log = tmp_path / "log.txt"
-    assert set(fork_server.run(str(tmp_path), ranks=3, log=log, script=str(WORKER))) == {0}, (
-        log.read_text()
-    )
 
 
 @pytest.mark.slow
