@@ -147,8 +147,8 @@ class CheckpointStore:
                 return found
         elif not path.is_dir():
             raise CheckpointError(
-                f"{path} is not an existing directory; give a checkpoint, a run directory or its "
-                "checkpoints folder"
+                f"{path} does not exist or is not a directory; give a checkpoint, a run directory "
+                "or its checkpoints folder"
             )
         elif (path / manifest.NAME).exists() or _NAME.match(path.resolve().name):
             problems = manifest.problems(path)

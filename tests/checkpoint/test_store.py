@@ -167,7 +167,7 @@ def test_resolve(tmp_path):
     run = tmp_path / "run"
     store = CheckpointStore(run / "checkpoints")
     assert store.resolve("auto").path is None
-    with pytest.raises(CheckpointError, match=r"run is not an existing directory; give a check"):
+    with pytest.raises(CheckpointError, match=r"run does not exist .* give a checkpoint"):
         store.resolve(run)
     path = save(store, 200)
     for where in ("auto", str(path), run, run / "checkpoints"):
@@ -178,7 +178,7 @@ def test_resolve(tmp_path):
         ("auto", rf"checkpoints holds no complete .* step-00000200 \({STATE}: 999 bytes"),
         (run, rf"run holds no complete .* step-00000200 \({STATE}: 999 bytes"),
         (tmp_path / "empty", "empty holds no complete checkpoint; found: nothing"),
-        (path / "position.json", "is not an existing directory"),
+        (path / "position.json", "is not a directory; give a checkpoint"),
     ):
         with pytest.raises(CheckpointError, match=message):
             store.resolve(where)
