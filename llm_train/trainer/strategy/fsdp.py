@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -199,16 +198,6 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             return deterministic.gradient_norm(gradients)
         return super().gradient_norm(gradients)
 
-    def save_state(self, directory: Path) -> None:
-        """Writes the shards."""
-        self.reshard()
-        super().save_state(directory)
-
-    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads into the shards."""
-        self.reshard()
-        super().load_state(directory, with_optimizer=with_optimizer)
-
     def reshard(self) -> None:
         """A forward without a backward, as in validation, leaves the root group gathered.
 
@@ -246,12 +235,12 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
         """Makes each block one communication group of ``mesh``."""
-        from llm_train.trainer.strategy.sharding import mixed_precision, shard_network
+        from llm_train.trainer.strategy.sharding import shard_network
 
         shard_network(
             network,
             mesh,
-            policy=mixed_precision(precision),
+            precision=precision,
             reshard_after_forward=self.reshard_after_forward,
             offload=self.offload,
         )

@@ -117,12 +117,12 @@ class LocalSGD(Strategy, DDPStrategy):
         """This replica's own: asking the others would be communication at each step."""
         return slots / self.world_size / valid.clamp(min=1)
 
-    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates this replica, then agrees with the others if it is time.
 
         The step counts from the start of the run, so that a resumed one agrees at the same steps.
         """
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        result = super().optimizer_step(*args, **kwargs)
         assert self._outer is not None, "setup() comes first"
         if (self.task.trainer.global_step + 1) % self.every == 0:
             self._outer.agree(self.outer_learning_rate, self.outer_momentum)

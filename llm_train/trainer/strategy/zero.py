@@ -28,7 +28,7 @@ from torch import nn
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
-from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.base import Strategy, World, from_word
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.zero_cost import StageCost
 
@@ -54,7 +54,6 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     words = ("zero1", "zero2", "zero3")
     clips_gradients = True
-    only_trains = True
 
     def __init__(
         self,
@@ -76,6 +75,10 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         """The last letter is the stage."""
         stage: Any = int(word[-1])
         return cls(stage=stage)
+
+    def validating(self, world: World) -> Strategy:
+        """Another: DeepSpeed's engine needs an optimizer, and FSDP takes no more memory."""
+        return from_word("fsdp" if world.ranks > 1 else "single", world)
 
     def mesh_shape(self, ranks: int) -> MeshShape:
         """All ranks share one copy of what the stage shards."""
@@ -253,9 +256,9 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         accumulation = self.task.trainer.accumulate_grad_batches
         return super().backward(closure_loss * accumulation, *args, **kwargs)
 
-    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
-        result = super(Strategy, self).optimizer_step(optimizer, closure, model, **kwargs)
+        result = super(Strategy, self).optimizer_step(*args, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
             self.task.run.gradient_norm = torch.as_tensor(norm)
