@@ -19,30 +19,32 @@ def zero(**arguments: Any) -> dict[str, Any]:
     return {**GPU, "trainer__strategy": strategy}
 
 
-RULES: dict[str, tuple[dict[str, Any], str]] = {
+# What is changed, how the one line begins, and the way out.
+RULES: dict[str, tuple[dict[str, Any], str, str]] = {
     "parameters below stage 3": (
         zero(stage=2, offload_parameters="cpu"),
-        f"{KEY}.offload_parameters=cpu needs stage 3, since stage 2 keeps all parameters on every "
-        f"device; set {KEY}.stage to 3, or remove it",
+        f"{KEY}.offload_parameters=cpu needs stage 3",
+        f"set {KEY}.stage=3",
     ),
     "state on NVMe below stage 3": (
         zero(stage=1, offload_optimizer="nvme", nvme_path="/nvme"),
-        f"{KEY}.offload_optimizer=nvme needs stage 3, since DeepSpeed would use host memory with "
-        f"stage 1; set {KEY}.stage to 3, or write cpu",
+        f"{KEY}.offload_optimizer=nvme needs stage 3",
+        f"set {KEY}.stage=3",
     ),
     "no directory": (
         zero(offload_parameters="nvme"),
-        f"{KEY}.offload_parameters=nvme needs a directory for its files; set {KEY}.nvme_path",
+        f"{KEY}.offload_parameters=nvme needs a directory",
+        f"set {KEY}.nvme_path",
     ),
     "a directory for nothing": (
         zero(offload_optimizer="cpu", nvme_path="/nvme"),
-        f"{KEY}.nvme_path=/nvme has no effect, since nothing is offloaded to nvme; remove it, or "
-        "write nvme",
+        f"{KEY}.nvme_path=/nvme has no effect",
+        "remove it",
     ),
     "on a CPU": (
         {**zero(offload_optimizer="cpu"), "trainer__accelerator": "cpu"},
-        f"{KEY}.offload_optimizer=cpu has no effect on a CPU, where everything already is in host "
-        "memory; remove it",
+        f"{KEY}.offload_optimizer=cpu has no effect on a CPU",
+        "remove it",
     ),
     "an optimizer of whole matrices": (
         {
@@ -52,17 +54,19 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
                 "init_args": {"optimizer": {"class_path": "torch.optim.Adafactor"}},
             },
         },
-        "model.optimizer: Adafactor cannot update the flat fragments that ZeRO gives it; set "
-        "trainer.strategy to ddp or fsdp, or use AdamW",
+        "model.optimizer: Adafactor cannot update the flat fragments that ZeRO gives it",
+        "set trainer.strategy to ddp or fsdp, or use AdamW",
     ),
 }
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_each_rule(name: str, tmp_path: Path) -> None:
-    overrides, message = RULES[name]
+    overrides, start, way_out = RULES[name]
     path = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", **overrides))
-    assert refused("check", "-c", str(path)) == [message]
+    (line,) = refused("check", "-c", str(path))
+    assert line.startswith(start)
+    assert way_out in line
 
 
 @pytest.mark.parametrize(

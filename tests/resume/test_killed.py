@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
-from llm_train.checkpoint.dcp import Reader
-from llm_train.checkpoint.store import CheckpointStore
+from llm_train.testing.checkpoints import final_state
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
@@ -87,16 +85,3 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
         record["step"]: {key: record[key] for key in EXACT if key in record}
         for record in read_metrics(run_dir / "metrics.jsonl")
     }
-
-
-def final_state(run_dir: Path, steps: int) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights and optimizer state."""
-    path = CheckpointStore(run_dir / "checkpoints").newest().path
-    assert path is not None
-    assert path.name == f"step-{steps:08d}"
-    reader = Reader(path / "state")
-    stored = reader.read_metadata().state_dict_metadata
-    tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
