@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from llm_train.check import devices, trainer
+from llm_train.check import device_rules, trainer_rules
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
 
@@ -21,7 +21,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
     settings, found = _sound(settings)
     context = settings.context(running=running)
     rules = [partial(rule, settings) for rule in _RULES]
-    rules += [partial(devices.present, settings)] if running else []
+    rules += [partial(device_rules.present, settings)] if running else []
     rules += [partial(part.problems, context) for part in settings.parts()]
     for rule in rules:
         try:
@@ -88,9 +88,9 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
 _RULES = (
     _batch,
     _checkpoint,
-    trainer.replaced,
-    trainer.values,
-    devices.devices,
-    trainer.precision,
-    trainer.callbacks,
+    trainer_rules.replaced,
+    trainer_rules.values,
+    device_rules.devices,
+    trainer_rules.precision,
+    trainer_rules.callbacks,
 )

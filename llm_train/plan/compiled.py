@@ -17,7 +17,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.model.network import Transformer
-from llm_train.model.network.linear import HasShadow, ShadowWeights
+from llm_train.model.network.shadow import HasShadow, ShadowWeights
 from llm_train.plan.simulate import Case, autocast, default_dtype
 from llm_train.plan.watch import saved_bytes
 

@@ -14,7 +14,7 @@ import torch
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.linear import HasShadow
+from llm_train.model.network.shadow import HasShadow
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import NoRecompute, Recompute
 from llm_train.plan.compiled import saving_of_a_block

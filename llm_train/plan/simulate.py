@@ -25,11 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from llm_train.model.loss.base import Loss
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import HasShadow, ShadowWeights
+from llm_train.model.network.shadow import HasShadow, ShadowWeights
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.model.recompute.base import Recompute
 from llm_train.plan.watch import Watch, local, saved_bytes
+from llm_train.runtime.sharded import tensor_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
 
@@ -91,7 +91,7 @@ def simulate(case: Case) -> Measured:
 
 
 def _measure(network: LanguageModel, case: Case) -> Measured:
-    copies = ShadowWeights(network, torch.bfloat16) if case.copies else None
+    shadows = ShadowWeights(network, torch.bfloat16) if case.copies else None
     found: Measured = {"saved": 0.0 if case.strategy.cuts_network else _saved(network, case)}
     optimizer = case.optimizer.build(network.named_parameters())
     _make_state(optimizer)
@@ -102,8 +102,8 @@ def _measure(network: LanguageModel, case: Case) -> Measured:
         found["buffers"] = watch.adopt([*network.buffers()])
         found["copies"] = watch.adopt(_copies(network))
         found["optimizer"] = watch.adopt(state)
-        found["gradients"] = _step(network, optimizer, copies, case, watch)
-    found |= {f"peak {moment}": float(size) for moment, size in watch.peaks.items()}
+        found["gradients"] = _step(network, optimizer, shadows, case, watch)
+    found |= {f"peak {phase}": float(size) for phase, size in watch.peaks.items()}
     found |= {f"sent {kind} {n}": float(size) for (kind, n), size in watch.sent.items()}
     found |= {f"calls {kind} {n}": float(size) for (kind, n), size in watch.calls.items()}
     found |= {key: float(getattr(watch, key)) for key in _COUNTED}
@@ -144,7 +144,7 @@ def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
 def _step(
     network: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    copies: ShadowWeights | None,
+    shadows: ShadowWeights | None,
     case: Case,
     watch: Watch,
 ) -> int:
@@ -169,8 +169,8 @@ def _step(
         optimizer.step()
     del gradients
     optimizer.zero_grad(set_to_none=True)
-    if copies is not None:
-        copies.cast()
+    if shadows is not None:
+        shadows.cast()
     return size
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.errors import ConfigError
+from llm_train.parity.comparison import parity
 from llm_train.parity.judge import Distance, judge, measured, tolerance
 from llm_train.parity.trajectory import Trajectory, counted
 from llm_train.parity.variants import Variant, rounding, variants
@@ -22,7 +23,6 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import launched_as, llm_train
 from llm_train.units import Batch
-from llm_train.verbs.parity import parity
 
 ROOT = Path(__file__).parents[2]
 Table = Callable[..., tuple[int, dict[str, Any]]]
@@ -226,7 +226,11 @@ def per_step(
     ("options", "message"),
     [
         (["--ranks=0"], "--ranks=0 must be at least 1"),
-        (["--ranks=two"], "--ranks=two is not a whole number"),
+        (
+            ["--ranks=two"],
+            "llm-train parity: argument --ranks: invalid whole_numbers value: 'two'; see llm-train "
+            "parity --help",
+        ),
         (
             ["--strategies=dpp"],
             "--strategies=dpp is not a strategy that is compared; did you mean ddp?",

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import HasShadow, ShadowWeights
+from llm_train.model.network.shadow import HasShadow, ShadowWeights
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.plan.cost_model import weights_of

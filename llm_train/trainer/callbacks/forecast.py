@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import HasShadow
-from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.model.network.shadow import HasShadow
 from llm_train.run_state import Trainee, trainee
+from llm_train.runtime.sharded import tensor_bytes
 from llm_train.runtime.terminal import say, section
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.logger.base import log_event
@@ -86,12 +86,10 @@ class Forecast(EachStep):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
-        task = trainee(pl_module)
         if trainer.global_step != self._due:
             return
-        self._due = -1
         try:
-            measured = self._measured(trainer, task)
+            measured = self._measured(trainer, trainee(pl_module))
         except Exception as error:  # whatever an optimizer or a strategy keeps, training goes on
             say(f"\nnothing to compare with the plan: {type(error).__name__}: {error}")
             return
@@ -99,13 +97,8 @@ class Forecast(EachStep):
         rows = {name: _row(name, value, measured.get(name)) for name, value in predicted.items()}
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
         known = {name: value for name, value in predicted.items() if measured.get(name)}
-        log_event(
-            trainer.loggers,
-            "forecast",
-            trainer.global_step,
-            predicted=known,
-            measured={name: measured[name] for name in known},
-        )
+        found = {name: measured[name] for name in known}
+        log_event(trainer.loggers, "forecast", trainer.global_step, predicted=known, measured=found)
 
     def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
         network, device = task.network, task.device

@@ -119,7 +119,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
             if self.stage < 3 and device in (least, "nvme"):
                 yield f"{written} needs stage 3; set {key}.stage=3, or offload less"
         if self.nvme_path and "nvme" not in (self.offload_optimizer, self.offload_parameters):
-            yield f"{key}.nvme_path={self.nvme_path} has no effect without nvme; remove it"
+            yield f"{key}.nvme_path={self.nvme_path} has no effect; remove it, or write nvme"
 
     # --- three overrides for the CPU --------------------------------------------------------------
 

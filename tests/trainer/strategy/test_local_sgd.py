@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm_train.checkpoint.loading import require_loadable
+from llm_train.checkpoint.compatibility import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
 from llm_train.errors import CheckpointError
