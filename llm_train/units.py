@@ -145,12 +145,10 @@ class Batch:
         """
         unit = world_size * self.per_device * self.sequence
         if self.tokens % unit:
-            below = self.tokens // unit * unit
-            nearest = f"{below} or {below + unit}" if below else f"{unit}"
             raise ConfigError(
                 f"batch.tokens={self.tokens} is not a multiple of {world_size} ranks x "
                 f"{self.per_device} samples x {self.sequence} positions = {unit}; "
-                f"nearest: {nearest}"
+                f"nearest: {nearest(self.tokens, unit)}"
             )
         return self.tokens // unit
 
@@ -158,3 +156,13 @@ class Batch:
     def samples(self) -> int:
         """Samples per optimizer step."""
         return self.tokens // self.sequence
+
+
+def nearest(value: int, unit: int) -> str:
+    """The multiples of ``unit`` next to ``value``, which is none, in words.
+
+    >>> nearest(10, 4)
+    '8 or 12'
+    """
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"

@@ -24,10 +24,8 @@ def devices(settings: Settings) -> Iterator[str]:
         if not wanted or len(set(wanted)) < len(wanted):
             yield f"trainer.devices={wanted} must name each device once, and at least one"
         if not settings.on_cuda:
-            yield (
-                f"trainer.devices={wanted} names devices by index, which CPUs do not have; "
-                f"write trainer.devices={max(len(wanted), 1)}"
-            )
+            count = max(len(wanted), 1)
+            yield f"trainer.devices={wanted} names CPUs by index; write trainer.devices={count}"
     nodes = settings.trainer.get("num_nodes", 1)
     if nodes < 1:
         yield f"trainer.num_nodes={nodes} must be at least 1"
@@ -38,32 +36,26 @@ def _launcher(settings: Settings) -> Iterator[str]:
     """What torchrun or srun started against what the configuration asks for."""
     for plugin in settings.plugins:
         if isinstance(plugin, ClusterEnvironment):
-            yield (
-                f"trainer.plugins={type(plugin).__name__} has no effect: torchrun and srun are "
-                "recognised; remove it"
-            )
+            # Whoever starts the processes, torchrun or srun, is recognised.
+            yield f"trainer.plugins={type(plugin).__name__} has no effect; remove it"
     launch = settings.launch
     if launch.kind == "none":
         return
     name, started = launch.kind, launch.local_ranks
     if not launch.even:
-        yield (
-            f"{name} started {launch.ranks} processes on {launch.nodes} nodes, not as many on "
-            f"each; give {name} the same {launch.per_node_option} for every node"
-        )
+        found = f"{launch.ranks} processes on {launch.nodes} nodes, not as many on each"
+        yield f"{name} started {found}; give {name} the same {launch.per_node_option} everywhere"
         return
     if settings.devices != started:
         yield (
-            f"trainer.devices={settings.trainer['devices']} but {name} started {started} "
-            f"processes on this node; remove trainer.devices, or give {name} "
-            f"{launch.per_node_option} {settings.devices}"
+            f"trainer.devices={settings.trainer['devices']} but {name} started {started} processes "
+            f"here; remove it, or give {name} {launch.per_node_option} {settings.devices}"
         )
     nodes = int(settings.trainer.get("num_nodes") or 1)
     if nodes not in (1, launch.nodes):
         yield (
-            f"trainer.num_nodes={nodes} x {started} processes a node = {nodes * started}, but "
-            f"{name} started {launch.ranks}; remove trainer.num_nodes, or give {name} "
-            f"{launch.nodes_option} {nodes}"
+            f"trainer.num_nodes={nodes} x {started} processes = {nodes * started}, but {name} "
+            f"started {launch.ranks}; remove it, or give {name} {launch.nodes_option} {nodes}"
         )
 
 
@@ -72,8 +64,8 @@ def present(settings: Settings) -> Iterator[str]:
     launch, nodes = settings.launch, int(settings.trainer.get("num_nodes") or 1)
     if launch.kind == "none" and nodes > 1 and "MASTER_ADDR" not in os.environ:
         yield (
-            f"trainer.num_nodes={nodes} but nothing started processes on other nodes, and this one "
-            "would wait for them; use torchrun or srun (docs/launching.md)"
+            f"trainer.num_nodes={nodes} but nothing started processes on other nodes; use torchrun "
+            "or srun (docs/launching.md)"
         )
     if not settings.on_cuda:
         return
@@ -82,9 +74,8 @@ def present(settings: Settings) -> Iterator[str]:
     needed = max(wanted) + 1 if isinstance(wanted, list) and wanted else settings.devices
     if here < needed and launch.kind == "srun":
         yield (
-            f"srun started {launch.local_ranks} tasks on this node and each sees {here} CUDA "
-            "devices; give sbatch --gpus-per-node instead of --gpus-per-task, so that every task "
-            "sees all GPUs of its node"
+            f"srun started {launch.local_ranks} tasks on this node and each sees {here} of its "
+            "CUDA devices; give sbatch --gpus-per-node instead of --gpus-per-task"
         )
     elif here < needed:
         yield (

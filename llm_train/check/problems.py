@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 from llm_train.check import device_rules, trainer_rules
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
-
-Rule = Callable[[], Iterator[str]]
 
 
 def problems(settings: Settings, *, running: bool = True) -> list[str]:
@@ -22,7 +20,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
     """
     settings, found = _sound(settings)
     context = settings.context(running=running)
-    rules: list[Rule] = [partial(rule, settings) for rule in _RULES]
+    rules = [partial(rule, settings) for rule in _RULES]
     rules += [partial(device_rules.present, settings)] if running else []
     rules += [partial(part.problems, context) for part in settings.parts()]
     for rule in rules:
@@ -59,10 +57,7 @@ def notes(settings: Settings) -> list[str]:
     """What is not wrong but must be done before the run can start."""
     if settings.data.source.prepared:
         return []
-    return [
-        "data not prepared yet: run llm-train prepare with the same options; until then nothing "
-        "is known about the number of tokens"
-    ]
+    return ["data not prepared yet: run llm-train prepare with the same options"]
 
 
 def _dotted(text: str) -> str:
@@ -75,27 +70,19 @@ def _dotted(text: str) -> str:
 def _batch(settings: Settings) -> Iterator[str]:
     derived = settings.derive()
     if derived.validate_every > derived.total_steps:
-        yield (
-            f"validate_every={settings.validate_every} is longer than the run of "
-            f"{derived.total_steps} steps and has no effect; shorten it or use '0 steps' to "
-            "validate at the end"
-        )
+        longer = f"validate_every={settings.validate_every} is longer than the run"
+        yield f"{longer}; shorten it, or use '0 steps' to validate at the end"
 
 
 def _checkpoint(settings: Settings) -> Iterator[str]:
-    every = settings.checkpoint.every.steps(settings.batch.tokens)
-    keep = settings.checkpoint.keep_every.steps(settings.batch.tokens)
+    policy, tokens = settings.checkpoint, settings.batch.tokens
+    every, keep = policy.every.steps(tokens), policy.keep_every.steps(tokens)
     if every > settings.derive().total_steps:
-        yield (
-            f"checkpoint.every={settings.checkpoint.every} is longer than the run and has no "
-            "effect; shorten it, or use '0 steps' to save at the end only"
-        )
+        longer = f"checkpoint.every={policy.every} is longer than the run"
+        yield f"{longer}; shorten it, or use '0 steps' to save at the end"
     if keep and (not every or keep % every):
-        yield (
-            f"checkpoint.keep_every={settings.checkpoint.keep_every} is not a multiple of "
-            f"checkpoint.every={settings.checkpoint.every}, so some of those checkpoints are never "
-            "written; make it one"
-        )
+        odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
+        yield f"{odd} of checkpoint.every={policy.every}; make it one"
 
 
 _RULES = (

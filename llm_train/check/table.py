@@ -34,12 +34,9 @@ def table(settings: Settings) -> dict[str, dict[str, Any]]:
 def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
     counts = settings.task.counts
     flops = counts.flops_per_token(derived.sequence, causal=True)
-    lookup = {
-        id(module.weight): module.weight.numel()
-        for module in settings.context().network.modules()
-        if isinstance(module, nn.Embedding)
-    }
-    embedding = sum(lookup.values())
+    modules = settings.context().network.modules()
+    tables = {module.weight for module in modules if isinstance(module, nn.Embedding)}
+    embedding = sum(table.numel() for table in tables)
     return {
         "class": type(settings.task.network_config).__name__,
         "parameters": counts.parameters,
@@ -57,9 +54,12 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
 
 def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
     parameters = settings.task.counts.parameters
+    ranks = f"{derived.ranks} ranks"
+    if derived.data_ranks != derived.ranks:
+        ranks = f"{derived.data_ranks} groups of {derived.ranks // derived.data_ranks} ranks"
     return {
         "tokens_per_step": (
-            f"{derived.tokens_per_step:,} = {_ranks(derived)} x {derived.accumulation} "
+            f"{derived.tokens_per_step:,} = {ranks} x {derived.accumulation} "
             f"micro-batches x {derived.per_device} samples x {derived.sequence} positions"
         ),
         "samples_per_step": derived.samples_per_step,
@@ -67,12 +67,6 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
         "total_tokens": derived.total_tokens,
         "tokens_per_parameter": round(derived.total_tokens / parameters, 3),
     }
-
-
-def _ranks(derived: Derived) -> str:
-    if derived.data_ranks == derived.ranks:
-        return f"{derived.ranks} ranks"
-    return f"{derived.data_ranks} groups of {derived.ranks // derived.data_ranks} ranks"
 
 
 def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
@@ -101,20 +95,14 @@ def _scaling(scaling: Scaling, tokens: int, factor: float) -> str:
 
 def _schedule(settings: Settings, derived: Derived) -> dict[str, Any]:
     schedule: Any = settings.task.schedule
-    multiplier = schedule.build(
-        total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
-    )
+    total, tokens = derived.total_steps, derived.tokens_per_step
+    multiplier = schedule.build(total_steps=total, tokens_per_step=tokens)
     rows: dict[str, Any] = {"class": type(schedule).__name__}
     for field in dataclasses.fields(schedule) if dataclasses.is_dataclass(schedule) else ():
         value = getattr(schedule, field.name)
         rows[field.name] = _steps(value, derived) if isinstance(value, Duration) else value
-    for name, step in (
-        ("first_step", 0),
-        ("middle", derived.total_steps // 2),
-        ("last_step", derived.total_steps - 1),
-    ):
-        rows[f"factor_{name}"] = round(multiplier(step), 6)
-    return rows
+    steps = {"first_step": 0, "middle": total // 2, "last_step": total - 1}
+    return rows | {f"factor_{name}": round(multiplier(step), 6) for name, step in steps.items()}
 
 
 def _steps(duration: Duration, derived: Derived) -> str:
@@ -153,11 +141,9 @@ def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
     for name in names:
         peak = dense_peak_flops(name, dtype)
         if peak is not None:
-            seconds = flops * derived.total_tokens / (derived.ranks * peak * _ASSUMED_MFU)
-            rows[f"hours on {derived.ranks} x {name}"] = (
-                f"{seconds / 3600:.3g}, assuming an MFU of {_ASSUMED_MFU:.0%} against "
-                f"{peak / 1e12:g} TFLOP/s {dtype}"
-            )
+            hours = flops * derived.total_tokens / (derived.ranks * peak * _ASSUMED_MFU) / 3600
+            assumed = f"an MFU of {_ASSUMED_MFU:.0%} against {peak / 1e12:g} TFLOP/s {dtype}"
+            rows[f"hours on {derived.ranks} x {name}"] = f"{hours:.3g}, assuming {assumed}"
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,9 +54,7 @@ _FORBIDDEN_CALLBACKS = {
     "LearningRateFinder": "it trains before the run starts",
     "BatchSizeFinder": "the global batch is a contract",
 }
-
-
-_CHECKPOINT_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
+_HOOKS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
 def replaced(settings: Settings) -> Iterator[str]:
@@ -72,28 +71,20 @@ def values(settings: Settings) -> Iterator[str]:
     """Arguments that Lightning would refuse only when the run starts, or never."""
     clip = settings.trainer.get("gradient_clip_val")
     if clip is not None and clip < 0:
-        yield (
-            f"trainer.gradient_clip_val={clip} must not be negative; "
-            "remove it to switch clipping off"
-        )
+        yield f"trainer.gradient_clip_val={clip} must not be negative; remove it for no clipping"
     profiler = settings.trainer.get("profiler")
     if isinstance(profiler, str) and profiler not in PROFILERS:
         yield f"trainer.profiler={profiler} is not one of {', '.join(PROFILERS)}"
     if isinstance(settings.trainer.get("logger"), bool):
-        yield (
-            f"trainer.logger={_shown(settings.trainer['logger'])} has no effect: metrics.jsonl is "
-            "always written; remove it, or name further loggers by class_path"
-        )
+        written = _shown(settings.trainer["logger"])
+        yield f"trainer.logger={written} has no effect; remove it, or name loggers by class_path"
 
 
 def precision(settings: Settings) -> Iterator[str]:
     """Precisions that keep the promises about master weights and reduction."""
     name = settings.precision
     if name not in PRECISIONS:
-        yield (
-            f"trainer.precision={name} is not supported (no loss scaling here); choose "
-            f"{', '.join(PRECISIONS)}"
-        )
+        yield f"trainer.precision={name} is not supported; choose {', '.join(PRECISIONS)}"
 
 
 def callbacks(settings: Settings) -> Iterator[str]:
@@ -102,24 +93,19 @@ def callbacks(settings: Settings) -> Iterator[str]:
     if not isinstance(given, list):
         yield "trainer.callbacks must be a list; put a dash before class_path"
         return
+    traits = settings.strategy.traits(settings.world_size)
+    whole = traits.one_model and not (traits.hooks_between_blocks or traits.flattens)
     for index, callback in enumerate(given):
-        for base in type(callback).__mro__:
-            if base.__name__ in _FORBIDDEN_CALLBACKS:
-                way_out = _FORBIDDEN_CALLBACKS[base.__name__]
-                yield f"trainer.callbacks[{index}]={base.__name__} does not work here: {way_out}"
-                break
-        else:
-            hooked = any(is_overridden(hook, callback, Callback) for hook in _CHECKPOINT_HOOKS)
-            traits = settings.strategy.traits(settings.world_size)
-            whole = traits.one_model and not (traits.hooks_between_blocks or traits.flattens)
-            if hooked and not whole:
-                yield (
-                    f"trainer.callbacks[{index}]={type(callback).__name__} keeps whole weights "
-                    f"through on_save_checkpoint, which no rank has under {traits.name}; use "
-                    "class_path: EMA, or trainer.strategy=ddp"
-                )
+        key = f"trainer.callbacks[{index}]"
+        bases = [base.__name__ for base in type(callback).__mro__]
+        if forbidden := next((name for name in bases if name in _FORBIDDEN_CALLBACKS), ""):
+            yield f"{key}={forbidden} does not work here: {_FORBIDDEN_CALLBACKS[forbidden]}"
+        elif not whole and any(is_overridden(hook, callback, Callback) for hook in _HOOKS):
+            yield (
+                f"{key}={bases[0]} keeps whole weights through on_save_checkpoint, which no rank "
+                f"has under {traits.name}; use class_path: EMA, or trainer.strategy=ddp"
+            )
 
 
 def _shown(value: Any) -> str:
-    words = {True: "true", False: "false", None: "null"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -42,7 +42,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
-from llm_train.trainer.strategy.base import Strategy, strategy_of
+from llm_train.trainer.strategy.base import Strategy, placing
 
 
 class Task(Part, Trimmed, Trainee):
@@ -129,7 +129,7 @@ class Task(Part, Trimmed, Trainee):
     @property
     def strategy(self) -> Strategy:
         """The Trainer's strategy, by its full type."""
-        return strategy_of(self.trainer)
+        return placing(self.trainer.strategy)
 
     @cached_property
     def counts(self) -> Counts:

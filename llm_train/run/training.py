@@ -148,10 +148,8 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
             f"{settings.run_dir} holds no checkpoint to validate; train first, or give "
             "--checkpoint PATH"
         )
-    if settings.strategy.only_trains:
-        # DeepSpeed's engine does not only validate, and FSDP needs no more memory.
-        instead = "fsdp" if settings.world_size > 1 else "auto"
-        settings = replace(settings, trainer={**settings.trainer, "strategy": instead})
+    scoring = settings.strategy.validating(settings.world)
+    settings = replace(settings, trainer={**settings.trainer, "strategy": scoring})
     trainer = _bound_trainer(settings, derived, [], None)
     trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
     with _one_line(), settings.task.kernels(trainer.strategy.root_device):

@@ -31,7 +31,7 @@ def file_of(tmp_path: Path, **overrides: Any) -> str:
 RULES: dict[str, tuple[dict[str, Any], str]] = {
     "ZeRO": (
         {"trainer__strategy": "zero1"},
-        "model.float8=rowwise; set trainer.strategy to ddp or fsdp, or model.float8=none",
+        "model.float8=rowwise; write none, or use fsdp",
     ),
     "no compiler on a GPU": (
         {**ON_GPU, "model__compile": "none"},

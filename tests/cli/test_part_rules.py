@@ -22,11 +22,11 @@ def zero(**arguments: Any) -> dict[str, Any]:
 RULES: dict[str, tuple[dict[str, Any], str]] = {
     "parameters below stage 3": (
         zero(stage=2, offload_parameters="cpu"),
-        f"{KEY}.offload_parameters=cpu; set {KEY}.stage to 3, or remove it",
+        f"{KEY}.offload_parameters=cpu; set {KEY}.stage=3, or offload less",
     ),
     "state on NVMe below stage 3": (
         zero(stage=1, offload_optimizer="nvme", nvme_path="/nvme"),
-        f"{KEY}.offload_optimizer=nvme; set {KEY}.stage to 3, or write cpu",
+        f"{KEY}.offload_optimizer=nvme; set {KEY}.stage=3, or offload less",
     ),
     "no directory": (
         zero(offload_parameters="nvme"),

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_train.checkpoint import dcp
-from llm_train.checkpoint.store import CheckpointStore
+from llm_train.testing.checkpoints import final_state
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
@@ -86,14 +85,3 @@ def recorded(run_dir: Path) -> dict[int, dict[str, float]]:
         record["step"]: {key: record[key] for key in EXACT if key in record}
         for record in read_metrics(run_dir / "metrics.jsonl")
     }
-
-
-def final_state(run_dir: Path, steps: int) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights and optimizer state."""
-    path = CheckpointStore(run_dir / "checkpoints").newest().path
-    assert path is not None
-    assert path.name == f"step-{steps:08d}"
-    stored = dcp.keys(path / "state")
-    tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}
-    dcp.read(path / "state", tensors)
-    return tensors

@@ -4,7 +4,7 @@ YAML key: trainer.strategy.
 """
 
 from llm_train.discovery import load
-from llm_train.trainer.strategy.base import Strategy, World, from_word, known_words, strategy_of
+from llm_train.trainer.strategy.base import Strategy, World, from_word, known_words
 from llm_train.trainer.strategy.ddp import DDP
 from llm_train.trainer.strategy.fsdp import FSDP
 from llm_train.trainer.strategy.local_sgd import LocalSGD
@@ -23,7 +23,6 @@ __all__ = [
     "ZeRO",
     "from_word",
     "known_words",
-    "strategy_of",
 ]
 
 load(__name__, skip=("sharding", "tensor_parallel", "zero_layout", "zero_state"))

@@ -12,13 +12,12 @@ needs, so that ``check`` and ``plan`` can ask it about a thousand ranks on a lap
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
@@ -62,9 +61,6 @@ class Strategy(Costed, Part, LightningStrategy):
     clips_gradients = False
     """Whether the strategy's own engine clips and measures the gradient norm."""
 
-    only_trains = False
-    """Whether the strategy's own engine cannot score without an optimizer."""
-
     state_format = "dcp"
     """Name of the files that ``save_state`` writes; equal formats load into each other."""
 
@@ -84,6 +80,10 @@ class Strategy(Costed, Part, LightningStrategy):
             ConfigError: the word means nothing on these ranks.
         """
         return cls()
+
+    def validating(self, world: World) -> Strategy:
+        """What scores a checkpoint of this strategy when nothing is trained."""
+        return self
 
     def mesh_shape(self, ranks: int) -> MeshShape:
         """How ``ranks`` ranks share data and state; by default each of them holds everything.
@@ -152,15 +152,9 @@ class Strategy(Costed, Part, LightningStrategy):
     def reshard(self) -> None:
         """Frees whatever parameters a forward has left gathered; the shards hold their values."""
 
-    def optimizer_step(
-        self,
-        optimizer: optim.Optimizer,
-        closure: Callable[[], Any],
-        model: pl.LightningModule | nn.Module | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def optimizer_step(self, optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         """Updates, then frees the gradients at once: they do not live through the next forward."""
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        result = super().optimizer_step(optimizer, *args, **kwargs)
         optimizer.zero_grad(set_to_none=True)
         return result
 
@@ -170,6 +164,7 @@ class Strategy(Costed, Part, LightningStrategy):
         """Writes parameters and optimizer state, every rank its part."""
         from llm_train.checkpoint import tensors  # imports torch's DTensors
 
+        self.reshard()
         tensors.save(directory, self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
@@ -180,17 +175,9 @@ class Strategy(Costed, Part, LightningStrategy):
         """
         from llm_train.checkpoint import tensors
 
+        self.reshard()
         optimizer = self.optimizers[0] if with_optimizer else None
         tensors.load(directory, self.task.network, optimizer)
-
-
-def strategy_of(trainer: pl.Trainer) -> Strategy:
-    """The strategy of a Trainer, by its type.
-
-    Raises:
-        ConfigError: it is one of Lightning's own.
-    """
-    return placing(trainer.strategy)
 
 
 def placing(strategy: object) -> Strategy:
@@ -201,10 +188,8 @@ def placing(strategy: object) -> Strategy:
     """
     if isinstance(strategy, Strategy):
         return strategy
-    raise ConfigError(
-        f"trainer.strategy={type(strategy).__name__} cannot place weights or save state exactly; "
-        f"use one of {_names()}"
-    )
+    written = f"trainer.strategy={type(strategy).__name__}"
+    raise ConfigError(f"{written} cannot place weights or save state; use one of {_names()}")
 
 
 def known_words() -> list[str]:

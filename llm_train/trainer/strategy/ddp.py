@@ -38,7 +38,6 @@ class DDP(Strategy, DDPStrategy):
         reduction: deterministic.Reduction = "fast",
         timeout_minutes: float = 30.0,
     ) -> None:
-        deterministic.check_reduction(reduction)
         super().__init__(
             timeout=timedelta(minutes=timeout_minutes),
             bucket_cap_mb=bucket_cap_mb,

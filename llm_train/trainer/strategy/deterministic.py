@@ -16,36 +16,17 @@ backward, and for the norm a gather of every gradient. It is for verification an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm_train.context import Context
-from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.errors import LLMTrainError
 
 Reduction = Literal["fast", "deterministic"]
 KEY = "reduction: deterministic"
-_HOOKS = (
-    "set_custom_reduce_scatter",
-    "set_gradient_divide_factor",
-    "set_force_sum_reduction_for_comms",
-)
-
-
-def check_reduction(reduction: str) -> None:
-    """Refuses other words.
-
-    Raises:
-        ConfigError: the word is another.
-    """
-    if reduction not in get_args(Reduction):
-        renamed = "; canonical is called deterministic now" if reduction == "canonical" else ""
-        raise ConfigError(
-            f"trainer.strategy.init_args.reduction={reduction!r} is not one of "
-            f"{', '.join(get_args(Reduction))}{renamed}"
-        )
 
 
 def problems(context: Context, *, shards: bool = False) -> Iterator[str]:
@@ -58,39 +39,30 @@ def problems(context: Context, *, shards: bool = False) -> Iterator[str]:
         shards: parameters are cut over the ranks.
     """
     if context.precision == "bf16-true":
-        yield (
-            f"trainer.precision={context.precision} with {KEY} sums gradients in bf16, where one "
-            "process and several round differently; write 32-true or bf16-mixed"
-        )
+        # Gradients would be summed in bf16, where one process and several round differently.
+        yield f"trainer.precision=bf16-true does not work with {KEY}; write bf16-mixed or 32-true"
     if context.float8 != "none":
-        yield (
-            f"model.float8={context.float8} with {KEY}: FP8 scales were not shown to be the same "
-            "on any number of ranks; set model.float8=none"
-        )
+        # Nobody has shown that FP8 scales are the same on any number of ranks.
+        yield f"model.float8={context.float8} does not work with {KEY}; set model.float8=none"
     if context.update == "backward":
-        yield (
-            f"model.update=backward with {KEY}, which takes the norm of whole gradients after "
-            "backward; write model.update=step"
-        )
+        # The norm is that of whole gradients after backward.
+        yield f"model.update=backward does not work with {KEY}; write model.update=step"
     if any(isinstance(m, nn.Dropout) and m.p > 0 for m in context.network.modules()):
-        yield (
-            f"{KEY} with dropout: every rank draws masks of its own, so results depend on the "
-            "number of ranks; set model.network.init_args.dropout=0"
-        )
+        # Every rank draws masks of its own.
+        yield f"{KEY} does not work with dropout; set model.network.init_args.dropout=0"
     groups = context.torch_optimizer.param_groups
     if shards and any(group.get("fused") for group in groups):
+        # The kernel rounds the last elements of a tensor differently, and every shard has some.
         yield (
-            f"{KEY} under FSDP with a fused optimizer: its kernel rounds the last elements of a "
-            "tensor differently, and every shard has last elements; set "
+            f"{KEY} under FSDP does not work with a fused optimizer; set "
             "model.optimizer.init_args.fused=off, here and in the runs to compare with"
         )
     # 1 / W / A, rounded twice, is 1 / (W A) where W or A is a power of two.
     ranks, accumulation = context.derived.data_ranks, context.derived.accumulation
     if ranks & (ranks - 1) and accumulation & (accumulation - 1):
         yield (
-            f"{KEY} with {ranks} ranks x {accumulation} micro-batches: one of the two must be a "
-            "power of two, or dividing by both may round differently than dividing by their "
-            "product; change the number of ranks, batch.tokens or batch.per_device"
+            f"{KEY} with {ranks} ranks x {accumulation} micro-batches: one must be a power of two; "
+            "change the number of ranks, batch.tokens or batch.per_device"
         )
 
 
@@ -128,9 +100,7 @@ class Buckets:
         self._group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
         self._buckets: list[list[nn.Parameter]] = []
         room = 0
-        for parameter in parameters:
-            if not parameter.requires_grad:
-                continue
+        for parameter in filter(lambda p: p.requires_grad, parameters):
             size = parameter.numel() * parameter.element_size()
             if not self._buckets or size > room:
                 self._buckets.append([])
@@ -148,18 +118,20 @@ class Buckets:
             reduce_scatter(total, flat, self._sums[index], self._group)
             self._sums[index] = None if last else total
             if last:
-                _all_gather(flat, total, self._group)
+                # Torch renamed it in 2.13 and warns of the old name.
+                gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+                gather(flat, total, group=self._group)
                 self._give_back(bucket, flat)
 
     def _take(self, bucket: Sequence[nn.Parameter]) -> Tensor:
         """The gradients of a bucket end to end, filled up to a multiple of the ranks."""
-        gradients = [parameter.grad for parameter in bucket]
-        if any(gradient is None for gradient in gradients):
+        gradients = [parameter.grad.flatten() for parameter in bucket if parameter.grad is not None]
+        if len(gradients) < len(bucket):
             raise LLMTrainError(
-                "a parameter got no gradient, and deterministic reduction needs one from all; "
-                "freeze it with requires_grad_(False), or set reduction: fast"
+                f"{KEY} needs a gradient of every parameter, and one got none; freeze it with "
+                "requires_grad_(False), or set reduction: fast"
             )
-        flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+        flat = torch.cat(gradients)
         for parameter in bucket:
             parameter.grad = None
         return nn.functional.pad(flat, (0, -flat.numel() % self._group.size()))
@@ -205,13 +177,6 @@ class Shards:
     def __init__(self, network: nn.Module) -> None:
         from torch.distributed.fsdp import FSDPModule
 
-        lacking = [name for name in _HOOKS if not hasattr(FSDPModule, name)]
-        if lacking:
-            raise ConfigError(
-                f"trainer.strategy.init_args.reduction=deterministic needs "
-                f"FSDPModule.{lacking[0]}, which torch {torch.__version__} lacks; use DDP, or "
-                "reduction: fast"
-            )
         self._network = network
         self._reductions: list[_Ordered] = []
         for module in network.modules():
@@ -236,15 +201,8 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """``torch.nn.utils.get_total_norm`` of whole gradients, of which one at a time is gathered."""
     from torch.distributed.tensor import DTensor
 
-    norms: list[Tensor] = []
-    for gradient in gradients:
-        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-        norms += torch._foreach_norm([whole])
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    whole = (g.full_tensor() if isinstance(g, DTensor) else g for g in gradients)
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch._foreach_norm([g])[0] for g in whole])
+    )
     return norm
-
-
-def _all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
-    """Torch renamed it in 2.13 and warns of the old name."""
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(output, part, group=group)

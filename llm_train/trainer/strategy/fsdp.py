@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -30,6 +29,8 @@ from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.fsdp_cost import MeshCost
 from llm_train.trainer.strategy.mesh import MeshShape
+
+_KEY = "trainer.strategy.init_args"
 
 
 class FSDP(MeshCost, Strategy, ModelParallelStrategy):
@@ -61,7 +62,6 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         reduction: deterministic.Reduction = "fast",
         timeout_minutes: float = 30.0,
     ) -> None:
-        deterministic.check_reduction(reduction)
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.reshard_after_forward = reshard_after_forward
         self.replicas = replicas
@@ -75,10 +75,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         """``fsdp`` shards over all ranks, ``hsdp`` within each node, ``tp`` cuts over a node."""
         if word == "hsdp":
             if world.nodes == 1:
-                raise ConfigError(
-                    "trainer.strategy=hsdp on one node is fsdp; write fsdp, or class_path: FSDP "
-                    "with init_args: {replicas: N}"
-                )
+                raise ConfigError("trainer.strategy=hsdp on one node is fsdp; write fsdp")
             return cls(replicas=world.nodes)
         if word == "tp" and world.devices == 1:
             raise ConfigError("trainer.strategy=tp on one device has nothing to cut; write single")
@@ -102,44 +99,33 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         """Sizes of the mesh against ranks and nodes, and what its options rule out."""
         shape = self.mesh_shape(context.ranks)
         if shape.replicas > 1 and shape.shards == shape.tensor == 1:
-            yield (
-                f"trainer.strategy: replicas={shape.replicas} leaves one rank a copy and nothing "
-                "to shard; use ddp, or fewer replicas"
-            )
+            yield f"{_KEY}.replicas={shape.replicas} leaves nothing to shard; use ddp, or fewer"
         if context.devices % shape.tensor:
-            yield (
-                f"trainer.strategy: tensor={shape.tensor} does not divide the {context.devices} "
-                "devices of a node, and its ranks talk in every layer; use a divisor"
-            )
+            # Its ranks talk in every layer, which is too slow between nodes.
+            devices = f"the {context.devices} devices of a node"
+            yield f"{_KEY}.tensor={shape.tensor} does not divide {devices}; use a divisor"
         if shape.tensor > 1 and context.float8 != "none":
-            yield (
-                f"model.float8={context.float8} does not work with tensor={shape.tensor}; set "
-                "model.float8=none, or tensor=1"
-            )
+            with_tensor = f"does not work with tensor={shape.tensor}"
+            yield f"model.float8={context.float8} {with_tensor}; write none, or tensor=1"
         if self.offload:
             yield from self._offload_problems(context)
         if self.reduction != "fast":
             yield from self._deterministic_problems(context)
 
     def _offload_problems(self, context: Context) -> Iterator[str]:
-        key = "trainer.strategy.init_args.offload=true"
+        key = f"{_KEY}.offload=true"
         if not context.on_cuda:
             yield f"{key} has no effect on a CPU, where all memory is the host's; remove it"
         if not context.optimizer.on_host:
-            yield (
-                f"{key} updates on the host, where model.optimizer={context.optimizer.name} cannot "
-                "or is far too slow; use AdamW, or offload=false"
-            )
+            slow = f"model.optimizer={context.optimizer.name} cannot update on the host"
+            yield f"{slow}, as {key} asks; use AdamW, or offload=false"
 
     def _deterministic_problems(self, context: Context) -> Iterator[str]:
         plain = {"replicas": 1, "tensor": 1, "offload": False}  # else there are sums elsewhere too
         for name, value in plain.items():
-            if getattr(self, name) != value:
-                yield (
-                    f"trainer.strategy.init_args.{name}={getattr(self, name)} with "
-                    f"{deterministic.KEY} is not supported; leave {name} out, or set reduction: "
-                    "fast"
-                )
+            if (written := getattr(self, name)) != value:
+                refused = f"{_KEY}.{name}={written} does not work with {deterministic.KEY}"
+                yield f"{refused}; leave {name} out, or set reduction: fast"
         yield from deterministic.problems(context, shards=True)
 
     @property
@@ -199,16 +185,6 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             return deterministic.gradient_norm(gradients)
         return super().gradient_norm(gradients)
 
-    def save_state(self, directory: Path) -> None:
-        """Writes the shards."""
-        self.reshard()
-        super().save_state(directory)
-
-    def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads into the shards."""
-        self.reshard()
-        super().load_state(directory, with_optimizer=with_optimizer)
-
     def reshard(self) -> None:
         """A forward without a backward, as in validation, leaves the root group gathered.
 
@@ -246,12 +222,12 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def shard_over(self, network: LanguageModel, mesh: DeviceMesh, precision: str) -> None:
         """Makes each block one communication group of ``mesh``."""
-        from llm_train.trainer.strategy.sharding import mixed_precision, shard_network
+        from llm_train.trainer.strategy.sharding import shard_network
 
         shard_network(
             network,
             mesh,
-            policy=mixed_precision(precision),
+            precision=precision,
             reshard_after_forward=self.reshard_after_forward,
             offload=self.offload,
         )

@@ -19,7 +19,7 @@ take the place of the gradients, which are freed before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +37,7 @@ from llm_train.model.network.init import canonical_name
 from llm_train.trainer.strategy.base import Strategy, World
 from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.units import nearest
 
 
 class LocalSGD(Strategy, DDPStrategy):
@@ -67,14 +68,11 @@ class LocalSGD(Strategy, DDPStrategy):
         if every < 1:
             raise ConfigError(f"every={every} must be at least 1 optimizer step")
         if outer_learning_rate <= 0:
-            raise ConfigError(
-                f"outer_learning_rate={outer_learning_rate} must be above 0; "
-                "1 goes to the mean of the replicas, DiLoCo takes 0.7"
-            )
+            given = f"outer_learning_rate={outer_learning_rate}"
+            raise ConfigError(f"{given} must be above 0; 1 is the mean, DiLoCo takes 0.7")
         if not 0 <= outer_momentum < 1:
-            raise ConfigError(
-                f"outer_momentum={outer_momentum} must lie in [0, 1); 0 is none, DiLoCo takes 0.9"
-            )
+            given = f"outer_momentum={outer_momentum}"
+            raise ConfigError(f"{given} must lie in [0, 1); 0 is none, DiLoCo takes 0.9")
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.every = every
         self.outer_learning_rate = outer_learning_rate
@@ -90,18 +88,16 @@ class LocalSGD(Strategy, DDPStrategy):
         """Somebody to agree with, and lengths that end with an agreement."""
         if context.ranks == 1:
             yield (
-                "trainer.strategy=LocalSGD has no effect on 1 rank, which has nobody to agree "
-                "with; start several with torchrun or trainer.devices, or write "
-                "trainer.strategy=auto"
+                "trainer.strategy=LocalSGD has nobody to agree with on 1 rank; start several with "
+                "torchrun or trainer.devices, or write trainer.strategy=auto"
             )
         for key, length in context.lengths.items():
             steps = length.steps(context.derived.tokens_per_step)
             if steps % self.every:
                 shown = str(length) if length.unit == "steps" else f"{length} = {steps} steps"
-                yield (
+                yield (  # the replicas would not agree on the weights then
                     f"{key}={shown} is not a multiple of trainer.strategy.init_args.every="
-                    f"{self.every}, so replicas would not agree on the weights then; nearest: "
-                    f"{_nearest(steps, self.every)} steps"
+                    f"{self.every}; nearest: {nearest(steps, self.every)} steps"
                 )
 
     def configure_ddp(self) -> None:
@@ -117,12 +113,12 @@ class LocalSGD(Strategy, DDPStrategy):
         """This replica's own: asking the others would be communication at each step."""
         return slots / self.world_size / valid.clamp(min=1)
 
-    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Updates this replica, then agrees with the others if it is time.
 
         The step counts from the start of the run, so that a resumed one agrees at the same steps.
         """
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        result = super().optimizer_step(*args, **kwargs)
         assert self._outer is not None, "setup() comes first"
         if (self.task.trainer.global_step + 1) % self.every == 0:
             self._outer.agree(self.outer_learning_rate, self.outer_momentum)
@@ -235,10 +231,8 @@ class Outer:
     def agree(self, learning_rate: float, momentum: float) -> None:
         """One outer update; one collective."""
         difference = torch.empty_like(self.agreed)
-        pieces = zip(
-            self._pieces(difference), self._pieces(self.agreed), self.parameters, strict=True
-        )
-        for piece, agreed, parameter in pieces:
+        buffers = map(self._pieces, (difference, self.agreed))
+        for piece, agreed, parameter in zip(*buffers, self.parameters, strict=True):
             piece.copy_(agreed.to(parameter.dtype)).sub_(parameter)
         dist.all_reduce(difference)
         difference /= dist.get_world_size()
@@ -250,23 +244,14 @@ class Outer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Views for checkpoints: the agreed weights under the names that every strategy uses."""
-        buffers: Mapping[str, Tensor | None] = {"model": self.agreed, "outer": self.momentum}
-        return {
-            f"{kind}.{name}": piece
-            for kind, buffer in buffers.items()
-            if buffer is not None
-            for name, piece in zip(self.names, self._pieces(buffer), strict=True)
-        }
+        named = zip(self.names, self._pieces(self.agreed), strict=True)
+        found = {f"model.{name}": piece for name, piece in named}
+        if self.momentum is not None:
+            named = zip(self.names, self._pieces(self.momentum), strict=True)
+            found |= {f"outer.{name}": piece for name, piece in named}
+        return found
 
     def _pieces(self, buffer: Tensor) -> list[Tensor]:
         """Views of a flat ``buffer`` in the shapes of the parameters."""
         flat = torch.split(buffer, [parameter.numel() for parameter in self.parameters])
-        return [
-            piece.view(parameter.shape)
-            for piece, parameter in zip(flat, self.parameters, strict=True)
-        ]
-
-
-def _nearest(steps: int, every: int) -> str:
-    below = steps // every * every
-    return f"{below} or {below + every}" if below else f"{every}"
+        return [piece.view_as(p) for piece, p in zip(flat, self.parameters, strict=True)]

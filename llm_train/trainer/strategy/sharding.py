@@ -30,18 +30,11 @@ def make_mesh(device_type: str, shape: MeshShape) -> DeviceMesh:
     return init_device_mesh(device_type, sizes, mesh_dim_names=("replicate", "shard", "tensor"))
 
 
-def mixed_precision(precision: str) -> MixedPrecisionPolicy:
-    """Products in bf16 where the precision says so; gradients are always reduced in fp32."""
-    if precision in ("bf16-mixed", "bf16-true"):
-        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    return MixedPrecisionPolicy()
-
-
 def shard_network(
     network: LanguageModel,
     mesh: DeviceMesh,
     *,
-    policy: MixedPrecisionPolicy,
+    precision: str,
     reshard_after_forward: bool,
     offload: bool,
 ) -> None:
@@ -53,7 +46,7 @@ def shard_network(
     Args:
         network: on the meta device or materialised, not sharded yet.
         mesh: of ``make_mesh``.
-        policy: dtypes of gathered parameters and of reductions.
+        precision: bf16-mixed and bf16-true gather in bf16; gradients are always reduced in fp32.
         reshard_after_forward: free gathered blocks between forward and backward.
         offload: keep shards, their gradients and their optimizer state in host memory.
     """
@@ -62,6 +55,9 @@ def shard_network(
     data = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
     pin = mesh.device_type == "cuda"  # to copy alongside computation
     offloading = CPUOffloadPolicy(pin_memory=pin) if offload else OffloadPolicy()
+    policy = MixedPrecisionPolicy()
+    if precision in ("bf16-mixed", "bf16-true"):
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     shard = partial(fully_shard, mesh=data, mp_policy=policy, offload_policy=offloading)
     for block in network.blocks():
         shard(block, reshard_after_forward=reshard_after_forward)

@@ -16,6 +16,7 @@ torch's own where torch has them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -45,9 +46,11 @@ def cut_matrices(network: LanguageModel, mesh: DeviceMesh) -> None:
     plan: dict[str, ParallelStyle] = {
         path: _STYLES[role]() for path, role in network.tensor_roles().items()
     }
-    tied = _shared(network)
+    names: dict[int, list[str]] = defaultdict(list)  # tied parameters have several
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
     parallelize_module(network, mesh, plan)
-    for first, others in tied.items():
+    for first, *others in names.values():
         for other in others:
             module, _, name = other.rpartition(".")
             network.get_submodule(module).register_parameter(name, network.get_parameter(first))
@@ -58,14 +61,6 @@ def cut_matrices(network: LanguageModel, mesh: DeviceMesh) -> None:
 def own_positions(tokens: Tensor, mesh: DeviceMesh) -> Tensor:
     """(B, T) -> (B, T / ranks): the positions that this rank holds between the matrices."""
     return tokens.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
-
-
-def _shared(network: nn.Module) -> dict[str, list[str]]:
-    """Parameters with more than one name: the first, and the others."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {first: others for first, *others in names.values() if others}
 
 
 class _Cut(ParallelStyle):

@@ -28,7 +28,7 @@ from torch import nn
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
-from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.base import Strategy, World, from_word
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.zero_cost import StageCost
 
@@ -54,7 +54,6 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     words = ("zero1", "zero2", "zero3")
     clips_gradients = True
-    only_trains = True
 
     def __init__(
         self,
@@ -77,6 +76,10 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         stage: Any = int(word[-1])
         return cls(stage=stage)
 
+    def validating(self, world: World) -> Strategy:
+        """Another: DeepSpeed's engine needs an optimizer, and FSDP takes no more memory."""
+        return from_word("fsdp" if world.ranks > 1 else "single", world)
+
     def mesh_shape(self, ranks: int) -> MeshShape:
         """All ranks share one copy of what the stage shards."""
         return MeshShape(shards=ranks)
@@ -91,52 +94,32 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         if importlib.util.find_spec("deepspeed") is None:
             yield _MISSING
         if context.precision == "bf16-true":
-            yield (
-                "trainer.precision=bf16-true under ZeRO would still keep fp32 master weights; "
-                "write bf16-mixed, which is what DeepSpeed does"
-            )
+            # DeepSpeed keeps fp32 masters, which is what bf16-mixed promises.
+            yield "trainer.precision=bf16-true keeps fp32 weights under ZeRO; write bf16-mixed"
         if context.float8 != "none":
-            yield (
-                f"model.float8={context.float8} does not work under ZeRO, where DeepSpeed casts "
-                "weights itself; set trainer.strategy to ddp or fsdp, or model.float8=none"
-            )
+            # DeepSpeed casts weights itself.
+            yield f"model.float8={context.float8} does not work under ZeRO; write none, or use fsdp"
         if not context.dense:
-            yield (
-                "data.source or model.loss marks some targets as ignored, and DeepSpeed reduces "
-                "before they are counted; set trainer.strategy to ddp or fsdp"
-            )
+            # DeepSpeed reduces before they are counted.
+            yield "data.source or model.loss ignores targets, which ZeRO cannot; use ddp or fsdp"
         yield from self._offload_problems(context)
 
     def _offload_problems(self, context: Context) -> Iterator[str]:
         key = "trainer.strategy.init_args"
-        chosen = {
-            "offload_optimizer": self.offload_optimizer,
-            "offload_parameters": self.offload_parameters,
-        }
-        for name, device in chosen.items():
+        for name in ("offload_optimizer", "offload_parameters"):
+            device = getattr(self, name)
+            written = f"{key}.{name}={device}"
             if device != "none" and not context.on_cuda:
-                yield (
-                    f"{key}.{name}={device} has no effect on a CPU, where everything already is in "
-                    "host memory; remove it"
-                )
+                yield f"{written} has no effect on a CPU, where all memory is the host's; remove it"
             if device == "nvme" and not self.nvme_path:
-                yield f"{key}.{name}=nvme needs a directory for its files; set {key}.nvme_path"
-        if self.offload_parameters != "none" and self.stage < 3:
-            yield (
-                f"{key}.offload_parameters={self.offload_parameters} needs stage 3, since stage "
-                f"{self.stage} keeps all parameters on every device; set {key}.stage to 3, or "
-                "remove it"
-            )
-        if self.offload_optimizer == "nvme" and self.stage < 3:
-            yield (
-                f"{key}.offload_optimizer=nvme needs stage 3, since DeepSpeed would use host "
-                f"memory with stage {self.stage}; set {key}.stage to 3, or write cpu"
-            )
-        if self.nvme_path and "nvme" not in chosen.values():
-            yield (
-                f"{key}.nvme_path={self.nvme_path} has no effect, since nothing is offloaded to "
-                "nvme; remove it, or write nvme"
-            )
+                yield f"{written} needs a directory for its files; set {key}.nvme_path"
+            # Below stage 3 all parameters stay on the device, and DeepSpeed would take host memory
+            # instead of NVMe for the state.
+            least = "cpu" if name == "offload_parameters" else "nvme"
+            if self.stage < 3 and device in (least, "nvme"):
+                yield f"{written} needs stage 3; set {key}.stage=3, or offload less"
+        if self.nvme_path and "nvme" not in (self.offload_optimizer, self.offload_parameters):
+            yield f"{key}.nvme_path={self.nvme_path} has no effect; remove it, or write nvme"
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
@@ -195,7 +178,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
             return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         import deepspeed
 
-        engine, optimizer, _, _ = deepspeed.initialize(
+        engine, wrapped, _, _ = deepspeed.initialize(
             config=self.config,
             model=model,
             optimizer=optimizer,
@@ -203,7 +186,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
             model_parameters=[p for p in model.parameters() if p.requires_grad],
             dist_init_required=False,
         )
-        return engine, optimizer
+        return engine, wrapped
 
     # --- placement --------------------------------------------------------------------------------
 
@@ -253,9 +236,9 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         accumulation = self.task.trainer.accumulate_grad_batches
         return super().backward(closure_loss * accumulation, *args, **kwargs)
 
-    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
-        result = super(Strategy, self).optimizer_step(optimizer, closure, model, **kwargs)
+        result = super(Strategy, self).optimizer_step(*args, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
             self.task.run.gradient_norm = torch.as_tensor(norm)

@@ -8,9 +8,8 @@ tensor and in the parameter. Attributes with an underscore are DeepSpeed's; a te
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,65 +40,52 @@ class ShardOffset:
         return FlatFragment(self.shape, self.offset, flat[self.start : self.start + self.count])
 
 
-class Holder(ABC):
+class Holder:
     """DeepSpeed's optimizer, asked for its flat tensors.
 
-    Attributes:
+    Of stages 1 and 2: one flat tensor a group, whose partitions cut parameters anywhere.
+
+    Args:
         zero: DeepSpeed's optimizer; its ``optimizer`` is torch's.
+
+    Attributes:
         flats: fp32 masters, one tensor a group.
         members: of each flat tensor, its parameters and where they lie.
     """
 
-    zero: Any
-    flats: list[Tensor]
-    members: list[dict[nn.Parameter, ShardOffset]]
-
-    @abstractmethod
-    def settings(self, index: int) -> Mapping[str, Any]:
-        """The parameter group of a flat tensor."""
-
-    @abstractmethod
-    def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
-        """A parameter that no optimizer updates."""
-
-    @contextmanager
-    def resident(self, index: int, *, changes: bool) -> Iterator[bool]:
-        """Context in which a flat tensor and its state are in memory; True if only there."""
-        yield False
-
-    @abstractmethod
-    def changing(self) -> AbstractContextManager[None]:
-        """Context in which masters are written; parameters are casts of them afterwards."""
-
-
-class Replicated(Holder):
-    """Stages 1 and 2: one flat tensor a group, whose partitions cut parameters anywhere."""
+    _flats, _groups = "single_partition_of_fp32_groups", "bit16_groups"
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
-        self.flats = zero.single_partition_of_fp32_groups
-        self.members = [{p: self._place(p) for p in group} for group in zero.bit16_groups]
+        self.flats: list[Tensor] = getattr(zero, self._flats)
+        self.members: list[dict[nn.Parameter, ShardOffset]] = [
+            {parameter: self._place(parameter) for parameter in group}
+            for group in getattr(zero, self._groups)
+        ]
 
-    @staticmethod
-    def _place(parameter: Any) -> ShardOffset:
+    def _place(self, parameter: Any) -> ShardOffset:
         mapping = parameter._hp_mapping
         if mapping is None:
             return ShardOffset(parameter.shape, 0, 0, 0)
         master, low = mapping.hp_fragment_address, mapping.lp_fragment_address
         return ShardOffset(parameter.shape, low.start, master.start, master.numel)
 
-    def settings(self, index: int) -> Mapping[str, Any]:
-        """The parameter group of a flat tensor."""
-        group: Mapping[str, Any] = self.zero.optimizer.param_groups[index]
-        return group
+    def group_of(self, index: int) -> int:
+        """Number of the parameter group that a flat tensor belongs to."""
+        return index
 
     def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
-        """Every rank has it."""
+        """A parameter that no optimizer updates; every rank has it."""
         return parameter.detach()
 
     @contextmanager
+    def resident(self, index: int, *, changes: bool) -> Iterator[bool]:
+        """Context in which a flat tensor and its state are in memory; True if only there."""
+        yield False
+
+    @contextmanager
     def changing(self) -> Iterator[None]:
-        """Casts the masters and gathers the parameters afterwards."""
+        """Context in which masters are written; casts and gathers the parameters afterwards."""
         yield
         self.zero.update_lp_params()
 
@@ -107,23 +93,15 @@ class Replicated(Holder):
 class Partitioned(Holder):
     """Stage 3: parameters are cut one by one, and may lie on an NVMe device."""
 
-    def __init__(self, zero: Any) -> None:
-        self.zero = zero
-        self.flats = zero.fp32_partitioned_groups_flat
-        self.members = [{p: self._place(p) for p in group} for group in zero.fp16_groups]
+    _flats, _groups = "fp32_partitioned_groups_flat", "fp16_groups"
 
     def _place(self, parameter: Any) -> ShardOffset:
         _, start, padded = self.zero.grad_position[self.zero.get_param_id(parameter)]
-        offset = min(parameter.ds_numel, padded * _rank(parameter))
-        return ShardOffset(
-            parameter.ds_shape, offset, start, min(padded, parameter.ds_numel - offset)
-        )
+        return _cut(parameter, start, padded)
 
-    def settings(self, index: int) -> Mapping[str, Any]:
-        """The parameter group of a flat tensor."""
-        number = self.zero.sub_group_to_group_id[index]
-        group: Mapping[str, Any] = self.zero.optimizer.param_groups[number]
-        return group
+    def group_of(self, index: int) -> int:
+        """A group may have several flat tensors."""
+        return int(self.zero.sub_group_to_group_id[index])
 
     @contextmanager
     def resident(self, index: int, *, changes: bool) -> Iterator[bool]:
@@ -141,10 +119,7 @@ class Partitioned(Holder):
 
     def frozen(self, parameter: Any) -> Tensor | FlatFragment:
         """This rank's cut."""
-        padded = parameter.ds_tensor.ds_numel
-        offset = min(parameter.ds_numel, padded * _rank(parameter))
-        count = min(padded, parameter.ds_numel - offset)
-        return FlatFragment(parameter.ds_shape, offset, parameter.ds_tensor[:count])
+        return _cut(parameter, 0, parameter.ds_tensor.ds_numel).fragment(parameter.ds_tensor)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -154,5 +129,9 @@ class Partitioned(Holder):
         self.zero.checkpoint_event_epilogue()
 
 
-def _rank(parameter: Any) -> int:
-    return torch.distributed.get_rank(parameter.ds_process_group)
+def _cut(parameter: Any, start: int, padded: int) -> ShardOffset:
+    """This rank's part where each rank has ``padded`` elements, and the last ones have fewer."""
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    offset = min(parameter.ds_numel, padded * rank)
+    count = min(padded, parameter.ds_numel - offset)
+    return ShardOffset(parameter.ds_shape, offset, start, count)

@@ -9,6 +9,7 @@ first step, so the flat tensors are used directly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from llm_train.checkpoint.fragments import FlatFragment
 from llm_train.checkpoint.tensors import model_tensors, require_fit, state_keys
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.zero_layout import Holder, Partitioned, Replicated, ShardOffset
+from llm_train.trainer.strategy.zero_layout import Holder, Partitioned
 
 
 def holder(zero: Any, stage: int) -> Holder:
     """DeepSpeed's optimizer of a stage, asked for its flat tensors."""
-    return Partitioned(zero) if stage == 3 else Replicated(zero)
+    return Partitioned(zero) if stage == 3 else Holder(zero)
 
 
 def save(directory: Path, network: nn.Module, holder: Holder) -> None:
@@ -36,38 +37,26 @@ def save(directory: Path, network: nn.Module, holder: Holder) -> None:
     others: dict[str, dict[str, Any]] = {}
     for index, flat in enumerate(holder.flats):
         with holder.resident(index, changes=False) as borrowed:
-            found = holder.zero.optimizer.state.get(flat, {})
-            sources: dict[str, Any] = {"": flat.detach().clone() if borrowed else flat}
-            for key, value in found.items():
-                whole = isinstance(value, Tensor) and value.shape == flat.shape
-                sources[key] = value.clone() if borrowed and whole else value
+            sources = {"": flat.detach(), **holder.zero.optimizer.state.get(flat, {})}
+            if borrowed:
+                sources = copy.deepcopy(sources)
+        whole = sources[""].shape
         for parameter, place in holder.members[index].items():
-            _add(names[parameter], place, sources, tensors, others)
+            name = names[parameter]
+            for key, value in sources.items():
+                full_key = f"optimizer.{name}.{key}" if key else f"model.{name}"
+                if not isinstance(value, Tensor):
+                    others.setdefault(name, {})[key] = value
+                elif value.shape == whole:
+                    tensors[full_key] = place.fragment(value)
+                elif value.numel() == 1:
+                    tensors[full_key] = value
+                else:
+                    raise CheckpointError(
+                        f"model.optimizer keeps {key} of another shape than ZeRO's flat fragments; "
+                        "use an elementwise optimizer, or trainer.strategy=fsdp"
+                    )
     dcp.write(directory, tensors, others)
-
-
-def _add(
-    name: str,
-    place: ShardOffset,
-    sources: Mapping[str, Any],
-    tensors: dict[str, Tensor | FlatFragment],
-    others: dict[str, dict[str, Any]],
-) -> None:
-    """Enters the master and the state of one parameter under the keys that all strategies use."""
-    flat = sources[""]
-    for key, value in sources.items():
-        full_key = f"optimizer.{name}.{key}" if key else f"model.{name}"
-        if not isinstance(value, Tensor):
-            others.setdefault(name, {})[key] = value
-        elif value.shape == flat.shape:
-            tensors[full_key] = place.fragment(value)
-        elif value.numel() == 1:
-            tensors[full_key] = value
-        else:
-            raise CheckpointError(
-                f"the optimizer keeps {key} of another shape than the flat fragments that ZeRO "
-                "gives it; use an elementwise optimizer, or trainer.strategy=fsdp"
-            )
 
 
 def load(directory: Path, network: nn.Module, holder: Holder, *, with_optimizer: bool) -> None:
@@ -93,8 +82,8 @@ def _load_group(
     names: Mapping[nn.Parameter, str],
     stored: Mapping[str, Any],
 ) -> None:
-    flat, group = holder.flats[index], holder.settings(index)
-    on_device = bool(group.get("fused") or group.get("capturable"))
+    flat, group = holder.flats[index], holder.zero.optimizer.param_groups[holder.group_of(index)]
+    on_device = group.get("fused") or group.get("capturable")
     tensors: dict[str, Tensor | FlatFragment] = {}
     moments: dict[str, Tensor] = {}
     counters: dict[str, dict[str, Tensor]] = {}
@@ -105,8 +94,7 @@ def _load_group(
             meta = stored[full_key]
             if meta.size == place.shape and key != "step":
                 if key not in moments:
-                    dtype = meta.properties.dtype
-                    moments[key] = torch.zeros_like(flat, dtype=dtype, requires_grad=False)
+                    moments[key] = torch.zeros_like(flat, dtype=meta.properties.dtype)
                 tensors[full_key] = place.fragment(moments[key])
             elif meta.size.numel() == 1:
                 device = flat.device if on_device else torch.device("cpu")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from llm_train.checkpoint import dcp
 from llm_train.checkpoint.compatibility import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
@@ -21,6 +20,7 @@ from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, MuonAdamW
 from llm_train.model.schedule import WarmupCosine
+from llm_train.testing.checkpoints import final_state
 from llm_train.testing.command import refused
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -246,15 +246,10 @@ def test_a_run_stopped_between_two_averagings_continues_bitwise(
         assert resumed.curve(key) == whole.curve(key)
     for mine, expected in zip(resumed.weights, whole.weights, strict=True):
         assert all(torch.equal(mine[name], expected[name]) for name in expected)
-    last = "checkpoints/step-00000008/state"
-    first, second = (tensors(run.run_dir / last) for run in (whole, resumed))
+    first, second = (final_state(run.run_dir, STEPS) for run in (whole, resumed))
     assert first.keys() == second.keys()
-    assert {key.split(".")[0] for key in first} == {
-        "model",
-        "outer",
-        "replica-00000",
-        "replica-00001",
-    }
+    kinds = {"model", "outer", "replica-00000", "replica-00001"}
+    assert {key.split(".")[0] for key in first} == kinds
     assert all(torch.equal(first[key], second[key]) for key in first)
     alone = ["-c", str(cut.path), "--trainer.strategy=single"]
     log = tmp_path / "log.txt"
@@ -271,24 +266,12 @@ def test_what_cannot_take_over_replicas_is_refused() -> None:
     require_loadable(path, {**metadata, "state_format": "dcp"}, LocalSGD(every=4), 4)
     with pytest.raises(CheckpointError) as other_ranks:
         require_loadable(path, metadata, LocalSGD(every=4), 4)
-    assert str(other_ranks.value) == (
-        f"{path} holds 2 replicas of LocalSGD with an optimizer state each, which 4 ranks cannot "
-        "take over; resume on as many"
-    )
+    assert str(other_ranks.value).startswith(f"{path} holds 2 replicas of LocalSGD")
+    assert "4 ranks cannot take over; resume on as many" in str(other_ranks.value)
     with pytest.raises(CheckpointError) as other_strategy:
         require_loadable(path, metadata, SingleDevice(), 1)
-    assert str(other_strategy.value) == (
-        f"{path} was written by LocalSGD in replicas format, which SingleDevice cannot read; "
-        "resume with trainer.strategy=LocalSGD"
-    )
-
-
-def tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """Returns everything in a state, by key."""
-    stored = dcp.keys(directory)
-    found = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}
-    dcp.read(directory, found)
-    return found
+    assert str(other_strategy.value).startswith(f"{path} was written by LocalSGD in replicas")
+    assert "SingleDevice cannot read; resume with trainer.strategy=Loc" in str(other_strategy.value)
 
 
 @pytest.mark.distributed
@@ -298,7 +281,7 @@ def test_validation_between_two_averagings_scores_what_was_agreed(
     """As a Timer causes it; the replicas' own weights are back when the run is saved."""
     timed = Run(tmp_path / "timed", fork_server, end=(6, "callback"))
     assert timed.curve("val/loss")[6] == timed.curve("val/loss")[4]
-    state = tensors(timed.run_dir / "checkpoints/step-00000006/state")
+    state = final_state(timed.run_dir, 6)
     for rank, weights in enumerate(timed.weights):
         for name, tensor in weights.items():
             assert torch.equal(tensor, state[f"replica-{rank:05d}.model.{name}"])
@@ -316,48 +299,45 @@ def test_a_gradient_that_one_replica_alone_finds_infinite_ends_all(
     assert "grad/norm=inf at step 3: the run cannot recover" in log.read_text()
 
 
-RULE = "is not a multiple of trainer.strategy.init_args.every=4, so replicas would not agree on "
+RULE = "is not a multiple of trainer.strategy.init_args.every=4"
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "start", "way_out"),
     [
-        (
-            {"budget": "10 steps"},
-            f"budget=10 steps {RULE}the weights then; nearest: 8 or 12 steps",
-        ),
+        ({"budget": "10 steps"}, f"budget=10 steps {RULE}", "nearest: 8 or 12 steps"),
         (
             {"validate_every": "384 tokens"},
-            f"validate_every=384 tokens = 3 steps {RULE}the weights then; nearest: 4 steps",
+            f"validate_every=384 tokens = 3 steps {RULE}",
+            "nearest: 4 steps",
         ),
         (
             {"checkpoint__every": "6 steps"},
-            f"checkpoint.every=6 steps {RULE}the weights then; nearest: 4 or 8 steps",
+            f"checkpoint.every=6 steps {RULE}",
+            "nearest: 4 or 8 steps",
         ),
-        (
-            {"trainer__devices": 1},
-            "trainer.strategy=LocalSGD has no effect on 1 rank, which has nobody to agree with; "
-            "start several with torchrun or trainer.devices, or write trainer.strategy=auto",
-        ),
+        ({"trainer__devices": 1}, "trainer.strategy=LocalSGD", "start several with torchrun or"),
         (
             {"trainer__strategy": local_sgd(every=0)},
-            "trainer.strategy: every=0 must be at least 1 optimizer step",
+            "trainer.strategy: every=0",
+            "must be at least 1 optimizer step",
         ),
         (
             {"trainer__strategy": local_sgd(every=4, outer_learning_rate=0.0)},
-            "trainer.strategy: outer_learning_rate=0.0 must be above 0; 1 goes to the mean of the "
-            "replicas, DiLoCo takes 0.7",
+            "trainer.strategy: outer_learning_rate=0.0",
+            "must be above 0",
         ),
         (
             {"trainer__strategy": local_sgd(every=4, outer_momentum=1.0)},
-            "trainer.strategy: outer_momentum=1.0 must lie in [0, 1); 0 is none, DiLoCo takes 0.9",
+            "trainer.strategy: outer_momentum=1.0",
+            "must lie in [0, 1)",
         ),
     ],
 )
 def test_what_would_not_work_is_one_line(
-    options: dict[str, Any], expected: str, tmp_path: Path
+    options: dict[str, Any], start: str, way_out: str, tmp_path: Path
 ) -> None:
-    file = write(
-        tmp_path / "c.yaml", config(tmp_path / "run", **{"trainer__devices": 2, **options})
-    )
-    assert refused("check", "-c", str(file)) == [expected]
+    settings = config(tmp_path / "run", **{"trainer__devices": 2, **options})
+    (line,) = refused("check", "-c", str(write(tmp_path / "c.yaml", settings)))
+    assert line.startswith(start)
+    assert way_out in line

@@ -32,27 +32,31 @@ def curve(run_dir: Path, key: str) -> list[float]:
     return [r[key] for r in read_metrics(run_dir / "metrics.jsonl") if key in r]
 
 
+def train(
+    fork_server: ForkServer, folder: Path, strategy: str, *options: str, **overrides: Any
+) -> Path:
+    """Two ranks, but one process without a launcher for ``single``; returns the run."""
+    path = write(folder / "c.yaml", config(folder / "run", strategy, **overrides))
+    log, ranks = folder / "log.txt", 0 if strategy == "single" else 2
+    statuses = fork_server.run("fit", "-c", str(path), *options, ranks=ranks, log=log)
+    assert set(statuses) == {0}, log.read_text()
+    return folder / "run"
+
+
 @pytest.fixture(scope="module")
 def alone(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, no launcher."""
-    folder = tmp_path_factory.mktemp("alone")
-    path = write(folder / "c.yaml", config(folder / "run", "single"))
-    log = folder / "log.txt"
-    assert fork_server.run("fit", "-c", str(path), ranks=0, log=log) == [0], log.read_text()
-    return folder / "run"
+    return train(fork_server, tmp_path_factory.mktemp("alone"), "single")
 
 
 @pytest.mark.parametrize("strategy", SHARDED)
 def test_two_ranks_equal_one_process(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "c.yaml", config(tmp_path / "run", strategy))
-    log = tmp_path / "log.txt"
-    assert fork_server.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
+    run_dir = train(fork_server, tmp_path, strategy)
     for key in ("train/loss", "grad/norm", "val/loss"):
         expected = curve(alone, key)
         assert len(expected) == (2 if key == "val/loss" else STEPS)
-        assert curve(tmp_path / "run", key) == pytest.approx(expected, rel=1e-5)
+        assert curve(run_dir, key) == pytest.approx(expected, rel=1e-5)
     assert min(curve(alone, "grad/norm")) > 0.25  # clipping had an effect
 
 
@@ -63,12 +67,9 @@ def test_two_ranks_equal_one_process(
 def test_recomputation_changes_no_strategy(
     strategy: str, policy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    settings = config(tmp_path / "run", strategy, model__recompute__class_path=policy)
-    path = write(tmp_path / "c.yaml", settings)
-    log = tmp_path / "log.txt"
-    assert fork_server.run("fit", "-c", str(path), ranks=2, log=log) == [0, 0], log.read_text()
+    run_dir = train(fork_server, tmp_path, strategy, model__recompute__class_path=policy)
     expected = curve(alone, "train/loss")
-    assert curve(tmp_path / "run", "train/loss") == pytest.approx(expected, rel=1e-5)
+    assert curve(run_dir, "train/loss") == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["single", *SHARDED])
@@ -76,14 +77,8 @@ def test_mixed_precision_stays_near_fp32(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """bfloat16 keeps 8 bits, so a loss of about 4 may differ in the second decimal."""
-    settings = config(tmp_path / "run", strategy, trainer__precision="bf16-mixed")
-    path = write(tmp_path / "c.yaml", settings)
-    log = tmp_path / "log.txt"
-    ranks = 0 if strategy == "single" else 2
-    assert set(fork_server.run("fit", "-c", str(path), ranks=ranks, log=log)) == {0}, (
-        log.read_text()
-    )
-    losses, exact = curve(tmp_path / "run", "train/loss"), curve(alone, "train/loss")
+    run_dir = train(fork_server, tmp_path, strategy, trainer__precision="bf16-mixed")
+    losses, exact = curve(run_dir, "train/loss"), curve(alone, "train/loss")
     assert losses == pytest.approx(exact, rel=5e-3)
     assert losses != pytest.approx(exact, rel=1e-6)
 
@@ -103,12 +98,8 @@ def test_checkpoints_load_under_every_strategy(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """A run begun by one process continues under any strategy, optimizer state included."""
-    path = write(tmp_path / "c.yaml", config(tmp_path / "run", strategy))
-    log = tmp_path / "log.txt"
     start = str(alone / "checkpoints" / "step-00000010")
-    ranks = 0 if strategy == "single" else 2
-    statuses = fork_server.run("fit", "-c", str(path), "--resume", start, ranks=ranks, log=log)
-    assert set(statuses) == {0}, log.read_text()
+    run_dir = train(fork_server, tmp_path, strategy, "--resume", start)
     expected = curve(alone, "train/loss")[10:]
     tolerance = 0.0 if strategy == "single" else 1e-6
-    assert curve(tmp_path / "run", "train/loss") == pytest.approx(expected, rel=tolerance, abs=0)
+    assert curve(run_dir, "train/loss") == pytest.approx(expected, rel=tolerance, abs=0)

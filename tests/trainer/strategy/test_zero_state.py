@@ -14,7 +14,7 @@ from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
-from llm_train.trainer.strategy import SingleDevice, ZeRO
+from llm_train.trainer.strategy import DDP, FSDP, SingleDevice, World, ZeRO
 
 STEPS, MIDDLE = 8, 4
 WORKER = Path(__file__).with_name("offload_worker.py")
@@ -130,6 +130,13 @@ def test_validation_under_zero(
     assert float(line.split()[-1]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_strategy_says_what_validates_in_its_place() -> None:
+    ddp = DDP()
+    assert ddp.validating(World(ranks=2, devices=2)) is ddp
+    assert isinstance(ZeRO().validating(World(ranks=2, devices=2)), FSDP)
+    assert isinstance(ZeRO().validating(World()), SingleDevice)
+
+
 @pytest.mark.slow
 def test_momentum_of_sgd(fit: Fit, tmp_path: Path) -> None:
     optimizer = {"class_path": "TorchOptimizer", "init_args": {"optimizer": MOMENTUM}}
@@ -177,17 +184,11 @@ def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
     metadata = {"state_format": "deepspeed", "strategy": "ZeRO", "world_size": 2}
     with pytest.raises(CheckpointError) as refusal:
         require_loadable(Path("runs/x/step-00000001"), metadata, strategy(), 2)
-    assert str(refusal.value) == (
-        "runs/x/step-00000001 holds DeepSpeed's own files, which earlier versions wrote and this "
-        "one does not read; finish that run with the version that began it, or start a new run"
-    )
+    assert str(refusal.value).startswith("runs/x/step-00000001 holds DeepSpeed's own files")
+    assert "finish that run with the version that began it" in str(refusal.value)
 
 
 def test_a_format_of_another_strategy_is_refused() -> None:
     metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
-    with pytest.raises(CheckpointError) as refusal:
+    with pytest.raises(CheckpointError, match="ZeRO cannot read; resume with trainer"):
         require_loadable(Path("runs/x/step-00000001"), metadata, ZeRO(), 2)
-    assert str(refusal.value) == (
-        "runs/x/step-00000001 was written by LocalSGD in replicas format, which ZeRO cannot read; "
-        "resume with trainer.strategy=LocalSGD"
-    )
