@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from llm_train.plan.simulate import Case, Measured, simulate
+from llm_train.plan.simulate import Case, simulate
+from llm_train.plan.watch import Measured
 
 _SHALLOW = 3
 

@@ -17,9 +17,9 @@ from llm_train.plan import sections
 from llm_train.plan.cost_model import Candidate, CostModel
 from llm_train.plan.scale import at_depth
 from llm_train.plan.search import USABLE, search
-from llm_train.plan.simulate import Measured
+from llm_train.plan.watch import Measured
 from llm_train.runtime.devices import Device, device_called
-from llm_train.runtime.terminal import say, section
+from llm_train.runtime.terminal import say, say_sections
 from llm_train.settings import Settings
 from llm_train.verbs.base import Load, Verb
 
@@ -73,9 +73,7 @@ def plan(settings: Settings, *, devices: int, nodes: int, gpu: str, json_path: s
             "with an optimizer that keeps as much state, for instance AdamW"
         ) from error
     seconds = time.perf_counter() - started
-    for title, rows in result.sections.items():
-        if rows:
-            say(section(title, rows))
+    say_sections(result.sections)
     say(f"\nplanned in {seconds:.1f} s; nothing was allocated")
     if json_path:
         values = result.values | {"planned_in_seconds": seconds}

@@ -14,7 +14,7 @@ import pytest
 
 from llm_train.cli.command import load_settings
 from llm_train.errors import ConfigError
-from llm_train.parity.judge import Distance, judge, measured, tolerance
+from llm_train.parity.judge import Distance, judge, tolerance
 from llm_train.parity.trajectory import Trajectory, counted
 from llm_train.parity.variants import Variant, rounding, variants
 from llm_train.testing.command import refused, run
@@ -298,8 +298,7 @@ DDP = partial(Variant, name="ddp", ranks=2, strategy="ddp")
 def test_what_is_out_of_tolerance_is_named(changed: dict[str, Any], faults: list[str]) -> None:
     found = replace(RUN, **changed)
     allowed = tolerance("32-true", Distance(loss=0.0, norm=0.0, weights=0.0))
-    row = judge(DDP(), found, RUN, measured(found, RUN, 0.0), allowed)
-    assert row.faults == faults
+    assert judge(DDP(), found, RUN, allowed).faults == faults
 
 
 def test_rounding_itself_is_the_baseline_where_fp32_is_not() -> None:

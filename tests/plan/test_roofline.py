@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llm_train.model.network import Counts, Transformer
-from llm_train.plan.roofline import elementwise_bytes, loss_bytes, widths
+from llm_train.model.network.fused import widths
 from llm_train.runtime.devices import device_called
 
 ROOT = Path(__file__).parents[2]
@@ -86,8 +86,10 @@ def test_a_gated_rotary_network_with_few_key_heads_by_hand(script: ModuleType) -
     blocks = 64 * 96 + 64 * 64 + 3 * 64 * 96
     assert script.block_parameters(network) == blocks
     assert script.parameters(network) == blocks + 2 * 100 * 64
-    assert elementwise_bytes(network) == 2 * (16 * 64 + 8 * 96 + 4 * (64 + 16) + 9 * 64)
-    assert loss_bytes(network) == 600
+    fused = network.fused_bytes()
+    assert fused.elementwise == 2 * (16 * 64 + 8 * 96 + 4 * (64 + 16) + 9 * 64)
+    assert fused.blocks_forward == 2 * (8 * 64 + 3 * 96 + 2 * (64 + 16))
+    assert fused.loss == 600
     assert script.optimizer_bytes(network) == 34 * script.parameters(network)
 
 

@@ -22,6 +22,13 @@ class HasShadow:
     shadow: Tensor | None = None
     """A plain attribute, not a buffer: no state dict, no broadcast and no cast may touch it."""
 
+    weight: Tensor
+
+
+def shadowed(network: nn.Module) -> list[HasShadow]:
+    """The modules of ``network`` that have a place for a shadow, filled or not."""
+    return [module for module in network.modules() if isinstance(module, HasShadow)]
+
 
 class ShadowedLinear(HasShadow, nn.Linear):
     """``nn.Linear`` that multiplies by ``shadow`` where it is set."""
@@ -54,13 +61,9 @@ class ShadowWeights:
         self._weights: list[Tensor] = []
         self._shadows: list[Tensor] = []
         self._seen: list[int] = []
-        for module in network.modules():
-            if not isinstance(module, HasShadow):
-                continue
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            module.shadow = torch.empty_like(weight, dtype=dtype, requires_grad=False)
-            self._weights.append(weight)
+        for module in shadowed(network):
+            module.shadow = torch.empty_like(module.weight, dtype=dtype, requires_grad=False)
+            self._weights.append(module.weight)
             self._shadows.append(module.shadow)
         self.cast()
         network.register_forward_pre_hook(self._before_forward)
