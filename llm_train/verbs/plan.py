@@ -35,60 +35,39 @@ class Plan(Verb):
         parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Prints memory, time and traffic."""
-        return plan(
-            load(flags.settings),
-            devices=flags.devices,
-            nodes=flags.nodes,
-            gpu=flags.gpu,
-            json_path=flags.json,
-        )
+        """Prints memory, time and traffic of the configured run, and the fastest one that fits.
 
-
-def plan(settings: Settings, *, devices: int, nodes: int, gpu: str, json_path: str = "") -> int:
-    """Prints memory, time and traffic of the configured run, and the fastest one that fits.
-
-    Args:
-        settings: what was configured; devices, nodes and accelerator are replaced.
-        devices: GPUs of a node; 0 is as configured.
-        nodes: number of nodes; 0 is as configured.
-        gpu: short name of the device.
-        json_path: where the same is written as JSON; nowhere if empty.
-
-    Raises:
-        ConfigError: the configuration has problems, or the device is not known.
-    """
-    started = time.perf_counter()
-    device = device_called(gpu)
-    settings = on_devices(settings, devices=devices, nodes=nodes)
-    problems = checks.problems(settings, running=False)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    try:
-        result = draft(settings, device)
-    except DataDependentOutputException as error:
-        name = type(settings.task.optimizer_config).__name__
-        raise ConfigError(
-            f"model.optimizer={name} reads numbers while it updates, and a plan has none; plan "
-            "with an optimizer that keeps as much state, for instance AdamW"
-        ) from error
-    seconds = time.perf_counter() - started
-    say_sections(result.sections)
-    say(f"\nplanned in {seconds:.1f} s; nothing was allocated")
-    if json_path:
-        values = result.values | {"planned_in_seconds": seconds}
-        Path(json_path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return 0
+        Raises:
+            ConfigError: the configuration has problems, or the device is not known.
+        """
+        started = time.perf_counter()
+        device = device_called(flags.gpu)
+        settings = on_devices(load(flags.settings), devices=flags.devices, nodes=flags.nodes)
+        problems = checks.problems(settings, running=False)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        try:
+            result = draft(settings, device)
+        except DataDependentOutputException as error:
+            name = type(settings.task.optimizer_config).__name__
+            raise ConfigError(
+                f"model.optimizer={name} reads numbers while it updates, and a plan has none; plan "
+                "with an optimizer that keeps as much state, for instance AdamW"
+            ) from error
+        seconds = time.perf_counter() - started
+        say_sections(result.sections)
+        say(f"\nplanned in {seconds:.1f} s; nothing was allocated")
+        if flags.json:
+            values = result.values | {"planned_in_seconds": seconds}
+            Path(flags.json).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        return 0
 
 
 def on_devices(settings: Settings, *, devices: int, nodes: int) -> Settings:
-    """The settings on GPUs that need not be here."""
-    changed: dict[str, Any] = {**settings.trainer, "accelerator": "cuda"}
-    if devices:
-        changed["devices"] = devices
-    if nodes:
-        changed["num_nodes"] = nodes
-    return replace(settings, trainer=changed)
+    """The settings on GPUs that need not be here; 0 is as configured."""
+    given = {"devices": devices, "num_nodes": nodes}
+    changed = {key: number for key, number in given.items() if number}
+    return replace(settings, trainer={**settings.trainer, "accelerator": "cuda", **changed})
 
 
 @dataclass(frozen=True, kw_only=True)
