@@ -88,7 +88,8 @@ def _measure(network: LanguageModel, case: Case) -> Measured:
     found: Measured = {"saved": 0.0}
     if not case.strategy.cuts_network:
         with autocast(case.precision):
-            found["saved"] = saved_bytes(network, *_inputs(case))
+            tokens, readout = _inputs(case)
+            found["saved"] = saved_bytes(network, tokens[:, :-1], readout)
     optimizer = case.optimizer.build(network.named_parameters())
     state = _state(optimizer)
     with watching() as watch:
@@ -160,14 +161,15 @@ def _step(
 def _inputs(case: Case) -> tuple[Tensor, Readout[LossSum]]:
     tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
     targets = tokens[:, 1:].chunk(case.mesh.tensor, dim=1)[0]  # rank 0 scores the first positions
-    return tokens[:, :-1], partial(case.loss, targets=targets)
+    return tokens, partial(case.loss, targets=targets)
 
 
 def objective(network: LanguageModel, case: Case) -> Tensor:
     """What a micro-batch contributes to the loss of its step."""
+    tokens, readout = _inputs(case)
     with autocast(case.precision):
-        sums = network(*_inputs(case))
-    loss: Tensor = sums.objective / (case.micro_batch * case.sequence)
+        sums = network(tokens[:, :-1], readout)
+    loss: Tensor = sums.objective / tokens[:, 1:].numel()
     return loss
 
 

@@ -80,13 +80,12 @@ def measured(case: Case) -> dict[str, int]:
         optimizer.step()
     parameters = list(network.parameters())
     states = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    shadows = [m.shadow for m in shadowed(network) if m.shadow is not None]
     return {
         "saved": saved,
         "parameters": sum(p.nbytes for p in parameters),
         "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
         "optimizer": sum(v.nbytes for v in states),
-        "copies": sum(s.nbytes for s in shadows),
+        "copies": sum(m.shadow.nbytes for m in shadowed(network) if m.shadow is not None),
     }
 
 
