@@ -94,7 +94,7 @@ def write_shards(tokens: str, vocab: int) -> None:
     import numpy as np
     import tokenizers
 
-    from llm_train.data.manifest import VERSION, Manifest, StoredSplit
+    from llm_train.data.manifest import VERSION, Manifest
     from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, dtype_for
 
     directory = Path(tokens + ".shards")
@@ -108,16 +108,8 @@ def write_shards(tokens: str, vocab: int) -> None:
     splits = {}
     for name, part in (("train", ids[:-10_000]), ("held_out", ids[-10_000:])):
         with ShardWriter(directory, name, dtype_for(vocab), 1 << 30) as writer:
-            writer.add(part)
-            digest = writer.finish()
-        splits[name] = StoredSplit(
-            tokens=part.size,
-            documents=1,
-            text_bytes=0,
-            decoded_bytes=0,
-            sha256=digest,
-            shards=writer.shards,
-        )
+            writer.add(part, documents=1)
+        splits[name] = writer.stored()
     Manifest(
         version=VERSION,
         dtype=dtype_for(vocab),

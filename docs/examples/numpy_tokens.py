@@ -48,10 +48,7 @@ class NumpyTokens(TokenSource):
     vocabulary: int
     held_out: int = 1000
 
-    @property
-    def dense(self) -> bool:
-        """Always: every target counts."""
-        return True
+    dense = True  # every target counts
 
     def check(self) -> list[str]:
         """Reports a missing file."""
@@ -76,10 +73,6 @@ class NumpyTokens(TokenSource):
         """Windows of the end."""
         length = self._length()
         return HeldOutWindows(Stretch(self.path, length - self.held_out, length), sequence)
-
-    def token_bytes(self) -> Ids | None:
-        """Unknown, so there are no bits per byte."""
-        return None
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts to print at the start of a run."""

@@ -1,55 +1,33 @@
 """Data: text to token shards (``prepare``), and token shards to windows by index.
 
-Names in ``__all__`` may be used as ``class_path`` in YAML.
+What Python code may use stands here; ``class_path`` in YAML takes the names of the parts.
 """
 
-from llm_train.data.base import (
-    Corpus,
-    Document,
-    Piece,
-    Recipe,
-    Skipped,
-    Split,
-    Texts,
-    Tokenizer,
-    TokenSource,
-    Windows,
-)
-from llm_train.data.corpus import HuggingFace, JSONLines, StandardLibrary, TextFiles
-from llm_train.data.prepare import Prepared, prepare
-from llm_train.data.random_tokens import RandomTokens
-from llm_train.data.split import HashSplit, TailSplit
-from llm_train.data.token_shards import TokenShards
-from llm_train.data.tokenize_corpus import Tokenize
-from llm_train.data.tokenizer import Characters, TokenizerFile, TrainBPE, load_tokenizer
+from llm_train.data.base import Corpus as Corpus
+from llm_train.data.base import Document as Document
+from llm_train.data.base import Piece as Piece
+from llm_train.data.base import Recipe as Recipe
+from llm_train.data.base import Skipped as Skipped
+from llm_train.data.base import Split as Split
+from llm_train.data.base import Texts as Texts
+from llm_train.data.base import Tokenizer as Tokenizer
+from llm_train.data.base import TokenSource as TokenSource
+from llm_train.data.base import Windows as Windows
+from llm_train.data.corpus.files import TextFiles as TextFiles
+from llm_train.data.corpus.hugging_face import HuggingFace as HuggingFace
+from llm_train.data.corpus.json_lines import JSONLines as JSONLines
+from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
+from llm_train.data.prepare import Prepared as Prepared
+from llm_train.data.prepare import prepare as prepare
+from llm_train.data.random_tokens import RandomTokens as RandomTokens
+from llm_train.data.split import HashSplit as HashSplit
+from llm_train.data.split import TailSplit as TailSplit
+from llm_train.data.token_shards import TokenShards as TokenShards
+from llm_train.data.tokenize_corpus import Tokenize as Tokenize
+from llm_train.data.tokenizer.characters import Characters as Characters
+from llm_train.data.tokenizer.tokenizer_file import TokenizerFile as TokenizerFile
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer as load_tokenizer
+from llm_train.data.tokenizer.train_bpe import TrainBPE as TrainBPE
 from llm_train.discovery import load
-
-__all__ = [
-    "Characters",
-    "Corpus",
-    "Document",
-    "HashSplit",
-    "HuggingFace",
-    "JSONLines",
-    "Piece",
-    "Prepared",
-    "RandomTokens",
-    "Recipe",
-    "Skipped",
-    "Split",
-    "StandardLibrary",
-    "TailSplit",
-    "TextFiles",
-    "Texts",
-    "TokenShards",
-    "TokenSource",
-    "Tokenize",
-    "Tokenizer",
-    "TokenizerFile",
-    "TrainBPE",
-    "Windows",
-    "load_tokenizer",
-    "prepare",
-]
 
 load(__name__, skip=("module",))

@@ -69,7 +69,7 @@ class Corpus(Part, ABC):
     def provenance(self) -> Mapping[str, str | int]:
         """Cheap facts about the outside world that change when the text does.
 
-        They are recorded beside the recipe, and ``prepare`` refuses to call old tokens up to date
+        They are recorded with the recipe, and ``prepare`` refuses to call old tokens up to date
         when they differ. ``bytes``, where present, is the size of the text (for a progress bar).
         """
 
@@ -107,9 +107,9 @@ class Tokenizer(Part, ABC):
     """Configuration of a tokenizer. Subclasses are frozen, keyword-only dataclasses."""
 
     @property
-    @abstractmethod
     def boundary(self) -> str:
         """The token appended to each document; "" appends none."""
+        return END_OF_TEXT
 
     @abstractmethod
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
@@ -117,16 +117,17 @@ class Tokenizer(Part, ABC):
 
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Like ``Corpus.provenance``: what outside the configuration the tokenizer depends on."""
+        """Facts outside the configuration and the text that the tokenizer depends on."""
 
 
 class Recipe(Part, ABC):
-    """Configuration of how tokens are made. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of how tokens are made. Subclasses are frozen, keyword-only dataclasses.
 
-    @property
-    @abstractmethod
-    def comparable(self) -> bool:
-        """False: this recipe says nothing about how the tokens were made."""
+    Attributes:
+        comparable: False where the recipe says nothing about how the tokens were made.
+    """
+
+    comparable = True
 
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
@@ -153,16 +154,17 @@ class Windows(ABC):
 
 
 class TokenSource(Part, ABC):
-    """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses.
 
-    @property
-    @abstractmethod
-    def dense(self) -> bool:
-        """True: no training window holds -1, so every training target counts in the loss."""
+    Attributes:
+        dense: True where no training window holds -1, so that every target counts in the loss.
+    """
 
-    @abstractmethod
+    dense = False
+
     def check(self) -> list[str]:
         """Why training could not read this source, one line each, without reading the tokens."""
+        return []
 
     @property
     def folder(self) -> Path | None:
@@ -182,9 +184,8 @@ class TokenSource(Part, ABC):
         """Tokens that are damaged, too few, or of a larger vocabulary than the network's."""
         if not self.prepared and not context.running:
             return
-        missing = self.check()
-        yield from missing
-        if missing:
+        if missing := self.check():
+            yield from missing
             return
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
@@ -217,9 +218,9 @@ class TokenSource(Part, ABC):
     def held_out_windows(self, sequence: int) -> Windows:
         """Each held-out token after the first is a target of exactly one window."""
 
-    @abstractmethod
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
+        return None
 
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import tokenizers
@@ -24,9 +24,6 @@ from llm_train.errors import DataError
 _BATCH_CHARACTERS = 1 << 19
 _BATCH_PIECES = 256
 _LARGEST_PIECE = 1 << 28
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Encoded(NamedTuple):
@@ -45,11 +42,6 @@ class Encoded(NamedTuple):
     text: bytes
     text_bytes: int
     decoded_bytes: int
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def encode_all(
@@ -76,9 +68,19 @@ def encode_all(
             for piece, encoding in zip(batch, encodings, strict=True)
         ]
 
-    with _library_threads_off():
-        for batch in _ordered_map(encode, _batches(pieces), workers or available_cores()):
-            yield from batch
+    workers = workers or _available_cores()
+    waiting: deque[Future[list[Encoded]]] = deque()  # at most two batches a worker
+    with (
+        # The library keeps to the calling thread, so that ``workers`` means what it says.
+        mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"),
+        ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool,
+    ):
+        for batch in _batches(pieces):
+            waiting.append(pool.submit(encode, batch))
+            if len(waiting) >= 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 def _encoded(piece: Piece, ids: list[int], lengths: Ids, end_of_text: int) -> Encoded:
@@ -109,32 +111,5 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """Like ``map`` on a pool, never more than two items a worker ahead of the consumer."""
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-@contextmanager
-def _library_threads_off() -> Iterator[None]:
-    """Keeps tokenizers to the calling thread, so that ``workers`` means what it says."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -98,15 +98,6 @@ class Manifest:
         path = directory / FILE_NAME
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(
-                f"no prepared tokens in {directory}; run `llm-train prepare -c CONFIG`"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); prepare again with --force"
-            ) from None
-        try:
             if plain["version"] != VERSION:
                 raise DataError(
                     f"{path} has format version {plain['version']}, this program reads {VERSION}; "
@@ -116,7 +107,11 @@ class Manifest:
             plain["others"] = [StoredFile(**file) for file in plain["others"]]
             # By field: earlier manifests of this version have two more that nobody read.
             return cls(**{field.name: plain[field.name] for field in dataclasses.fields(cls)})
-        except (KeyError, TypeError, ValueError) as error:
+        except FileNotFoundError:
+            raise DataError(
+                f"no prepared tokens in {directory}; run `llm-train prepare -c CONFIG`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} is not a manifest of token shards ({error!r}); prepare again with --force"
             ) from None

@@ -9,42 +9,30 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm_train.context import Context, Part
-from llm_train.data.base import Recipe, TokenSource, Windows
+from llm_train.data.base import NO_TOKEN, Recipe, TokenSource, Windows
 from llm_train.data.prepare import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 from llm_train.errors import ConfigError
 
 
-class _TrainBatches(Dataset[Tensor]):
-    """(per_device, sequence + 1) tokens for an array of sample indices, in the dtype on disk."""
+class _Batches(Dataset[Tensor]):
+    """(per_device, sequence + 1) tokens for an array of indices; -1 where the index is -1."""
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
 
     def __getitem__(self, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.windows.batch(indices))
+        if indices[-1] >= 0:  # a rank runs out of windows at the end of a batch
+            return torch.from_numpy(self.windows.batch(indices))
+        batch = self.windows.batch(np.maximum(indices, 0))
+        return torch.from_numpy(np.where(indices[:, None] < 0, np.int32(NO_TOKEN), batch))
 
 
-class _HeldOutWindows(Dataset[Tensor]):
-    """(per_device, sequence + 1) int32 tokens; -1 where there is none."""
-
-    def __init__(self, windows: Windows, sequence: int) -> None:
-        self.windows = windows
-        self.sequence = sequence
-
-    def __getitem__(self, indices: np.ndarray) -> Tensor:
-        batch = np.full((len(indices), self.sequence + 1), -1, dtype=np.int32)
-        real = indices >= 0
-        if real.any():
-            batch[real] = self.windows.batch(indices[real])
-        return torch.from_numpy(batch)
-
-
-class _DirectLoader(DataLoader[Tensor]):
+class TokenLoader(DataLoader[Tensor]):
     """A DataLoader that, without workers, is a plain loop: its machinery costs more than reading.
 
     Pinned tensors come from torch's cache of pinned memory, so that copies to a GPU are enqueued.
@@ -59,23 +47,15 @@ class _DirectLoader(DataLoader[Tensor]):
             batch: Tensor = self.dataset[indices]
             yield batch.pin_memory() if self.pin_memory else batch
 
-
-class TokenLoader(_DirectLoader):
-    """A loader that says it can continue where it stopped, because it can.
-
-    Lightning warns about every loader without ``state_dict``. Ours starts at the sample count that
-    its sampler was made with, so there is nothing to store beside it.
-    """
-
     def state_dict(self) -> dict[str, int]:
-        """The sample count at which this loader starts."""
-        assert isinstance(self.sampler, MicroBatches)
-        return {"consumed": self.sampler.consumed}
+        """Nothing: the loader starts at the sample count that its sampler was made with.
+
+        Lightning warns that a loader without ``state_dict`` cannot continue where it stopped.
+        """
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Starts the next iteration at ``state["consumed"]``."""
-        assert isinstance(self.sampler, MicroBatches)
-        self.sampler.consumed = state["consumed"]
+        """Nothing to load."""
 
 
 class TokenData(Part, pl.LightningDataModule):
@@ -96,19 +76,13 @@ class TokenData(Part, pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if workers < 0:
-            raise ConfigError(
-                f"data.workers={workers} must be 0 (read in the process itself) or more"
-            )
+            raise ConfigError(f"data.workers={workers} must be 0 (read in the process) or more")
         self.source = source
         self.recipe = recipe
         self.workers = workers
         self.consumed = 0
         self.steps_done = 0
         self._share: Share | None = None
-        self._sequence = 0
-        self._seed = 0
-        self._steps_total = 0
-        self._pin_memory = False
 
     def parts(self) -> Iterator[Part]:
         """Source and recipe."""
@@ -173,23 +147,22 @@ class TokenData(Part, pl.LightningDataModule):
             steps_done=self.steps_done,
             consumed=self.consumed,
         )
-        dataset = _TrainBatches(self.source.train_windows(self._sequence, self._seed))
-        return TokenLoader(dataset, sampler=sampler, **self._loading())
+        return self._loader(self.source.train_windows(self._sequence, self._seed), sampler)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
+    def val_dataloader(self) -> TokenLoader:
         """Loader of this rank's share of all held-out windows."""
         windows = self.source.held_out_windows(self._sequence)
-        dataset = _HeldOutWindows(windows, self._sequence)
-        sampler = HeldOutBatches(self.share, windows=len(windows))
-        return _DirectLoader(dataset, sampler=sampler, **self._loading())
+        return self._loader(windows, HeldOutBatches(self.share, windows=len(windows)))
 
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "batch_size": None,
-            "num_workers": self.workers,
-            "pin_memory": self._pin_memory,
-            "persistent_workers": self.workers > 0,
+    def _loader(self, windows: Windows, sampler: Sampler[np.ndarray]) -> TokenLoader:
+        return TokenLoader(
+            _Batches(windows),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self._pin_memory,
+            persistent_workers=self.workers > 0,
             # A generator of its own: iter(loader) draws a seed, and from the global generator that
             # would make dropout depend on how often a loader was started.
-            "generator": torch.Generator().manual_seed(self._seed),
-        }
+            generator=torch.Generator().manual_seed(self._seed),
+        )

@@ -29,10 +29,7 @@ _log = logging.getLogger(__name__)
 class Prepared(Recipe):
     """No recipe: the tokens were made elsewhere and are taken as they are."""
 
-    @property
-    def comparable(self) -> bool:
-        """Never."""
-        return False
+    comparable = False
 
     def provenance(self) -> dict[str, str | int]:
         """Nothing is known."""

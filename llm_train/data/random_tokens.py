@@ -33,19 +33,12 @@ class RandomTokens(TokenSource):
     held_out_length: int = 1 << 14
     seed: int = 0
 
+    dense = True
+
     def __post_init__(self) -> None:
         if not 2 <= self.vocabulary < 1 << 31:
             raise ConfigError(f"vocabulary={self.vocabulary} must lie in 2 .. {(1 << 31) - 1}")
         check_at_least(self, 2, "length", "held_out_length", hint=" tokens")
-
-    @property
-    def dense(self) -> bool:
-        """Always."""
-        return True
-
-    def check(self) -> list[str]:
-        """Nothing can be missing."""
-        return []
 
     def fingerprint(self) -> str:
         """The configuration is the data."""
@@ -57,24 +50,18 @@ class RandomTokens(TokenSource):
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of the training stream."""
-        tokens = ComputedTokens(self.length, self.vocabulary, f"random/{self.seed}/train")
-        return TrainWindows(tokens, sequence, seed, self.fingerprint())
+        return TrainWindows(self._tokens("train", self.length), sequence, seed, self.fingerprint())
 
     def held_out_windows(self, sequence: int) -> Windows:
         """Windows of another stream with the same distribution."""
-        tokens = ComputedTokens(
-            self.held_out_length, self.vocabulary, f"random/{self.seed}/held_out"
-        )
-        return HeldOutWindows(tokens, sequence)
+        return HeldOutWindows(self._tokens("held_out", self.held_out_length), sequence)
 
-    def token_bytes(self) -> Ids | None:
-        """These ids stand for no text."""
-        return None
+    def _tokens(self, stream: str, length: int) -> ComputedTokens:
+        return ComputedTokens(length, self.vocabulary, f"random/{self.seed}/{stream}")
 
     def entropy_nats(self) -> float:
         """The least loss a network can reach, in nats per token."""
-        edges = np.cbrt(np.arange(self.vocabulary + 1) / self.vocabulary)
-        probabilities = np.diff(edges)
+        probabilities = np.diff(np.cbrt(np.arange(self.vocabulary + 1) / self.vocabulary))
         return -float(np.sum(probabilities * np.log(probabilities)))
 
     def description(self) -> dict[str, str | int | float | None]:

@@ -1,4 +1,4 @@
-"""A recipe as plain values: to be kept beside the tokens and compared with another one.
+"""A recipe as plain values: kept alongside the tokens and compared with another one.
 
 The plain form is what a YAML file would say: ``class_path`` and the fields. Fields that do not
 change the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.
@@ -7,6 +7,7 @@ change the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,32 +18,26 @@ from llm_train.errors import ConfigError
 NO_EFFECT_ON_TOKENS: Mapping[str, bool] = {"affects_tokens": False}
 
 
-def plain(value: object) -> object:
-    """Configurations become dictionaries, sequences lists; anything else must be a JSON scalar."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = type(value)
-        ours = kind.__module__.split(".")[0] == __name__.split(".")[0]
-        fields = {
-            field.name: plain(getattr(value, field.name))
+def recipe_dict(recipe: Recipe) -> dict[str, object]:
+    """The recipe's plain form: what JSON keeps of it."""
+    plain: dict[str, object] = json.loads(json.dumps(recipe, default=_plain))
+    return plain
+
+
+def _plain(value: object) -> dict[str, object]:
+    """One part of a recipe; ``json`` itself goes on into lists, mappings and the part's fields."""
+    if not dataclasses.is_dataclass(value):
+        raise ConfigError(f"{value!r} in a recipe has no plain form; use numbers, text and lists")
+    kind = type(value)
+    ours = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    return {
+        "class_path": kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}",
+        **{
+            field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
             if field.metadata.get("affects_tokens", True)
-        }
-        name = kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
-        return {"class_path": name, **fields}
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise ConfigError(f"{value!r} in a recipe has no plain form; use numbers, text and lists")
-
-
-def recipe_dict(recipe: Recipe) -> dict[str, object]:
-    """The recipe's plain form."""
-    result = plain(recipe)
-    assert isinstance(result, dict)
-    return result
+        },
+    }
 
 
 def differences(stored: object, wanted: object, key: str = "") -> Iterator[str]:

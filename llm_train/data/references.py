@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from collections.abc import Callable
 
 LIMIT_BYTES = 1 << 28  # xz -9 does 2-3 MB/s: beyond this it would take minutes on one core
 
@@ -19,10 +18,9 @@ class CompressedSize:
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self._text_bytes = 0
         self._limit = limit_bytes
-        gzip, xz = zlib.compressobj(9, wbits=31), lzma.LZMACompressor(preset=9)
-        self._streams: dict[str, tuple[Callable[[bytes], bytes], Callable[[], bytes]]] = {
-            "gzip_9": (gzip.compress, gzip.flush),
-            "xz_9": (xz.compress, xz.flush),
+        self._streams: dict[str, zlib._Compress | lzma.LZMACompressor] = {
+            "gzip_9": zlib.compressobj(9, wbits=31),
+            "xz_9": lzma.LZMACompressor(preset=9),
         }
         self._sizes = dict.fromkeys(self._streams, 0)
 
@@ -30,14 +28,14 @@ class CompressedSize:
         """Appends to what is compressed."""
         self._text_bytes += len(text)
         if self._text_bytes <= self._limit:
-            for name, (compress, _) in self._streams.items():
-                self._sizes[name] += len(compress(text))
+            for name, stream in self._streams.items():
+                self._sizes[name] += len(stream.compress(text))
 
     def bits_per_byte(self) -> dict[str, float | None]:
         """Ends the streams; nothing can be added afterwards."""
         if not 0 < self._text_bytes <= self._limit:
             return dict.fromkeys(self._streams, None)
         return {
-            name: 8.0 * (self._sizes[name] + len(flush())) / self._text_bytes
-            for name, (_, flush) in self._streams.items()
+            name: 8.0 * (self._sizes[name] + len(stream.flush())) / self._text_bytes
+            for name, stream in self._streams.items()
         }

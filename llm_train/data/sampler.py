@@ -8,6 +8,7 @@ number of ranks that divides the step reads the same samples in that step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,12 +55,8 @@ class MicroBatches(Sampler[np.ndarray]):
         return self.steps_total * self.share.accumulation
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        share = self.share
-        offsets = np.arange(share.per_device, dtype=np.int64)
-        for step in range(self.steps_total - self.steps_done):
-            first = self.consumed + step * share.samples_per_step
-            for micro in range(share.accumulation):
-                yield first + (micro * share.world_size + share.rank) * share.per_device + offsets
+        turns = (self.steps_total - self.steps_done) * self.share.accumulation
+        return _turns(self.share, self.consumed, turns)
 
 
 class HeldOutBatches(Sampler[np.ndarray]):
@@ -74,13 +71,15 @@ class HeldOutBatches(Sampler[np.ndarray]):
         self.windows = windows
 
     def __len__(self) -> int:
-        together = self.share.per_device * self.share.world_size
-        return (self.windows + together - 1) // together
+        return math.ceil(self.windows / (self.share.per_device * self.share.world_size))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        share = self.share
-        for turn in range(len(self)):
-            first = (turn * share.world_size + share.rank) * share.per_device
-            indices = np.arange(first, first + share.per_device, dtype=np.int64)
-            indices[indices >= self.windows] = -1
-            yield indices
+        for indices in _turns(self.share, 0, len(self)):
+            yield np.where(indices < self.windows, indices, -1)
+
+
+def _turns(share: Share, first: int, count: int) -> Iterator[np.ndarray]:
+    """Deals ``per_device`` indices to each rank in turn, ``count`` times; yields this rank's."""
+    mine = first + share.rank * share.per_device + np.arange(share.per_device, dtype=np.int64)
+    for turn in range(count):
+        yield mine + turn * share.world_size * share.per_device

@@ -8,18 +8,20 @@ reader joins them, and windows cross their borders.
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect_right
+from collections import Counter
 from contextlib import AbstractContextManager
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from llm_train.data.base import Ids, SplitName
-from llm_train.data.manifest import Manifest, StoredFile
+from llm_train.data.manifest import Manifest, StoredFile, StoredSplit
 from llm_train.data.windows import Tokens
 from llm_train.errors import DataError
 from llm_train.runtime import disk
@@ -56,130 +58,94 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     """
 
     def __init__(self, directory: Path, split: SplitName, dtype: str, shard_tokens: int) -> None:
-        self.tokens = 0
-        self.shards: list[StoredFile] = []
-        self._directory = directory
-        self._split = split
+        self._stem = directory / split
         self._dtype = little_endian(dtype)
         self._shard_tokens = shard_tokens
-        self._all = hashlib.sha256()
-        self._shard = hashlib.sha256()
+        self._counts = Counter(tokens=0, documents=0, text_bytes=0, decoded_bytes=0)
+        self._digest = hashlib.sha256()
+        self._shards: list[StoredFile] = []
         self._file: BinaryIO | None = None
-        self._left = 0
 
-    def add(self, ids: Ids) -> None:
-        """Appends ids (any integer type, all below the vocabulary size)."""
+    def add(self, ids: Ids, **counts: int) -> None:
+        """Appends ids (any integer type, all below the vocabulary size).
+
+        Args:
+            ids: in one dimension.
+            **counts: of ``StoredSplit``, to be added to what they were.
+        """
+        self._counts.update(counts, tokens=ids.size)
         stored = ids.astype(self._dtype)
+        self._digest.update(stored.tobytes())
         while stored.size:
             if self._file is None:
-                name = f"{self._split}-{len(self.shards):05d}.bin"
-                self._file = (self._directory / name).open("wb")
-                self._left = self._shard_tokens
-                self._shard = hashlib.sha256()
-            part, stored = stored[: self._left], stored[self._left :]
-            data = part.tobytes()
-            self._file.write(data)
-            self._all.update(data)
-            self._shard.update(data)
-            self._left -= part.size
-            self.tokens += part.size
-            if self._left == 0:
+                self._file = open(f"{self._stem}-{len(self._shards):05d}.bin", "wb")  # noqa: SIM115 - closed on exit
+            left = self._shard_tokens - self._file.tell() // self._dtype.itemsize
+            part, stored = stored[:left], stored[left:]
+            self._file.write(part.tobytes())
+            if part.size == left:
                 self._finish_shard()
 
-    def finish(self) -> str:
-        """Completes the last shard and returns the hash of all ids."""
-        self._finish_shard()
-        return self._all.hexdigest()
-
-    def _finish_shard(self) -> None:
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        path = Path(self._file.name)
-        size = self._file.tell()
-        self._file.close()
-        self._file = None
-        self.shards.append(StoredFile(name=path.name, bytes=size, sha256=self._shard.hexdigest()))
+    def stored(self) -> StoredSplit:
+        """What was written, once the writer has been left."""
+        return StoredSplit(sha256=self._digest.hexdigest(), shards=self._shards, **self._counts)
 
     def __exit__(self, *_: object) -> None:
+        self._finish_shard()
+
+    def _finish_shard(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._shards.append(describe_file(Path(self._file.name)))
+            self._file = None
 
 
 class ShardTokens(Tokens):
-    """The shards of one split as one row of token ids.
-
-    Maps are opened on first use and left out of pickles: a pickled memory map would carry the
-    tokens themselves into every DataLoader worker.
-    """
+    """The shards of one split as one row of token ids."""
 
     def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
-        self._dtype = little_endian(manifest.dtype)
+        # 32-bit ids are read as signed integers, which torch can index with.
+        self._dtype = little_endian("uint16" if manifest.dtype == "uint16" else "int32")
         shards = manifest.splits[split].shards
         self._paths = [directory / shard.name for shard in shards]
-        lengths = (shard.bytes // self._dtype.itemsize for shard in shards)
-        self._borders = [0, *accumulate(lengths)]
-        self._firsts = np.asarray(self._borders[:-1])
-        self._maps: list[Ids] | None = None
+        self._borders = [0, *accumulate(shard.bytes // self._dtype.itemsize for shard in shards)]
         self._windows: dict[int, Ids] = {}
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """As stored; 32-bit ids as signed integers, which torch can index with."""
-        return np.dtype(np.uint16 if self._dtype.itemsize == 2 else np.int32)
+        """As stored, in the byte order of this machine."""
+        return self._dtype.newbyteorder("=")
 
     def __len__(self) -> int:
         return self._borders[-1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_maps": None, "_windows": {}}
+        # A pickled memory map would carry the tokens themselves into every DataLoader worker.
+        kept = {name: value for name, value in self.__dict__.items() if name != "_maps"}
+        return {**kept, "_windows": {}}
 
     def read(self, start: int, out: Ids) -> None:
         """Copies tokens ``start .. start + out.size`` into ``out``, across shards if need be."""
-        maps = self._open()
         done = 0
         shard = bisect_right(self._borders, start) - 1
         while done < out.size:
             first = self._borders[shard]
-            part = maps[shard][start + done - first : start + out.size - first]
+            part = self._maps[shard][start + done - first : start + out.size - first]
             out[done : done + part.size] = part
             done += part.size
             shard += 1
 
     def rows(self, starts: npt.NDArray[np.int64], length: int) -> Ids:
-        """One gather per shard; windows that cross a border are put together by ``read``."""
-        maps = self._open()
-        if len(maps) == 1 and starts.size:
-            if length not in self._windows:
-                self._windows[length] = _every_window(maps[0], length)
-            return np.asarray(self._windows[length][starts])
-        out = np.empty((starts.size, length), dtype=self.dtype)
-        shards = np.searchsorted(self._firsts, starts, side="right") - 1
-        offsets = starts - self._firsts[shards]
-        for row, shard, offset, start in zip(
-            out, shards.tolist(), offsets.tolist(), starts.tolist(), strict=True
-        ):
-            part = maps[shard][offset : offset + length]
-            if part.size == length:
-                row[:] = part
-            else:
-                self.read(start, row)
-        return out
+        """One gather where there is one shard."""
+        if len(self._maps) != 1 or not starts.size:
+            return super().rows(starts, length)
+        if length not in self._windows:
+            self._windows[length] = sliding_window_view(self._maps[0], length)
+        return np.asarray(self._windows[length][starts])
 
-    def _open(self) -> list[Ids]:
-        if self._maps is None:
-            # A plain array over the map: slicing np.memmap itself costs several times more.
-            stored = self._dtype if self._dtype.itemsize == 2 else little_endian("int32")
-            self._maps = [np.asarray(np.memmap(p, stored, mode="r")) for p in self._paths]
-        return self._maps
-
-
-def _every_window(tokens: Ids, length: int) -> Ids:
-    """A view whose row i is the window at i: (N - length + 1, length), without a copy."""
-    strides = (tokens.itemsize, tokens.itemsize)
-    shape = (tokens.size - length + 1, length)
-    return np.lib.stride_tricks.as_strided(tokens, shape, strides, writeable=False)
+    @cached_property
+    def _maps(self) -> list[Ids]:
+        # A plain array over the map: slicing np.memmap itself costs several times more.
+        return [np.asarray(np.memmap(path, self._dtype, mode="r")) for path in self._paths]
 
 
 def verify(directory: Path, checksums: bool = False) -> Manifest:
@@ -196,14 +162,12 @@ def verify(directory: Path, checksums: bool = False) -> Manifest:
     for expected in manifest.files:
         path = directory / expected.name
         if not path.is_file():
-            raise DataError(f"{path} is missing; prepare again with --force")
-        if (size := path.stat().st_size) != expected.bytes:
-            raise DataError(
-                f"{path} has {size} bytes, its manifest says {expected.bytes}; "
-                "prepare again with --force"
-            )
-        if checksums and describe_file(path).sha256 != expected.sha256:
-            raise DataError(
-                f"{path} is damaged: its sha256 is not the manifest's; prepare again with --force"
-            )
+            damage = "is missing"
+        elif (size := path.stat().st_size) != expected.bytes:
+            damage = f"has {size} bytes, its manifest says {expected.bytes}"
+        elif checksums and describe_file(path).sha256 != expected.sha256:
+            damage = "is damaged: its sha256 is not the manifest's"
+        else:
+            continue
+        raise DataError(f"{path} {damage}; prepare again with --force")
     return manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.base import SPLITS, Ids, TokenSource, Windows
+from llm_train.data.base import SPLITS, Ids, SplitName, TokenSource, Windows
 from llm_train.data.manifest import FILE_NAME, Manifest
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardTokens, verify
 from llm_train.data.windows import HeldOutWindows, TrainWindows
@@ -24,14 +24,11 @@ class TokenShards(TokenSource):
 
     path: str
 
+    dense = True  # documents follow one another without padding
+
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("path='' names no directory; set data.source.path")
-
-    @property
-    def dense(self) -> bool:
-        """Always: documents follow one another without padding."""
-        return True
 
     @property
     def folder(self) -> Path:
@@ -57,7 +54,7 @@ class TokenShards(TokenSource):
 
     def manifest(self) -> Manifest:
         """What the directory says about itself."""
-        return Manifest.load(Path(self.path))
+        return Manifest.load(self.folder)
 
     def fingerprint(self) -> str:
         """Of the ids on both sides, not of the shards they happen to lie in."""
@@ -70,18 +67,18 @@ class TokenShards(TokenSource):
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of the training shards."""
-        manifest = verify(Path(self.path))
-        tokens = ShardTokens(Path(self.path), manifest, "train")
-        return TrainWindows(tokens, sequence, seed, self.fingerprint())
+        return TrainWindows(self._tokens("train"), sequence, seed, self.fingerprint())
 
     def held_out_windows(self, sequence: int) -> Windows:
         """Windows of the held-out shards."""
-        manifest = verify(Path(self.path))
-        return HeldOutWindows(ShardTokens(Path(self.path), manifest, "held_out"), sequence)
+        return HeldOutWindows(self._tokens("held_out"), sequence)
+
+    def _tokens(self, split: SplitName) -> ShardTokens:
+        return ShardTokens(self.folder, verify(self.folder), split)
 
     def token_bytes(self) -> Ids:
-        """From the file beside the shards."""
-        lengths: Ids = np.load(Path(self.path) / TOKEN_BYTES, allow_pickle=False)
+        """From the file alongside the shards."""
+        lengths: Ids = np.load(self.folder / TOKEN_BYTES, allow_pickle=False)
         return lengths
 
     def description(self) -> dict[str, str | int | float | None]:

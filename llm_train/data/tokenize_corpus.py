@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 from tqdm.auto import tqdm
 
 from llm_train.context import Part
 from llm_train.data.base import (
+    NO_TOKEN,
     SPLITS,
     Corpus,
     Document,
-    Ids,
     Recipe,
     Skipped,
     Split,
@@ -35,7 +34,7 @@ from llm_train.data.manifest import VERSION, Manifest, StoredSplit
 from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.references import CompressedSize
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
-from llm_train.data.tokenizer.loading import byte_lengths, load_tokenizer, token_id, vocabulary_size
+from llm_train.data.tokenizer.tokenizer_file import byte_lengths, load_tokenizer, token_id
 from llm_train.errors import DataError, check_at_least
 
 _log = logging.getLogger(__name__)
@@ -67,11 +66,6 @@ class Tokenize(Recipe):
         """Corpus, tokenizer and split."""
         yield from (self.corpus, self.tokenizer, self.split)
 
-    @property
-    def comparable(self) -> bool:
-        """Always."""
-        return True
-
     def provenance(self) -> dict[str, str | int]:
         """Of corpus and tokenizer."""
         return {**self.corpus.provenance(), **self.tokenizer.provenance()}
@@ -90,31 +84,40 @@ class Tokenize(Recipe):
         lengths = byte_lengths(tokenizer)
         np.save(directory / TOKEN_BYTES, lengths)
         boundary = self.tokenizer.boundary
-        end_of_text = token_id(tokenizer, boundary) if boundary else -1
-        skipped: Counter[str] = Counter()
+        end_of_text = token_id(tokenizer, boundary) if boundary else NO_TOKEN
+        dtype = dtype_for(lengths.size)
+        skipped, compressed = Counter[str](), CompressedSize()
         size = provenance.get("bytes")
-        with tqdm(
-            total=size if isinstance(size, int) else None,
-            unit="B",
-            unit_scale=True,
-            desc="tokenizing",
-            disable=not progress,
-        ) as bar:
-            splits, references = self._encode(
-                directory, tokenizer, lengths, end_of_text, skipped, bar.update
-            )
+        total = size if isinstance(size, int) else None
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
+        with bar, ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(ShardWriter(directory, name, dtype, self.shard_tokens))
+                for name in SPLITS
+            }
+            pieces = self.split.divide(lambda: self._documents(skipped))
+            for piece in encode_all(pieces, tokenizer, lengths, end_of_text, self.workers):
+                writers[piece.split].add(
+                    piece.ids,
+                    documents=1,
+                    text_bytes=piece.text_bytes,
+                    decoded_bytes=piece.decoded_bytes,
+                )
+                compressed.add(piece.text)
+                bar.update(piece.text_bytes)
+        splits = {name: writer.stored() for name, writer in writers.items()}
         self._check(splits)
         Manifest(
             version=VERSION,
-            dtype=dtype_for(vocabulary_size(tokenizer)),
-            vocab_size=vocabulary_size(tokenizer),
+            dtype=dtype,
+            vocab_size=lengths.size,
             end_of_text=end_of_text,
             splits=splits,
             others=[describe_file(directory / name) for name in (TOKENIZER, TOKEN_BYTES)],
             recipe=recipe_dict(self),
             provenance=provenance,
             skipped=dict(sorted(skipped.items())),
-            references=references,
+            references=compressed.bits_per_byte(),
         ).save(directory)
 
     def _documents(self, skipped: Counter[str]) -> Iterator[Document]:
@@ -132,45 +135,6 @@ class Tokenize(Recipe):
     def _train_texts(self) -> Iterator[str]:
         pieces = self.split.divide(lambda: self._documents(Counter()))
         return (piece.text for piece in pieces if piece.split == "train")
-
-    def _encode(
-        self,
-        directory: Path,
-        tokenizer: tokenizers.Tokenizer,
-        lengths: Ids,
-        end_of_text: int,
-        skipped: Counter[str],
-        advance: Callable[[int], object],
-    ) -> tuple[dict[SplitName, StoredSplit], dict[str, float | None]]:
-        dtype = dtype_for(vocabulary_size(tokenizer))
-        counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
-        compressed = CompressedSize()
-
-        with ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(ShardWriter(directory, name, dtype, self.shard_tokens))
-                for name in SPLITS
-            }
-            pieces = self.split.divide(lambda: self._documents(skipped))
-            for piece in encode_all(pieces, tokenizer, lengths, end_of_text, self.workers):
-                writers[piece.split].add(piece.ids)
-                compressed.add(piece.text)
-                counts[piece.split].update(
-                    documents=1, text_bytes=piece.text_bytes, decoded_bytes=piece.decoded_bytes
-                )
-                advance(piece.text_bytes)
-            splits = {
-                name: StoredSplit(
-                    sha256=writer.finish(),
-                    tokens=writer.tokens,
-                    shards=writer.shards,
-                    documents=counts[name]["documents"],
-                    text_bytes=counts[name]["text_bytes"],
-                    decoded_bytes=counts[name]["decoded_bytes"],
-                )
-                for name, writer in writers.items()
-            }
-        return splits, compressed.bits_per_byte()
 
     def _check(self, splits: Mapping[SplitName, StoredSplit]) -> None:
         if not splits["train"].tokens:

@@ -24,7 +24,7 @@ def page(run: Run) -> str:
     environment.filters["text"] = _text
     return environment.get_template("page.html").render(
         run=run,
-        events=[(_when(event), _what(event)) for event in run.events],
+        events=map(_row, run.events),
         specifications=[
             each.properties(width="container", height=170 if number else 300).to_dict()
             for number, each in enumerate(charts({run.name: run}))
@@ -58,12 +58,9 @@ def _text(value: object) -> str:
     return f"{value:,.0f}" if value == value // 1 else f"{value:.6g}"
 
 
-def _when(event: Record) -> str:
+def _row(event: Record) -> tuple[str, str]:
+    """When something happened, and what."""
     time = str(event.get("time", ""))[:19].replace("T", " ")
-    return f"{time} UTC" if time else ""
-
-
-def _what(event: Record) -> str:
     details = {key: value for key, value in event.items() if key not in ("event", "step", "time")}
     text = f"{event['event'].replace('_', ' ')} at step {event['step']:,}"
-    return f"{text}: {_text(details)}" if details else text
+    return f"{time} UTC" if time else "", f"{text}: {_text(details)}" if details else text

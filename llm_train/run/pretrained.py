@@ -13,7 +13,7 @@ from torch import Tensor
 from llm_train.checkpoint.loading import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import END_OF_TEXT
-from llm_train.data.tokenizer import load_tokenizer
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel, Projection
 from llm_train.model.network.init import materialise

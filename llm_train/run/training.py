@@ -5,6 +5,7 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ from llm_train.run.trainer import bind, build_trainer
 from llm_train.settings import Settings
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_metrics
+
+_LET_GO_SECONDS = 0.2  # what a thread may need to be scheduled on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +198,12 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
 def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
     """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown.
 
+    DTensor's caches hold the mesh, and the mesh its groups, so that gloo's threads outlive
+    ``destroy_process_group``. One of them may have done its last work and wait for Python's lock,
+    in order to drop a tensor. If the interpreter begins to end meanwhile, it makes the thread exit
+    inside a C++ destructor, which ends the process with "terminate called without an active
+    exception".
+
     Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
     may have reached only some of them.
     """
@@ -203,4 +212,5 @@ def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
         number = int(highest)
         torch.distributed.destroy_process_group()
+        time.sleep(_LET_GO_SECONDS)  # without Python's lock: whoever waits for it gets it
     return number

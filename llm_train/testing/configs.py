@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_train.runtime import yaml12
+from llm_train.trainer.logger.records import read_metrics
 
 VOCAB = 61
+
+
+def part(class_path: str, **init_args: Any) -> dict[str, Any]:
+    """A class and its arguments, as a YAML file names them."""
+    return {"class_path": class_path, "init_args": init_args}
 
 
 def tiny(run_dir: Path, *, steps: int = 6, **overrides: Any) -> dict[str, Any]:
@@ -24,30 +30,22 @@ def tiny(run_dir: Path, *, steps: int = 6, **overrides: Any) -> dict[str, Any]:
         "batch": {"tokens": 128, "sequence": 16, "per_device": 2},
         "checkpoint": {"every": "2 steps", "keep_last": 100},
         "model": {
-            "network": {
-                "class_path": "Transformer",
-                "init_args": {
-                    "vocab_size": VOCAB,
-                    "layers": 2,
-                    "width": 16,
-                    "heads": 2,
-                    "max_sequence": 16,
-                    "dropout": 0.1,
-                },
-            },
-            "optimizer": {"class_path": "AdamW", "init_args": {"learning_rate": 0.01}},
-            "schedule": {"class_path": "WarmupCosine", "init_args": {"warmup": "2 steps"}},
+            "network": part(
+                "Transformer",
+                vocab_size=VOCAB,
+                layers=2,
+                width=16,
+                heads=2,
+                max_sequence=16,
+                dropout=0.1,
+            ),
+            "optimizer": part("AdamW", learning_rate=0.01),
+            "schedule": part("WarmupCosine", warmup="2 steps"),
         },
         "data": {
-            "source": {
-                "class_path": "RandomTokens",
-                "init_args": {
-                    "vocabulary": VOCAB,
-                    "length": 4000,
-                    "held_out_length": 300,
-                    "seed": 3,
-                },
-            }
+            "source": part(
+                "RandomTokens", vocabulary=VOCAB, length=4000, held_out_length=300, seed=3
+            )
         },
         "trainer": {
             "accelerator": "cpu",
@@ -59,10 +57,16 @@ def tiny(run_dir: Path, *, steps: int = 6, **overrides: Any) -> dict[str, Any]:
     for key, value in overrides.items():
         place = config
         *path, last = key.split("__")
-        for part in path:
-            place = place.setdefault(part, {})
+        for name in path:
+            place = place.setdefault(name, {})
         place[last] = value
     return config
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """The training losses of a run by step."""
+    records = read_metrics(run_dir / "metrics.jsonl")
+    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:

@@ -9,8 +9,8 @@ The protocol is one JSON request per line on standard input and one JSON answer 
 output. A request holds ``arguments``, ``ranks`` (0 starts no process group) and ``log``. These keys
 are optional:
 
-- ``metrics``, ``step`` and ``delay_seconds`` send a signal that long after ``metrics`` shows
-  ``step``; ``signal`` (SIGKILL) says which, ``victims`` (all ranks) to whom, ``repeat`` how often.
+- ``metrics`` and ``step`` send a signal ``delay_seconds`` (0) after ``metrics`` shows ``step``;
+  ``signal`` (SIGKILL) says which, ``victims`` (all ranks) to whom, ``repeat`` (1) how often.
 - ``launcher`` (torchrun) is who started the ranks, as far as they can tell: ``ranks.launched_as``.
 - ``script`` is a file to run instead of the command line.
 - ``cwd`` is the directory to run in, ``environment`` are further environment variables, and
@@ -29,29 +29,39 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
+from llm_train.cli import load_settings, main
 from llm_train.testing.command import Outcome
+from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import environment, launched_as
+from llm_train.trainer.logger.records import read_lines
 
 _GRACE_SECONDS = 5.0
+# What a run would otherwise import late, in every rank.
 _IMPORTED = (
-    "llm_train.verbs.fit",
+    "llm_train.run.training",
+    "llm_train.checkpoint.callback",
+    "torch.distributed.checkpoint",
+    "torch.distributed.tensor.parallel",
     "torch._inductor.compile_fx",
-    "deepspeed.runtime.zero.muon.original_muon",  # late, and by every engine
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "wandb",
 )
 
 Request = dict[str, Any]  # as JSON gives it
 
 
-class ForkServer:
+class ForkServer(subprocess.Popen[str]):
     """The test's end of the pipe, which closes when its ``with`` block ends."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        super().__init__(
             [sys.executable, "-m", "llm_train.testing.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -59,23 +69,13 @@ class ForkServer:
             env={**environment(), "DS_ACCELERATOR": "cpu"},
         )
 
-    def __enter__(self) -> ForkServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
-
     def run(self, *arguments: str, ranks: int, log: Path, **options: object) -> list[int]:
         """Runs the command line in forked ranks and returns exit statuses; a signal is negative."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self.stdin is not None
+        assert self.stdout is not None
         request = {"arguments": arguments, "ranks": ranks, "log": str(log), **options}
-        print(json.dumps(request, default=str), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
+        print(json.dumps(request, default=str), file=self.stdin, flush=True)
+        answer = self.stdout.readline()
         if not answer:
             raise AssertionError(f"the fork server died; see {log}")
         statuses: list[int] = json.loads(answer)
@@ -97,7 +97,7 @@ def _serve() -> None:
         children = [_fork(request, rank, port) for rank in range(max(1, request["ranks"]))]
         if "step" in request:
             _wait_for_step(Path(request["metrics"]), request["step"], children)
-            time.sleep(request["delay_seconds"])
+            time.sleep(request.get("delay_seconds", 0.0))
             for _ in range(request.get("repeat", 1)):
                 for rank in request.get("victims", range(len(children))):
                     os.kill(children[rank], request.get("signal", signal.SIGKILL))
@@ -131,11 +131,9 @@ def _fork(request: Request, rank: int, port: int) -> int:
 
 
 def _become(request: Request, rank: int, port: int) -> NoReturn:
-    log = _open_to_append(request["log"])
-    errors = _open_to_append(request.get("errors") or request["log"])
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for target, source in ((0, nothing), (1, log), (2, errors)):
-        os.dup2(source, target)
+    log = request["log"]
+    for number, path in enumerate((os.devnull, log, request.get("errors", log))):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     os.chdir(request.get("cwd", "."))
     os.environ.update(request.get("environment", {}))
     sys.path[:0] = filter(None, request.get("environment", {}).get("PYTHONPATH", "").split(":"))
@@ -149,14 +147,10 @@ def _become(request: Request, rank: int, port: int) -> NoReturn:
             runpy.run_path(request["script"], run_name="__main__")
             code = 0
         else:
-            from llm_train.cli import main
-
             main(request["arguments"])
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -164,32 +158,17 @@ def _become(request: Request, rank: int, port: int) -> NoReturn:
         os._exit(code)
 
 
-def _open_to_append(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-
 def _wait_for_step(metrics: Path, step: int, children: list[int]) -> None:
     """Returns when ``step`` is logged, or when the first child has ended by itself."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if metrics.exists() and _last_step(metrics) >= step:
+        last = read_lines(metrics)[-1:] if metrics.exists() else []
+        # An event may be the start or resume that makes the records before it those of another run.
+        if any("event" not in record and record["step"] >= step for record in last):
             return
-        ended = os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is not None:
+        if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)
-
-
-def _last_step(metrics: Path) -> int:
-    """Step of the last record after the last start or resume."""
-    last = -1
-    for line in metrics.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        last = record["step"] if "event" not in record else -1
-    return last
 
 
 def _warm_up() -> None:
@@ -200,9 +179,6 @@ def _warm_up() -> None:
     for name in _IMPORTED:
         if importlib.util.find_spec(name.split(".")[0]) is not None:
             importlib.import_module(name)
-
-    from llm_train.cli.command import load_settings
-    from llm_train.testing.configs import tiny, write
 
     with tempfile.TemporaryDirectory() as folder:
         file = write(Path(folder) / "tiny.yaml", tiny(Path(folder)))

@@ -15,7 +15,6 @@ def llm_train(
     ranks: int = 0,
     cwd: Path | None = None,
     check: bool = True,
-    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own, under torchrun if ``ranks`` is given."""
     done = subprocess.run(
@@ -24,7 +23,7 @@ def llm_train(
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
         check=False,
     )
     if check and done.returncode:

@@ -75,7 +75,7 @@ def test_keys_do_not_depend_on_where_the_data_lie(
 
 @pytest.mark.parametrize("pause", [0, 1, 2, 3])
 def test_separator_cuts_a_file(tmp_path: Path, pause: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_train.data.corpus.text_files._READ_CHARACTERS", 7 + pause)
+    monkeypatch.setattr("llm_train.data.corpus.files._READ_CHARACTERS", 7 + pause)
     path = tmp_path / "stories.txt"
     path.write_text("first story<|end|>second é<|end|><|end|>third", newline="")
     items = list(TextFiles(paths=[str(path)], separator="<|end|>").read())
@@ -142,10 +142,8 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
 def test_json_lines_other_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"body": f"text {i}"}) for i in range(3)))
-    items = list(JSONLines(paths=[str(path)], field="body").read())
-    assert [item.text for item in items if isinstance(item, Document)] == [
-        f"text {i}" for i in range(3)
-    ]
+    items = JSONLines(paths=[str(path)], field="body").read()
+    assert list(items) == [Document(f"rows.jsonl:{i + 1}", f"text {i}") for i in range(3)]
 
 
 @pytest.fixture(scope="module")

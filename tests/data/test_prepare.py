@@ -56,22 +56,27 @@ def recipe(corpus: Path) -> Tokenize:
     )
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+def files_of(name: str, corpus: Path, recipe: Tokenize) -> list[Path]:
+    assert isinstance(recipe.split, HashSplit)
+    held_out = recipe.split.held_out
+    files = sorted(corpus.glob("[0-9]*"))
+    return [file for file in files if held_out(file.name) == (name == "held_out")]
+
+
 def stored(path: Path, split: str) -> np.ndarray:
     return np.concatenate([np.fromfile(file, "<u2") for file in sorted(path.glob(f"{split}-*"))])
 
 
-def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
+def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, path: Path) -> None:
     manifest = prepare(recipe, path, progress=False)
     tokenizer = load_tokenizer(path)
-    split = recipe.split
-    assert isinstance(split, HashSplit)
     for name in ("train", "held_out"):
-        files = [
-            file
-            for file in sorted(corpus.glob("[0-9]*"))
-            if split.held_out(file.name) == (name == "held_out")
-        ]
+        files = files_of(name, corpus, recipe)
         ids = stored(path, name)
         documents = np.split(ids, np.flatnonzero(ids == manifest.end_of_text) + 1)
         assert documents.pop().size == 0
@@ -86,12 +91,9 @@ def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, tmp_path: P
     assert manifest.skipped == {"empty": 1, "not UTF-8": 1}
 
 
-def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
-    manifest = prepare(recipe, tmp_path / "tokens", progress=False)
-    split = recipe.split
-    assert isinstance(split, HashSplit)
-    files = [file for file in sorted(corpus.glob("[0-9]*")) if split.held_out(file.name)]
-    data = b"".join(file.read_bytes() for file in files)
+def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, path: Path) -> None:
+    manifest = prepare(recipe, path, progress=False)
+    data = b"".join(file.read_bytes() for file in files_of("held_out", corpus, recipe))
     assert manifest.references == {
         "gzip_9": len(gzip.compress(data, 9)) * 8 / len(data),
         "xz_9": len(lzma.compress(data, preset=9)) * 8 / len(data),
@@ -126,9 +128,8 @@ def test_environment_is_left_as_found(
 
 
 def test_preparing_again_is_no_work(
-    recipe: Tokenize, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recipe: Tokenize, caplog: pytest.LogCaptureFixture, path: Path
 ) -> None:
-    path = tmp_path / "tokens"
     first = prepare(recipe, path, progress=False)
     inode = path.stat().st_ino
     with caplog.at_level(logging.INFO, "llm_train"):
@@ -137,8 +138,7 @@ def test_preparing_again_is_no_work(
     assert path.stat().st_ino == inode
 
 
-def test_another_recipe_is_refused_and_forced(recipe: Tokenize, tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
+def test_another_recipe_is_refused_and_forced(recipe: Tokenize, tmp_path: Path, path: Path) -> None:
     prepare(recipe, path, progress=False)
     other = replace(recipe, tokenizer=TrainBPE(vocab_size=300), split=TailSplit(fraction=0.1))
     assert recipe_differences(path, recipe) == []
@@ -153,8 +153,7 @@ def test_another_recipe_is_refused_and_forced(recipe: Tokenize, tmp_path: Path) 
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["corpus", "tokens"]
 
 
-def test_changed_text_is_not_up_to_date(recipe: Tokenize, corpus: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
+def test_changed_text_is_not_up_to_date(recipe: Tokenize, corpus: Path, path: Path) -> None:
     prepare(recipe, path, progress=False)
     (corpus / "000.txt").write_text("longer than it was: " * 50)
     with pytest.raises(ConfigError, match=r"bytes: .*--force"):
@@ -163,17 +162,15 @@ def test_changed_text_is_not_up_to_date(recipe: Tokenize, corpus: Path, tmp_path
 
 
 def test_tokens_without_their_text_are_usable(
-    recipe: Tokenize, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recipe: Tokenize, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, path: Path
 ) -> None:
-    path = tmp_path / "tokens"
     first = prepare(recipe, path, progress=False)
     corpus.rename(tmp_path / "elsewhere")
     assert prepare(recipe, path, progress=False) == first
     assert "cannot tell whether the text has changed" in caplog.text
 
 
-def test_force_never_removes_anything_else(recipe: Tokenize, tmp_path: Path) -> None:
-    path = tmp_path / "precious"
+def test_force_never_removes_anything_else(recipe: Tokenize, path: Path) -> None:
     path.mkdir()
     (path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="holds no prepared tokens"):
@@ -181,12 +178,12 @@ def test_force_never_removes_anything_else(recipe: Tokenize, tmp_path: Path) -> 
     assert (path / "thesis.txt").exists()
 
 
-def test_prepared_refuses(tmp_path: Path, recipe: Tokenize) -> None:
+def test_prepared_refuses(recipe: Tokenize, path: Path) -> None:
     with pytest.raises(ConfigError, match="made elsewhere"):
-        prepare(Prepared(), tmp_path / "tokens")
-    assert not (tmp_path / "tokens").exists()
-    prepare(recipe, tmp_path / "tokens", progress=False)
-    assert recipe_differences(tmp_path / "tokens", Prepared()) == []
+        prepare(Prepared(), path)
+    assert not path.exists()
+    prepare(recipe, path, progress=False)
+    assert recipe_differences(path, Prepared()) == []
 
 
 def test_an_error_leaves_nothing(recipe: Tokenize, tmp_path: Path) -> None:
@@ -220,9 +217,8 @@ prepare(Tokenize(corpus=Stuck(), tokenizer=TrainBPE(vocab_size=300), split=HashS
 
 
 def test_a_killed_prepare_leaves_nothing_that_looks_complete(
-    recipe: Tokenize, tmp_path: Path
+    recipe: Tokenize, tmp_path: Path, path: Path
 ) -> None:
-    path = tmp_path / "tokens"
     staged = tmp_path / "tokens.partial"
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(path)], stdout=subprocess.PIPE, text=True
@@ -242,7 +238,7 @@ def test_a_killed_prepare_leaves_nothing_that_looks_complete(
     verify(path, checksums=True)
 
 
-def test_characters_of_one_file_as_published(tmp_path: Path) -> None:
+def test_characters_of_one_file_as_published(tmp_path: Path, path: Path) -> None:
     text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 20
     (tmp_path / "input.txt").write_text(text)
     recipe = Tokenize(
@@ -250,7 +246,6 @@ def test_characters_of_one_file_as_published(tmp_path: Path) -> None:
         tokenizer=Characters(),
         split=TailSplit(fraction=0.1),
     )
-    path = tmp_path / "tokens"
     manifest = prepare(recipe, path, progress=False)
     alphabet = sorted(set(text))
     cut = int(0.9 * len(text))
@@ -313,17 +308,17 @@ def test_tokenize_refuses_nonsense(field: str, value: int) -> None:
 
 
 @pytest.mark.slow
-def test_standard_library_from_end_to_end(tmp_path: Path) -> None:
+def test_standard_library_from_end_to_end(path: Path) -> None:
     recipe = Tokenize(
         corpus=StandardLibrary(),
         tokenizer=TrainBPE(vocab_size=4096),
         split=HashSplit(fraction=0.05),
     )
-    manifest = prepare(recipe, tmp_path / "tokens", progress=False)
+    manifest = prepare(recipe, path, progress=False)
     train, held_out = manifest.splits["train"], manifest.splits["held_out"]
     assert manifest.vocab_size == 4096
     assert 0.02 < held_out.text_bytes / (train.text_bytes + held_out.text_bytes) < 0.1
     assert 3.0 < train.text_bytes / train.tokens < 4.0
     assert 1.5 < manifest.references["gzip_9"] < 2.3
     assert 1.2 < manifest.references["xz_9"] < 1.9
-    verify(tmp_path / "tokens", checksums=True)
+    verify(path, checksums=True)

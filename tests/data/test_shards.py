@@ -22,17 +22,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def pristine(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokens") / "shards"
+def prepared(corpus: Path, path: Path, shard_tokens: int, salt: str = "") -> Path:
     recipe = Tokenize(
         corpus=TextFiles(paths=[str(corpus)]),
         tokenizer=TrainBPE(vocab_size=300),
-        split=HashSplit(fraction=0.2),
-        shard_tokens=1000,
+        split=HashSplit(fraction=0.2, salt=salt),
+        shard_tokens=shard_tokens,
     )
     prepare(recipe, path, progress=False)
     return path
+
+
+@pytest.fixture(scope="module")
+def pristine(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(corpus, tmp_path_factory.mktemp("tokens") / "shards", 1000)
 
 
 @pytest.fixture
@@ -65,12 +68,11 @@ def test_writer_keeps_the_largest_id(tmp_path: Path, vocab_size: int) -> None:
     dtype = dtype_for(vocab_size)
     with ShardWriter(tmp_path, "train", dtype, shard_tokens=2) as writer:
         writer.add(np.array([0, vocab_size - 1, 1], dtype=np.int32))
-        writer.finish()
-    read = np.concatenate(
-        [np.fromfile(tmp_path / f.name, "<" + np.dtype(dtype).str[1:]) for f in writer.shards]
-    )
+    stored = np.dtype(dtype).newbyteorder("<")
+    shards = writer.stored().shards
+    read = np.concatenate([np.fromfile(tmp_path / shard.name, stored) for shard in shards])
     assert read.tolist() == [0, vocab_size - 1, 1]
-    assert [shard.bytes for shard in writer.shards] == [2 * read.itemsize, read.itemsize]
+    assert [shard.bytes for shard in shards] == [2 * read.itemsize, read.itemsize]
 
 
 def test_source_windows_hold_the_held_out_tokens(shards: Path) -> None:
@@ -99,19 +101,10 @@ def test_windows_pickle_without_their_tokens(shards: Path) -> None:
 
 
 def test_fingerprint_is_of_tokens_not_of_shards(shards: Path, corpus: Path, tmp_path: Path) -> None:
-    def prepared(name: str, shard_tokens: int, salt: str) -> str:
-        recipe = Tokenize(
-            corpus=TextFiles(paths=[str(corpus)]),
-            tokenizer=TrainBPE(vocab_size=300),
-            split=HashSplit(fraction=0.2, salt=salt),
-            shard_tokens=shard_tokens,
-        )
-        prepare(recipe, tmp_path / name, progress=False)
-        return TokenShards(path=str(tmp_path / name)).fingerprint()
-
-    fingerprint = TokenShards(path=str(shards)).fingerprint()
-    assert prepared("a", 777, "") == fingerprint
-    assert prepared("b", 1000, "other") != fingerprint
+    others = prepared(corpus, tmp_path / "a", 777), prepared(corpus, tmp_path / "b", 1000, "other")
+    first, same, other = (TokenShards(path=str(p)).fingerprint() for p in (shards, *others))
+    assert first == same
+    assert first != other
 
 
 def test_missing_directory_says_what_to_run(tmp_path: Path) -> None:
@@ -123,22 +116,20 @@ def test_missing_directory_says_what_to_run(tmp_path: Path) -> None:
         source.vocab_size()
 
 
-def test_truncated_shard_is_named(shards: Path) -> None:
+def test_truncated_or_missing_shard_is_named(shards: Path) -> None:
     victim = shards / "train-00001.bin"
     victim.write_bytes(victim.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"train-00001\.bin has 1998 bytes, its manifest says 2000"):
         TokenShards(path=str(shards)).train_windows(8, 0)
     assert "train-00001.bin" in TokenShards(path=str(shards)).check()[0]
-
-
-def test_missing_shard_is_named(shards: Path) -> None:
-    (shards / "held_out-00000.bin").unlink()
-    with pytest.raises(DataError, match=r"held_out-00000\.bin is missing"):
+    victim.unlink()
+    with pytest.raises(DataError, match=r"train-00001\.bin is missing"):
         verify(shards)
 
 
 @pytest.mark.parametrize("name", ["train-00002.bin", "tokenizer.json", "token_bytes.npy"])
 def test_flipped_bit_is_found_by_checksums(shards: Path, name: str) -> None:
+    assert verify(shards, checksums=True) == Manifest.load(shards)
     victim = shards / name
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -148,17 +139,11 @@ def test_flipped_bit_is_found_by_checksums(shards: Path, name: str) -> None:
         verify(shards, checksums=True)
 
 
-def test_intact_shards_verify(shards: Path) -> None:
-    assert verify(shards, checksums=True) == Manifest.load(shards)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "not a manifest"),
-        ("{}", "not a manifest"),
-        ('{"version": 99}', "format version 99"),
+        *((content, r"manifest\.json is not a manifest.*--force") for content in ("{", "[]", "{}")),
+        ('{"version": 99}', "format version 99.*--force"),
     ],
 )
 def test_damaged_manifest_is_named(shards: Path, content: str, message: str) -> None:

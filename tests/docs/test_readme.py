@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,6 @@ import yaml
 
 from llm_train.testing.command import Outcome
 from llm_train.testing.fork_server import ForkServer
-from llm_train.testing.ranks import environment
 from llm_train.units import Batch, Duration, Scaling
 
 ROOT = Path(__file__).parents[2]
@@ -217,20 +214,13 @@ def test_readme_sequence_runs(fork_server: ForkServer, place: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_scripts_run_as_written(place: Path) -> None:
+def test_scripts_run_as_written(fork_server: ForkServer, place: Path) -> None:
     scripts = re.findall(r"^```python\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
     assert [len([line for line in each.splitlines() if line]) for each in scripts] == [4, 5]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(scripts)],
-        capture_output=True,
-        text=True,
-        cwd=place,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *_, result, predicted = done.stdout.splitlines()
+    (place / "scripts.py").write_text("\n".join(scripts), "utf-8")
+    done = fork_server.command(script="scripts.py", folder=place, cwd=place)
+    assert done.code == 0, done.err
+    *_, result, predicted = done.out.splitlines()
     assert re.fullmatch(r"10 \d\.\d+", result)
     assert re.fullmatch(r"tensor\(\[\[\d+, +\d+, +\d+\]\]\)", predicted)
 

@@ -16,7 +16,7 @@ import torch
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise, materialise
 from llm_train.model.network.linear import ShadowWeights
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.ranks import command, environment, llm_train
 from llm_train.trainer.logger.records import read_lines, read_metrics
 
@@ -37,11 +37,6 @@ def config(run_dir: Path, **overrides: Any) -> dict[str, Any]:
         "checkpoint__every": "5 steps",
     }
     return tiny(run_dir, steps=STEPS, **{**settings, **overrides})
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    records = read_metrics(run_dir / "metrics.jsonl")
-    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
 
 
 CASES = [(s, c) for s in ("single", "ddp", "fsdp", "zero2") for c in ("none", "blocks")]

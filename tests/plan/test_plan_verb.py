@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from llm_train.plan.speed import LINK_EFFICIENCY, transfer_seconds
 from llm_train.runtime.devices import device_called
 from llm_train.testing import configs
 from llm_train.testing.command import refused, run
-from llm_train.testing.ranks import llm_train
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.strategy import DDP, FSDP, LocalSGD, Strategy
 from llm_train.trainer.strategy.cost import Transfer, Weight, Workload
 
@@ -38,14 +37,15 @@ def test_a_plan_of_the_quickstart(tmp_path: Path) -> None:
 
 
 def test_a_users_strategy_and_local_sgd_are_planned_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'docs/examples'}{os.pathsep}{ROOT}")
+    on_path = {"PYTHONPATH": str(ROOT / "docs/examples")}
     small = ["-c", str(configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run")))]
     file = tmp_path / "plan.json"
     options = [*small, "--devices", "2", "--json", str(file)]
     mine = ["--trainer.strategy.class_path=compressed.Compressed", "--allow-import", "compressed"]
-    llm_train("plan", *options, *mine, cwd=tmp_path)
+    done = fork_server.command("plan", *options, *mine, folder=tmp_path, environment=on_path)
+    assert done.code == 0, done.err
     found = json.loads(file.read_text())
     assert found["configured"]["strategy"] == "Compressed"
     best = {c["strategy"]: c for c in reversed(found["fastest"])}

@@ -15,20 +15,15 @@ import pytest
 from llm_train.runtime.launch import Launch, find_launch
 from llm_train.runtime.srun import Srun
 from llm_train.testing.command import refused, run
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import command, environment, launched_as
-from llm_train.trainer.logger.records import read_metrics
 
 STEP = launched_as("srun", rank=1, ranks=2, port=29500)
 
 
 def file_of(folder: Path, **overrides: Any) -> str:
     return str(write(folder / "c.yaml", tiny(folder / "run", **overrides)))
-
-
-def losses(folder: Path) -> list[float]:
-    return [r["train/loss"] for r in read_metrics(folder / "metrics.jsonl") if "train/loss" in r]
 
 
 # --- what is read ---------------------------------------------------------------------------------
@@ -179,21 +174,25 @@ def test_srun_starts_every_strategy(strategy: str, fork_server: ForkServer, tmp_
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("launcher", "number", "victims"),
+    ("launcher", "number", "sent"),
     [
-        ("srun", signal.SIGUSR1, [1]),
-        ("srun", signal.SIGTERM, [1]),
-        ("both", signal.SIGUSR1, [0, 1]),
+        ("srun", signal.SIGUSR1, {"victims": [1]}),
+        ("srun", signal.SIGTERM, {"victims": [1]}),
+        ("both", signal.SIGUSR1, {}),
+        ("torchrun", signal.SIGTERM, {"repeat": 2}),
     ],
 )
 def test_a_signal_ends_all_ranks_with_one_status(
     launcher: str,
     number: signal.Signals,
-    victims: list[int],
+    sent: dict[str, Any],
     fork_server: ForkServer,
     tmp_path: Path,
 ) -> None:
-    """srun returns the highest status of all tasks; only 128 + SIGUSR1 means: start again."""
+    """srun returns the highest status of all tasks; only 128 + SIGUSR1 means: start again.
+
+    torchrun passes on its copy of a signal that the whole job got: that is one wish, not two.
+    """
     log = tmp_path / "log.txt"
     file = file_of(tmp_path, steps=200, checkpoint__every="0 steps")
     statuses = fork_server.run(
@@ -205,9 +204,8 @@ def test_a_signal_ends_all_ranks_with_one_status(
         log=log,
         metrics=tmp_path / "run" / "metrics.jsonl",
         step=8,
-        delay_seconds=0.0,
-        signal=int(number),
-        victims=victims,
+        signal=number,
+        **sent,
     )
     assert statuses == [128 + number] * 2, log.read_text()
     assert log.read_text().count(f"stopped by {number.name} after step") == 1

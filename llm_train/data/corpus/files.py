@@ -1,15 +1,20 @@
-"""Finding files, and turning their bytes into documents or reasons why not."""
+"""Text in files: finding them, and turning their bytes into documents or reasons why not."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_train.data.base import Document, Skipped
+from llm_train.data.base import Corpus, Document, Skipped
 from llm_train.errors import ConfigError, DataError
+
+_READ_CHARACTERS = 1 << 20
 
 
 class Found(NamedTuple):
@@ -19,32 +24,106 @@ class Found(NamedTuple):
     path: Path
 
 
-def check_paths(paths: Sequence[str]) -> None:
-    """Refuses an empty list and empty entries."""
-    if isinstance(paths, str) or not paths or not all(paths):
-        raise ConfigError(
-            f"paths={paths!r} must be a list of files, directories or glob patterns, "
-            "as in [corpus/*.txt]"
-        )
+class FileCorpus(Corpus):
+    """Documents that lie in files.
 
-
-def find_files(paths: Sequence[str]) -> list[Found]:
-    """Files named by ``paths``, in their order and sorted within each; none twice.
-
-    A directory stands for all files below it whose path holds no name that starts with a dot; in a
-    pattern, ``**`` matches any depth.
-
-    Raises:
-        DataError: an entry that matches nothing.
+    Attributes:
+        size_key: what provenance calls the size of the files; ``bytes`` where it is the text's.
     """
-    found: dict[Path, Found] = {}
-    for entry in paths:
-        matches = sorted(_expand(os.path.expanduser(entry)))
-        if not matches:
-            raise DataError(f"paths: {entry!r} matches no file; correct the path or the pattern")
-        for match in matches:
-            found.setdefault(match.path.resolve(), match)
-    return list(found.values())
+
+    size_key = "bytes"
+
+    @abstractmethod
+    def files(self) -> list[Found]:
+        """The files, in the same order at every call."""
+
+    @abstractmethod
+    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+        """What one file holds, in order."""
+
+    def read(self) -> Iterator[Document | Skipped]:
+        """All documents, in the order of their files."""
+        return chain.from_iterable(map(self.documents, self.files()))
+
+    def provenance(self) -> Mapping[str, str | int]:
+        """Number of files and their size on disk."""
+        files = self.files()
+        return {"files": len(files), self.size_key: sum(f.path.stat().st_size for f in files)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedFiles(FileCorpus):
+    """Documents in files that the configuration names.
+
+    Attributes:
+        paths: files, directories or glob patterns.
+    """
+
+    paths: list[str]
+
+    def __post_init__(self) -> None:
+        paths: Sequence[str] = self.paths  # a script may have passed a text
+        if isinstance(paths, str) or not paths or not all(paths):
+            raise ConfigError(
+                f"paths={paths!r} must be a list of files, directories or glob patterns, "
+                "as in [corpus/*.txt]"
+            )
+
+    def files(self) -> list[Found]:
+        """Files named by ``paths``, in their order and sorted within each; none twice.
+
+        A directory stands for all files below it whose path holds no name that starts with a dot;
+        in a pattern, ``**`` matches any depth.
+
+        Raises:
+            DataError: an entry that matches nothing.
+        """
+        found: dict[Path, Found] = {}
+        for entry in self.paths:
+            matches = sorted(_expand(os.path.expanduser(entry)))
+            if not matches:
+                raise DataError(
+                    f"paths: {entry!r} matches no file; correct the path or the pattern"
+                )
+            for match in matches:
+                found.setdefault(match.path.resolve(), match)
+        return list(found.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(NamedFiles):
+    r"""UTF-8 text files.
+
+    A document's key is the file's path below the directory or the fixed part of the pattern that
+    named it, with ``#number`` where the file is cut.
+
+    Attributes:
+        paths: files, directories or glob patterns.
+        separator: the text between documents where a file holds many (``"\n\n\n"``,
+            ``"<|endoftext|>"``); it belongs to none of them. Such files are read in pieces and may
+            be larger than memory. "" means that a file is one document.
+    """
+
+    separator: str = ""
+
+    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+        """The whole file, or the texts between separators."""
+        if not self.separator:
+            yield read_document(file)
+            return
+        number, rest = 0, ""
+        with file.path.open(encoding="utf-8", newline="") as stream:
+            try:
+                while chunk := stream.read(_READ_CHARACTERS):
+                    *whole, rest = (rest + chunk).split(self.separator)
+                    for text in whole:
+                        yield document(f"{file.key}#{number}", text)
+                        number += 1
+            except UnicodeDecodeError:
+                yield Skipped(f"{file.key}#{number}", "not UTF-8 from here to the end of the file")
+                return
+        if rest:
+            yield document(f"{file.key}#{number}", rest)
 
 
 def _expand(entry: str) -> Iterator[Found]:
@@ -54,17 +133,10 @@ def _expand(entry: str) -> Iterator[Found]:
     elif path.is_dir():
         yield from walk(path)
     else:
-        fixed = Path(*_parts_before_magic(Path(entry).parts))
-        for name in glob.iglob(entry, recursive=True):
-            if os.path.isfile(name):
-                yield Found(Path(name).relative_to(fixed).as_posix(), Path(name))
-
-
-def _parts_before_magic(parts: Sequence[str]) -> Iterator[str]:
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
+        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        for match in map(Path, glob.iglob(entry, recursive=True)):
+            if match.is_file():
+                yield Found(match.relative_to(fixed).as_posix(), match)
 
 
 def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[Found]:
@@ -77,27 +149,20 @@ def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[Found]:
                 yield Found(path.relative_to(root).as_posix(), path)
 
 
-def total_bytes(files: Sequence[Found]) -> int:
-    """Size of the files on disk."""
-    return sum(file.path.stat().st_size for file in files)
-
-
 def document(key: str, text: str) -> Document | Skipped:
     """A document, unless it is empty or holds half of a surrogate pair, which UTF-8 cannot."""
     if not text:
         return Skipped(key, "empty")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return Skipped(key, "lone surrogate")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Skipped(key, "lone surrogate")
     return Document(key, text)
 
 
 def read_document(file: Found) -> Document | Skipped:
     """The whole file, line ends untouched."""
     try:
-        text = file.path.read_bytes().decode("utf-8")
+        return document(file.key, file.path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError:
         return Skipped(file.key, "not UTF-8")
-    return document(file.key, text)

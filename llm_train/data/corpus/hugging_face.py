@@ -51,10 +51,8 @@ class HuggingFace(Corpus):
         for number, row in enumerate(self._rows()):
             key = f"{self.split}:{number}"
             if self.field not in row:
-                columns = ", ".join(row)
-                raise DataError(
-                    f"field={self.field!r} is no column of {self.path}; it has {columns}"
-                )
+                known = ", ".join(row)
+                raise DataError(f"field={self.field!r} is no column of {self.path}; it has {known}")
             text = row[self.field]
             yield document(key, text) if isinstance(text, str) else Skipped(key, "not a string")
 
@@ -80,9 +78,8 @@ class HuggingFace(Corpus):
             rows = datasets.load_from_disk(self.path)
             if isinstance(rows, datasets.DatasetDict):
                 if self.split not in rows:
-                    raise DataError(
-                        f"split={self.split!r} is not in {self.path}; it has {', '.join(rows)}"
-                    )
+                    known = ", ".join(rows)
+                    raise DataError(f"split={self.split!r} is not in {self.path}; it has {known}")
                 rows = rows[self.split]
         else:
             rows = datasets.load_dataset(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llm_train.data.base import Corpus, Document, Skipped
-from llm_train.data.corpus.files import check_paths, document, find_files, total_bytes
+from llm_train.data.base import Document, Skipped
+from llm_train.data.corpus.files import Found, NamedFiles, document
 from llm_train.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class JSONLines(Corpus):
+class JSONLines(NamedFiles):
     """Files of JSON objects, one a line; ``.gz`` files are decompressed on the way.
 
     A document's key is its file's path below what named it, a colon and the line number.
@@ -23,26 +23,20 @@ class JSONLines(Corpus):
         field: the member that holds the text.
     """
 
-    paths: list[str]
+    size_key = "file_bytes"  # keys and braces count, and the files may be compressed
     field: str = "text"
 
     def __post_init__(self) -> None:
-        check_paths(self.paths)
+        super().__post_init__()
         if not self.field:
             raise ConfigError("field='' names no member of the JSON objects, as in field: text")
 
-    def read(self) -> Iterator[Document | Skipped]:
-        """Lines in order of their files."""
-        for file in find_files(self.paths):
-            opener = gzip.open if file.path.suffix == ".gz" else open
-            with opener(file.path, "rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    yield self._document(f"{file.key}:{number}", line)
-
-    def provenance(self) -> Mapping[str, str | int]:
-        """Number of files and their size on disk."""
-        files = find_files(self.paths)
-        return {"files": len(files), "file_bytes": total_bytes(files)}
+    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+        """Lines in order."""
+        opener = gzip.open if file.path.suffix == ".gz" else open
+        with opener(file.path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield self._document(f"{file.key}:{number}", line)
 
     def _document(self, key: str, line: bytes) -> Document | Skipped:
         try:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_train.data.base import Corpus, Document, Skipped
-from llm_train.data.corpus.files import Found, read_document, total_bytes, walk
+from llm_train.data.base import Document, Skipped
+from llm_train.data.corpus.files import FileCorpus, Found, read_document, walk
 from llm_train.errors import DataError
 
 # Tests repeat the code they test and hold files in deliberately broken encodings; the package
@@ -20,7 +20,7 @@ _WITHOUT = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandardLibrary(Corpus):
+class StandardLibrary(FileCorpus):
     """The ``.py`` files of the running interpreter's standard library, without its tests.
 
     About 700 files and 12 MB; the text changes with the version of Python. A document's key is its
@@ -38,15 +38,10 @@ class StandardLibrary(Corpus):
             )
         return found
 
-    def read(self) -> Iterator[Document | Skipped]:
-        """One document a file."""
-        return map(read_document, self.files())
+    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+        """The file is one document."""
+        yield read_document(file)
 
     def provenance(self) -> Mapping[str, str | int]:
         """Version of Python, number of files and their size."""
-        files = self.files()
-        return {
-            "python": platform.python_version(),
-            "files": len(files),
-            "bytes": total_bytes(files),
-        }
+        return {"python": platform.python_version(), **super().provenance()}

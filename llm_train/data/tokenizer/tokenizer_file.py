@@ -1,21 +1,29 @@
-"""A tokenizer that exists already."""
+"""A ``tokenizer.json`` that exists already: opening it, and what its tokens weigh in bytes.
+
+Two traps of a file from elsewhere are taken out on loading: it may truncate or pad what it encodes,
+and it turns text that merely spells a special token into that token. A corpus that discusses
+``<|endoftext|>`` must not end in the middle of a sentence.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tokenizers
 
-from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
-from llm_train.data.tokenizer.loading import byte_lengths, load_tokenizer, token_id, tokenizer_file
-from llm_train.errors import ConfigError
+from llm_train.data.base import END_OF_TEXT, Ids, Texts, Tokenizer
+from llm_train.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile(Tokenizer):
-    """Takes a byte-level ``tokenizer.json`` as it is and copies it beside the tokens.
+    """Takes a byte-level ``tokenizer.json`` as it is and copies it alongside the tokens.
 
     Attributes:
         path: the file, or a directory that holds it.
@@ -36,9 +44,8 @@ class TokenizerFile(Tokenizer):
 
     def provenance(self) -> Mapping[str, str | int]:
         """The file's hash."""
-        return {
-            "tokenizer_file": hashlib.sha256(tokenizer_file(self.path).read_bytes()).hexdigest()
-        }
+        content = tokenizer_file(self.path).read_bytes()
+        return {"tokenizer_file": hashlib.sha256(content).hexdigest()}
 
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Opens the file and refuses what cannot be used before any text is read."""
@@ -47,3 +54,83 @@ class TokenizerFile(Tokenizer):
         if self.end_of_text:
             token_id(tokenizer, self.end_of_text)
         return tokenizer
+
+
+def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
+    """Opens a tokenizer; special tokens in the text it encodes are ordinary text.
+
+    Args:
+        path: a ``tokenizer.json``, or a directory that holds one.
+
+    Raises:
+        DataError: no such file, or not a tokenizer.
+    """
+    file = tokenizer_file(path)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{file} is not a tokenizer that tokenizers can read: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The ``tokenizer.json`` that ``path`` is, or holds.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise DataError(f"{path}: there is no tokenizer.json; correct the path")
+    return file
+
+
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+    """One more than the largest id; a vocabulary may have gaps."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
+    """The id of a token that must exist."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ConfigError(
+            f"end_of_text={token!r} is not a token of this tokenizer; name one, or '' for none"
+        )
+    return int(found)
+
+
+def byte_lengths(tokenizer: tokenizers.Tokenizer) -> Ids:
+    """(vocabulary,) bytes of text each id decodes to; 0 for special tokens and unused ids.
+
+    Known for two kinds of tokenizer: byte-level ones, which write each byte as one character, and
+    those that only join their tokens. Others (SentencePiece's byte fallback, WordPiece) add or drop
+    characters depending on the neighbours, and are refused.
+
+    Raises:
+        ConfigError: the length of a token depends on its neighbours.
+    """
+    plain = json.loads(tokenizer.to_str())
+    kinds = _decoders(plain["decoder"])
+    if kinds not in (["ByteLevel"], ["Fuse"]):
+        raise ConfigError(
+            f"a tokenizer with the decoder {' + '.join(kinds) or 'none'} is not supported: bits "
+            "per byte need a byte-level tokenizer (decoder ByteLevel); train one with TrainBPE"
+        )
+    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int32)
+    for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
+        lengths[number] = len(token) if kinds == ["ByteLevel"] else len(token.encode())
+    for added in plain["added_tokens"]:
+        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return lengths
+
+
+def _decoders(decoder: dict[str, Any] | None) -> list[str]:
+    if decoder is None:
+        return []
+    if decoder["type"] == "Sequence":
+        return [kind for inner in decoder["decoders"] for kind in _decoders(inner)]
+    return [decoder["type"]]

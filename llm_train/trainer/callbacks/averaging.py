@@ -87,7 +87,6 @@ def _at_rest(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]
     return [parameter.detach() for parameter in trainee(pl_module).network.parameters()]
 
 
-@torch.no_grad()
 def _overwrite(parameters: list[Tensor], values: list[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)

@@ -13,6 +13,7 @@ checkpoints lie outside a step and are not counted.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -25,22 +26,17 @@ from llm_train.trainer.logger.base import log_event
 
 STEPS = 2
 EVENT = "collectives"
-_PREFIX = "c10d::"
 # Operators begin like this, and end in what says how the tensors came. The first match counts.
 _KINDS = {
     "allreduce": "all-reduce",
     "reduce_scatter": "reduce-scatter",
     "allgather": "all-gather",
     "alltoall": "all-to-all",
-    "broadcast": "broadcast",
-    "reduce": "reduce",
-    "gather": "gather",
-    "scatter": "scatter",
-    "send": "send",
     "recv": "receive",
-    "barrier": "barrier",
     "monitored_barrier": "barrier",
+    **{kind: kind for kind in ("broadcast", "reduce", "gather", "scatter", "send", "barrier")},
 }
+_OPERATOR = re.compile(rf"c10d::_*({'|'.join(_KINDS)})")
 
 
 class Collectives(EachStep):
@@ -67,14 +63,13 @@ class Collectives(EachStep):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts when the update is done; writes after the last step."""
-        task = trainee(pl_module)
         if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
         self._counts += count(e.name for e in profiler.events())  # type: ignore[no-untyped-call]
         self._steps += 1
-        if trainer.global_step == task.derived.total_steps:
+        if trainer.global_step == trainee(pl_module).derived.total_steps:
             per_step = {kind: calls / self._steps for kind, calls in sorted(self._counts.items())}
             log_event(trainer.loggers, EVENT, trainer.global_step, per_step=per_step)
 
@@ -94,10 +89,5 @@ def count(operators: Iterable[str]) -> Counter[str]:
     >>> sorted(count(names).items())
     [('all-reduce', 2), ('reduce-scatter', 1)]
     """
-    kinds = (_kind(name.removeprefix(_PREFIX)) for name in operators if name.startswith(_PREFIX))
-    return Counter(kind for kind in kinds if kind)
-
-
-def _kind(operator: str) -> str:
-    stem = operator.lstrip("_")
-    return next((kind for start, kind in _KINDS.items() if stem.startswith(start)), "")
+    found = (_OPERATOR.match(name) for name in operators)
+    return Counter(_KINDS[match[1]] for match in found if match)

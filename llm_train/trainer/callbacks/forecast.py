@@ -84,12 +84,10 @@ class Forecast(EachStep):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
-        task = trainee(pl_module)
         if trainer.global_step != self._due:
             return
-        self._due = -1
         try:
-            measured = self._measured(trainer, task)
+            measured = self._measured(trainer, trainee(pl_module))
         except Exception as error:  # whatever an optimizer or a strategy keeps, training goes on
             say(f"\nnothing to compare with the plan: {type(error).__name__}: {error}")
             return
@@ -97,8 +95,7 @@ class Forecast(EachStep):
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
         known = {name: value for name, value in self.predicted.items() if measured.get(name)}
         found = {name: measured[name] for name in known}
-        step = trainer.global_step
-        log_event(trainer.loggers, "forecast", step, predicted=known, measured=found)
+        log_event(trainer.loggers, "forecast", trainer.global_step, predicted=known, measured=found)
 
     def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
         network, device = task.network, task.device

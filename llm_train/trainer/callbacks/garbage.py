@@ -24,12 +24,11 @@ class GarbageCollection(EachStep):
 
     def __init__(self, every: int = 1000) -> None:
         self.every = every
-        self._was_enabled = False
-        self._active = False
+        self._was_enabled: bool | None = None  # known while training lasts
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freezes what was built and switches automatic collection off."""
-        self._was_enabled, self._active = gc.isenabled(), True
+        self._was_enabled = gc.isenabled()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -41,23 +40,19 @@ class GarbageCollection(EachStep):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collects where time is not counted as training."""
-        if self._active:
+        if self._was_enabled is not None:
             gc.collect(1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts everything back."""
-        self._restore()
+        if self._was_enabled is not None:
+            gc.unfreeze()
+        if self._was_enabled:
+            gc.enable()
+        self._was_enabled = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Puts everything back."""
-        self._restore()
-
-    def _restore(self) -> None:
-        if not self._active:
-            return
-        self._active = False
-        gc.unfreeze()
-        if self._was_enabled:
-            gc.enable()
+        self.on_train_end(trainer, pl_module)

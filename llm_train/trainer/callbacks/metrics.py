@@ -122,12 +122,8 @@ class Metrics(EachStep):
         sample.lap.wait()
         nats, tokens, stop, norm = sample.values.tolist()
         loss = nats / tokens if tokens else math.nan
-        metrics = {
-            "train/loss": loss,
-            "grad/norm": norm,
-            **sample.known,
-            **self._throughput(sample, task.derived),
-        }
+        metrics = {"train/loss": loss, "grad/norm": norm, **sample.known}
+        metrics |= self._throughput(sample, task.derived)
         task.run.latest.update(metrics)
         task.run.latest_step = sample.step
         for logger in trainer.loggers:

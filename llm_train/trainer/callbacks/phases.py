@@ -9,8 +9,7 @@ that arrives while the device is still busy costs nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch.profiler import record_function
@@ -34,7 +33,7 @@ class Phases(PassThroughProfiler):
     def __init__(self, inner: Profiler) -> None:
         super().__init__()
         self.inner = inner
-        self._fetching = ExitStack()
+        self._open: list[ExitStack] = []  # one for each action that lasts
         self.restart()
 
     def restart(self) -> None:
@@ -42,12 +41,9 @@ class Phases(PassThroughProfiler):
         self._stopwatch, self._now = Stopwatch(), OTHER
         self._laps: list[tuple[str, Lap]] = []
 
-    def end(self) -> None:
-        """Ends the time that ``seconds`` is about."""
-        self._switch(self._now)
-
     def seconds(self) -> dict[str, float]:
-        """Time by phase from ``restart`` to ``end``, all of it; waits for the device."""
+        """Time by phase from ``restart`` until now, all of it; waits for the device."""
+        self._switch(self._now)
         self._laps[-1][1].wait()
         found: defaultdict[str, float] = defaultdict(float)
         for name, lap in self._laps:
@@ -55,31 +51,18 @@ class Phases(PassThroughProfiler):
         return {name: found[name] for name in (*PHASES.values(), OTHER)}
 
     def start(self, action_name: str) -> None:
-        """Begins an action, as the loop does around the fetching of a batch."""
+        """Begins an action, which may lie within another."""
         self.inner.start(action_name)
-        self._fetching.enter_context(self._phase(action_name))
+        self._open.append(ExitStack())
+        if phase := PHASES.get(action_name.rpartition(".")[2]):
+            self._open[-1].callback(self._switch, self._now)
+            self._switch(phase)
+            self._open[-1].enter_context(record_function(phase))
 
     def stop(self, action_name: str) -> None:
-        """Ends what ``start`` began."""
-        self._fetching.close()
+        """Ends the last action that ``start`` began."""
+        self._open.pop().close()
         self.inner.stop(action_name)
-
-    @contextmanager
-    def profile(self, action_name: str) -> Iterator[None]:
-        """Surrounds an action."""
-        with self.inner.profile(action_name), self._phase(action_name):
-            yield
-
-    @contextmanager
-    def _phase(self, action_name: str) -> Iterator[None]:
-        phase, outer = PHASES.get(action_name.rpartition(".")[2]), self._now
-        if phase is None:
-            yield
-            return
-        self._switch(phase)
-        with record_function(phase):
-            yield
-        self._switch(outer)
 
     def _switch(self, phase: str) -> None:
         self._laps.append((self._now, self._stopwatch.lap()))

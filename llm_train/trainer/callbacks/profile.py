@@ -28,6 +28,7 @@ from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.run_state import trainee
 from llm_train.runtime.terminal import say, section
+from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.callbacks.phases import Phases
 
 # After ten steps everything that happens once has happened: compilation, tuning and recording of
@@ -41,7 +42,7 @@ _NAMESPACES = re.compile(r"^void |\bat::(native::)?|\(anonymous namespace\)::") 
 Event = TypeVar("Event", FunctionEvent, FunctionEventAvg)
 
 
-class Profile(pl.Callback):
+class Profile(EachStep):
     """Writes ``profile/trace.json.gz``, which Perfetto opens, and prints tables of it.
 
     Rank 0 alone records, writes and prints.
@@ -58,11 +59,9 @@ class Profile(pl.Callback):
     def __init__(self, run_dir: Path, derived: Derived, *, save_every: int) -> None:
         self.file = run_dir / "profile" / "trace.json.gz"
         self._total_steps = derived.total_steps
-        self._interruptions = {
-            "validate_every": derived.validate_every,
-            "checkpoint.every": save_every,
-        }
-        self._first = first_step(0, self._total_steps, self._interruptions)
+        every = {"validate_every": derived.validate_every, "checkpoint.every": save_every}
+        self._interruptions = every
+        self._first = first_step(0, self._total_steps, every)
         self._recording: tuple[profile, Phases] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,33 +73,26 @@ class Profile(pl.Callback):
             )
         self._first = first_step(trainer.global_step, self._total_steps, self._interruptions)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts, advances and ends at the boundaries of optimizer steps."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         step, last = trainer.global_step, self._first + STEPS - 1
         if step == self._first - 2:
             self._start(trainer)
         elif self._recording is not None:
             profiler, phases = self._recording
-            if step in (self._first - 1, last):
-                _wait_for(trainer.strategy.root_device)
-            if step == last:
-                phases.end()
+            device = trainer.strategy.root_device
+            if device.type == "cuda" and step in (self._first - 1, last):
+                torch.cuda.synchronize(device)
+            seconds = phases.seconds() if step == last else {}
             profiler.step()
             if step == self._first - 1:
                 phases.restart()
             elif step == last:
                 self._stop(trainer)
                 with trainee(pl_module).run.stopwatch.paused():
-                    self._publish(profiler, phases.seconds())
+                    self._publish(profiler, seconds)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drops a recording that was cut short."""
@@ -122,9 +114,8 @@ class Profile(pl.Callback):
             activities.append(ProfilerActivity.CUDA)
         phases = Phases(trainer.profiler)  # type: ignore[attr-defined]
         trainer.profiler = phases  # type: ignore[attr-defined]
-        profiler = profile(
-            activities=activities, schedule=schedule(wait=0, warmup=1, active=STEPS, repeat=1)
-        )
+        once = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
+        profiler = profile(activities=activities, schedule=once)
         self._recording = profiler, phases
         profiler.start()
 
@@ -239,8 +230,3 @@ def idle_share(spans: Iterable[tuple[float, float]], start: float, end: float) -
         busy += max(0.0, min(ends, end) - max(begins, reached))
         reached = max(reached, ends)
     return 1 - busy / (end - start)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

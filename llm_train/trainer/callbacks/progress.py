@@ -16,6 +16,12 @@ from tqdm import tqdm
 from llm_train.run_state import trainee
 from llm_train.trainer.callbacks.base import EachStep
 
+_SHOWN = {
+    "train/loss": "loss {:.4f}",
+    "throughput/tokens_per_s": "{:,.0f} tokens/s",
+    "throughput/mfu": "MFU {:.1%}",
+}
+
 
 class Progress(EachStep, ProgressBar):
     """Loss, throughput, MFU where a peak is known, and the time left."""
@@ -25,8 +31,6 @@ class Progress(EachStep, ProgressBar):
         self._enabled = True
         self._bar: tqdm[NoReturn] | None = None
         self._shown = -1
-        self._start_up_due = True
-        self._lines = not sys.stderr.isatty()
 
     def disable(self) -> None:
         """Shows nothing on this rank; Lightning calls it on all but rank 0."""
@@ -46,7 +50,7 @@ class Progress(EachStep, ProgressBar):
             initial=trainer.global_step,
             unit="step",
             dynamic_ncols=True,
-            disable=self._lines,
+            disable=None,  # where there is no terminal, which gets lines instead
             smoothing=0.1,
         )
 
@@ -57,11 +61,10 @@ class Progress(EachStep, ProgressBar):
         step = run.latest_step
         if self._bar is None or step <= self._shown:
             return
-        if self._start_up_due:
-            self._start_up_due = False
+        if self._shown == self._bar.initial:
             tqdm.write(describe_start_up(run.start_up), file=sys.stderr)
         text = describe(run.latest)
-        if self._lines:
+        if self._bar.disable:
             left = _time_left(run.latest, (total - step) * task.derived.tokens_per_step)
             tqdm.write(f"step {step}/{total}  {text}{left}", file=sys.stderr)
         else:
@@ -107,14 +110,7 @@ def describe(metrics: dict[str, float]) -> str:
     >>> describe({"train/loss": 2.5, "throughput/tokens_per_s": 12345.0, "throughput/mfu": 0.41})
     'loss 2.5000  12,345 tokens/s  MFU 41.0%'
     """
-    parts = []
-    if "train/loss" in metrics:
-        parts.append(f"loss {metrics['train/loss']:.4f}")
-    if "throughput/tokens_per_s" in metrics:
-        parts.append(f"{metrics['throughput/tokens_per_s']:,.0f} tokens/s")
-    if "throughput/mfu" in metrics:
-        parts.append(f"MFU {metrics['throughput/mfu']:.1%}")
-    return "  ".join(parts)
+    return "  ".join(text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics)
 
 
 def _time_left(latest: dict[str, float], tokens: int) -> str:

@@ -48,20 +48,18 @@ class GracefulStop(EachStep):
         """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
         self._run = trainee(pl_module).run
         loop = trainer.fit_loop.epoch_loop
-        loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
         assert self._run is not None, "the handlers were installed by on_train_start"
         self._run.stop_signal = self._run.stop_signal or number
         if number not in _AT_ONCE:
             return
-        if not self._first:
-            self._first = now
-        elif now - self._first > _IMPATIENCE_SECONDS:
+        self._first = self._first or time.monotonic()
+        if time.monotonic() - self._first > _IMPATIENCE_SECONDS:
             # Not Lightning's handler, which would wait for the other ranks inside the signal.
             signal.signal(number, _AT_ONCE[number])
             signal.raise_signal(number)
@@ -72,7 +70,3 @@ class GracefulStop(EachStep):
         last = trainer.global_step == task.derived.total_steps
         if task.run.stop_signal and not last and trainer.world_size == 1:
             halt(trainer)
-
-
-def _nothing() -> None:
-    """Stands in for Lightning's broadcast of a received SIGTERM."""

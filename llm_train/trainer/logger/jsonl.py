@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import SupportsFloat
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,9 +26,7 @@ class JSONLMetrics(RunLogger):
         directory: where the file is written; "": the run directory.
     """
 
-    def __init__(self, directory: str = "") -> None:
-        super().__init__(directory)
-        self._checked = False
+    _checked = False  # whether a line that a kill has torn was looked for
 
     @property
     def path(self) -> Path:
@@ -54,8 +51,9 @@ class JSONLMetrics(RunLogger):
             metrics: numbers or scalar tensors by name.
             step: optimizer steps done.
         """
-        numbers = {name: _number(value) for name, value in metrics.items()}
-        self._append({"step": step or 0, "time": _now(), **numbers})
+        # A tensor becomes a float; a plain number stays what it is.
+        numbers = {n: v if isinstance(v, int | float) else float(v) for n, v in metrics.items()}
+        self._append({"step": step or 0}, numbers)
 
     @rank_zero_only
     def log_event(self, name: str, step: int, **details: object) -> None:
@@ -66,28 +64,20 @@ class JSONLMetrics(RunLogger):
             step: optimizer steps done.
             **details: JSON values.
         """
-        self._append({"event": name, "step": step, "time": _now(), **details})
+        self._append({"event": name, "step": step}, details)
 
     @rank_zero_only
     def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
         """Does nothing: the resolved configuration is a file beside this one."""
 
-    def _append(self, record: records.Record) -> None:
+    def _append(self, head: records.Record, values: records.Record) -> None:
         if not self._checked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _remove_torn_line(self.path)
             self._checked = True
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with open(self.path, "ab", buffering=0) as file:
-            file.write(records.encode(record))
-
-
-def _number(value: SupportsFloat) -> float:
-    """A scalar tensor becomes a float; a plain number stays what it is."""
-    return value if isinstance(value, int | float) else float(value)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+            file.write(records.encode({**head, "time": now, **values}))
 
 
 def _remove_torn_line(path: Path) -> None:

@@ -6,6 +6,9 @@ otherwise blocks for more than a minute and then raises); and whatever fails lea
 ladder: online, offline, nothing, with one warning per rung. ``metrics.jsonl`` is complete in any
 case.
 
+Lightning's ``finalize`` after training leaves the run open, since a validation may follow; wandb
+closes it when the process ends, waiting no longer for uploads than the time budget.
+
 Steps are explicit. Points that a resumed run logs again are already on the server and are not sent
 a second time. ``trainer/step`` is the default x-axis; ``progress/tokens`` can be chosen as one.
 """
@@ -13,7 +16,6 @@ a second time. ``trainer/step`` is the default x-axis; ``progress/tokens`` can b
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import secrets
 from argparse import Namespace
@@ -23,7 +25,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -82,13 +83,8 @@ class WandB(RunLogger):
         self._project, self._run_name, self._group = project, name, group
         self._tags, self._entity = tuple(tags), entity
         self._timeout_seconds = init_timeout_seconds
-        self._mode = _resolved(mode)
+        self.mode = _resolved(mode)  # the rung of the ladder that the run stands on now
         self._run: Run | None = None
-
-    @property
-    def mode(self) -> str:
-        """The rung that is stood on now: ``online``, ``offline`` or ``disabled``."""
-        return self._mode
 
     @property
     def name(self) -> str:
@@ -123,30 +119,19 @@ class WandB(RunLogger):
         """Stores the configuration with the run."""
         self._safely(lambda run: run.config.update(params, allow_val_change=True))  # type: ignore[no-untyped-call]
 
-    @rank_zero_only
-    def finish(self, exit_code: int = 0) -> None:
-        """Closes the run, waiting no longer than the time budget for uploads.
-
-        ``finalize``, which Lightning calls after training, leaves it open, since validation may
-        follow; wandb itself closes it when the process ends.
-        """
-        if self._run is not None:
-            self._safely(lambda run: run.finish(exit_code=exit_code))
-            self._run = None
-
     def _safely(self, action: Callable[[Run], None]) -> None:
         """Runs ``action`` on the run; a failure leads down the ladder, never out of here."""
-        while self._mode != "disabled":
+        while self.mode != "disabled":
             try:
                 if self._run is None:
                     self._run = self._start()
                 action(self._run)
                 return
             except Exception as error:
-                lower = _LADDER[self._mode]
+                lower = _LADDER[self.mode]
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                _log.warning("W&B %s failed (%s); going on %s", self._mode, reason, lower)
-                self._run, self._mode = None, lower
+                _log.warning("W&B %s failed (%s); going on %s", self.mode, reason, lower)
+                self._run, self.mode = None, lower
                 # wandb's service would hold the run id of the failed start.
                 with suppress(Exception):
                     import wandb
@@ -158,7 +143,7 @@ class WandB(RunLogger):
 
         directory = self.directory
         directory.mkdir(parents=True, exist_ok=True)
-        if self._mode == "online":
+        if self.mode == "online":
             if not _key_is_configured():  # wandb would ask the terminal for one
                 raise RuntimeError("no API key in WANDB_API_KEY or netrc")
             _probe(self._timeout_seconds)
@@ -168,7 +153,7 @@ class WandB(RunLogger):
             id=_stable_id(directory / ID_FILE_NAME),
             resume="allow",
             dir=str(directory),
-            mode="online" if self._mode == "online" else "offline",
+            mode="online" if self.mode == "online" else "offline",
             group=self._group or None,
             tags=self._tags or None,
             entity=self._entity or None,
@@ -177,7 +162,7 @@ class WandB(RunLogger):
                 login_timeout=self._timeout_seconds,
                 finish_timeout=self._timeout_seconds,
                 console="off",  # standard output stays as it is
-                silent=self._mode == "offline",
+                silent=self.mode == "offline",
             ),
         )
         run.define_metric("trainer/step")
@@ -187,9 +172,8 @@ class WandB(RunLogger):
 
 
 def _resolved(mode: Mode) -> str:
-    if mode != "auto":
-        return mode
-    if (wanted := os.environ.get("WANDB_MODE", "")) in ("online", "offline", "disabled"):
+    wanted = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if wanted in ("online", "offline", "disabled"):
         return wanted
     return "online" if _key_is_configured() else "offline"
 
@@ -214,12 +198,9 @@ def _key_is_configured() -> bool:
     """Whether wandb would find a key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(_server()).hostname or ""
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    from requests.utils import get_netrc_auth  # which wandb requires
+
+    return get_netrc_auth(_server()) is not None
 
 
 def _stable_id(path: Path) -> str:

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train.cli import main
-from llm_train.run import training as run
+from llm_train.testing.attach import attached
 
 WAITING = (
     "item",
@@ -41,7 +41,20 @@ def watch(name: str) -> None:
 
 
 class Window(pl.Callback):
-    """Counts from the first micro-batch on."""
+    """Counts from the first micro-batch on, without validations, which are not part of a step."""
+
+    def on_train_start(self, trainer: Any, *_: Any) -> None:
+        # A validation starts a loader and reads its result, before and after its callbacks.
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        validate = validation.run
+
+        def uncounted() -> Any:
+            before, switch["counting"] = switch["counting"], False
+            result = validate()
+            switch["counting"] = before
+            return result
+
+        validation.run = uncounted
 
     def on_train_batch_start(self, *_: Any) -> None:
         switch["counting"] = True
@@ -53,28 +66,10 @@ class Window(pl.Callback):
 def main_counted() -> None:
     for name in WAITING:
         watch(name)
-    # A validation is not part of a step: it starts a loader and reads its result.
-    build = run.build_trainer
-
-    def trainer(*args: Any, **kwargs: Any) -> pl.Trainer:
-        built = build(*args, **kwargs)
-        built.callbacks.insert(0, Window())
-        validation: Any = built.fit_loop.epoch_loop.val_loop
-        validate = validation.run
-
-        def uncounted() -> Any:
-            before, switch["counting"] = switch["counting"], False
-            result = validate()
-            switch["counting"] = before
-            return result
-
-        validation.run = uncounted
-        return built
-
-    run.build_trainer = trainer
     target = sys.argv[1]
     try:
-        main(sys.argv[2:])
+        with attached(Window()):
+            main(sys.argv[2:])
     finally:
         with open(f"{target}-{os.environ.get('RANK', '0')}.json", "w") as file:
             json.dump(counts, file)

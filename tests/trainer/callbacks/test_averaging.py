@@ -107,5 +107,5 @@ def test_what_cannot_be_averaged_is_refused(
 ) -> None:
     path = write(tmp_path / "c.yaml", config(tmp_path, average, trainer__strategy=strategy))
     (line,) = refused("check", "-c", str(path))
-    assert line.startswith("trainer.callbacks[0]=")
+    assert line.startswith("trainer.callbacks")
     assert line.endswith(remedy)

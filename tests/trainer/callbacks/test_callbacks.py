@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.callbacks.progress import describe
 from llm_train.trainer.logger.records import read_lines, read_metrics
@@ -43,18 +43,17 @@ def test_no_host_synchronisation_between_log_points(
 
 
 def test_a_log_point_averages_its_interval(fork_server: ForkServer, tmp_path: Path) -> None:
-    losses = {}
+    found = {}
     for every in (1, 3):
         config = tiny(tmp_path / f"every-{every}", trainer__log_every_n_steps=every)
         path = write(tmp_path / f"{every}.yaml", config)
         log = tmp_path / "log.txt"
         assert fork_server.run("fit", "-c", str(path), ranks=0, log=log) == [0], log.read_text()
-        metrics = read_metrics(tmp_path / f"every-{every}" / "metrics.jsonl")
-        losses[every] = {r["step"]: r["train/loss"] for r in metrics if "train/loss" in r}
-    assert list(losses[3]) == [3, 6]
+        found[every] = losses(tmp_path / f"every-{every}")
+    assert list(found[3]) == [3, 6]
     for last in (3, 6):
-        mean = math.fsum(losses[1][step] for step in range(last - 2, last + 1)) / 3
-        assert losses[3][last] == pytest.approx(mean, rel=1e-12)
+        mean = math.fsum(found[1][step] for step in range(last - 2, last + 1)) / 3
+        assert found[3][last] == pytest.approx(mean, rel=1e-12)
 
 
 @pytest.mark.distributed
@@ -80,8 +79,7 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
         log=log,
         metrics=tmp_path / "stopped" / "metrics.jsonl",
         step=8,
-        delay_seconds=0.0,
-        signal=int(number),
+        signal=number,
         victims=[0],
     )
     assert statuses == [128 + number] * max(1, ranks), log.read_text()
@@ -89,43 +87,14 @@ def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_happened(
     for name, resume in (("stopped", ["--resume", "auto"]), ("alone", [])):
         arguments = ["fit", "-c", paths[name], *resume]
         assert set(fork_server.run(*arguments, ranks=ranks, log=log)) == {0}, log.read_text()
-    curves = [
-        [
-            (r["step"], r["train/loss"])
-            for r in read_metrics(tmp_path / name / "metrics.jsonl")
-            if "train/loss" in r
-        ]
-        for name in paths
-    ]
-    assert len(curves[0]) == 60
-    assert curves[0] == curves[1]
+    alone, stopped = (losses(tmp_path / name) for name in paths)
+    assert len(alone) == 60
+    assert stopped == alone
     # Stopping must not cost a validation: whoever sent the signal may not wait for one.
     validated = [
         r["step"] for r in read_lines(tmp_path / "stopped" / "metrics.jsonl") if "val/loss" in r
     ]
     assert validated == [50, 60]
-
-
-@pytest.mark.distributed
-def test_a_signal_and_the_launchers_copy_of_it_are_one_wish(
-    fork_server: ForkServer, tmp_path: Path
-) -> None:
-    config = tiny(tmp_path / "run", steps=60, checkpoint__every="0 steps")
-    path = write(tmp_path / "c.yaml", config)
-    statuses = fork_server.run(
-        "fit",
-        "-c",
-        str(path),
-        ranks=2,
-        log=tmp_path / "log.txt",
-        metrics=tmp_path / "run" / "metrics.jsonl",
-        step=8,
-        delay_seconds=0.0,
-        signal=int(signal.SIGTERM),
-        repeat=2,
-    )
-    assert statuses == [143, 143], (tmp_path / "log.txt").read_text()
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(

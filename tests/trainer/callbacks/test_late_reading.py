@@ -78,8 +78,7 @@ def test_ranks_agree_to_stop_one_interval_later(fork_server: ForkServer, tmp_pat
         script=LATE,
         metrics=tmp_path / "run" / "metrics.jsonl",
         step=8,
-        delay_seconds=0.0,
-        signal=int(signal.SIGTERM),
+        signal=signal.SIGTERM,
         victims=[1],
     )
     assert statuses == [143, 143], log.read_text()

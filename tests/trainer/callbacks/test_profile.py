@@ -17,11 +17,10 @@ from llm_train.run import training
 from llm_train.settings import Settings
 from llm_train.testing import command
 from llm_train.testing.attach import attached
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.callbacks.phases import OTHER, PHASES
 from llm_train.trainer.callbacks.profile import FIRST_STEP, STEPS, first_step, idle_share
-from llm_train.trainer.logger.records import read_metrics
 
 ACCUMULATION = 4  # that of the tiny run
 
@@ -75,7 +74,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 def test_a_run_is_recorded_and_otherwise_unchanged(tmp_path: Path, seen: list[Settings]) -> None:
-    losses, outputs, profilers = [], [], []
+    curves, outputs, profilers = [], [], []
     for flags in (["--profile"], []):
         directory = tmp_path / f"run{len(flags)}"
         config = tiny(
@@ -88,11 +87,10 @@ def test_a_run_is_recorded_and_otherwise_unchanged(tmp_path: Path, seen: list[Se
         outcome = command.run("fit", "-c", str(write(tmp_path / "c.yaml", config)), *flags)
         assert outcome.code == 0, outcome.err
         outputs.append(outcome.out)
-        records = read_metrics(directory / "metrics.jsonl")
-        losses.append([r["train/loss"] for r in records if "train/loss" in r])
+        curves.append(losses(directory))
         task: Any = seen[-1].task
         profilers.append(type(task.trainer.profiler))
-    assert losses[0] == losses[1]
+    assert curves[0] == curves[1]
     assert profilers[0] is profilers[1]
     assert "profile" not in outputs[1]
     assert not (tmp_path / "run0" / "profile").exists()

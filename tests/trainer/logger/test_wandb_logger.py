@@ -5,11 +5,7 @@ Each scenario is a process of its own, because wandb keeps one service per proce
 
 import http.server
 import json
-import os
-import re
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,91 +14,26 @@ from typing import Any
 import pytest
 
 from llm_train.errors import ConfigError
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger import WandB
 
 pytest.importorskip("wandb")
 
-# Imports once, then forks a process per line (a JSON list: arguments, answer, environment).
-SCRIPT = """
-import json, logging, os, sys, traceback
-from pathlib import Path
-import wandb
-from llm_train.trainer.logger import WandB
-
-def train(directory, mode, seconds):
-    logger = WandB(project="p", tags=("a",), mode=mode, init_timeout_seconds=seconds)
-    logger.attach(Path(directory))
-    logger.log_hyperparams({"width": 128, "nested": {"a": 1}})
-    for step in (0, 10, 10, 20, 10, 30):
-        logger.log_metrics({"train/loss": 1.0 + step, "progress/tokens": step * 1000.0}, step=step)
-    told = {"mode": logger.mode, "id": logger.version}
-    logger.finalize("success")
-    logger.log_metrics({"val/loss": 1.0}, step=30)
-    logger.finish()
-    return told
-
-for line in sys.stdin:
-    *arguments, answer, environment = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.environ.update(environment)
-            warnings = []
-            handler = logging.Handler()
-            handler.emit = lambda record: warnings.append(record.getMessage())
-            logging.getLogger("llm_train").addHandler(handler)
-            told = train(*arguments)
-            Path(answer).write_text(json.dumps({**told, "warnings": warnings}))
-            wandb.teardown()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
+WORKER = Path(__file__).with_name("wandb_worker.py")
 Train = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Starts the process that forks; its own output goes to a file, for when something fails."""
-    home = tmp_path_factory.mktemp("home")
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    own = {
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-        "HOME": str(home),
-        "NETRC": str(home / "n"),
-    }
-    with (
-        open(home / "stderr", "w+") as errors,
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            env={**clean, **own},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
-        yield process, home / "stderr"
-        process.stdin.close()
-
-
 @pytest.fixture
-def train(server, tmp_path) -> Train:
+def train(fork_server: ForkServer, tmp_path: Path) -> Train:
     """Trains in a process of its own and returns what it says at its end, and its warnings."""
-    process, errors = server
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    log = tmp_path / "log.txt"
 
     def run(directory: Path, mode: str, seconds: float = 3.0, **environment: str) -> dict[str, Any]:
         answer = tmp_path / "answer.json"
-        line = json.dumps([str(directory), mode, seconds, str(answer), environment])
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-        # wandb writes to standard output too; the code is the only line that is a number.
-        code = next(text for text in process.stdout if re.fullmatch(r"-?[0-9]+\n", text))
-        assert code == "0\n", errors.read_text()
+        whole = json.dumps({**nobody, **environment})
+        arguments = (str(directory), mode, str(seconds), str(answer), whole)
+        assert fork_server.run(*arguments, ranks=0, log=log, script=WORKER) == [0], log.read_text()
         return json.loads(answer.read_text())
 
     return run
@@ -195,7 +126,6 @@ def test_auto_follows_the_environment_and_keys(monkeypatch, tmp_path):
 def test_disabled_does_nothing(tmp_path):
     logger = WandB(mode="disabled", directory=str(tmp_path / "run"))
     logger.log_metrics({"a": 1.0}, step=1)
-    logger.finish()
     assert not (tmp_path / "run").exists()
 
 
