@@ -8,6 +8,7 @@ tensors and given to that partitioner; nothing is compiled and no compiler is ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from llm_train.model.network.linear import ShadowWeights, shadowed
 from llm_train.plan.simulate import Case, autocast, default_dtype, objective
@@ -28,16 +30,36 @@ def saving_of_a_block(case: Case) -> float:
         if case.copies:
             ShadowWeights(network, torch.bfloat16)
         block, seen = network.blocks()[0], []
-        hook = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+        hook = block.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+        )
         objective(network, case)
         hook.remove()
-        x, *rest = seen[0]  # what the network hands to a block: the stream, and whatever else
+        (x, *args), kwargs = seen[0]
         x = x.detach().requires_grad_()
         with autocast(case.precision):
-            return max(0.0, saved_bytes(block, x, *rest) - _kept(block, x, rest))
+            eager = saved_bytes(block, x, *args, **kwargs)
+            return max(0.0, eager - _kept(_Alone(block, args, kwargs), x))
 
 
-def _kept(block: nn.Module, x: Tensor, rest: list[object]) -> float:
+class _Alone(nn.Module):
+    """A block with what the network hands to it, so that all storages are parameters or buffers."""
+
+    def __init__(self, block: nn.Module, args: Sequence[object], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.block = block
+        leaves, self.spec = tree_flatten((args, kwargs))
+        self.names = [f"given_{index}" for index in range(len(leaves))]
+        for name, leaf in zip(self.names, leaves, strict=True):
+            setattr(self, name, nn.Buffer(leaf.detach()) if isinstance(leaf, Tensor) else leaf)
+
+    def forward(self, x: Tensor) -> Tensor:
+        args, kwargs = tree_unflatten([getattr(self, name) for name in self.names], self.spec)
+        hidden: Tensor = self.block(x, *args, **kwargs)
+        return hidden
+
+
+def _kept(block: nn.Module, x: Tensor) -> float:
     """Bytes that the forward half hands to the backward half, what it is given not counted."""
     from torch._inductor.decomposition import select_decomp_table
 
@@ -49,7 +71,7 @@ def _kept(block: nn.Module, x: Tensor, rest: list[object]) -> float:
         # Shadow weights are plain attributes, which functional_call does not replace.
         for module, shadow in zip(filled, shadows, strict=True):
             module.shadow = shadow
-        result: Tensor = torch.func.functional_call(block, values, (x, *rest))
+        result: Tensor = torch.func.functional_call(block, values, (x,))
         return result
 
     def partition(joint: fx.GraphModule, inputs: Any, **options: Any) -> Any:

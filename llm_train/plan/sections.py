@@ -39,11 +39,7 @@ def gib(size: float) -> str:
 
 
 def memory(
-    candidate: Candidate,
-    saved: float,
-    simulated: Measured | None,
-    device: Device,
-    saving: float,
+    candidate: Candidate, saved: float, simulated: Measured | None, device: Device, saving: float
 ) -> Rows:
     """Bytes of one rank by part: the formula, and what the simulated step had.
 

@@ -15,6 +15,7 @@ from llm_train.model.network.init import materialise
 from llm_train.model.network.linear import ShadowWeights, shadowed
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
+from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.cost_model import weights_of
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
@@ -117,6 +118,15 @@ def test_depth_and_micro_batch_continue_a_line() -> None:
     case = deep(case_of(preset("quickstart"), EveryNth(n=2), "bf16-mixed", 64, 3))
     # A single sample needs a copy less here and there, so the bytes agree only roughly.
     assert Scaled(case).at(3) == pytest.approx(simulate(case), rel=0.03)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_compiled_block_keeps_less(positions: str) -> None:
+    """Rotary tables are handed to every block, which keeps none of their bytes."""
+    case = case_of(preset("quickstart"), NoRecompute(), "bf16-mixed", 64, 1)
+    network: Any = case.network
+    case = replace(case, network=replace(network, positions=positions))
+    assert 0 < saving_of_a_block(case) < simulate(case)["saved"] / network.layers
 
 
 @pytest.mark.parametrize(
