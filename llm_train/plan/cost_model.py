@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 
@@ -89,7 +89,7 @@ class CostModel:
             optimizer=settings.task.optimizer_config,
             precision=self.precision,
         )
-        self._scaled: dict[Recompute, Scaled] = {}
+        self._scaled = cache(lambda policy: Scaled(self.case(policy)))
 
     def candidate(self, strategy: Strategy, policy: Recompute, micro_batch: int) -> Candidate:
         """Everything about one configuration."""
@@ -178,9 +178,7 @@ class CostModel:
 
     def simulated(self, policy: Recompute, micro_batch: int) -> Measured:
         """A step of two micro-batches on one device, whatever its memory."""
-        if policy not in self._scaled:
-            self._scaled[policy] = Scaled(self.case(policy))
-        return self._scaled[policy].at(micro_batch)
+        return self._scaled(policy).at(micro_batch)
 
     def saved_by_compiler(self, policy: Recompute, micro_batch: int) -> float:
         """Bytes that blocks do not keep because they are compiled."""
