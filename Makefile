@@ -39,7 +39,7 @@ test-dist: $(STAMP) ## only the tests with several processes
 test-faults: $(STAMP) ## kill and resume at 20 random points per strategy
 	$(TEST_ENV) $(BIN)/python -m pytest -m faults
 
-elastic: $(STAMP) ## a checkpoint of every layout into every other
+elastic: $(STAMP) ## a checkpoint of every strategy into every other
 	$(TEST_ENV) $(BIN)/python -m benchmarks.elastic --out runs/elastic
 
 test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus

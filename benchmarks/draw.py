@@ -107,8 +107,8 @@ def study_table(rows: Rows, study: str) -> str:
 def summary(rows: Rows, limit: int = LIMIT) -> str:
     """Returns all tables as Markdown, without the least important ones if they are too long."""
     versions = rows.all[-1]["versions"] if rows.all else {}
-    facts = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
-    parts = [facts, goal_table(goals(rows))]
+    measured_with = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
+    parts = [measured_with, goal_table(goals(rows))]
     if versions.get("rehearsal"):
         parts.insert(0, "A rehearsal of tiny twins on a CPU: none of these numbers means anything.")
     parts += [study_table(rows, study) for study in COLUMNS if rows.of(study)]

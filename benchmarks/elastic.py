@@ -29,7 +29,7 @@ def _fsdp(**arguments: Any) -> dict[str, Any]:
 
 
 # Maps a name to a strategy and a number of ranks, where 0 is a process without a launcher.
-LAYOUTS: dict[str, tuple[Any, int]] = {
+STRATEGIES: dict[str, tuple[Any, int]] = {
     "single": ("single", 0),
     **{f"ddp-{n}": ("ddp", n) for n in (1, 2, 4)},
     **{f"fsdp-{n}": ("fsdp", n) for n in (1, 2, 4)},
@@ -41,7 +41,7 @@ LAYOUTS: dict[str, tuple[Any, int]] = {
 }
 
 
-def config(run_dir: Path, layout: str) -> dict[str, Any]:
+def config(run_dir: Path, name: str) -> dict[str, Any]:
     """Returns the same run for every parallel configuration: clipping, accumulation, no dropout."""
     network = "model__network__init_args__"
     settings: dict[str, Any] = {
@@ -53,7 +53,7 @@ def config(run_dir: Path, layout: str) -> dict[str, Any]:
         "checkpoint__every": f"{SAVED} steps",
         "trainer__gradient_clip_val": 0.25,
     }
-    return tiny(run_dir, steps=STEPS, trainer__strategy=LAYOUTS[layout][0], **settings)
+    return tiny(run_dir, steps=STEPS, trainer__strategy=STRATEGIES[name][0], **settings)
 
 
 class Matrix:
@@ -64,14 +64,14 @@ class Matrix:
         self.folder = folder
         self._rows: dict[str, dict[int, float]] = {}
 
-    def row(self, layout: str) -> dict[int, float]:
+    def row(self, name: str) -> dict[int, float]:
         """Returns the losses of the uninterrupted run, by step."""
-        if layout not in self._rows:
-            code, log = self._fit(layout, self.folder / layout)
+        if name not in self._rows:
+            code, log = self._fit(name, self.folder / name)
             if code:
-                raise RuntimeError(f"{layout} does not train: {log[-2000:]}")
-            self._rows[layout] = _losses(self.folder / layout)
-        return self._rows[layout]
+                raise RuntimeError(f"{name} does not train: {log[-2000:]}")
+            self._rows[name] = _losses(self.folder / name)
+        return self._rows[name]
 
     def cell(self, start: str, to: str) -> dict[str, Any]:
         """Resumes the checkpoint of ``start`` under ``to`` and compares the losses."""
@@ -92,10 +92,10 @@ class Matrix:
         samples = metadata["data"]["consumed"] - STEPS * metadata["samples_per_step"]
         return found | {"difference": max(differences), "samples_off": samples}
 
-    def _fit(self, layout: str, run_dir: Path, *options: str) -> tuple[int, str]:
-        path = write(run_dir.with_suffix(".yaml"), config(run_dir, layout))
+    def _fit(self, name: str, run_dir: Path, *options: str) -> tuple[int, str]:
+        path = write(run_dir.with_suffix(".yaml"), config(run_dir, name))
         log = run_dir.with_suffix(".log")
-        ranks = LAYOUTS[layout][1]
+        ranks = STRATEGIES[name][1]
         statuses = self.fork_server.run("fit", "-c", str(path), *options, ranks=ranks, log=log)
         return max(abs(status) for status in statuses), log.read_text()
 
@@ -129,8 +129,8 @@ def main() -> int:
     """Prints each cell as it is made, then the table; returns 1 if a cell is out of tolerance."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
-    parser.add_argument("--from", dest="start", nargs="*", default=list(LAYOUTS))
-    parser.add_argument("--to", nargs="*", default=list(LAYOUTS))
+    parser.add_argument("--from", dest="start", nargs="*", default=list(STRATEGIES))
+    parser.add_argument("--to", nargs="*", default=list(STRATEGIES))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cells = []

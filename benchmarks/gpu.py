@@ -97,12 +97,12 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def record(out: Path, study: str, found: dict[str, Any], **facts: str) -> None:
+def record(out: Path, study: str, found: dict[str, Any], **details: str) -> None:
     """Writes a row about a whole study."""
-    row = {"study": study, "case": WHOLE_STUDY, **facts, "versions": found}
+    row = {"study": study, "case": WHOLE_STUDY, **details, "versions": found}
     with open(out, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    print(f"{study}: {facts}", flush=True)
+    print(f"{study}: {details}", flush=True)
 
 
 def run(study: Study, settings: dict[str, Any], out: Path, minutes: float) -> None:

@@ -19,10 +19,6 @@ from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.stopwatch import Stopwatch
 
 
-def _nothing() -> None:
-    """Stands for a flush as long as nothing is pending."""
-
-
 @dataclass(kw_only=True)
 class RunState:
     """What is shared while a run lasts; all may read it, and only the owner of a field writes it.
@@ -51,7 +47,7 @@ class RunState:
     latest: dict[str, float] = field(default_factory=dict)
     latest_step: int = 0
     start_up: dict[str, float] = field(default_factory=dict)
-    flush: Callable[[], None] = _nothing
+    flush: Callable[[], None] = lambda: None  # nothing is on its way
     stop_signal: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 

@@ -14,6 +14,7 @@ from llm_train.context import Context, Model, Part
 from llm_train.data.module import TokenData
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
+from llm_train.model.network.meta import without_memory
 from llm_train.model.task import Task
 from llm_train.runtime.launch import Launch, find_launch
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
@@ -205,7 +206,7 @@ class Settings:
         )
 
     def _build(self) -> Model:
-        with torch.device("meta"):
+        with without_memory():
             return self.task.network_config.build()
 
     @property

@@ -170,7 +170,7 @@ def top_level() -> Iterator[str]:
 def trainer_section() -> Iterator[str]:
     """Yields the Trainer arguments that may be set, and those that another key replaces."""
     from llm_train import check
-    from llm_train.check import trainer as check_trainer
+    from llm_train.check import trainer_rules
     from llm_train.trainer.strategy import known_words
 
     yield textwrap.fill(
@@ -194,7 +194,7 @@ def trainer_section() -> Iterator[str]:
     yield ""
     yield "| refused callback | why, or what instead |"
     yield "|---|---|"
-    for key, way_out in check_trainer._FORBIDDEN_CALLBACKS.items():
+    for key, way_out in trainer_rules._FORBIDDEN_CALLBACKS.items():
         yield f"| `{key}` | {sentences(way_out)} |"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import llm_train
@@ -37,3 +38,16 @@ def test_few_names_are_typed_any():
         if (names := names_typed_any(path.read_text(encoding="utf-8")))
     }
     assert sum(len(names) for names in found.values()) <= LIMIT, found
+
+
+def test_no_two_classes_or_modules_share_a_name():
+    files = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "base")]
+    modules = Counter(path.stem for path in files)
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py"))
+    classes = Counter(
+        node.name.lstrip("_")
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in (modules + classes).items() if count > 1} == set()

@@ -23,7 +23,7 @@ def main() -> None:
     from llm_train.model.loss import CausalLM, ChunkedCausalLM
     from llm_train.model.network import Transformer
     from llm_train.model.network.init import initialise
-    from llm_train.model.network.linear import ShadowWeights
+    from llm_train.model.network.shadow import ShadowWeights
     from llm_train.model.optimizer import AdamW
 
     job = Job.from_arguments()
@@ -38,7 +38,7 @@ def main() -> None:
     optimizer = AdamW(learning_rate=6e-4).build(network.named_parameters())
     recipe = ChunkedCausalLM() if shape.vocab >= 8192 else CausalLM()
     loss = recipe.compiled() if job.variant == "compiled" else recipe
-    copies = ShadowWeights(network, torch.bfloat16) if job.dtype == "bfloat16" else None
+    shadows = ShadowWeights(network, torch.bfloat16) if job.dtype == "bfloat16" else None
     ids = np.memmap(job.tokens, dtype=np.uint16, mode="r")
     count = (len(ids) - 1) // shape.sequence
     context = (
@@ -58,8 +58,8 @@ def main() -> None:
             objective.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        if copies is not None:
-            copies.cast()
+        if shadows is not None:
+            shadows.cast()
         optimizer.zero_grad(set_to_none=True)
         pacer.step()
 

@@ -94,8 +94,8 @@ def write_shards(tokens: str, vocab: int) -> None:
     import numpy as np
     import tokenizers
 
-    from llm_train.data.manifest import VERSION, Manifest
     from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, dtype_for
+    from llm_train.data.token_manifest import VERSION, Manifest
 
     directory = Path(tokens + ".shards")
     if (directory / "manifest.json").exists():

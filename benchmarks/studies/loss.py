@@ -122,7 +122,7 @@ def run(settings: Settings, name: str) -> None:
         return
     shapes = [(v, d, n) for v in VOCABS for d in WIDTHS for n in COUNTS]
     for vocab, width, count in [(512, 64, 128)] if settings.rehearse else shapes:
-        facts = {"vocab": vocab, "width": width, "tokens": count}
+        sizes = {"vocab": vocab, "width": width, "tokens": count}
         if not settings.has(20, name):
             return
         try:
@@ -130,7 +130,7 @@ def run(settings: Settings, name: str) -> None:
         except Exception as problem:  # whatever a kernel raises is this row's result
             numbers = {"error": f"{type(problem).__name__}: {problem}".splitlines()[0][:200]}
             torch.cuda.empty_cache()
-        settings.emit(name, **facts, **numbers)
+        settings.emit(name, **sizes, **numbers)
 
 
 def main() -> None:

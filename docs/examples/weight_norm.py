@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 
 class WeightNorm(pl.Callback):
-    """Writes ``weights/norm`` beside the other metrics.
+    """Writes ``weights/norm`` alongside the other metrics.
 
     Args:
         name: of the metric.

@@ -7,7 +7,7 @@ touches a device, so a configuration for a thousand GPUs can be checked on a lap
 
 from llm_train.check.problems import notes, problems, require_sound
 from llm_train.check.table import table
-from llm_train.check.trainer import ACCELERATORS, PRECISIONS, REPLACED
+from llm_train.check.trainer_rules import ACCELERATORS, PRECISIONS, REPLACED
 
 __all__ = [
     "ACCELERATORS",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from llm_train.check import devices, trainer
+from llm_train.check import device_rules, trainer_rules
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
 
@@ -23,7 +23,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
     settings, found = _sound(settings)
     context = settings.context(running=running)
     rules: list[Rule] = [partial(rule, settings) for rule in _RULES]
-    rules += [partial(devices.present, settings)] if running else []
+    rules += [partial(device_rules.present, settings)] if running else []
     rules += [partial(part.problems, context) for part in settings.parts()]
     for rule in rules:
         try:
@@ -101,9 +101,9 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
 _RULES = (
     _batch,
     _checkpoint,
-    trainer.replaced,
-    trainer.values,
-    devices.devices,
-    trainer.precision,
-    trainer.callbacks,
+    trainer_rules.replaced,
+    trainer_rules.values,
+    device_rules.devices,
+    trainer_rules.precision,
+    trainer_rules.callbacks,
 )

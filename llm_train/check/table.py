@@ -165,8 +165,8 @@ def _data(settings: Settings, derived: Derived) -> dict[str, Any]:
     source = settings.data.source
     if source.check():
         return {}
-    facts: dict[str, Any] = dict(source.description())
-    tokens = facts.get("train_tokens")
+    described: dict[str, Any] = dict(source.description())
+    tokens = described.get("train_tokens")
     if isinstance(tokens, int) and tokens:
-        facts["epochs"] = round(derived.total_tokens / tokens, 3)
-    return facts
+        described["epochs"] = round(derived.total_tokens / tokens, 3)
+    return described

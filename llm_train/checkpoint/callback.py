@@ -9,6 +9,7 @@ state, loses the position in the data, and overwrites sharded files in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llm_train.checkpoint import callback_state, manifest
-from llm_train.checkpoint.loading import (
+from llm_train.checkpoint.compatibility import (
     KeepsState,
     load_weights,
     require_loadable,
@@ -32,37 +33,30 @@ from llm_train.run_state import RunState, trainee
 T = TypeVar("T")
 
 
+@dataclass(kw_only=True, eq=False)  # hashed by identity, as Lightning's callbacks are
 class Checkpoints(pl.Callback):
     """Writes a checkpoint every so many steps and at the end, and restores one at the start.
 
-    Args:
+    Attributes:
         store: where checkpoints go.
         every: optimizer steps between checkpoints; 0 saves at the end only.
         metadata: plain values to keep in each manifest.
         files: text files to keep in each checkpoint, by name.
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
+        resume_from: the checkpoint that was found.
+        last_saved: the step of the last checkpoint, read or written.
     """
 
-    def __init__(
-        self,
-        store: CheckpointStore,
-        *,
-        every: int,
-        metadata: Mapping[str, Any],
-        files: Mapping[str, str],
-        resume: str,
-        announce: Callable[[Found], None],
-    ) -> None:
-        self.store = store
-        self.every = every
-        self.metadata = dict(metadata)
-        self.files = dict(files)
-        self.resume = resume
-        self.announce = announce
-        self.resume_from: Path | None = None
-        self.last_saved = -1
-        self._random_state: dict[str, Any] | None = None
+    store: CheckpointStore
+    every: int
+    metadata: Mapping[str, Any]
+    files: Mapping[str, str]
+    resume: str
+    announce: Callable[[Found], None]
+    resume_from: Path | None = None
+    last_saved: int = 0
+    _random_state: dict[str, Any] | None = None
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -75,7 +69,7 @@ class Checkpoints(pl.Callback):
             self._random_state = None
         step = trainer.global_step
         boundary = batch_idx % trainer.accumulate_grad_batches == 0
-        if self.every and boundary and step and step % self.every == 0 and step != self.last_saved:
+        if self.every and boundary and step % self.every == 0 and step != self.last_saved:
             self.save(trainer, trainee(pl_module).run)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -84,7 +78,7 @@ class Checkpoints(pl.Callback):
         The one epoch ends when training does, and before ``on_train_end``, in which Lightning's
         ``WeightAveraging`` puts its average in the place of the weights.
         """
-        if trainer.global_step and trainer.global_step != self.last_saved:
+        if trainer.global_step != self.last_saved:
             self.save(trainer, trainee(pl_module).run)
 
     def save(self, trainer: pl.Trainer, run: RunState) -> None:
@@ -109,19 +103,16 @@ class Checkpoints(pl.Callback):
         callback_state.write(stage, kept)
         for name, text in self.files.items():
             (stage / name).write_text(text, encoding="utf-8")
-        self.store.commit(trainer.global_step, {**self.metadata, **self._position(trainer)})
-
-    def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
-        data, strategy = _data(trainer), _keeper(trainer)
-        done = trainer.global_step - data.steps_done
-        consumed = data.consumed + done * self.metadata["samples_per_step"]
-        return {
-            "step": trainer.global_step,
+        step, data, strategy = trainer.global_step, _data(trainer), _keeper(trainer)
+        consumed = data.consumed + (step - data.steps_done) * self.metadata["samples_per_step"]
+        position = {
+            "step": step,
             "data": {**data.state_dict(), "consumed": consumed},
             "world_size": trainer.world_size,
             "strategy": type(strategy).__name__,
             "state_format": strategy.state_format,
         }
+        self.store.commit(step, {**self.metadata, **position})
 
     # --- resuming ---------------------------------------------------------------------------------
 
@@ -166,17 +157,17 @@ class Checkpoints(pl.Callback):
             sums += torch.load(path / _rank_file(other), weights_only=True)["sums"].to(sums)
 
 
+@dataclass(eq=False)
 class Restored(pl.Callback):
     """Gives a validation the weights of a checkpoint, and callbacks the state they had there.
 
-    Must be the first callback: another one may swap the weights when the validation starts.
+    It must be the first callback: another one may swap the weights when the validation starts.
 
     Args:
         path: of the checkpoint.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads both."""
@@ -214,13 +205,14 @@ def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
 
     A failure that only rank 0 knew of would leave the others waiting for it until the timeout.
     """
-    outcome: tuple[T | None, str] = (None, "")
+    result: T | None = None
+    failure = ""
     if trainer.is_global_zero:
         try:
-            outcome = (action(), "")
+            result = action()
         except Exception as error:
-            outcome = (None, str(error) or type(error).__name__)
-    result, failure = trainer.strategy.broadcast(outcome)
+            failure = str(error) or type(error).__name__
+    result, failure = trainer.strategy.broadcast((result, failure))
     if failure:
         raise CheckpointError(failure)
     return cast(T, result)

@@ -33,10 +33,6 @@ _VERSION = "pytorch-lightning_version"
 class CutAlike(Protocol):
     """A callback with tensors that lie over the ranks as the parameters do."""
 
-    @property
-    def state_key(self) -> str:
-        """The name of the callback in a checkpoint, as Lightning has it."""
-
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
         """The tensors by key; they are written as they are, and read in place."""
 

@@ -1,7 +1,7 @@
 """Files of named tensors in torch's distributed checkpointing format (DCP), read without trust.
 
 DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an unpickler that
-constructs nothing but DCP's own records. What is no tensor lies beside it as JSON.
+constructs nothing but DCP's own records. What is no tensor lies in a JSON file alongside it.
 """
 
 from __future__ import annotations
@@ -18,39 +18,23 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import metadata, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from llm_train.checkpoint.fragments import FlatFragment, LoadPlanner, SavePlanner
 from llm_train.errors import CheckpointError
 
-Scalars = dict[str, dict[str, Any]]
-
 _SCALARS = "optimizer_scalars.json"
 _PATHS = {"Path", "PosixPath", "PurePosixPath"}
-_VALUES = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 _TRUSTED = {
-    "collections": {"OrderedDict"},
     "pathlib": _PATHS,
     "pathlib._local": _PATHS,  # where Python 3.13 has them
-    "torch": {"Size", "device", "dtype"}
-    | {name for name, value in vars(torch).items() if isinstance(value, _VALUES)},
+    "torch": {"Size"} | {name for name, value in vars(torch).items() if type(value) is torch.dtype},
     "torch.serialization": {"_get_layout"},
-    "torch._utils": {"_rebuild_device"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "MetadataIndex",
-        "Metadata",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
+    # All records but the one of bytes: DCP unpickles those with whatever they ask for.
+    metadata.__name__: {*metadata.__all__, "_MEM_FORMAT_ENCODING"} - {"BytesStorageMetadata"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.planner": {"WriteItemType"},
 }
 
 
@@ -69,14 +53,10 @@ class _RecordsOnly(pickle.Unpickler):
 class Reader(FileSystemReader):
     """A DCP reader that never executes what it reads."""
 
-    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> metadata.Metadata:
         """Parses ``.metadata`` with the restricted unpickler."""
         content = (Path(self.path) / ".metadata").read_bytes()
-        metadata = cast(Metadata, _RecordsOnly(io.BytesIO(content)).load())
-        about = getattr(metadata, "storage_meta", None) or StorageMeta()
-        about.load_id = self.load_id
-        metadata.storage_meta = about
-        return metadata
+        return cast(metadata.Metadata, _RecordsOnly(io.BytesIO(content)).load())
 
 
 def write(
@@ -94,15 +74,13 @@ def write(
         scalars: by parameter, what is no tensor.
         own: set where the scalars of this rank are no other rank's.
     """
-    alone = not dist.is_initialized()
     with _quiet():
         state_dict_saver.save(
             dict(tensors),
             storage_writer=FileSystemWriter(directory),
             planner=SavePlanner(),
-            no_dist=alone,
         )
-    if own or alone or dist.get_rank() == 0:
+    if own or not dist.is_initialized() or dist.get_rank() == 0:
         (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
 
 
@@ -113,14 +91,12 @@ def read(directory: Path, tensors: Mapping[str, Tensor | FlatFragment]) -> None:
             dict(tensors),
             storage_reader=Reader(directory),
             planner=LoadPlanner(),
-            no_dist=not dist.is_initialized(),
         )
 
 
-def read_scalars(directory: Path, own: str = "") -> Scalars:
+def read_scalars(directory: Path, own: str = "") -> dict[str, dict[str, Any]]:
     """What ``write`` stored that is no tensor."""
-    stored: Scalars = json.loads((directory / f"{own}{_SCALARS}").read_text())
-    return stored
+    return cast(dict[str, Any], json.loads((directory / f"{own}{_SCALARS}").read_text()))
 
 
 def keys(directory: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.utils import find_state_dict_object
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, sizes
 
@@ -100,15 +101,20 @@ class FlatFragment:
         return self._parts[index.offset]
 
 
+def _look_up(tensors: dict[str, Any], index: MetadataIndex) -> Any:
+    """The tensor that ``index`` names, in a fragment or by itself."""
+    found = tensors[index.fqn]
+    if isinstance(found, FlatFragment):
+        return found.__get_tensor_shard__(index)
+    return find_state_dict_object(tensors, index)
+
+
 class SavePlanner(DefaultSavePlanner):
     """DCP's own, which would look for shards in tensors only."""
 
     def lookup_object(self, index: MetadataIndex) -> Any:
-        """The tensor that ``index`` names, in a fragment or by itself."""
-        found = self.state_dict[index.fqn]
-        if isinstance(found, FlatFragment):
-            return found.__get_tensor_shard__(index)
-        return super().lookup_object(index)
+        """What to write."""
+        return _look_up(self.state_dict, index)
 
 
 class LoadPlanner(DefaultLoadPlanner):
@@ -118,14 +124,10 @@ class LoadPlanner(DefaultLoadPlanner):
         self, state_dict: dict[str, Any], metadata: Any = None, is_coordinator: bool = False
     ) -> None:
         """Takes the flat dictionary as it is."""
-        self.flatten_state_dict = False
-        self.state_dict = self.original_state_dict = state_dict
-        self.metadata = metadata
-        self.is_coordinator = is_coordinator
+        super().set_up_planner({}, metadata, is_coordinator)
+        self.state_dict = state_dict
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        """The tensor to read into that ``index`` names."""
-        found = self.state_dict[index.fqn]
-        if isinstance(found, FlatFragment):
-            return found.__get_tensor_shard__(index)
-        return super().lookup_tensor(index)
+        """What to read into."""
+        found: Tensor = _look_up(self.state_dict, index)
+        return found

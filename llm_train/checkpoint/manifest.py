@@ -85,7 +85,7 @@ def read(path: Path) -> CheckpointManifest:
     except FileNotFoundError:
         raise CheckpointError(f"no {NAME}") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{NAME} is unreadable ({_one_line(error)})") from None
+        raise CheckpointError(f"{NAME} is unreadable ({type(error).__name__}: {error})") from None
     if body.get("format") != FORMAT:
         raise CheckpointError(
             f"{NAME} has format {body.get('format')!r}; this version reads format {FORMAT}"
@@ -99,24 +99,15 @@ def read(path: Path) -> CheckpointManifest:
     )
 
 
-def problems(path: Path, *, checksums: bool = True) -> list[str]:
-    """Everything that is wrong with the checkpoint directory ``path``; empty when it is good.
-
-    Args:
-        path: the checkpoint directory.
-        checksums: read every file; False compares sizes only.
-    """
+def problems(path: Path) -> list[str]:
+    """Everything that is wrong with the checkpoint directory ``path``; empty when it is good."""
     try:
         files = read(path).files
     except CheckpointError as error:
         return [str(error)]
-    found = {name: _wrong_size(path / name, record) for name, record in files.items()}
-    if checksums:
-        whole = [name for name, problem in found.items() if not problem]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            wrong = pool.map(lambda name: _wrong_content(path / name, files[name]), whole)
-            found.update(zip(whole, wrong, strict=True))
-    return [f"{name}: {problem}" for name, problem in found.items() if problem]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda name: _problem(path / name, files[name]), files)
+        return [f"{name}: {wrong}" for name, wrong in zip(files, found, strict=True) if wrong]
 
 
 def summary(found: list[str]) -> str:
@@ -125,38 +116,25 @@ def summary(found: list[str]) -> str:
     return "; ".join(found[:3]) + more
 
 
-def _record(path: Path, *, flush: bool) -> FileRecord:
-    crc32 = 0
-
-    def update(chunk: bytes) -> None:
-        nonlocal crc32
+def _record(path: Path, *, flush: bool = False) -> FileRecord:
+    size = crc32 = 0
+    for chunk in disk.chunks(path, flush=flush):
+        size += len(chunk)
         crc32 = zlib.crc32(chunk, crc32)
-
-    size = disk.scan(path, update, flush=flush)
     return FileRecord(bytes=size, crc32=crc32)
 
 
-def _wrong_size(path: Path, expected: FileRecord) -> str:
+def _problem(path: Path, expected: FileRecord) -> str:
+    """What is wrong with one file; its size is compared first, which spares reading it."""
     try:
-        surplus = path.stat().st_size - expected.bytes
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"{size} bytes, not {expected.bytes}"
+        crc32 = _record(path).crc32
     except OSError as error:
-        return "missing" if isinstance(error, FileNotFoundError) else _one_line(error)
-    unit = "byte" if abs(surplus) == 1 else "bytes"
-    return f"{abs(surplus)} {unit} {'long' if surplus > 0 else 'short'}" if surplus else ""
-
-
-def _wrong_content(path: Path, expected: FileRecord) -> str:
-    try:
-        actual = _record(path, flush=False).crc32
-    except OSError as error:
-        return _one_line(error)
-    return "" if actual == expected.crc32 else f"crc32 {actual:08x}, not {expected.crc32:08x}"
+        return "missing" if isinstance(error, FileNotFoundError) else str(error)
+    return "" if crc32 == expected.crc32 else f"crc32 {crc32:08x}, not {expected.crc32:08x}"
 
 
 def _crc32_of(body: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
-
-
-def _one_line(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(f"{type(error).__name__}: {text}".split())

@@ -14,9 +14,8 @@ def random_state() -> dict[str, Any]:
     """The generators of this process."""
     # The global generator is the one that libraries draw from.
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    version, words, gauss = random.getstate()
     state = {
-        "python": (version, list(words), gauss),
+        "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
     }

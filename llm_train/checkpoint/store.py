@@ -26,12 +26,11 @@ from typing import Any, NamedTuple
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.manifest import CheckpointManifest
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import CheckpointError
 from llm_train.runtime import disk
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
-_LEFTOVERS = (".staging-", ".deleting-")
 
 
 class _Entry(NamedTuple):
@@ -70,18 +69,7 @@ class CheckpointStore:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.keep_last < 1:
-            raise ConfigError(
-                f"keep_last={self.keep_last} would delete every checkpoint; set it to 1 or more"
-            )
-        if self.keep_every < 0:
-            raise ConfigError(
-                f"keep_every={self.keep_every} is negative; set a number of steps, or 0 for none"
-            )
-
-    def staging(self, step: int) -> Path:
-        """Where the files of ``step`` are written before ``commit``."""
-        return self.root / f".staging-{_name(step)}"
+        assert self.keep_last > 0, "settings refuse to delete every checkpoint"
 
     def stage(self, step: int) -> Path:
         """Makes an empty staging directory for ``step``.
@@ -89,7 +77,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the directory cannot be made.
         """
-        staging = self.staging(step)
+        staging = self._staging(step)
         with self._surfaced(step):
             if staging.exists():
                 shutil.rmtree(staging)
@@ -107,7 +95,7 @@ class CheckpointStore:
             CheckpointError: it could not be written; the checkpoints of before are untouched, and
                 the staging directory is removed to give its space back.
         """
-        staging, final = self.staging(step), self.root / _name(step)
+        staging, final = self._staging(step), self.root / _name(step)
         assert not (staging / manifest.NAME).exists(), f"{manifest.NAME} is the store's own name"
         try:
             with self._surfaced(step):
@@ -118,9 +106,8 @@ class CheckpointStore:
                 manifest.write(staging, about)
                 disk.rename(staging, final.with_suffix(".new") if final.exists() else final)
                 self._finish_replacements()
-        except BaseException:
+        finally:  # after a failure; else it has another name by now
             shutil.rmtree(staging, ignore_errors=True)
-            raise
         self._prune()
         return final
 
@@ -128,26 +115,19 @@ class CheckpointStore:
         """Steps of the checkpoint directories present, ascending, damaged ones included."""
         return sorted({entry.step for entry in self._entries()})
 
-    def newest(self, verify: bool = True) -> Found:
-        """The last committed checkpoint that is complete.
-
-        Args:
-            verify: read every byte and compare checksums; False compares names and sizes only.
-        """
+    def newest(self) -> Found:
+        """The last committed checkpoint that is complete, checksums included."""
         skipped: list[tuple[Path, str]] = []
-        damaged = [entry for entry in self._entries() if entry.sequence < 0]
+        complete: _Entry | None = None
         for entry in reversed(self._entries()):
-            found = manifest.problems(entry.path, checksums=verify)
-            if not found:
-                # Without a manifest, the step is all that says which of two is newer.
-                skipped += [
-                    (other.path, manifest.summary(manifest.problems(other.path)))
-                    for other in reversed(damaged)
-                    if other.step > entry.step
-                ]
-                return Found(entry.path, skipped)
-            skipped.append((entry.path, manifest.summary(found)))
-        return Found(None, skipped)
+            # Without a manifest, the step is all that says which of two is newer.
+            if complete and (entry.sequence >= 0 or entry.step <= complete.step):
+                continue
+            if found := manifest.problems(entry.path):
+                skipped.append((entry.path, manifest.summary(found)))
+            else:
+                complete = entry
+        return Found(complete and complete.path, skipped)
 
     def resolve(self, where: str | Path) -> Found:
         """Finds the checkpoint that ``--resume where`` asks for.
@@ -160,27 +140,27 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints but none is complete, or the path has none.
         """
-        if where == "auto":
-            found = self.newest()
-            if found.path is None and found.skipped:
-                raise CheckpointError(_nothing_complete(self.root, found))
-            return found
         path = Path(where)
-        if not path.is_dir():
-            what = "is not a directory" if path.exists() else "does not exist"
+        if where == "auto":
+            path, found = self.root, self.newest()
+            if not found.skipped:
+                return found
+        elif not path.is_dir():
             raise CheckpointError(
-                f"{path} {what}; give a checkpoint, a run directory or its checkpoints folder"
+                f"{path} is not an existing directory; give a checkpoint, a run directory or its "
+                "checkpoints folder"
             )
-        if (path / manifest.NAME).exists() or _NAME.match(path.resolve().name):
-            if found_problems := manifest.problems(path):
-                raise CheckpointError(
-                    f"{path} is not a complete checkpoint: {manifest.summary(found_problems)}"
-                )
-            return Found(path)
-        inner = path / "checkpoints"
-        found = CheckpointStore(inner if inner.is_dir() else path).newest()
+        elif (path / manifest.NAME).exists() or _NAME.match(path.resolve().name):
+            problems = manifest.problems(path)
+            found = Found(None, [(path, manifest.summary(problems))]) if problems else Found(path)
+        else:
+            inner = path / "checkpoints"
+            found = CheckpointStore(inner if inner.is_dir() else path).newest()
         if found.path is None:
-            raise CheckpointError(_nothing_complete(path, found))
+            listed = ", ".join(f"{skipped.name} ({reason})" for skipped, reason in found.skipped)
+            raise CheckpointError(
+                f"{path} holds no complete checkpoint; found: {listed or 'nothing'}"
+            )
         return found
 
     def clean(self) -> None:
@@ -188,17 +168,14 @@ class CheckpointStore:
 
         Only the process that writes may call it, and not while it is saving.
         """
-        if not self.root.is_dir():
-            return
         self._finish_replacements()
-        for path in self.root.iterdir():
-            if path.name.startswith(_LEFTOVERS):
-                shutil.rmtree(path)
+        for path in (*self.root.glob(".staging-*"), *self.root.glob(".deleting-*")):
+            shutil.rmtree(path)
 
     def _entries(self) -> list[_Entry]:
         """Every directory with a checkpoint's name, oldest first."""
         entries: list[_Entry] = []
-        for path in self.root.iterdir() if self.root.is_dir() else ():
+        for path in self.root.glob("step-*"):
             if (match := _NAME.match(path.name)) and path.is_dir():
                 sequence = -1
                 with suppress(CheckpointError):
@@ -221,6 +198,9 @@ class CheckpointStore:
             except OSError as error:
                 _log.warning("cannot delete the old checkpoint %s: %s", entry.path, error)
 
+    def _staging(self, step: int) -> Path:
+        return self.root / f".staging-{_name(step)}"
+
     def _grave(self, path: Path) -> Path:
         return self.root / f".deleting-{path.name}"
 
@@ -237,8 +217,3 @@ class CheckpointStore:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _nothing_complete(path: Path, found: Found) -> str:
-    listed = ", ".join(f"{skipped.name} ({reason})" for skipped, reason in found.skipped)
-    return f"{path} holds no complete checkpoint; found: {listed or 'nothing'}"

@@ -4,6 +4,6 @@
 reads YAML, and ``messages`` turns a parser's complaint into one line that names the key.
 """
 
-from llm_train.cli.command import load_settings, main
+from llm_train.cli.dispatch import load_settings, main
 
 __all__ = ["load_settings", "main"]

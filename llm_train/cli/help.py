@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import get_args, get_origin
+from typing import get_origin
 
 from llm_train.cli import schema
 from llm_train.units import Duration
@@ -29,10 +29,9 @@ _TRAINER = {
     "devices": "devices per node: a count, a list of indices, or auto",
     "num_nodes": "machines; torchrun says it otherwise",
     "precision": "of the arithmetic; master weights stay fp32 but for bf16-true (default 32-true)",
-    "logger": "loggers beside metrics.jsonl: WandB, or one of Lightning's",
+    "logger": "loggers alongside metrics.jsonl: WandB, or one of Lightning's",
     "callbacks": "list of CLASS: callbacks of Lightning or your own",
     "max_time": "stop after DD:HH:MM:SS",
-    "limit_val_batches": "validate on so many batches, or on that fraction",
     "log_every_n_steps": "steps between log points (default 10)",
     "enable_progress_bar": "show progress (default true)",
     "gradient_clip_val": "largest global norm of the gradients",
@@ -58,11 +57,11 @@ def settings_help(
         hidden: dotted keys to leave out.
         choices: values that we support, by key, where the type allows more.
     """
-    known = set(schema.all_keys(roots)) - set(hidden)
+    known = schema.flattened(roots)
     sections: dict[str, list[argparse.Action]] = {}
     for action in actions:
-        setting = schema.setting_at(roots, action.dest)
-        if action.dest in known and not schema.is_group(setting.hint):
+        setting = known.get(action.dest)
+        if setting and action.dest not in hidden and not schema.is_group(setting.hint):
             allowed = choices.get(action.dest, ())
             head = f"--{action.dest}={_placeholder(setting.hint, allowed)}"
             text = _text(action, setting, allowed).replace("%", "%%")
@@ -80,9 +79,8 @@ def settings_help(
 def _placeholder(hint: schema.Hint, choices: Sequence[str]) -> str:
     if choices:
         return "NAME"
-    optional = [part for part in get_args(hint) if part is not type(None)]
-    if len(optional) == 1 and type(None) in get_args(hint):
-        hint = optional[0]
+    if type(None) in (alternatives := schema.parts(hint)) and len(alternatives) == 2:
+        (hint,) = (part for part in alternatives if part is not type(None))
     names = {int: "INT", float: "NUMBER", bool: "true|false", str: "TEXT", Duration: "DURATION"}
     if hint in names:
         return names[hint]

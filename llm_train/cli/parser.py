@@ -63,7 +63,7 @@ class _Parser(ArgumentParser):
 
 
 def _new_parser() -> ArgumentParser:
-    """A parser with our keys beside Trainer's, the task's and the data's own arguments."""
+    """A parser with our keys alongside Trainer's, the task's and the data's own arguments."""
     parser = _Parser(prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE)
     parser.add_argument("-c", "--config", action="config")
     parser.add_argument("--seed", type=int, default=1337, help="weights, order, dropout")

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard, Union, get_args, get_origin
@@ -18,6 +18,7 @@ import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
+from llm_train.discovery import concrete
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
 
@@ -76,15 +77,6 @@ def settings_of(owner: Owner) -> Mapping[str, Setting]:
     return _settings_of(owner) if isinstance(owner, type) else owner
 
 
-def setting_at(owner: Owner, dotted: str) -> Setting:
-    """A setting that may lie in groups within groups."""
-    first, _, rest = dotted.partition(".")
-    found = settings_of(owner).get(first, Setting(Any))
-    if not rest:
-        return found
-    return setting_at(found.hint, rest) if is_group(found.hint) else Setting(Any)
-
-
 @functools.cache
 def _parser_of(hint: Hint) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, parser_mode=MODE)
@@ -107,14 +99,14 @@ def accepts(hint: Hint, value: object) -> bool:
     return True
 
 
-def all_keys(owner: Owner) -> list[str]:
-    """Every dotted key that is known before a class_path is chosen."""
-    keys: list[str] = []
+def flattened(owner: Owner) -> dict[str, Setting]:
+    """The settings by dotted key, as far as they are known before a class_path is chosen."""
+    flat: dict[str, Setting] = {}
     for name, setting in settings_of(owner).items():
-        keys.append(name)
+        flat[name] = setting
         if is_group(setting.hint):
-            keys.extend(f"{name}.{key}" for key in all_keys(setting.hint))
-    return keys
+            flat |= {f"{name}.{key}": inner for key, inner in flattened(setting.hint).items()}
+    return flat
 
 
 def is_group(kind: Hint) -> TypeGuard[type]:
@@ -148,7 +140,7 @@ def closest(word: str, known: Sequence[str]) -> str:
     return lower[close[0]] if close else ""
 
 
-def families(hint: Hint) -> list[type]:
+def families(hint: Hint) -> list[type[object]]:
     """The classes in a type whose subclasses a ``class_path`` may name."""
     if get_origin(hint) is collections.abc.Callable:
         return families(get_args(hint)[-1])
@@ -161,31 +153,20 @@ def class_names(hint: Hint) -> list[str]:
     """Short names of the concrete classes that may stand there, ours first."""
     found = {
         kind.__name__: not kind.__module__.startswith("llm_train")
-        for family in families(hint)
-        for kind in _subclasses(family)
+        for kind in _subclasses(hint)
+        if not kind.__name__.startswith("_") and "[" not in kind.__name__
+        if kind.__module__.split(".")[0] in ("llm_train", "lightning", "torch")
     }
     return sorted(found, key=lambda name: (found[name], name))
 
 
 def subclass(hint: Hint, name: str) -> type | None:
     """A class by its short name, without importing anything."""
-    found = (kind for family in families(hint) for kind in _all_subclasses(family))
-    return next((kind for kind in found if kind.__name__ == name), None)
+    return next((kind for kind in _subclasses(hint) if kind.__name__ == name), None)
 
 
-def _subclasses(family: type) -> Iterator[type]:
-    for kind in _all_subclasses(family):
-        public = not kind.__name__.startswith("_") and "[" not in kind.__name__
-        if public and kind.__module__.split(".")[0] in ("llm_train", "lightning", "torch"):
-            yield kind
-
-
-def _all_subclasses(family: type) -> Iterator[type]:
-    subclasses: list[type] = type.__subclasses__(family)
-    for kind in subclasses:
-        if not inspect.isabstract(kind):
-            yield kind
-        yield from _all_subclasses(kind)
+def _subclasses(hint: Hint) -> list[type]:
+    return [kind for family in families(hint) for kind in concrete(family)]
 
 
 def arguments_of_call(hint: Hint) -> int:

@@ -56,10 +56,8 @@ class Walk:
         choices: Mapping[str, Sequence[str]],
         allowed: Sequence[str],
     ) -> None:
-        groups = {key: schema.setting_at(roots, key).hint for key in schema.all_keys(roots)}
-        self.chosen: dict[str, type] = {
-            k: hint for k, hint in groups.items() if schema.is_group(hint)
-        }
+        known = schema.flattened(roots).items()
+        self.chosen: dict[str, type] = {k: s.hint for k, s in known if schema.is_group(s.hint)}
         self._roots, self._choices, self._allowed = roots, choices, allowed
         self._problems: dict[str, None] = {}  # each once, in order
         self._given: set[str] = set()

@@ -17,8 +17,8 @@ from llm_train.data.corpus.files import TextFiles as TextFiles
 from llm_train.data.corpus.hugging_face import HuggingFace as HuggingFace
 from llm_train.data.corpus.json_lines import JSONLines as JSONLines
 from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
-from llm_train.data.prepare import Prepared as Prepared
-from llm_train.data.prepare import prepare as prepare
+from llm_train.data.preparation import Prepared as Prepared
+from llm_train.data.preparation import prepare as prepare
 from llm_train.data.random_tokens import RandomTokens as RandomTokens
 from llm_train.data.split import HashSplit as HashSplit
 from llm_train.data.split import TailSplit as TailSplit

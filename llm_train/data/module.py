@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm_train.context import Context, Part
 from llm_train.data.base import NO_TOKEN, Recipe, TokenSource, Windows
-from llm_train.data.prepare import Prepared
+from llm_train.data.preparation import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 from llm_train.errors import ConfigError

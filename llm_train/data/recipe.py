@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llm_train.data.base import Recipe
-from llm_train.data.manifest import Manifest
+from llm_train.data.token_manifest import Manifest
 from llm_train.errors import ConfigError
 
 NO_EFFECT_ON_TOKENS: Mapping[str, bool] = {"affects_tokens": False}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from llm_train.data.base import SPLITS, Ids, SplitName, TokenSource, Windows
-from llm_train.data.manifest import FILE_NAME, Manifest
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardTokens, verify
+from llm_train.data.token_manifest import FILE_NAME, Manifest
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError
 

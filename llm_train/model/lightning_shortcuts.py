@@ -60,6 +60,5 @@ def trim(trainer: pl.Trainer) -> None:
 def _build_kwargs(
     kwargs: OrderedDict[str, object], batch: object, batch_idx: int
 ) -> OrderedDict[str, object]:
-    kwargs["batch"] = batch
-    kwargs["batch_idx"] = batch_idx
+    kwargs.update(batch=batch, batch_idx=batch_idx)
     return kwargs

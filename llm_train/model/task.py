@@ -30,9 +30,9 @@ from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
-from llm_train.model.network.linear import ShadowWeights
 from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.network.shadow import ShadowWeights
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
@@ -99,12 +99,8 @@ class Task(Part, Trimmed, Trainee):
 
     def parts(self) -> Iterator[Part]:
         """What is connected here."""
-        yield self.network_config
-        yield self.loss
-        yield self.optimizer_config
-        yield self.schedule
-        yield self.construction.recompute
-        yield self.construction
+        yield from (self.network_config, self.loss, self.optimizer_config, self.schedule)
+        yield from (self.construction.recompute, self.construction)
 
     def problems(self, context: Context) -> Iterator[str]:
         """Those of ``attention`` and ``update``, which are words, and work that is uncountable."""
@@ -279,15 +275,12 @@ class Task(Part, Trimmed, Trainee):
         tokens = batch.long()
         targets = self.strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
-        sums: LossSum = self(
-            tokens[:, :-1].clamp(min=0), targets.masked_fill(absent, self.loss.ignore_index)
-        )
+        inputs = tokens[:, :-1].clamp(min=0)
+        sums: LossSum = self(inputs, targets.masked_fill(absent, self.loss.ignore_index))
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
-        self._held_out_sums += torch.stack([sums.nats, sums.tokens, text]).to(
-            self._held_out_sums.dtype
-        )
+        self._held_out_sums += torch.stack([sums.nats, sums.tokens, text])
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the held-out loss over all ranks for callbacks and loggers."""

@@ -52,7 +52,7 @@ def refusals(plain: Mapping[str, Any], steps: int) -> Iterator[str]:
 def write(
     file: Path, plain: Mapping[str, Any], changes: Mapping[str, Any], variant: Variant
 ) -> None:
-    """Writes the configuration of ``variant``, whose run directory is beside the file."""
+    """Writes the configuration of ``variant``, whose run directory is alongside the file."""
     config = deepcopy(dict(plain))
     own = {
         "trainer.strategy": variant.strategy,

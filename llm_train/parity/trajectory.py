@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llm_train.checkpoint.loading import load_weights
+from llm_train.checkpoint.compatibility import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import collectives
@@ -65,8 +65,8 @@ def counted(run_dir: Path) -> Mapping[str, float]:
 
 
 def weights(settings: Settings, run_dir: Path) -> Weights:
-    """The last checkpoint's parameters in this process, by name, whatever layout wrote them."""
-    path = CheckpointStore(run_dir / "checkpoints").newest(verify=False).path
+    """The last checkpoint's parameters in this process, by name, whatever strategy wrote them."""
+    path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None, "a run saves at its end"
     network = settings.task.network_config.build()
     load_weights(path, network)

@@ -18,7 +18,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from llm_train.model.network.linear import ShadowWeights, shadowed
+from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.plan.simulate import Case, autocast, default_dtype, objective
 from llm_train.plan.watch import saved_bytes
 

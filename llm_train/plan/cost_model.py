@@ -15,7 +15,7 @@ import torch
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.linear import shadowed
+from llm_train.model.network.shadow import shadowed
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import NoRecompute, Recompute
 from llm_train.plan import speed

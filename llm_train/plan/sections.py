@@ -165,7 +165,7 @@ def plain(candidate: Candidate) -> dict[str, Any]:
     """A candidate as JSON values."""
     return {
         "strategy": candidate.strategy,
-        "layout": asdict(candidate.mesh),
+        "mesh": asdict(candidate.mesh),
         "recompute": candidate.recompute,
         "micro_batch": candidate.micro_batch,
         "micro_batches": candidate.micro_batches,

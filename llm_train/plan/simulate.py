@@ -25,12 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llm_train.model.loss.base import Loss, LossSum
 from llm_train.model.network.base import LanguageModel, Network, Readout
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import ShadowWeights, shadowed
+from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.memory import tensor_bytes
 from llm_train.model.recompute.base import Recompute
 from llm_train.plan.watch import Measured, Watch, saved_bytes, watching
-from llm_train.runtime.sharded import local_part
+from llm_train.runtime.sharded import local_part, tensor_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
 

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llm_train.errors import ConfigError
-from llm_train.report.run import Run
+from llm_train.report.run import RecordedRun
 
-__all__ = ["Run", "write_report"]
+__all__ = ["RecordedRun", "write_report"]
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
@@ -24,7 +24,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         ConfigError: a package that draws is not installed.
         LLMTrainError: there are no metrics to report, or a file cannot be read.
     """
-    run = Run.read(run_dir)
+    run = RecordedRun.read(run_dir)
     if find_spec("altair") is None or find_spec("vl_convert") is None:
         raise ConfigError(
             "a report needs altair and vl-convert-python, which are not installed: "

@@ -17,7 +17,7 @@ from statistics import fmean
 import altair as alt
 import vl_convert
 
-from llm_train.report.run import Point, Run
+from llm_train.report.run import Point, RecordedRun
 
 _GREY, _RED = "#888888", "#c0392b"
 _POINTS = 200  # a curve of twice as many records or more is drawn as means
@@ -58,7 +58,7 @@ PANELS = (
 )
 
 
-def charts(runs: Mapping[str, Run]) -> list[alt.LayerChart]:
+def charts(runs: Mapping[str, RecordedRun]) -> list[alt.LayerChart]:
     """One chart for each panel that some run has values for.
 
     Args:
@@ -68,7 +68,7 @@ def charts(runs: Mapping[str, Run]) -> list[alt.LayerChart]:
     return [_chart(runs, panel) for panel in PANELS if metrics & panel.curves.keys()]
 
 
-def png(runs: Mapping[str, Run]) -> bytes:
+def png(runs: Mapping[str, RecordedRun]) -> bytes:
     """The charts as one picture: the first above the others, which stand in three columns."""
     nothing = alt.LayerChart(layer=[alt.Chart({"values": [{}]}).mark_text(text="nothing to draw")])
     first, *others = charts(runs) or [nothing]
@@ -81,7 +81,7 @@ def png(runs: Mapping[str, Run]) -> bytes:
     return vl_convert.vegalite_to_png(whole.to_dict(), config=STYLE, scale=1.5)
 
 
-def _chart(runs: Mapping[str, Run], panel: Panel) -> alt.LayerChart:
+def _chart(runs: Mapping[str, RecordedRun], panel: Panel) -> alt.LayerChart:
     in_tokens = all(run.tokens_per_step for run in runs.values())
     rows: list[dict[str, object]] = []
     crosses: list[dict[str, object]] = []
@@ -137,7 +137,7 @@ def _rows(points: Sequence[Point], scale: float) -> Iterator[dict[str, object]]:
         }
 
 
-def _x(runs: Mapping[str, Run], in_tokens: bool) -> alt.X:
+def _x(runs: Mapping[str, RecordedRun], in_tokens: bool) -> alt.X:
     """Tokens where every run knows them; for a single run with the steps below."""
     label, title = _SHORT.format("datum.value"), "tokens" if in_tokens else "steps"
     if in_tokens and len(runs) == 1:

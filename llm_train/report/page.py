@@ -10,11 +10,11 @@ import jinja2
 import vl_convert
 
 from llm_train.report.chart import STYLE, charts
-from llm_train.report.run import Run
+from llm_train.report.run import RecordedRun
 from llm_train.trainer.logger.records import Record
 
 
-def page(run: Run) -> str:
+def page(run: RecordedRun) -> str:
     """The whole page, every value escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -23,7 +23,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RecordedRun:
     """What is known about a run.
 
     Attributes:
@@ -41,7 +41,7 @@ class Run:
     config: str
 
     @classmethod
-    def read(cls, run_dir: Path) -> Run:
+    def read(cls, run_dir: Path) -> RecordedRun:
         """Reads a run directory."""
         metrics, derived, config = (
             run_dir / name for name in ("metrics.jsonl", "derived.json", "config.yaml")

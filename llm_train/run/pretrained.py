@@ -10,13 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from llm_train.checkpoint.loading import load_weights
+from llm_train.checkpoint.compatibility import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import END_OF_TEXT
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel, Projection
 from llm_train.model.network.init import materialise
+from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sample import generate
 from llm_train.settings import Settings
 
@@ -118,7 +119,7 @@ def load_checkpoint(
     path = CheckpointStore(Path(".")).resolve(where).path
     assert path is not None
     settings = load(["-c", str(path / "config.yaml")])
-    with torch.device("meta"):
+    with without_memory():
         network = settings.task.network_config.build()
     materialise(network, _device(device))
     load_weights(path, network)

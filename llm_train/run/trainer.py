@@ -63,7 +63,7 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=str(settings.run_dir),
-        callbacks=[meter, *_callbacks(settings)],
+        callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
         logger=loggers or False,
     )
     if settings.trainer.get("enable_progress_bar") is not False:
@@ -100,10 +100,6 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         steps_total=derived.total_steps,
         pin_memory=settings.on_cuda,
     )
-
-
-def _callbacks(settings: Settings) -> list[pl.Callback]:
-    return [*settings.callbacks, GracefulStop(), GarbageCollection()]
 
 
 def _nodes(settings: Settings) -> int:

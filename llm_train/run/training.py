@@ -111,7 +111,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     checks.require_sound(settings)
     derived, table = settings.derive(), checks.table(settings)
     saver = Checkpoints(
-        _store(settings, derived),
+        store=_store(settings, derived),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
         metadata={
             "seed": derived.seed,

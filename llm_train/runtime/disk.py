@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 _CHUNK_BYTES = 4 << 20
@@ -59,19 +59,10 @@ def write_manifest(path: Path, content: object) -> None:
     rename(staged, path)
 
 
-def scan(path: Path, update: Callable[[bytes], object], *, flush: bool = False) -> int:
-    """Hands the content of a file to ``update``, chunk by chunk; returns its size in bytes.
-
-    Args:
-        path: of the file.
-        update: of a checksum.
-        flush: waits until the file is on the disk.
-    """
-    size = 0
+def chunks(path: Path, *, flush: bool = False) -> Iterator[bytes]:
+    """Yields the content of a file; with ``flush`` it is on the disk once all of it was taken."""
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            update(chunk)
-            size += len(chunk)
+            yield chunk
         if flush:
             os.fsync(file.fileno())
-    return size

@@ -6,19 +6,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# At import they report kernels that this host lacks, and a deprecated registration.
-_TALKATIVE = ("torchao", "torch.utils._pytree")
-
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences these loggers inside the block, which must contain the first import of torchao."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Silences warnings inside the block, which must contain the first import of torchao.
+
+    It reports kernels that this host lacks, and torch a deprecated registration.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -1,4 +1,4 @@
-"""Whether a tensor is one of torch's DTensors, asked without importing them: that takes 0.6 s."""
+"""Tensors that ranks share, asked about without importing torch's DTensor: that takes 0.6 s."""
 
 from __future__ import annotations
 
@@ -23,3 +23,24 @@ def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:
 def local_part(tensor: Tensor) -> Tensor:
     """What this rank holds of ``tensor``."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``, gathered from the ranks that share it; collective over them."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of the memory that holds ``tensor`` on this rank.
+
+    A DTensor is asked for its local part, a quantized tensor for the tensors it is made of.
+
+    >>> import torch
+    >>> tensor_bytes(torch.zeros(3, 5, dtype=torch.bfloat16))
+    30
+    """
+    tensor = local_part(tensor)
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()

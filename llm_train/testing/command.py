@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from typing import NamedTuple
 
 from llm_train.cli import main
@@ -49,3 +50,10 @@ def refused(*arguments: str) -> list[str]:
     outcome = run(*arguments)
     assert (outcome.code, outcome.out) == (2, ""), outcome
     return outcome.errors
+
+
+def essence(lines: list[str]) -> list[tuple[str, str, str]]:
+    """What a message must get right: the key, the value it shows, and the way out."""
+    found = [re.match(r"([\w.\[\]-]*)(=[^ ;,]*)?", line) for line in lines]
+    ways_out = [line.rpartition("; ")[2] for line in lines]
+    return [(m[1], m[2] or "", out) for m, out in zip(found, ways_out, strict=True) if m]

@@ -10,6 +10,7 @@ import ast
 import importlib
 from pathlib import Path
 
+from llm_train.discovery import concrete
 from llm_train.verbs.base import Verb
 
 
@@ -26,13 +27,7 @@ def summaries() -> dict[str, str]:
 
 def find(name: str) -> Verb:
     """The verb called ``name``: the one subclass that its file defines."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    (kind,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Verb)
-        and value.__module__ == module.__name__
-    )
-    verb: Verb = kind()
-    return verb
+    module = f"{__name__}.{name}"
+    importlib.import_module(module)
+    kinds = concrete(Verb)  # type: ignore[type-abstract]
+    return next(kind for kind in kinds if kind.__module__ == module)()

@@ -65,7 +65,7 @@ def _watch(run: Run, flags: argparse.Namespace) -> None:
         mesh = settings.mesh_shape
         wanted = {
             "strategy": settings.strategy.described(mesh),
-            "layout": vars(mesh),
+            "mesh": vars(mesh),
             "micro_batch": settings.batch.per_device,
         }
         run.watch(Forecast(planned(Path(flags.plan), wanted)))

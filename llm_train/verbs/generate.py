@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 
 from llm_train.verbs.base import Load, Verb
 
@@ -30,17 +31,8 @@ class Generate(Verb):
         from llm_train.runtime.terminal import say_piece
 
         pretrained = load_checkpoint(flags.checkpoint, load, flags.device)
-        text = pretrained.generate(
-            flags.prompt,
-            tokens=flags.tokens,
-            temperature=flags.temperature,
-            top_k=flags.top_k,
-            top_p=flags.top_p,
-            stop=flags.stop,
-            seed=flags.seed,
-        )
-        say_piece(flags.prompt)
-        for piece in text:
+        how = ("tokens", "temperature", "top_k", "top_p", "stop", "seed")
+        text = pretrained.generate(flags.prompt, **{name: getattr(flags, name) for name in how})
+        for piece in itertools.chain([flags.prompt], text, ["\n"]):
             say_piece(piece)
-        say_piece("\n")
         return 0

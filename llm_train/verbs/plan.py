@@ -3,24 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from torch._subclasses.fake_tensor import DataDependentOutputException
-
-from llm_train import check as checks
-from llm_train.errors import ConfigError
-from llm_train.plan import sections
-from llm_train.plan.cost_model import Candidate, CostModel
-from llm_train.plan.scale import at_depth
-from llm_train.plan.search import USABLE, search
-from llm_train.plan.watch import Measured
-from llm_train.runtime.devices import Device, device_called
-from llm_train.runtime.terminal import say, say_sections
-from llm_train.settings import Settings
 from llm_train.verbs.base import Load, Verb
 
 
@@ -35,110 +18,10 @@ class Plan(Verb):
         parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Prints memory, time and traffic of the configured run, and the fastest one that fits.
+        """Prints memory, time and traffic."""
+        settings = load(flags.settings)
 
-        Raises:
-            ConfigError: the configuration has problems, or the device is not known.
-        """
-        started = time.perf_counter()
-        device = device_called(flags.gpu)
-        settings = on_devices(load(flags.settings), devices=flags.devices, nodes=flags.nodes)
-        problems = checks.problems(settings, running=False)
-        if problems:
-            raise ConfigError("\n".join(problems))
-        try:
-            result = draft(settings, device)
-        except DataDependentOutputException as error:
-            name = type(settings.task.optimizer_config).__name__
-            raise ConfigError(
-                f"model.optimizer={name} reads numbers while it updates, and a plan has none; plan "
-                "with an optimizer that keeps as much state, for instance AdamW"
-            ) from error
-        seconds = time.perf_counter() - started
-        say_sections(result.sections)
-        say(f"\nplanned in {seconds:.1f} s; nothing was allocated")
-        if flags.json:
-            values = result.values | {"planned_in_seconds": seconds}
-            Path(flags.json).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        from llm_train.plan.draft import plan
+
+        plan(settings, flags.gpu, flags.json, devices=flags.devices, nodes=flags.nodes)
         return 0
-
-
-def on_devices(settings: Settings, *, devices: int, nodes: int) -> Settings:
-    """The settings on GPUs that need not be here; 0 is as configured."""
-    given = {"devices": devices, "num_nodes": nodes}
-    changed = {key: number for key, number in given.items() if number}
-    return replace(settings, trainer={**settings.trainer, "accelerator": "cuda", **changed})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A finished plan.
-
-    Attributes:
-        sections: for the terminal, by title.
-        values: the same as JSON values.
-    """
-
-    sections: dict[str, dict[str, str]]
-    values: dict[str, Any]
-
-
-def draft(settings: Settings, device: Device, *, searching: bool = True) -> Draft:
-    """Plans the configured run, and looks for a faster one."""
-    model = CostModel(settings, device)
-    policy, micro_batch = settings.task.construction.recompute, settings.batch.per_device
-    own = model.candidate(settings.strategy, policy, micro_batch)
-    activations = model.simulated(policy, micro_batch)
-    saving = model.saved_by_compiler(policy, micro_batch)
-    simulated, totals = _rehearsed(model, own), model.totals(own)
-    shown = {
-        "plan": _head(settings, own, device),
-        "memory of one rank": sections.memory(own, activations["saved"], simulated, device, saving),
-        "traffic of one step": sections.traffic(own, device, settings.devices),
-        "time": sections.duration(own, totals),
-    }
-    values: dict[str, Any] = {
-        "device": vars(device),
-        "configured": sections.plain(own) | totals,
-        "simulated": simulated,
-        "activations": activations,
-        "not_kept_by_compiled_blocks": saving,
-    }
-    if searching:
-        budget = USABLE * device.memory
-        found = search(model, budget)
-        shown |= sections.searched(found, own, budget)
-        values["fastest"] = [sections.plain(c) | model.totals(c) for c in found.fitting[:20]]
-        values["too_large"] = [sections.plain(c) for c in found.beyond]
-        values["refused"] = found.refused
-    shown["assumptions"] = sections.assumptions(device)
-    return Draft(sections=shown, values=values)
-
-
-def _rehearsed(model: CostModel, own: Candidate) -> Measured | None:
-    """The configured step, simulated as sharded as it will be; None where that is impossible."""
-    settings = model.settings
-    if not settings.strategy.rehearsable():
-        return None
-    case = replace(
-        model.case(settings.task.construction.recompute),
-        optimizer=settings.task.optimizer_config,
-        micro_batch=own.micro_batch,
-        micro_batches=own.micro_batches,
-        strategy=settings.strategy,
-        mesh=own.mesh,
-        clip=bool(settings.trainer.get("gradient_clip_val")),
-    )
-    return at_depth(case)
-
-
-def _head(settings: Settings, own: Candidate, device: Device) -> dict[str, str]:
-    nodes = settings.world_size // settings.devices
-    return {
-        "devices": f"{nodes} nodes x {settings.devices} x {device.name}",
-        "configured": str(own),
-        "precision": settings.precision,
-        "micro-batches a step": str(own.micro_batches),
-        "compile": settings.task.construction.compile,
-        "optimizer": type(settings.task.optimizer_config).__name__,
-    }

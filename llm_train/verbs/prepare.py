@@ -18,7 +18,7 @@ class Prepare(Verb):
         """Prepares the data once; the same recipe again costs nothing."""
         settings = load(flags.settings)
 
-        from llm_train.data.prepare import prepare
+        from llm_train.data.preparation import prepare
         from llm_train.errors import ConfigError
         from llm_train.runtime.terminal import say, section
 

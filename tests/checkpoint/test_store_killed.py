@@ -10,10 +10,11 @@ import pytest
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import CheckpointStore
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 # One process per scenario forks a child per kill point, and the child kills itself just before its
 # n-th call. Threads start only in the children. The loop ends with the first child that lives.
 SCRIPT = """
-import os, signal, sys, threading
+import itertools, os, signal, sys
 from pathlib import Path
 from llm_train.checkpoint.store import CheckpointStore
 
@@ -27,13 +28,11 @@ def save(store, step, content):
     store.commit(step, {"content": content})
 
 def kill_at(n):
-    count, lock = [0], threading.Lock()
+    numbers = itertools.count(1)
     def counted(call):
         def wrapper(*args, **kwargs):
-            with lock:
-                count[0] += 1
-                if count[0] == n:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            if next(numbers) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **kwargs)
         return wrapper
     for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir"):
@@ -56,13 +55,8 @@ sys.exit(99)
 
 @pytest.mark.parametrize(("first", "second"), [(200, 400), (200, 200)], ids=["next", "replace"])
 def test_killed_anywhere_a_complete_checkpoint_is_found(tmp_path, first, second):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), str(first), str(second)],
-        check=True,
-        env=environment,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(first), str(second)]
+    subprocess.run(command, check=True, env=ENVIRONMENT, timeout=120)
     contents = []
     for root in sorted(tmp_path.iterdir()):
         store = CheckpointStore(root, keep_last=1)
@@ -93,11 +87,10 @@ def test_killed_at_random_moments_while_saving_on(tmp_path):
         "    save(store, step, f'{step} ')\n"
         "    print(step, flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     store, step = CheckpointStore(tmp_path, keep_last=2), 1
     for _ in range(4):
         command = [sys.executable, "-c", script, str(tmp_path), str(step), "0"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             told = [int(child.stdout.readline()) for _ in range(5)]
             child.kill()

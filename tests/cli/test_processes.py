@@ -67,7 +67,7 @@ def test_two_ranks_print_one_line(tmp_path: Path) -> None:
 
 # None of these is needed before something is compiled, sharded, simulated, drawn or logged there.
 HEAVY = {
-    *("torch._dynamo", "torch._inductor", "matplotlib", "altair"),
+    *("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "matplotlib", "altair"),
     *("llm_train.plan", "llm_train.parity", "llm_train.report"),
     *("llm_train.trainer.callbacks.profile", "llm_train.testing"),
     *("deepspeed", "wandb", "datasets", "torchao", "tensorboard", "pandas"),
@@ -97,8 +97,8 @@ def test_check_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
 def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", steps=2, model__schedule={"class_path": "Constant"})
     file = write(tmp_path / "tiny.yaml", config)
-    # Torch loads its compiler to leave it out of an optimizer's step.
-    heavy = HEAVY - {"torch._dynamo", "torch._inductor"}
+    # Torch loads its compiler to leave it out of an optimizer's step, and all of this with it.
+    heavy = {name for name in HEAVY if not name.startswith("torch.")}
     assert loaded(heavy, "fit", "-c", str(file), cwd=tmp_path) == "0 []"
 
 
@@ -110,6 +110,8 @@ def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
         (["chek"], 2),  # codespell:ignore chek
         (["fit", "--resme=auto"], 2),
         (["check", "--see=3"], 2),
+        (["plan", "--gpus=3"], 2),
+        (["parity", "--ranks=two"], 2),
         (["generate", "x", "--promt=a"], 2),
         (["report", "--help"], 0),
     ],

@@ -19,9 +19,9 @@ def test_standard_library_lists_source_without_tests() -> None:
     assert {"os.py", "asyncio/tasks.py", "json/decoder.py"} <= set(keys)
     forbidden = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
     assert not any(forbidden & set(key.split("/")) for key in keys)
-    facts = corpus.provenance()
-    assert 300 < facts["files"] < 2000
-    assert 5_000_000 < facts["bytes"] < 50_000_000
+    provenance = corpus.provenance()
+    assert 300 < provenance["files"] < 2000
+    assert 5_000_000 < provenance["bytes"] < 50_000_000
 
 
 def test_standard_library_reads_what_is_on_disk() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from llm_train.data import HashSplit, TextFiles, Tokenize, TokenShards, TrainBPE, prepare
 from llm_train.data.base import NO_TOKEN
-from llm_train.data.manifest import Manifest
 from llm_train.data.shards import ShardTokens, ShardWriter, dtype_for, verify
+from llm_train.data.token_manifest import Manifest
 from llm_train.errors import DataError
 
 

@@ -15,7 +15,7 @@ import torch
 
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise, materialise
-from llm_train.model.network.linear import ShadowWeights
+from llm_train.model.network.shadow import ShadowWeights
 from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.ranks import command, environment, llm_train
 from llm_train.trainer.logger.records import read_lines, read_metrics

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.errors import ConfigError
+from llm_train.parity.comparison import parity
 from llm_train.parity.judge import Distance, judge, tolerance
 from llm_train.parity.trajectory import Trajectory, counted
 from llm_train.parity.variants import Variant, rounding, variants
@@ -22,7 +23,6 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import launched_as, llm_train
 from llm_train.units import Batch
-from llm_train.verbs.parity import parity
 
 ROOT = Path(__file__).parents[2]
 DDP = partial(Variant, name="ddp", ranks=2, strategy="ddp")
@@ -214,7 +214,7 @@ def per_step(
     ("options", "key", "remedy"),
     [
         ("--ranks=0", "--ranks=0", "must be at least 1"),
-        ("--ranks=two", "--ranks=two", "is not a whole number"),
+        ("--ranks=two", "llm-train parity: argument --ranks", "invalid whole_numbers value: 'two'"),
         ("--strategies=dpp", "--strategies=dpp", "did you mean ddp?"),
         ("--steps=3", "--steps=3", "must be at least 4"),
         ("--ranks=1,3", "--ranks=3: batch.tokens=128", "nearest: 96 or 192"),

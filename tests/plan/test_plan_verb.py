@@ -32,7 +32,7 @@ def test_a_plan_of_the_quickstart(tmp_path: Path) -> None:
     assert values["simulated"]["parameters"] == own["bytes"]["parameters"] == 4 * 1_312_128
     assert "MuonAdamW" in values["refused"]["ZeRO 1"]
     for found in values["fastest"]:
-        data_ranks = found["layout"]["replicas"] * found["layout"]["shards"]
+        data_ranks = found["mesh"]["replicas"] * found["mesh"]["shards"]
         assert found["micro_batch"] * found["micro_batches"] * data_ranks == 8
 
 

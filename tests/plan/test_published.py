@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
+from llm_train.plan.draft import draft, on_devices
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
 from llm_train.runtime.devices import device_called
-from llm_train.verbs.plan import draft, on_devices
 
 HERE = Path(__file__).parent
 

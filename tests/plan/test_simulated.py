@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.model.network.init import materialise
-from llm_train.model.network.linear import ShadowWeights, shadowed
+from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.plan.compiled import saving_of_a_block

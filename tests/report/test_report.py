@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.errors import ConfigError, LLMTrainError
-from llm_train.report import Run, write_report
+from llm_train.report import RecordedRun, write_report
 
 pytest.importorskip("altair")
 
@@ -145,7 +145,7 @@ def test_the_page_says_what_the_files_say(tmp_path):
 
 
 def test_nothing_is_fetched(tmp_path):
-    _, reader = read(page(Run.read(run_directory(tmp_path))))
+    _, reader = read(page(RecordedRun.read(run_directory(tmp_path))))
     assert [value for name, value in reader.attributes if name in ("src", "href")] == []
     [policy] = [value for name, value in reader.attributes if name == "content" and "src" in value]
     assert policy == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
@@ -153,7 +153,7 @@ def test_nothing_is_fetched(tmp_path):
 
 
 def test_the_page_draws_what_the_file_says(tmp_path):
-    run = Run.read(run_directory(tmp_path, bad=(150, 151)))
+    run = RecordedRun.read(run_directory(tmp_path, bad=(150, 151)))
     loss = read(page(run))[1].specifications[0]
     assert loss["width"] == "container"  # as wide as the reader's screen
     rows, crosses, dashes = sorted(loss["datasets"].values(), key=len, reverse=True)
@@ -169,7 +169,7 @@ def test_the_page_draws_what_the_file_says(tmp_path):
 def test_a_long_curve_keeps_its_peaks_and_its_mean(tmp_path):
     lines = [{"step": step, "grad/norm": 1.0 + step % 2} for step in range(1, 2001)]
     lines[776]["grad/norm"] = 100.0
-    [chart] = charts({"a": Run.read(written(tmp_path / "a", lines))})
+    [chart] = charts({"a": RecordedRun.read(written(tmp_path / "a", lines))})
     [rows] = [rows for rows in chart.to_dict()["datasets"].values() if rows]
     assert len(rows) == 200
     assert max(row["high"] for row in rows) == 100.0
@@ -177,7 +177,7 @@ def test_a_long_curve_keeps_its_peaks_and_its_mean(tmp_path):
 
 
 def test_several_runs_are_told_apart(tmp_path):
-    run = Run.read(run_directory(tmp_path))
+    run = RecordedRun.read(run_directory(tmp_path))
     loss = charts({"one": run, "two": run})[0].to_dict()
     rows = max(loss["datasets"].values(), key=len)
     assert {(row["run"], row["curve"]) for row in rows} == {
@@ -190,12 +190,12 @@ def test_several_runs_are_told_apart(tmp_path):
 def test_a_section_without_values_is_left_out(tmp_path):
     run = written(tmp_path / "a", [{"step": 1, "something/else": 1.0}])
     (run / "derived.json").write_text('{"time": {}}')
-    text = page(Run.read(run))
+    text = page(RecordedRun.read(run))
     assert re.findall(r"<h[23]>(.*?)</h", text) == []
 
 
 def test_losses_that_are_not_finite(tmp_path):
-    cells = Run.read(run_directory(tmp_path, bad=(150, 151, 200))).summary()
+    cells = RecordedRun.read(run_directory(tmp_path, bad=(150, 151, 200))).summary()
     assert cells["losses that are not finite"] == "3, the first at step 150"
     assert cells["training loss, last"].endswith("at step 199")
 
@@ -213,14 +213,14 @@ def test_losses_that_are_not_finite(tmp_path):
     ids=["one", "step 0", "no tokens yet", "only nan", "no known metric", "all infinite"],
 )
 def test_little_to_draw(tmp_path, lines):
-    run = Run.read(written(tmp_path / "a $run$ <1>", lines))
+    run = RecordedRun.read(written(tmp_path / "a $run$ <1>", lines))
     read(page(run))
     assert min(size(png({run.name: run}))) > 300
 
 
 def test_what_a_resume_undid_is_not_shown(tmp_path):
     run = run_directory(tmp_path)
-    found = Run.read(run)
+    found = RecordedRun.read(run)
     assert [point.step for point in found.points("train/loss")] == list(range(1, 201))
     assert found.tokens_per_step == 2048
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.elastic import LAYOUTS, TOLERANCE, Matrix, markdown
+from benchmarks.elastic import STRATEGIES, TOLERANCE, Matrix, markdown
 from llm_train.testing.fork_server import ForkServer
 
 pytestmark = pytest.mark.distributed
-NAMES = list(LAYOUTS)
+NAMES = list(STRATEGIES)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_some_pairs(start: str, to: str, matrix: Matrix) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_layout_is_left_and_entered(matrix: Matrix) -> None:
+def test_every_strategy_is_left_and_entered(matrix: Matrix) -> None:
     """A ring goes through all of them, in steps that change strategy and number of ranks."""
     order = NAMES[::3] + NAMES[1::3] + NAMES[2::3]
     pairs = zip(order, order[1:] + order[:1], strict=True)

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from llm_train.checkpoint import tensors
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError
 from llm_train.run import training
@@ -83,12 +84,8 @@ def test_a_fresh_run_moves_only_what_runs_write(tmp_path: Path) -> None:
         assert run("fit", "-c", str(file)).code == 0
     assert file.is_file()
     (earlier,) = (directory / "earlier").iterdir()
-    assert {path.name for path in earlier.iterdir()} == {
-        "checkpoints",
-        "metrics.jsonl",
-        "config.yaml",
-        "derived.json",
-    }
+    written = {"checkpoints", "metrics.jsonl", "config.yaml", "derived.json"}
+    assert {path.name for path in earlier.iterdir()} == written
 
 
 def test_resuming_from_elsewhere_spares_the_run_that_was_there(tmp_path: Path) -> None:
@@ -136,8 +133,6 @@ def test_callback_states_that_cannot_come_back_are_found_when_saving(
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
-
-    from llm_train.checkpoint import tensors
 
     network = torch.nn.Linear(2, 2)
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)

@@ -17,7 +17,7 @@ from llm_train.errors import ConfigError, DataError
 _READ_CHARACTERS = 1 << 20
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A file and the key it goes by: relative to what was configured, so that data can move."""
 
     key: str
@@ -34,11 +34,11 @@ class FileCorpus(Corpus):
     size_key = "bytes"
 
     @abstractmethod
-    def files(self) -> list[Found]:
+    def files(self) -> list[FoundFile]:
         """The files, in the same order at every call."""
 
     @abstractmethod
-    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """What one file holds, in order."""
 
     def read(self) -> Iterator[Document | Skipped]:
@@ -69,7 +69,7 @@ class NamedFiles(FileCorpus):
                 "as in [corpus/*.txt]"
             )
 
-    def files(self) -> list[Found]:
+    def files(self) -> list[FoundFile]:
         """Files named by ``paths``, in their order and sorted within each; none twice.
 
         A directory stands for all files below it whose path holds no name that starts with a dot;
@@ -78,7 +78,7 @@ class NamedFiles(FileCorpus):
         Raises:
             DataError: an entry that matches nothing.
         """
-        found: dict[Path, Found] = {}
+        found: dict[Path, FoundFile] = {}
         for entry in self.paths:
             matches = sorted(_expand(os.path.expanduser(entry)))
             if not matches:
@@ -106,7 +106,7 @@ class TextFiles(NamedFiles):
 
     separator: str = ""
 
-    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """The whole file, or the texts between separators."""
         if not self.separator:
             yield read_document(file)
@@ -126,27 +126,27 @@ class TextFiles(NamedFiles):
             yield document(f"{file.key}#{number}", rest)
 
 
-def _expand(entry: str) -> Iterator[Found]:
+def _expand(entry: str) -> Iterator[FoundFile]:
     path = Path(entry)
     if path.is_file():
-        yield Found(path.name, path)
+        yield FoundFile(path.name, path)
     elif path.is_dir():
         yield from walk(path)
     else:
         fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         for match in map(Path, glob.iglob(entry, recursive=True)):
             if match.is_file():
-                yield Found(match.relative_to(fixed).as_posix(), match)
+                yield FoundFile(match.relative_to(fixed).as_posix(), match)
 
 
-def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[Found]:
+def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
     """Files below ``root``, without hidden ones and directories named in ``without``."""
     for directory, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
         for name in names:
             path = Path(directory, name)
             if not name.startswith(".") and path.is_file():
-                yield Found(path.relative_to(root).as_posix(), path)
+                yield FoundFile(path.relative_to(root).as_posix(), path)
 
 
 def document(key: str, text: str) -> Document | Skipped:
@@ -160,7 +160,7 @@ def document(key: str, text: str) -> Document | Skipped:
     return Document(key, text)
 
 
-def read_document(file: Found) -> Document | Skipped:
+def read_document(file: FoundFile) -> Document | Skipped:
     """The whole file, line ends untouched."""
     try:
         return document(file.key, file.path.read_bytes().decode("utf-8"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llm_train.data.base import Document, Skipped
-from llm_train.data.corpus.files import Found, NamedFiles, document
+from llm_train.data.corpus.files import FoundFile, NamedFiles, document
 from llm_train.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ class JSONLines(NamedFiles):
         if not self.field:
             raise ConfigError("field='' names no member of the JSON objects, as in field: text")
 
-    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """Lines in order."""
         opener = gzip.open if file.path.suffix == ".gz" else open
         with opener(file.path, "rb") as lines:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_train.data.base import Document, Skipped
-from llm_train.data.corpus.files import FileCorpus, Found, read_document, walk
+from llm_train.data.corpus.files import FileCorpus, FoundFile, read_document, walk
 from llm_train.errors import DataError
 
 # Tests repeat the code they test and hold files in deliberately broken encodings; the package
@@ -27,7 +27,7 @@ class StandardLibrary(FileCorpus):
     path below the library.
     """
 
-    def files(self) -> list[Found]:
+    def files(self) -> list[FoundFile]:
         """The files in order of their keys."""
         root = Path(sysconfig.get_path("stdlib"))
         found = sorted(file for file in walk(root, _WITHOUT) if file.path.suffix == ".py")
@@ -38,7 +38,7 @@ class StandardLibrary(FileCorpus):
             )
         return found
 
-    def documents(self, file: Found) -> Iterator[Document | Skipped]:
+    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """The file is one document."""
         yield read_document(file)
 

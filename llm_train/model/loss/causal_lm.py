@@ -20,19 +20,6 @@ from llm_train.errors import ConfigError
 from llm_train.model.loss.base import Loss, LossSum, Projection
 
 
-def check_z_loss(z_loss: float) -> None:
-    """Checks that a weight is finite and not negative.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    if not (math.isfinite(z_loss) and z_loss >= 0.0):
-        raise ConfigError(
-            f"loss.z_loss={z_loss} is not a finite number >= 0; "
-            "write 0 for none, or 1e-4 as PaLM does"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class CausalLM(Loss):
     """Sums the cross-entropy in nats over the valid targets; holds all logits of a micro-batch.
@@ -48,17 +35,20 @@ class CausalLM(Loss):
     ignore_index: int = -100
 
     def __post_init__(self) -> None:
-        check_z_loss(self.z_loss)
+        if not (math.isfinite(self.z_loss) and self.z_loss >= 0.0):
+            raise ConfigError(
+                f"loss.z_loss={self.z_loss} is not a finite number >= 0; "
+                "write 0 for none, or 1e-4 as PaLM does"
+            )
 
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""
         logits = projection.logits(hidden).flatten(0, -2)  # (B*T, V) float32
         flat = targets.flatten()  # (B*T,)
-        valid = flat != self.ignore_index
-        objective = F.cross_entropy(
-            logits, flat, ignore_index=self.ignore_index, reduction="sum"
-        )  # ()
+        ignored = self.ignore_index
+        objective = F.cross_entropy(logits, flat, ignore_index=ignored, reduction="sum")  # ()
         nats = objective.detach()
+        valid = flat != ignored
         if self.z_loss > 0.0:
             log_z = torch.where(valid, logits.logsumexp(-1), 0.0)  # (B*T,)
             objective = objective + self.z_loss * log_z.square().sum()

@@ -29,13 +29,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from llm_train.errors import ConfigError
-from llm_train.model.loss.base import Loss, LossSum, Projection, Scorer
-from llm_train.model.loss.causal_lm import check_z_loss
+from llm_train.model.loss.base import LossSum, Projection, Scorer
+from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.runtime.autocast import autocast_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkedCausalLM(Loss):
+class ChunkedCausalLM(CausalLM):
     """Computes ``CausalLM``'s sums and gradients with at most ``chunk_tokens x V`` logits at once.
 
     Attributes:
@@ -48,12 +48,10 @@ class ChunkedCausalLM(Loss):
             to be fast.
     """
 
-    z_loss: float = 0.0
-    ignore_index: int = -100
     chunk_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        check_z_loss(self.z_loss)
+        super().__post_init__()
         if self.chunk_tokens < 1:
             raise ConfigError(
                 f"loss.chunk_tokens={self.chunk_tokens} is not a positive number of positions; "
@@ -71,27 +69,24 @@ class ChunkedCausalLM(Loss):
     def _score(
         self, hidden: Tensor, projection: Projection, targets: Tensor, *, chunk: _Chunk
     ) -> LossSum:
-        weight = projection.weight
-        settings = _Settings(
+        settings = _ChunkSettings(
             vocab_size=projection.vocab_size,
             soft_cap=projection.soft_cap,
             z_loss=self.z_loss,
             ignore_index=self.ignore_index,
             chunk_tokens=self.chunk_tokens,
             # As in the plain loss, products run in autocast's dtype, the rest in float32.
-            dtype=autocast_dtype(weight),
+            dtype=autocast_dtype(projection.weight),
             # Inside a Function's forward, gradients are off and needs_input_grad ignores no_grad,
             # so this is the place to ask whether anybody wants a gradient.
             gradients=torch.is_grad_enabled(),
         )
-        matrix = projection.shadow
-        objective, nats = _ChunkedSum.apply(  # type: ignore[no-untyped-call]
-            hidden.flatten(0, -2), weight, targets.flatten(), matrix, settings, chunk
-        )
+        tensors = (hidden.flatten(0, -2), projection.weight, targets.flatten(), projection.shadow)
+        objective, nats = _ChunkedSum.apply(*tensors, settings, chunk)  # type: ignore[no-untyped-call]
         return LossSum(objective=objective, nats=nats, tokens=(targets != self.ignore_index).sum())
 
 
-class _Settings(NamedTuple):
+class _ChunkSettings(NamedTuple):
     """Everything in a call that is not a tensor."""
 
     vocab_size: int
@@ -103,7 +98,7 @@ class _Settings(NamedTuple):
     gradients: bool
 
 
-_Chunk = Callable[[Tensor, Tensor, Tensor, _Settings], tuple[Tensor, Tensor]]
+_Chunk = Callable[[Tensor, Tensor, Tensor, _ChunkSettings], tuple[Tensor, Tensor]]
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -116,7 +111,7 @@ class _ChunkedSum(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         shadow: Tensor | None,
-        settings: _Settings,
+        settings: _ChunkSettings,
         chunk: _Chunk,
     ) -> tuple[Tensor, Tensor]:
         """Sums over chunks and saves the gradients of the objective for the backward pass."""
@@ -127,9 +122,8 @@ class _ChunkedSum(torch.autograd.Function):
             source = weight.detach() if shadow is None else shadow
             matrix = source.to(settings.dtype)  # (V, D)
             grad_hidden = torch.zeros_like(hidden) if wants_hidden else None  # (N, D)
-            grad_weight = (
-                torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-            )  # (V, D)
+            # Summed over chunks, in the shape of the weight (V, D).
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
             sums = hidden.new_zeros(2, dtype=torch.float32)  # objective, nats
             for start in range(0, hidden.shape[0], settings.chunk_tokens):
                 rows = slice(start, start + settings.chunk_tokens)
@@ -158,19 +152,15 @@ class _ChunkedSum(torch.autograd.Function):
         ctx: Any, grad_objective: Tensor, _grad_nats: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         """Scales the gradients of forward, out of place: with ``retain_graph`` it runs again."""
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden * grad_objective.to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * grad_objective.to(grad_weight.dtype),
-            None,
-            None,
-            None,
-            None,
+        grad_hidden, grad_weight = (
+            None if saved is None else saved * grad_objective.to(saved.dtype)
+            for saved in ctx.saved_tensors
         )
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, settings: _Settings
+    hidden: Tensor, weight: Tensor, targets: Tensor, settings: _ChunkSettings
 ) -> tuple[Tensor, Tensor]:
     """Returns one chunk's objective and nats (2,), and the gradient at its raw logits (n, V)."""
     vocab, cap = settings.vocab_size, settings.soft_cap

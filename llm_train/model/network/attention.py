@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.cache import LayerCache, causal_mask
-from llm_train.model.network.linear import ShadowedLinear
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.rotary import Rotary
+from llm_train.model.network.shadow import ShadowedLinear
 
 if TYPE_CHECKING:
     from llm_train.model.network.transformer import Transformer
@@ -66,14 +66,9 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         # With a filled cache the mask is aligned to the last key; SDPA's own aligns to the first.
         mask = causal_mask(new, start + new, x.device) if start > 0 and new > 1 else None
+        p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=start == 0,
-            enable_gqa=self.group > 1,
+            q, k, v, attn_mask=mask, dropout_p=p, is_causal=start == 0, enable_gqa=self.group > 1
         )  # (B, H, T, hd)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, new, -1))
         return out

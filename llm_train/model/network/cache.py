@@ -64,12 +64,13 @@ def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
 
 
 class CachedLanguageModel(LanguageModel):
-    """A language model that can continue from a cache."""
+    """A language model that can continue from a cache.
 
-    @property
-    @abstractmethod
-    def max_positions(self) -> int:
-        """Positions that the cache and the new tokens may take together."""
+    Attributes:
+        max_positions: positions that the cache and the new tokens may take together.
+    """
+
+    max_positions: int
 
     @abstractmethod
     def new_cache(self) -> Cache:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -64,11 +64,8 @@ def problems(context: Context) -> Iterator[str]:
         )
     if context.on_cuda:
         yield from _cuda_problems(context)
-    for missing in sorted({lacks_float8(torch.device("cuda", i)) for i in context.cuda_here}):
-        if missing and context.running:
-            yield f"model.float8={recipe} {missing}; set model.float8=none"
-    if not fitting_layers(context.network):
-        yield nothing_fits(context.network, recipe)
+    here = context.cuda_here if context.running else ()
+    yield from _unmet(context.network, recipe, [torch.device("cuda", index) for index in here])
 
 
 def _cuda_problems(context: Context) -> Iterator[str]:
@@ -93,7 +90,7 @@ def _cuda_problems(context: Context) -> Iterator[str]:
         )
 
 
-def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> int:
+def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> None:
     """Makes the linear layers inside ``network.blocks()`` multiply in FP8, in place.
 
     Goes before recomputation, compilation, sharding and initialisation; parameters may be on the
@@ -105,18 +102,11 @@ def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> i
         recipe: how operands are scaled.
         device: where the network will run.
 
-    Returns:
-        Number of layers converted, at least 1.
-
     Raises:
         ConfigError: torchao is absent, ``device`` has no FP8 units, or no layer fits.
     """
-    missing = lacks_float8(device)
-    if missing:
-        raise ConfigError(f"model.float8={recipe} {missing}; set model.float8=none")
-    count = len(fitting_layers(network))
-    if count == 0:
-        raise ConfigError(nothing_fits(network, recipe))
+    for problem in _unmet(network, recipe, [device]):
+        raise ConfigError(problem)
     try:
         with quiet():
             from torchao.float8 import Float8LinearConfig, convert_to_float8_training
@@ -132,7 +122,6 @@ def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> i
         convert_to_float8_training(block, module_filter_fn=_fits, config=config)
     # In every forward under CUDA's autocast torchao asks for its dtype by a deprecated name.
     warnings.filterwarnings("ignore", r"torch\.get_autocast_gpu_dtype\(\)", DeprecationWarning)
-    return count
 
 
 def lacks_float8(device: torch.device) -> str:
@@ -150,24 +139,19 @@ def lacks_float8(device: torch.device) -> str:
     )
 
 
-def fitting_layers(network: Model) -> list[nn.Linear]:
-    """The layers that ``to_float8`` converts."""
-    return [layer for layer in _linear_layers(network) if _fits(layer)]
-
-
-def nothing_fits(network: Model, recipe: str) -> str:
-    """The error for a network without a layer that fits."""
-    shapes = {f"{each.out_features} x {each.in_features}" for each in _linear_layers(network)}
-    return (
-        f"model.float8={recipe} converts no layer: none of the blocks' linear layers "
-        f"({', '.join(sorted(shapes)) or 'there are none'}) has two dimensions that are multiples "
-        f"of {ALIGNMENT}; change the network's widths, or set model.float8=none"
-    )
-
-
-def _linear_layers(network: Model) -> list[nn.Linear]:
+def _unmet(network: Model, recipe: str, devices: Iterable[torch.device]) -> Iterator[str]:
+    """What ``devices`` lack, and a network of which no layer fits."""
+    for missing in sorted({lacks_float8(device) for device in devices} - {""}):
+        yield f"model.float8={recipe} {missing}; set model.float8=none"
     modules = (module for block in network.blocks() for module in block.modules())
-    return [module for module in modules if isinstance(module, nn.Linear)]
+    layers = [module for module in modules if isinstance(module, nn.Linear)]
+    if not any(_fits(layer) for layer in layers):
+        shapes = sorted({f"{each.out_features} x {each.in_features}" for each in layers})
+        yield (
+            f"model.float8={recipe} converts no layer: none of the blocks' linear layers "
+            f"({', '.join(shapes) or 'there are none'}) has two dimensions that are multiples of "
+            f"{ALIGNMENT}; change the network's widths, or set model.float8=none"
+        )
 
 
 def _fits(layer: nn.Linear, _name: str = "") -> bool:

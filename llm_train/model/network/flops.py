@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.base import ForwardFlops, LanguageModel, Projection
+from llm_train.model.network.base import ForwardFlops, LanguageModel
 
 _ATEN = torch.ops.aten
 _ATTENTION = _ATEN.scaled_dot_product_attention
@@ -113,7 +113,9 @@ def count_forward(network: LanguageModel, sequence: int) -> ForwardFlops:
     try:
         # In inference mode attention arrives as the one operator it is, whatever kernel would run.
         with torch.device(device), torch.inference_mode(), counter:
-            network(torch.zeros(1, sequence, dtype=torch.long), _logits)
+            # Logits, not the loss, whose own way to compute them must not change the count.
+            tokens = torch.zeros(1, sequence, dtype=torch.long)
+            network(tokens, lambda hidden, projection: projection.logits(hidden))
     except ConfigError:
         raise
     except Exception as error:  # any that a forward without values can raise
@@ -126,11 +128,6 @@ def count_forward(network: LanguageModel, sequence: int) -> ForwardFlops:
         if parameter.untyped_storage()._cdata not in counter.read:
             raise ConfigError(f"{name} never uses {path}; remove it, {_DECLARE}")
     return ForwardFlops(counter.products, counter.attention, counter.attention_all_pairs)
-
-
-def _logits(hidden: Tensor, projection: Projection) -> Tensor:
-    """Stands in for the loss, whose own way of computing logits must not change the count."""
-    return projection.logits(hidden)
 
 
 class _Counter(TorchDispatchMode):

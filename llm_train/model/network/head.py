@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.model.network.base import Projection, R, Readout
-from llm_train.model.network.linear import HasShadow
+from llm_train.model.network.shadow import HasShadow
 from llm_train.runtime.sharded import is_dtensor
 
 

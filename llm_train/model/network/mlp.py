@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm_train.model.network.linear import ShadowedLinear
+from llm_train.model.network.shadow import ShadowedLinear
 
 if TYPE_CHECKING:
     from llm_train.model.network.transformer import Transformer

@@ -10,13 +10,13 @@ read the whole window again for each token, because every cached key carries its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.base import LanguageModel, Projection
+from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.cache import Cache, CachedLanguageModel
 
 
@@ -43,10 +43,6 @@ def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) ->
     return probabilities
 
 
-def _last_logits(hidden: Tensor, projection: Projection) -> Tensor:
-    return projection.logits(hidden[0, -1])  # (V,)
-
-
 def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache | None) -> Tensor:
     """Logits (V,) on the CPU after ``tokens``; the network's mode is as before afterwards.
 
@@ -57,7 +53,11 @@ def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache | None) 
     network.eval()
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            out: Tensor = network(torch.tensor([tokens], device=device), _last_logits, cache)
+            out: Tensor = network(
+                torch.tensor([tokens], device=device),
+                lambda hidden, projection: projection.logits(hidden[0, -1]),
+                cache,
+            )
         return out.cpu()
     finally:
         network.train(training)
@@ -122,44 +122,34 @@ def generate(
         raise ConfigError(
             f"{type(network).__name__} cannot generate; derive it from CachedLanguageModel"
         )
-    choose = _Choice(temperature, top_k, top_p, seed)
-    return _stream(network, prompt.tolist(), max_new_tokens, choose, stop, use_cache)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
 
-
-class _Choice:
-    """Logits (V,) to a token id."""
-
-    def __init__(self, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.generator = torch.Generator(device="cpu").manual_seed(seed)
-
-    def __call__(self, logits: Tensor) -> int:
-        if self.temperature == 0.0:
+    def choose(logits: Tensor) -> int:
+        if temperature == 0.0:
             return int(logits.argmax())
-        probabilities = restrict(
-            logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
-        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+        kept = restrict(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        return int(torch.multinomial(kept, 1, generator=generator))
+
+    return _stream(network, prompt.tolist(), max_new_tokens, choose, stop, use_cache)
 
 
 def _stream(
     network: CachedLanguageModel,
     context: list[int],
     max_new_tokens: int,
-    choose: _Choice,
+    choose: Callable[[Tensor], int],
     stop: int | None,
     use_cache: bool,
 ) -> Iterator[int]:
-    cache = network.new_cache() if use_cache else None
-    unread = context
+    cache, unread = None, context
     for _ in range(max_new_tokens):
         if len(context) > network.max_positions:
-            context = context[-max(1, network.max_positions // 2) :]
+            cache, context = None, context[-max(1, network.max_positions // 2) :]
+        if cache is None:
             cache = network.new_cache() if use_cache else None
             unread = context
-        token = choose(_read(network, unread if use_cache else context, cache))
+        token = choose(_read(network, unread, cache))
         if token == stop:
             return
         yield token
-        context = [*context, token]
-        unread = [token]
+        context, unread = [*context, token], [token]

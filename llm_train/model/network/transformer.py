@@ -183,15 +183,13 @@ class Decoder(CachedLanguageModel):
     def __init__(self, config: Transformer) -> None:
         super().__init__()
         self.config = config
+        self.max_positions = config.max_sequence
         rows, width = config.padded_vocab_size, config.width
         self.embedding = nn.Embedding(rows, width)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_sequence, width) if learned else None
-        self.rotary = (
-            None
-            if learned
-            else Rotary(config.max_sequence, width // config.heads, base=config.rotary_base)
-        )
+        head_dim, base = width // config.heads, config.rotary_base
+        self.rotary = None if learned else Rotary(config.max_sequence, head_dim, base=base)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
@@ -206,11 +204,6 @@ class Decoder(CachedLanguageModel):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._tie()
         return self
-
-    @property
-    def max_positions(self) -> int:
-        """Positions that the cache and the new tokens may take together."""
-        return self.config.max_sequence
 
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated layers, in order."""
@@ -268,18 +261,17 @@ class Decoder(CachedLanguageModel):
 
     def initial(self, name: str) -> Initial:
         """The distribution that parameter ``name`` starts from; every name must match a rule."""
-        config = self.config
-        if name in ("embedding.weight", "head.weight"):
-            return Initial(0.0, config.init_std, rows=config.vocab_size)
-        if name.endswith(".bias"):
+        config, (module, kind) = self.config, name.split(".")[-2:]
+        if module not in _ROLES or kind not in ("weight", "bias"):
+            raise KeyError(f"no initial distribution for parameter {name}")
+        role = _ROLES[module]
+        if kind == "bias":
             return Initial(0.0, 0.0)
-        if name.endswith("norm.weight"):
+        if role in ("norm", "head_norm"):
             return Initial(1.0, 0.0)
-        if name.endswith((".attention.out.weight", ".mlp.down.weight")):
+        if role in ("embedding", "head"):
+            return Initial(0.0, config.init_std, rows=config.vocab_size)
+        if role == "row":  # the last weight of a residual branch
             depth = config.init_std / math.sqrt(2 * config.layers)
             return Initial(0.0, depth if config.residual_init == "depth" else 0.0)
-        if name == "positions.weight" or name.endswith(
-            (".attention.qkv.weight", ".mlp.up.weight", ".mlp.gate_up.weight")
-        ):
-            return Initial(0.0, config.init_std)
-        raise KeyError(f"no initial distribution for parameter {name}")
+        return Initial(0.0, config.init_std)

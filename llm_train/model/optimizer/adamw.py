@@ -10,16 +10,14 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.base import STEP_BYTES, Optimizer
 from llm_train.model.optimizer.groups import check_fields, decay_groups
-from llm_train.model.optimizer.memory import STEP_BYTES, tensor_bytes
-
-FUSABLE_DEVICES = ("cpu", "cuda")
+from llm_train.runtime.sharded import tensor_bytes
 
 
 def can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether torch's fused kernels take all of them: floating point, on a CPU or a CUDA device."""
-    return all(p.is_floating_point() and p.device.type in FUSABLE_DEVICES for p in parameters)
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
 @dataclass(frozen=True, kw_only=True)

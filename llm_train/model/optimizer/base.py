@@ -10,18 +10,14 @@ from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_train.context import Context, OptimizerTraits, Part
-from llm_train.model.optimizer.memory import tensor_bytes
-from llm_train.runtime.sharded import local_part
+from llm_train.runtime.sharded import local_part, tensor_bytes
+
+STEP_BYTES = 4
+"""Of the step counter that torch's and torchao's Adam keep alongside each parameter, a float32."""
 
 # Classes of torch.optim that look at whole matrices, at all parameters together, or, as Adagrad,
 # keep state from their construction on, which DeepSpeed's merging of groups would lose.
-_NOT_ON_FLAT_FRAGMENTS = (
-    optim.Adafactor,
-    optim.Adagrad,
-    optim.LBFGS,
-    optim.Muon,
-    optim.SparseAdam,
-)
+_NOT_ON_FLAT_FRAGMENTS = (optim.Adafactor, optim.Adagrad, optim.LBFGS, optim.Muon, optim.SparseAdam)
 
 
 class Optimizer(Part, ABC):

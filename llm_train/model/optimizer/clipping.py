@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.model.optimizer.groups import Group
-from llm_train.runtime.sharded import is_dtensor
+from llm_train.runtime.sharded import whole
 
 
 def norm_of_norms(norms: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients from the norm of each, on every rank; as torch's total norm."""
-    return _whole(torch.linalg.vector_norm(torch.stack(list(norms)), 2.0))
+    return whole(torch.linalg.vector_norm(torch.stack(list(norms)), 2.0))
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients together, on every rank."""
-    return _whole(nn.utils.get_total_norm(gradients, foreach=True))
+    return whole(nn.utils.get_total_norm(gradients, foreach=True))
 
 
 def clip_by_norm(
@@ -47,7 +47,3 @@ def clip_by_norm(
     if limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
     return norm
-
-
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if is_dtensor(norm) else norm

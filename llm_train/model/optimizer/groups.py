@@ -5,7 +5,7 @@ names can go stale, and that every trainable parameter is in exactly one group i
 hoped.
 
 Parameters go into a group as ``(name, parameter)`` pairs. torch stores the names under
-``param_names`` beside the parameters and in the state dict (since torch 2.6), which makes a
+``param_names`` alongside the parameters and in the state dict (since torch 2.6), which makes a
 checkpoint readable by itself; torch's distributed checkpointing carries the key along. No key of
 our own is needed.
 """
@@ -43,7 +43,7 @@ def dimensions(parameter: Tensor) -> int:
     """Number of dimensions of the whole parameter, sharded or not.
 
     A DTensor answers for the whole. DeepSpeed's ZeRO-3 leaves an empty vector in place of a
-    parameter that it partitioned at construction, and the true shape beside it in ``ds_shape``.
+    parameter that it partitioned at construction, and the true shape alongside it in ``ds_shape``.
     """
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -63,11 +63,8 @@ def decay_groups(named_parameters: Iterable[Named], weight_decay: float) -> list
     named = trainable(named_parameters)
     matrices = [pair for pair in named if dimensions(pair[1]) >= 2]
     others = [pair for pair in named if dimensions(pair[1]) < 2]
-    groups = [
-        Group(params=matrices, weight_decay=weight_decay),
-        Group(params=others, weight_decay=0.0),
-    ]
-    groups = [group for group in groups if group["params"]]
+    split = ((matrices, weight_decay), (others, 0.0))
+    groups = [Group(params=params, weight_decay=decay) for params, decay in split if params]
     assert_covered(groups, named)
     return groups
 

@@ -46,7 +46,7 @@ MUON_SETTINGS = (
     "newton_schulz_steps",
     "newton_schulz_dtype",
 )
-"""What a group with ``algorithm: muon`` has beside ``lr`` and ``weight_decay``."""
+"""What a group with ``algorithm: muon`` has besides ``lr`` and ``weight_decay``."""
 
 
 class MuonWithAdamW(Optimizer):

@@ -17,7 +17,7 @@ from torch import Tensor, nn, optim
 from llm_train.context import OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.adamw import can_fuse
-from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.base import STEP_BYTES, Optimizer
 from llm_train.model.optimizer.groups import (
     Group,
     assert_covered,
@@ -26,8 +26,8 @@ from llm_train.model.optimizer.groups import (
     dimensions,
     trainable,
 )
-from llm_train.model.optimizer.memory import STEP_BYTES, tensor_bytes
-from llm_train.model.optimizer.muon import MUON_SETTINGS, MuonWithAdamW
+from llm_train.model.optimizer.muon import MuonWithAdamW
+from llm_train.runtime.sharded import tensor_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ class MuonAdamW(Optimizer):
                 "model.optimizer: MuonAdamW found no matrix in a numbered layer (layers.<i>.*); "
                 "keep the network's layers in a ModuleList, or use AdamW"
             )
-        muon = {name: getattr(self, name) for name in MUON_SETTINGS}
+        keys = ("learning_rate_scaling", "momentum", "newton_schulz_steps", "newton_schulz_dtype")
+        muon = {key: getattr(self, key) for key in keys}
         muon |= {"lr": self.muon_learning_rate, "weight_decay": self.muon_weight_decay}
         groups = [Group(params=hidden, algorithm="muon", **muon)]
         rest = [pair for pair in named if not is_muons(*pair)]

@@ -7,7 +7,7 @@ from functools import partial
 
 from llm_train.errors import ConfigError
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import ramp
+from llm_train.model.schedule.shapes import ramp
 from llm_train.units import Duration
 
 _NO_WARMUP = Duration(0, "steps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import check_floor, cosine, peak_step, rise_and_fall
+from llm_train.model.schedule.shapes import check_floor, cosine, peak_step, rise_and_fall
 from llm_train.units import Duration
 
 

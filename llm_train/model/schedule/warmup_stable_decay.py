@@ -13,7 +13,7 @@ from typing import Literal
 
 from llm_train.errors import ConfigError, check_choices
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.phases import check_floor, cosine, linear, rise_and_fall, sqrt
+from llm_train.model.schedule.shapes import check_floor, cosine, linear, rise_and_fall, sqrt
 from llm_train.units import Duration
 
 _SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}

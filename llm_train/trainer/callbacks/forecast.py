@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.linear import shadowed
-from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.model.network.shadow import shadowed
 from llm_train.run_state import Trainee, trainee
+from llm_train.runtime.sharded import tensor_bytes
 from llm_train.runtime.terminal import say, section
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.logger.base import log_event

@@ -92,15 +92,15 @@ class Progress(EachStep, ProgressBar):
             self._bar.close()
 
 
-def describe_start_up(facts: dict[str, float]) -> str:
+def describe_start_up(seconds: dict[str, float]) -> str:
     """How long the first step took to come.
 
     >>> describe_start_up({"seconds": 40.31, "compile_seconds": 25.0})
     'first step 40.3 s after the start, 25.0 s of them compiling'
     """
-    text = f"first step {facts['seconds']:.1f} s after the start"
-    if "compile_seconds" in facts:
-        text += f", {facts['compile_seconds']:.1f} s of them compiling"
+    text = f"first step {seconds['seconds']:.1f} s after the start"
+    if "compile_seconds" in seconds:
+        text += f", {seconds['compile_seconds']:.1f} s of them compiling"
     return text
 
 

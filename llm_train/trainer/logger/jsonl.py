@@ -68,7 +68,7 @@ class JSONLMetrics(RunLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        """Does nothing: the resolved configuration is a file beside this one."""
+        """Does nothing: the resolved configuration is a file alongside this one."""
 
     def _append(self, head: records.Record, values: records.Record) -> None:
         if not self._checked:

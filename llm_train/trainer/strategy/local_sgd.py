@@ -156,7 +156,7 @@ class LocalSGD(Strategy, DDPStrategy):
         assert self._outer is not None, "setup() comes first"
         network = self.task.network
         agreed = tensors.model_tensors(network) | self._outer.tensors()
-        tensors.save(directory, network, self.optimizers[0], own=self._own, beside=agreed)
+        tensors.save(directory, network, self.optimizers[0], own=self._own, shared=agreed)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""
@@ -167,7 +167,7 @@ class LocalSGD(Strategy, DDPStrategy):
         assert self._outer is not None, "setup() comes first"
         if any(key.startswith(self._own) for key in dcp.keys(directory)):
             agreed = self._outer.tensors()
-            tensors.load(directory, network, optimizer, own=self._own, beside=agreed)
+            tensors.load(directory, network, optimizer, own=self._own, shared=agreed)
         else:
             tensors.load(directory, network, optimizer)
             self._outer.begin()

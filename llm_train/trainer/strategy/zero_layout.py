@@ -37,7 +37,7 @@ class ShardOffset:
     count: int
 
     def fragment(self, flat: Tensor) -> FlatFragment:
-        """The part, in ``flat`` or in a tensor of moments beside it."""
+        """The part, in ``flat`` or in a tensor of moments alongside it."""
         return FlatFragment(self.shape, self.offset, flat[self.start : self.start + self.count])
 
 

@@ -94,7 +94,7 @@ def _load_group(
     stored: Mapping[str, Any],
 ) -> None:
     flat, group = holder.flats[index], holder.settings(index)
-    beside = bool(group.get("fused") or group.get("capturable"))
+    on_device = bool(group.get("fused") or group.get("capturable"))
     tensors: dict[str, Tensor | FlatFragment] = {}
     moments: dict[str, Tensor] = {}
     counters: dict[str, dict[str, Tensor]] = {}
@@ -109,7 +109,7 @@ def _load_group(
                     moments[key] = torch.zeros_like(flat, dtype=dtype, requires_grad=False)
                 tensors[full_key] = place.fragment(moments[key])
             elif meta.size.numel() == 1:
-                device = flat.device if beside else torch.device("cpu")
+                device = flat.device if on_device else torch.device("cpu")
                 value = torch.zeros(meta.size, dtype=meta.properties.dtype, device=device)
                 tensors[full_key] = counters.setdefault(key, {})[name] = value
             else:

@@ -1,6 +1,6 @@
 """One of two gloo ranks: shards on meta, materialises, initialises, trains a step, compares.
 
-test_initialise.py runs it; the launcher's environment says which rank this is.
+test_workers.py runs it; the launcher's environment says which rank this is.
 """
 
 from dataclasses import replace

@@ -13,8 +13,6 @@ from statistics import mean
 import pytest
 import torch
 from torch import nn
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +20,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Counts, Transformer, initialise, materialise
 from llm_train.model.network import float8 as under_test
-from llm_train.model.network.float8 import fitting_layers, to_float8
+from llm_train.model.network.float8 import to_float8
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 
 pytestmark = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
@@ -45,6 +43,10 @@ def build(recipe="none", config=CONFIG, policy=None):
     materialise(network, CPU)
     initialise(network, 7)
     return network
+
+
+def converted_layers(network):
+    return [name for name, m in network.named_modules() if type(m).__name__ == "Float8Linear"]
 
 
 def batch(step=0, rows=8, length=32):
@@ -110,11 +112,10 @@ def test_names_weights_and_counts_are_unchanged(recipe, config):
 def test_parameters_are_kept_not_copied():
     network = CONFIG.build()
     before = list(network.parameters())
-    assert to_float8(network, "rowwise", CPU) == 8 == len(fitting_layers(network))
+    to_float8(network, "rowwise", CPU)
     assert all(a is b for a, b in zip(before, network.parameters(), strict=True))
-    float8 = [name for name, m in network.named_modules() if type(m).__name__ == "Float8Linear"]
     ends = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
-    assert float8 == [f"layers.{layer}.{end}" for layer in range(2) for end in ends]
+    assert converted_layers(network) == [f"layers.{i}.{end}" for i in range(2) for end in ends]
 
 
 def test_state_dicts_are_exchanged_with_a_network_without():
@@ -146,9 +147,9 @@ def test_as_many_operations_as_before(recipe):
 def test_layers_that_do_not_fit_stay():
     config = Transformer(vocab_size=61, layers=1, width=32, heads=2, max_sequence=32, mlp_width=40)
     network = config.build()
-    stays = network.layers[0].mlp.down  # 32 x 40
-    assert to_float8(network, "tensorwise", CPU) == 3
-    assert network.layers[0].mlp.down is stays
+    to_float8(network, "tensorwise", CPU)  # mlp.down is 32 x 40
+    ends = ("attention.qkv", "attention.out", "mlp.gate_up")
+    assert converted_layers(network) == [f"layers.0.{end}" for end in ends]
 
 
 def test_nothing_fits():
@@ -311,15 +312,6 @@ def test_autocast_on_a_gpu_warns_of_nothing():
     finally:
         torch.set_autocast_enabled("cuda", False)
     assert out.dtype == torch.bfloat16
-
-
-@pytest.fixture
-def mesh(tmp_path):
-    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        yield init_device_mesh("cpu", (1,))
-    finally:
-        destroy_process_group()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,11 +40,14 @@ def test_the_same_on_the_meta_path_whatever_happened_before(config):
     torch.randn(5)
     with torch.device("meta"):
         network = config.build()
+    assert all(t.is_meta for t in [*network.parameters(), *network.buffers()])
     materialise(network, torch.device("cpu"))
     before = torch.get_rng_state()
     initialise(network, 7)
     assert torch.equal(torch.get_rng_state(), before)
     assert_same(weights(network), expected)
+    assert_same(dict(network.named_buffers()), dict(config.build().named_buffers()))
+    assert (network.head.weight is network.embedding.weight) == config.tied
 
 
 class Pair(LanguageModel):
@@ -155,9 +157,3 @@ def test_a_network_on_meta_is_not_initialised():
         network = CONFIG.build()
     with pytest.raises(AssertionError, match=r"embedding\.weight has no storage"):
         initialise(network, 7)
-
-
-@pytest.mark.distributed
-def test_two_ranks_of_fully_shard_agree_with_one_process(fork_server, tmp_path):
-    worker, log = Path(__file__).with_name("sharded_worker.py"), tmp_path / "log.txt"
-    assert fork_server.run(ranks=2, log=log, script=worker) == [0, 0], log.read_text()

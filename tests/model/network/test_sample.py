@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_train.errors import ConfigError
-from llm_train.model.network import Initial, LanguageModel, Transformer, generate, initialise
+from llm_train.model.network import Transformer, generate, initialise
 from llm_train.model.network.sample import restrict
 
 BASE = Transformer(
@@ -185,17 +185,6 @@ def test_faulty_arguments_are_refused_before_anything_runs(changes, message):
         generate(built(BASE), **arguments)
 
 
-class Uncached(LanguageModel):
-    def blocks(self):
-        return []
-
-    def initial(self, name):
-        return Initial(0.0, 0.0)
-
-    def forward(self, tokens, readout):
-        raise NotImplementedError
-
-
 def test_a_network_without_a_cache_is_refused():
-    with pytest.raises(ConfigError, match="Uncached cannot generate; derive it from Cached"):
-        generate(Uncached(), PROMPT, max_new_tokens=1)
+    with pytest.raises(ConfigError, match="Linear cannot generate; derive it from Cached"):
+        generate(torch.nn.Linear(1, 1), PROMPT, max_new_tokens=1)

@@ -1,4 +1,4 @@
-"""One rank of the test in test_in_backward.py: under FSDP one block's gradients live at a time."""
+"""One rank of test_workers.py: under FSDP one block's gradients live at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of the test in test_low_bit.py: low-bit state of sharded weights is saved and moved.
+"""One rank of test_workers.py: low-bit state of sharded weights is saved and moved.
 
 The argument is the directory of the checkpoints. The exit status is 0 if everything is right.
 """

@@ -1,4 +1,4 @@
-"""One rank of the test in test_memory.py: counts bytes of weights, gradients and state."""
+"""One rank of test_workers.py: counts bytes of weights, gradients and state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from llm_train.model.optimizer import AdamW, LowBitAdamW, MuonAdamW
-from llm_train.model.optimizer.memory import tensor_bytes
+from llm_train.runtime.sharded import tensor_bytes
 
 CONFIGS = (
     AdamW(learning_rate=0.01),

@@ -1,4 +1,4 @@
-"""One rank of the test in test_sharded.py: compares sharded training with unsharded training.
+"""One rank of test_workers.py: compares sharded training with unsharded training.
 
 The launcher's environment says which rank this is; it exits with 0 when everything is equal.
 """

@@ -10,7 +10,7 @@ import torch
 from torch import nn, optim
 
 from llm_train.check import problems
-from llm_train.cli.command import load_settings
+from llm_train.cli.dispatch import load_settings
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, TorchOptimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
@@ -20,7 +20,6 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
-WORKER = Path(__file__).with_name("in_backward_worker.py")
 CONFIGS = [
     AdamW(learning_rate=0.01),
     AdamW(learning_rate=0.01, fused="off"),
@@ -131,12 +130,6 @@ def test_two_ranks_do_the_same(
         assert fork_server.run("fit", "-c", file, ranks=2, log=log) == [0, 0], log.read_text()
     assert len(curve(tmp_path / "step")) == 6
     assert curve(tmp_path / "backward") == curve(tmp_path / "step")
-
-
-@pytest.mark.distributed
-def test_shards_are_updated_block_by_block(fork_server: ForkServer, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    assert fork_server.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from llm_train.model.optimizer import (
     Optimizer,
     TorchOptimizer,
 )
-from llm_train.model.optimizer.memory import tensor_bytes
-from llm_train.testing.fork_server import ForkServer
+from llm_train.runtime.sharded import tensor_bytes
 
-WORKER = Path(__file__).with_name("memory_worker.py")
 # Bytes per parameter of a layer's matrix, with float32 weights and with bfloat16 weights.
 TABLE: dict[str, tuple[Optimizer, float, float]] = {
     "AdamW": (AdamW(learning_rate=0.01), 8.0, 4.0),
@@ -88,9 +85,3 @@ def test_a_step_without_memory_gives_the_formula(name: str, dtype: torch.dtype) 
             continue  # this class needs a matrix
         parameter = torch.empty(shape, dtype=dtype, device="meta")
         assert Optimizer.state_bytes(config, key, parameter) == config.state_bytes(key, parameter)
-
-
-@pytest.mark.distributed
-def test_shards_take_their_part(fork_server: ForkServer, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    assert fork_server.run(ranks=2, log=log, script=str(WORKER)) == [0, 0], log.read_text()

@@ -12,36 +12,32 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from llm_train.errors import ConfigError
+from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, MuonAdamW, Optimizer, TorchOptimizer
 from llm_train.model.optimizer.newton_schulz import orthogonalize
 
+NETWORK = Transformer(
+    vocab_size=11, layers=2, width=8, heads=2, max_sequence=6, norm="layernorm", bias=True
+)
 
-class Tiny(nn.Module):
-    def __init__(self, width=8):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(11, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
-            )
-            for _ in range(2)
-        )
-        self.head = nn.Linear(width, 11, bias=False)
 
-    def forward(self, ids):
-        x = self.embedding(ids)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
+def tiny():
+    network = NETWORK.build()
+    initialise(network, 0)
+    return network
 
 
 IDS = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(1))
 
 
+def loss_of(model):
+    logits = model(IDS, lambda hidden, projection: projection.logits(hidden))
+    return nn.functional.cross_entropy(logits.flatten(0, 1), IDS.flatten())
+
+
 def train(model, optimizer, steps=5):
     for _ in range(steps):
-        nn.functional.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten()).backward()
+        loss_of(model).backward()
         optimizer.step()
         optimizer.zero_grad()
     return [parameter.detach() for parameter in model.parameters()]
@@ -54,7 +50,7 @@ def close(left, right, **tolerance):
 
 @pytest.mark.parametrize("fused", ["auto", "on", "off"])
 def test_adamw_is_torchs_with_two_groups(fused):
-    model, reference = Tiny(), Tiny()
+    model, reference = tiny(), tiny()
     optimizer = AdamW(learning_rate=0.01, weight_decay=0.3, fused=fused).build(
         model.named_parameters()
     )
@@ -90,7 +86,7 @@ def test_fusion_is_left_out_where_it_cannot_be():
     ],
 )
 def test_torch_optimizers_get_decay_groups_where_they_decay(make, decays):
-    model = Tiny()
+    model = tiny()
     optimizer = TorchOptimizer(optimizer=make).build(model.named_parameters())
     assert type(optimizer) is type(make([nn.Parameter(torch.zeros(1))]))
     assert [group.get("weight_decay") for group in optimizer.param_groups] == decays
@@ -101,7 +97,7 @@ def test_torch_optimizers_get_decay_groups_where_they_decay(make, decays):
 
 def test_a_refusal_by_the_torch_class_is_one_line():
     with pytest.raises(ConfigError, match=r"Muon only supports 2D .*use MuonAdamW") as caught:
-        TorchOptimizer(optimizer=lambda p: optim.Muon(p, lr=0.1)).build(Tiny().named_parameters())
+        TorchOptimizer(optimizer=lambda p: optim.Muon(p, lr=0.1)).build(tiny().named_parameters())
     assert "\n" not in str(caught.value)
 
 
@@ -117,7 +113,7 @@ def parsed(class_path, **init_args):
 
 
 def test_yaml_names_a_torch_class_and_faults_are_found_while_parsing():
-    optimizer = parsed("torch.optim.SGD", lr=0.1, momentum=0.9).build(Tiny().named_parameters())
+    optimizer = parsed("torch.optim.SGD", lr=0.1, momentum=0.9).build(tiny().named_parameters())
     assert isinstance(optimizer, optim.SGD)
     assert optimizer.defaults["momentum"] == 0.9
     with pytest.raises(ArgumentError, match="momentun"):
@@ -157,7 +153,7 @@ def test_newton_schulz_of_zero_is_zero():
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 1e-5), ("float32", 3e-2)])
 def test_muons_part_is_torchs_muon_and_the_rest_torchs_adamw(scaling, torchs, dtype, tolerance):
-    model, reference = Tiny(), Tiny()
+    model, reference = tiny(), tiny()
     config = MuonAdamW(
         learning_rate=0.01,
         muon_learning_rate=0.02,
@@ -168,7 +164,7 @@ def test_muons_part_is_torchs_muon_and_the_rest_torchs_adamw(scaling, torchs, dt
     )
     optimizer = config.build(model.named_parameters())
     named = list(reference.named_parameters())
-    hidden = [p for name, p in named if name.startswith("blocks.") and p.ndim == 2]
+    hidden = [p for name, p in named if name.startswith("layers.") and p.ndim == 2]
     muon = optim.Muon(hidden, lr=0.02, weight_decay=0.2, momentum=0.95, adjust_lr_fn=torchs)
     tables = [reference.embedding.weight, reference.head.weight]
     adamw = optim.AdamW(
@@ -197,18 +193,20 @@ def test_muons_part_is_torchs_muon_and_the_rest_torchs_adamw(scaling, torchs, dt
 
 
 def test_muons_groups_cover_everything_once_and_state_has_the_parameters_shape():
-    model = Tiny()
+    model = tiny()
     optimizer = MuonAdamW(learning_rate=0.01).build(model.named_parameters())
     algorithms = [group["algorithm"] for group in optimizer.param_groups]
     assert algorithms == ["muon", "adamw", "adamw"]
     assert optimizer.param_groups[0]["param_names"] == [
-        f"blocks.{i}.{j}.weight" for i in range(2) for j in (1, 2)
+        f"layers.{i}.{matrix}.weight"
+        for i in range(2)
+        for matrix in ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
     ]
     covered = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert sorted(covered) == sorted(name for name, _ in model.named_parameters())
-    first = nn.functional.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten()).item()
+    first = loss_of(model).item()
     train(model, optimizer, 20)
-    assert nn.functional.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten()).item() < first / 2
+    assert loss_of(model).item() < first / 2
     for parameter, state in optimizer.state.items():
         for value in state.values():
             assert value.shape in (parameter.shape, torch.Size([]))
@@ -221,31 +219,27 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
-def test_resuming_from_a_state_dict_is_bitwise(config):
-    model = Tiny()
-    optimizer = config.build(model.named_parameters())
-    train(model, optimizer, 3)
-    resumed = copy.deepcopy(model)
-    again = config.build(resumed.named_parameters())
+def by_state_dict(model, optimizer, copied, again):
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for a, b in zip(train(model, optimizer), train(resumed, again), strict=True):
-        assert torch.equal(a, b)
 
 
+def by_torchs_distributed_state_dict(model, optimizer, copied, again):
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    set_optimizer_state_dict(copied, again, saved)
+
+
+@pytest.mark.parametrize("carry", [by_state_dict, by_torchs_distributed_state_dict])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
-def test_torchs_distributed_state_dict_carries_it(config):
-    model = Tiny()
+def test_resuming_is_bitwise(config, carry):
+    model = tiny()
     optimizer = config.build(model.named_parameters())
     train(model, optimizer, 3)
-    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    resumed = copy.deepcopy(model)
-    again = config.build(resumed.named_parameters())
-    set_optimizer_state_dict(resumed, again, saved)
-    assert [group["param_names"] for group in again.param_groups] == [
-        group["param_names"] for group in optimizer.param_groups
-    ]
-    for a, b in zip(train(model, optimizer), train(resumed, again), strict=True):
+    copied = copy.deepcopy(model)
+    again = config.build(copied.named_parameters())
+    carry(model, optimizer, copied, again)
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert [group["param_names"] for group in again.param_groups] == names
+    for a, b in zip(train(model, optimizer), train(copied, again), strict=True):
         assert torch.equal(a, b)
 
 
@@ -253,7 +247,7 @@ def test_muon_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match="found no matrix in a numbered layer"):
         MuonAdamW(learning_rate=0.1).build(nn.Linear(2, 2).named_parameters())
     flat = nn.Parameter(torch.ones(4))
-    optimizer = MuonAdamW(learning_rate=0.1).build(Tiny().named_parameters())
+    optimizer = MuonAdamW(learning_rate=0.1).build(tiny().named_parameters())
     optimizer.param_groups[0]["params"] = [flat]  # ZeRO does the same
     flat.grad = torch.ones(4)
     with pytest.raises(ConfigError, match=r"needs whole matrices, not shape \(4,\)"):

@@ -5,8 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy
@@ -186,13 +184,6 @@ def test_a_second_policy_on_the_same_block_is_a_bug():
     model = built(EveryBlock())
     with pytest.raises(AssertionError, match="already has a forward"):
         EveryBlock().apply(list(model.layers))
-
-
-@pytest.fixture
-def mesh(tmp_path):
-    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    destroy_process_group()
 
 
 @pytest.mark.parametrize("policy", [EveryBlock(), EveryNth(n=2), Selective()], ids=name)

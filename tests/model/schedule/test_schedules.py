@@ -91,23 +91,6 @@ def test_cosine_equals_torch():
         reference.step()
 
 
-@pytest.mark.parametrize("index", range(5))
-def test_it_drives_torchs_scheduler_past_the_last_step(index):
-    schedule = make(10)[index]
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=2.0)
-    at = schedule.build(total_steps=N, tokens_per_step=1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, at)
-    rates = []
-    for _ in range(N):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == [2.0 * value for value in values(schedule)]
-    assert optimizer.param_groups[0]["lr"] == rates[-1]
-    # The state holds nothing of the schedule, so a changed schedule applies on resume.
-    assert scheduler.state_dict()["lr_lambdas"] == [None]
-
-
 @pytest.mark.parametrize("warmup", [0, 1])
 @pytest.mark.parametrize("schedule", [Constant, Linear, WarmupCosine])
 def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):

@@ -15,7 +15,7 @@ from llm_train.derived import Derived
 from llm_train.model.construction import CompileUnit
 from llm_train.model.loss import CausalLM, ChunkedCausalLM, Loss
 from llm_train.model.network import Transformer, initialise
-from llm_train.model.network.linear import HasShadow
+from llm_train.model.network.shadow import HasShadow
 from llm_train.model.optimizer import AdamW
 from llm_train.model.schedule import WarmupCosine
 from llm_train.model.task import Task

@@ -55,7 +55,7 @@ class Probe(pl.Callback):
 
     def __init__(self) -> None:
         self.reductions = Reductions()
-        self.facts: dict[str, Any] = {}
+        self.seen: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.reductions.__enter__()
@@ -72,7 +72,7 @@ class Probe(pl.Callback):
             -torch.arange(0, table.head_dim, 2).double() / table.head_dim
         )
         exact = torch.stack((angle.cos(), angle.sin()))
-        self.facts = {
+        self.seen = {
             "rotary_error": (table.table.double().cpu() - exact).abs().max().item(),
             "collectives": self.reductions.counts,
             "parameters": sorted({str(p.dtype) for p in parameters}),
@@ -90,7 +90,7 @@ def train(path: Path) -> dict[str, Any]:
     except SystemExit as stop:
         if stop.code != 0:
             raise
-    return probe.facts
+    return probe.seen
 
 
 if __name__ == "__main__":
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     import os
     import sys
 
-    facts = train(Path(sys.argv[2]))
+    seen = train(Path(sys.argv[2]))
     if os.environ.get("RANK", "0") == "0":
-        Path(sys.argv[1]).write_text(json.dumps(facts))
+        Path(sys.argv[1]).write_text(json.dumps(seen))

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
-from llm_train.checkpoint.dcp import Reader
+from llm_train.checkpoint import dcp
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import ConfigError
 from llm_train.testing.command import refused, run
@@ -117,11 +116,9 @@ def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
     path = CheckpointStore(run_dir / "checkpoints").newest().path
     assert path is not None
     assert path.name == f"step-{STEPS:08d}"
-    reader = Reader(path / "state")
-    stored = reader.read_metadata().state_dict_metadata
+    stored = dcp.keys(path / "state")
     tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    dcp.read(path / "state", tensors)
     return tensors
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from llm_train.checkpoint.loading import require_loadable
+from llm_train.checkpoint import dcp
+from llm_train.checkpoint.compatibility import require_loadable
 from llm_train.data import RandomTokens
 from llm_train.data.sampler import MicroBatches, Share
 from llm_train.errors import CheckpointError
@@ -284,13 +285,9 @@ def test_what_cannot_take_over_replicas_is_refused() -> None:
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:
     """Returns everything in a state, by key."""
-    import torch.distributed.checkpoint as dcp
-
-    from llm_train.checkpoint.dcp import Reader, keys
-
-    found = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in keys(directory).items()}
-    with pytest.warns(UserWarning, match="single process"):
-        dcp.load(found, storage_reader=Reader(directory), no_dist=True)
+    stored = dcp.keys(directory)
+    found = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in stored.items()}
+    dcp.read(directory, found)
     return found
 
 

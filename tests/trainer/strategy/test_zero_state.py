@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from llm_train.checkpoint.compatibility import require_loadable
 from llm_train.checkpoint.dcp import Reader
-from llm_train.checkpoint.loading import require_loadable
 from llm_train.errors import CheckpointError
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -19,8 +19,8 @@ from llm_train.trainer.strategy import SingleDevice, ZeRO
 STEPS, MIDDLE = 8, 4
 WORKER = Path(__file__).with_name("offload_worker.py")
 MOMENTUM = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
-Layout = tuple[str, int]  # strategy, ranks; 0 is a process without a launcher
-LAYOUTS: list[Layout] = [
+Case = tuple[str, int]  # strategy, ranks; 0 is a process without a launcher
+CASES: list[Case] = [
     ("single", 0),
     ("ddp", 2),
     ("fsdp", 2),
@@ -74,7 +74,7 @@ def middle(folder: Path) -> Path:
     return folder / "run" / "checkpoints" / f"step-{MIDDLE:08d}"
 
 
-def crossed(source: Layout, target: Layout, begun: Path, fit: Fit, tmp_path: Path) -> float:
+def crossed(source: Case, target: Case, begun: Path, fit: Fit, tmp_path: Path) -> float:
     """Returns the largest relative difference of a loss from one process without interruption."""
     expected = fit(begun / "single-0", "single", 0)
     folder = begun / f"{source[0]}-{source[1]}"
@@ -93,19 +93,19 @@ def crossed(source: Layout, target: Layout, begun: Path, fit: Fit, tmp_path: Pat
         (("single", 0), ("zero3", 2)),
     ],
 )
-def test_a_few_ways(source: Layout, target: Layout, begun: Path, fit: Fit, tmp_path: Path) -> None:
+def test_a_few_ways(source: Case, target: Case, begun: Path, fit: Fit, tmp_path: Path) -> None:
     assert crossed(source, target, begun, fit, tmp_path) < 1e-6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", LAYOUTS, ids=lambda layout: f"{layout[0]}-{layout[1]}")
-def test_all_ways(source: Layout, begun: Path, fit: Fit, tmp_path: Path) -> None:
-    found = {target: crossed(source, target, begun, fit, tmp_path) for target in LAYOUTS}
+@pytest.mark.parametrize("source", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_all_ways(source: Case, begun: Path, fit: Fit, tmp_path: Path) -> None:
+    found = {target: crossed(source, target, begun, fit, tmp_path) for target in CASES}
     assert max(found.values()) < 1e-6, found
 
 
 @pytest.mark.parametrize("source", [("zero1", 2), ("zero3", 2)])
-def test_what_is_stored_is_what_one_process_stores(source: Layout, begun: Path, fit: Fit) -> None:
+def test_what_is_stored_is_what_one_process_stores(source: Case, begun: Path, fit: Fit) -> None:
     stored = []
     for strategy, ranks in (("single", 0), source):
         fit(begun / f"{strategy}-{ranks}", strategy, ranks)

@@ -11,11 +11,13 @@ import torch
 from llm_train.checkpoint import manifest, tensors
 from llm_train.errors import CheckpointError
 
-# What a position in the data and a number of steps depend on, and the keys that set it.
+# What a position in the data, a number of steps and an optimizer's state depend on, and the keys
+# that set it.
 _FIXED = {
     "seed": "seed",
     "sequence": "batch.sequence",
     "samples_per_step": "batch.tokens / batch.sequence",
+    "optimizer": "model.optimizer",
 }
 
 
@@ -42,14 +44,9 @@ def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
     for key, name in _FIXED.items():
         if before[key] != now[key]:
             raise CheckpointError(
-                f"{name} is {now[key]} but {path} was trained with {before[key]}, so its position "
-                "would mean other samples or steps; put the old value back, or start a new run"
+                f"{name} is {now[key]} but {path} was trained with {before[key]}, so its state and "
+                "position would mean something else; put the old value back, or start a new run"
             )
-    if before["optimizer"] != now["optimizer"]:
-        raise CheckpointError(
-            f"model.optimizer is {now['optimizer']} but {path} holds the state of "
-            f"{before['optimizer']}; put the old one back, or start a new run"
-        )
 
 
 def require_loadable(

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from llm_train import verbs
+from llm_train import __version__, verbs
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime.launch import find_launch
 from llm_train.verbs.base import Verb
@@ -97,8 +97,6 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write("\n".join([usage, "", *lines, "", EPILOG, ""]))
         return 0
     if name == "--version":
-        from llm_train import __version__
-
         sys.stdout.write(f"llm-train {__version__}\n")
         return 0
     if name not in summaries:

@@ -68,15 +68,9 @@ class ShadowWeights:
         self.cast()
         network.register_forward_pre_hook(self._before_forward)
 
-    def __len__(self) -> int:
-        return len(self._shadows)
-
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Takes every step of ``optimizer`` for a change."""
-        optimizer.register_step_post_hook(self._forget)
-
-    def _forget(self, *_: object) -> None:
-        self._seen = []
+        optimizer.register_step_post_hook(lambda *_: self._seen.clear())
 
     def _before_forward(self, *_: object) -> None:
         # A graph cannot read counts; whoever compiled the network calls refresh before it.

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 
-from llm_train.check.trainer import ACCELERATORS
+from llm_train.check.trainer_rules import ACCELERATORS
 from llm_train.settings import Settings
 
 

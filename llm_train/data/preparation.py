@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_train.data.base import Recipe
-from llm_train.data.manifest import FILE_NAME, Manifest
 from llm_train.data.recipe import differences, recipe_dict
 from llm_train.data.shards import verify
+from llm_train.data.token_manifest import FILE_NAME, Manifest
 from llm_train.errors import ConfigError, DataError
 from llm_train.runtime import disk
 

@@ -1,0 +1,100 @@
+"""Each rule about ZeRO's offloading, model.compile and model.attention prints its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_train.testing.command import essence, refused, run
+from llm_train.testing.configs import tiny, write
+
+KEY = "trainer.strategy.init_args"
+ON_GPU: dict[str, Any] = {"trainer__accelerator": "gpu", "trainer__devices": 1}
+
+
+def zero(**arguments: Any) -> dict[str, Any]:
+    strategy = {"class_path": "ZeRO", "init_args": {"stage": 3, **arguments}}
+    return {**ON_GPU, "trainer__devices": 2, "trainer__strategy": strategy}
+
+
+RULES: dict[str, tuple[dict[str, Any], str]] = {
+    "parameters below stage 3": (
+        zero(stage=2, offload_parameters="cpu"),
+        f"{KEY}.offload_parameters=cpu; set {KEY}.stage to 3, or remove it",
+    ),
+    "state on NVMe below stage 3": (
+        zero(stage=1, offload_optimizer="nvme", nvme_path="/nvme"),
+        f"{KEY}.offload_optimizer=nvme; set {KEY}.stage to 3, or write cpu",
+    ),
+    "no directory": (
+        zero(offload_parameters="nvme"),
+        f"{KEY}.offload_parameters=nvme; set {KEY}.nvme_path",
+    ),
+    "a directory for nothing": (
+        zero(offload_optimizer="cpu", nvme_path="/nvme"),
+        f"{KEY}.nvme_path=/nvme; remove it, or write nvme",
+    ),
+    "on a CPU": (
+        {**zero(offload_optimizer="cpu"), "trainer__accelerator": "cpu"},
+        f"{KEY}.offload_optimizer=cpu; remove it",
+    ),
+    "an optimizer of whole matrices": (
+        {
+            **zero(offload_optimizer="cpu"),
+            "model__optimizer": {
+                "class_path": "TorchOptimizer",
+                "init_args": {"optimizer": {"class_path": "torch.optim.Adafactor"}},
+            },
+        },
+        "model.optimizer; set trainer.strategy to ddp or fsdp, or use AdamW",
+    ),
+    "one graph under FSDP": (
+        {"model__compile": "network", "trainer__strategy": "fsdp"},
+        "model.compile=network; write model.compile=blocks",
+    ),
+    "CUDA graphs on a CPU": (
+        {"model__compile": "graphs", "batch__per_device": 8},
+        "model.compile=graphs; write model.compile=network",
+    ),
+    "CUDA graphs under DDP": (
+        {**ON_GPU, "model__compile": "graphs", "batch__per_device": 8, "trainer__strategy": "ddp"},
+        "model.compile=graphs; write model.compile=blocks",
+    ),
+    "CUDA graphs with accumulation": (
+        {**ON_GPU, "model__compile": "graphs"},
+        "model.compile=graphs; raise batch.per_device until a step is one micro-batch, or write "
+        "model.compile=network",
+    ),
+    "a kernel on a CPU": ({"model__attention": "cudnn"}, "model.attention=cudnn; remove it"),
+    "FlashAttention 3 without its package": (
+        {**ON_GPU, "model__attention": "flash3"},
+        "model.attention=flash3; install FlashAttention 3, or write auto",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule(name: str, tmp_path: Path) -> None:
+    overrides, message = RULES[name]
+    path = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", **overrides))
+    assert essence(refused("check", "-c", str(path))) == essence([message])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        zero(stage=1, offload_optimizer="cpu"),
+        zero(offload_optimizer="cpu", offload_parameters="cpu"),
+        zero(offload_optimizer="nvme", offload_parameters="nvme", nvme_path="/nvme"),
+        {"model__compile": "network"},
+        {"model__compile": "network", "trainer__strategy": "ddp", "trainer__devices": 2},
+        {**ON_GPU, "model__compile": "graphs", "batch__per_device": 8},
+        {**ON_GPU, "model__attention": "flash"},
+    ],
+)
+def test_what_works_is_accepted(overrides: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", **overrides))
+    outcome = run("check", "-c", str(path))
+    assert outcome.code == 0, outcome.err
