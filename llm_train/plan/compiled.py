@@ -45,7 +45,9 @@ def saving_of_a_block(case: Case) -> float:
 class _Alone(nn.Module):
     """A block with what the network hands to it, so that all storages are parameters or buffers."""
 
-    def __init__(self, block: nn.Module, args: Sequence[object], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, block: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> None:
         super().__init__()
         self.block = block
         leaves, self.spec = tree_flatten((args, kwargs))

@@ -94,7 +94,9 @@ class Watch(TorchDispatchMode):
             block.register_forward_pre_hook(partial(self.enter, f"forward {place}"))
             block.register_forward_hook(partial(self._leave, after, f"backward {place}"))
 
-    def _leave(self, after: str, backward: str, _: nn.Module, inputs: Any, output: Any) -> None:
+    def _leave(
+        self, after: str, backward: str, _: nn.Module, inputs: object, output: object
+    ) -> None:
         self.enter(after)
         for leaf in _tensors(output):
             if leaf.requires_grad:
@@ -217,7 +219,7 @@ def watching() -> Iterator[Watch]:
         yield watch
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
