@@ -14,14 +14,8 @@ from pathlib import Path
 import yaml
 
 from llm_train.model.network import Transformer
-from llm_train.plan.roofline import (
-    ATTENTION_EFFICIENCY,
-    MEMORY_EFFICIENCY,
-    elementwise_bytes,
-    gated,
-    loss_bytes,
-    widths,
-)
+from llm_train.model.network.fused import widths
+from llm_train.plan.speed import ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY
 from llm_train.runtime.devices import Device, device_called
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -114,11 +108,12 @@ def roofline(network: Transformer, device: Device, *, sequence: int, tokens: int
 
     head = network.padded_vocab_size * network.width
     attention = 6 * network.layers * network.width * sequence
+    fused = network.fused_bytes()
     parts = {
         "blocks": part(6 * block_parameters(network)),
         "attention": part(attention, efficiency=ATTENTION_EFFICIENCY),
-        "head and loss": part(6 * head, loss_bytes(network)),
-        "element-wise": part(moved=elementwise_bytes(network)),
+        "head and loss": part(6 * head, fused.loss),
+        "element-wise": part(moved=fused.elementwise),
         "optimizer": part(moved=optimizer_bytes(network) / tokens),
     }
     return Roofline(parts=parts, peak_flops=peak_flops, tokens_per_step=tokens)
@@ -128,7 +123,8 @@ def block_parameters(network: Transformer) -> int:
     """Weights of the matrices of all blocks."""
     width, kv_width, hidden = widths(network)
     attention = 2 * width * (width + kv_width)
-    return network.layers * (attention + (3 if gated(network) else 2) * width * hidden)
+    matrices = 3 if network.activation == "swiglu" else 2
+    return network.layers * (attention + matrices * width * hidden)
 
 
 def parameters(network: Transformer) -> int:

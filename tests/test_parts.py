@@ -106,11 +106,6 @@ def test_a_new_part_is_one_file(tmp_path: Path) -> None:
 
 ALLOWED = {
     "settings.py": (1, "Lightning's own callbacks and loggers have no rules"),
-    "trainer/callbacks/forecast.py": (1, "most modules are torch's and cannot have a shadow"),
-    "plan/cost_model.py": (1, "as in forecast.py"),
-    "plan/simulate.py": (1, "as in forecast.py"),
-    "plan/compiled.py": (2, "as in forecast.py; only a Transformer's block can be called alone"),
-    "plan/speed.py": (1, "fused passes over memory are known by formula for a Transformer only"),
 }
 """File -> number of comparisons in it, and why the part cannot be asked instead."""
 

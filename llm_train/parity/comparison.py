@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from llm_train.parity import configuration, judge, trajectory
 from llm_train.parity.judge import Row
 from llm_train.parity.printed import explanation, table
 from llm_train.parity.processes import Launcher, launch
-from llm_train.parity.variants import Variant, exact, reference, rounding
+from llm_train.parity.trajectory import Trajectory
+from llm_train.parity.variants import EXACT, REFERENCE, Variant, rounding
 from llm_train.runtime.terminal import say, section
 from llm_train.settings import Settings
 
@@ -54,9 +55,7 @@ class Comparison:
         except LLMTrainError as error:
             return str(error).splitlines()
 
-    def run(
-        self, variant: Variant
-    ) -> tuple[trajectory.Trajectory, trajectory.Weights | None] | None:
+    def run(self, variant: Variant) -> Trajectory | None:
         """Runs ``variant`` in place of what it left behind before; None if it failed."""
         run_dir, log = self._file(variant).with_suffix(""), self._file(variant).with_suffix(".log")
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -71,10 +70,20 @@ class Comparison:
         try:
             quiet = io.StringIO()  # DeepSpeed tells what it reads
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                return found, trajectory.weights(self.settings, run_dir)
+                return replace(found, weights=trajectory.weights(self.settings, run_dir))
         except LLMTrainError as error:
             say(f"    weights cannot be compared: {error}")
-            return found, None
+            return found
+
+    def run_needed(self, variant: Variant) -> Trajectory:
+        """Runs one of those that the others are compared with."""
+        found = self.run(variant)
+        if found is None:
+            raise LLMTrainError(
+                f"{variant.name} failed, and there is nothing to compare with; see "
+                f"{self.folder / variant.folder}.log"
+            )
+        return found
 
     def _file(self, variant: Variant) -> Path:
         return self.folder / f"{variant.folder}.yaml"
@@ -102,8 +111,8 @@ def parity(
     )
     compared.folder.mkdir(parents=True, exist_ok=True)
     precision = settings.precision
-    baselines = [rounding(settings.batch), *([] if precision == "32-true" else [exact()])]
-    for variant in (reference(), *baselines):
+    baselines = [rounding(settings.batch), *([] if precision == "32-true" else [EXACT])]
+    for variant in (REFERENCE, *baselines):
         _require(compared.prepare(variant))
     checked = [(v, [v.refusal] if v.refusal else compared.prepare(v)) for v in variants]
     refused = [(f"{v.name} on {v.ranks}", line) for v, why in checked for line in why]
@@ -158,37 +167,9 @@ def _rows(
     variants: Sequence[Variant],
 ) -> tuple[list[Row], judge.Distance]:
     """The rows, and the tolerance that the last baseline gives."""
-    alone = reference()
-    expected, weights = _necessary(compared, alone)
-
-    def distance(found: trajectory.Trajectory, own: trajectory.Weights | None) -> judge.Distance:
-        apart = None if own is None or weights is None else trajectory.distance(own, weights)
-        return judge.measured(found, expected, apart)
-
-    known = [(v, *_necessary(compared, v)) for v in baselines]
-    distances = [distance(found, own) for _, found, own in known]
-    allowed = judge.tolerance(precision, distances[-1])
-    rows = [
-        Row(name=alone.name, peak_gib=expected.peak_gib, collectives=expected.collectives, ranks=1)
-    ]
-    for (variant, found, _), far in zip(known, distances, strict=True):
-        rows.append(judge.judge(variant, found, expected, far, allowed))
-    for variant in variants:
-        ran = compared.run(variant)
-        if ran is None:
-            rows.append(Row(name=variant.name, ranks=variant.ranks, faults=["failed"]))
-        else:
-            rows.append(judge.judge(variant, ran[0], expected, distance(*ran), allowed))
+    expected = compared.run_needed(REFERENCE)
+    known = [(REFERENCE, expected), *((v, compared.run_needed(v)) for v in baselines)]
+    allowed = judge.tolerance(precision, judge.measured(known[-1][1], expected))
+    rows = [judge.judge(variant, found, expected, allowed) for variant, found in known]
+    rows += [judge.judge(v, compared.run(v), expected, allowed) for v in variants]
     return rows, allowed
-
-
-def _necessary(
-    compared: Comparison, variant: Variant
-) -> tuple[trajectory.Trajectory, trajectory.Weights | None]:
-    ran = compared.run(variant)
-    if ran is None:
-        raise LLMTrainError(
-            f"{variant.name} failed, and there is nothing to compare with; see "
-            f"{compared.folder / variant.folder}.log"
-        )
-    return ran

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llm_train.parity.trajectory import Trajectory, largest_difference
+from llm_train.parity.trajectory import Trajectory, distance, largest_difference
 from llm_train.parity.variants import Variant
 
 FP32 = 1e-5
@@ -73,12 +73,13 @@ class Row:
         return plain
 
 
-def measured(found: Trajectory, expected: Trajectory, weights: float | None) -> Distance:
-    """Distance of two runs whose weights are ``weights`` apart."""
+def measured(found: Trajectory, expected: Trajectory) -> Distance:
+    """How far apart two runs are."""
+    own, others = found.weights, expected.weights
     return Distance(
         loss=largest_difference(found.loss, expected.loss),
         norm=largest_difference(found.norm, expected.norm),
-        weights=weights,
+        weights=None if own is None or others is None else distance(own, others),
     )
 
 
@@ -97,22 +98,32 @@ def _allowed(spread: float, *, strict: bool) -> float:
 
 
 def judge(
-    variant: Variant, found: Trajectory, expected: Trajectory, distance: Distance, allowed: Distance
+    variant: Variant, found: Trajectory | None, expected: Trajectory, allowed: Distance
 ) -> Row:
-    """The row of ``variant``: what ranks must not change exactly, the rest within tolerance."""
+    """The row of ``variant``: what ranks must not change exactly, the rest within tolerance.
+
+    Args:
+        variant: what was run.
+        found: what came out; None if it failed.
+        expected: what came out of one process; its own row has no distance.
+        allowed: the tolerance.
+    """
+    if found is None:
+        return Row(name=variant.name, ranks=variant.ranks, faults=["failed"])
     faults = []
     if found.rate != expected.rate:
         faults.append("learning rate differs")
     if found.tokens != expected.tokens:
         faults.append("tokens differ")
+    apart = measured(found, expected)
     for what in ("loss", "norm", "weights") if variant.same else ():
-        value, limit = getattr(distance, what), getattr(allowed, what)
+        value, limit = getattr(apart, what), getattr(allowed, what)
         if value is not None and not value <= limit:
             faults.append(f"{what} above {limit:.1e}")
     return Row(
         name=variant.name,
         ranks=variant.ranks,
-        distance=distance,
+        distance=None if found is expected else apart,
         peak_gib=found.peak_gib,
         collectives=found.collectives,
         faults=faults,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from llm_train.parity.judge import FACTOR, FP32, Distance, Row
 
@@ -38,20 +38,12 @@ def explanation(precision: str, allowed: Distance, *, on_cuda: bool) -> str:
     )
 
 
-def calls(counts: Mapping[str, float]) -> str:
-    """Collectives by kind.
-
-    >>> calls({"all-gather": 5.0, "reduce-scatter": 1.5}), calls({})
-    ('all-gather 5, reduce-scatter 1.5', 'none')
-    """
-    return ", ".join(f"{kind} {count:g}" for kind, count in counts.items()) or "none"
-
-
 def _cells(row: Row) -> tuple[str, ...]:
     far = row.distance
     numbers = ("", "", "") if far is None else map(_shown, (far.loss, far.norm, far.weights))
     peak = f"{row.peak_gib:.3f}" if row.peak_gib else ""
-    return (row.name, str(row.ranks), *numbers, peak, row.verdict, calls(row.collectives))
+    calls = ", ".join(f"{kind} {count:g}" for kind, count in row.collectives.items()) or "none"
+    return (row.name, str(row.ranks), *numbers, peak, row.verdict, calls)
 
 
 def _shown(value: float | None) -> str:

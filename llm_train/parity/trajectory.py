@@ -29,6 +29,7 @@ class Trajectory:
         tokens: target tokens after each step.
         peak_gib: peak memory of rank 0 before collectives were counted.
         collectives: calls per optimizer step, by kind.
+        weights: at the end; None where they are not known.
     """
 
     loss: Sequence[float]
@@ -37,6 +38,7 @@ class Trajectory:
     tokens: Sequence[float]
     peak_gib: float
     collectives: Mapping[str, float]
+    weights: Weights | None = None
 
 
 def read(run_dir: Path) -> Trajectory:

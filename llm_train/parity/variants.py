@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.trainer.strategy import Strategy
 from llm_train.units import Batch
-
-REFERENCE = "single"
-ROUNDING = "single, rounded otherwise"
-EXACT = "single, in fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +43,17 @@ class Variant:
         return f"{self.name.replace(', ', '-').replace(' ', '-')}-{self.ranks}"
 
 
+REFERENCE = Variant(name="single", strategy="single", alone=True)
+"""What the others are compared with."""
+
+EXACT = replace(
+    REFERENCE,
+    name="single, in fp32",
+    overrides={"trainer.precision": "32-true", "model.float8": "none", "model.attention": "auto"},
+)
+"""One process in fp32, whose rounding is nothing against that of a narrower precision."""
+
+
 def variants(names: Sequence[str], ranks: Sequence[int]) -> list[Variant]:
     """Every named variant on every number of ranks, but for the reference; all without names.
 
@@ -57,14 +64,14 @@ def variants(names: Sequence[str], ranks: Sequence[int]) -> list[Variant]:
         if count < 1:
             raise ConfigError(f"--ranks={count} must be at least 1")
     found = {count: _known(count) for count in dict.fromkeys(ranks)}
-    known = [REFERENCE, *dict.fromkeys(name for by_name in found.values() for name in by_name)]
+    known = [REFERENCE.name, *dict.fromkeys(name for by_name in found.values() for name in by_name)]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
             raise ConfigError(f"--strategies={name} is not a strategy that is compared; {hint}")
     wanted = list(dict.fromkeys(names or known))
-    return [by_name[name] for by_name in found.values() for name in wanted if name != REFERENCE]
+    return [by_name[name] for by_name in found.values() for name in wanted if name in by_name]
 
 
 def _known(ranks: int) -> dict[str, Variant]:
@@ -85,11 +92,6 @@ def _known(ranks: int) -> dict[str, Variant]:
     }
 
 
-def reference() -> Variant:
-    """What the others are compared with."""
-    return Variant(name=REFERENCE, strategy=REFERENCE, alone=True)
-
-
 def rounding(batch: Batch) -> Variant:
     """One process again, which adds up the same samples in another order.
 
@@ -105,16 +107,5 @@ def rounding(batch: Batch) -> Variant:
             f"batch.tokens={batch.tokens} is one sample of {batch.sequence} a step, so nothing can "
             f"be shared among ranks; set it to at least {2 * batch.sequence}"
         )
-    return Variant(
-        name=ROUNDING, strategy=REFERENCE, alone=True, overrides={"batch.per_device": other}
-    )
-
-
-def exact() -> Variant:
-    """One process in fp32, whose rounding is nothing against that of a narrower precision."""
-    overrides = {
-        "trainer.precision": "32-true",
-        "model.float8": "none",
-        "model.attention": "auto",
-    }
-    return Variant(name=EXACT, strategy=REFERENCE, alone=True, overrides=overrides)
+    overrides = {"batch.per_device": other}
+    return replace(REFERENCE, name="single, rounded otherwise", overrides=overrides)

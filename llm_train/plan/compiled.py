@@ -8,6 +8,7 @@ tensors and given to that partitioner; nothing is compiled and no compiler is ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,60 +16,64 @@ from torch import Tensor, fx, nn
 from torch._functorch.aot_autograd import aot_function
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from llm_train.model.network import Transformer
-from llm_train.model.network.shadow import HasShadow, ShadowWeights
-from llm_train.plan.simulate import Case, autocast, default_dtype
+from llm_train.model.network.shadow import ShadowWeights, shadowed
+from llm_train.plan.simulate import Case, autocast, default_dtype, objective
 from llm_train.plan.watch import saved_bytes
 
 
 def saving_of_a_block(case: Case) -> float:
-    """Bytes of one sample that a block keeps operator by operator and a compiled one does not.
-
-    0 for networks whose blocks cannot be called alone.
-    """
-    if not isinstance(case.network, Transformer):
-        return 0.0
-    with default_dtype(case.precision), FakeTensorMode(), autocast(case.precision):
+    """Bytes of one sample that a block keeps operator by operator and a compiled one does not."""
+    with default_dtype(case.precision), FakeTensorMode():
         network = case.network.build()
         if case.copies:
             ShadowWeights(network, torch.bfloat16)
-        block = network.blocks()[0]
-        dtype = torch.float32 if case.precision == "32-true" else torch.bfloat16
-        x = torch.zeros(1, case.sequence, case.network.width, dtype=dtype, requires_grad=True)
-        eager = saved_bytes(block, x, network.rotary)
-        compiled = _kept(block, x, network.rotary)
-    return max(0.0, eager - compiled)
+        block, seen = network.blocks()[0], []
+        hook = block.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+        )
+        objective(network, case)
+        hook.remove()
+        (x, *args), kwargs = seen[0]
+        x = x.detach().requires_grad_()
+        with autocast(case.precision):
+            eager = saved_bytes(block, x, *args, **kwargs)
+            return max(0.0, eager - _kept(_Alone(block, args, kwargs), x))
 
 
 class _Alone(nn.Module):
     """A block with what the network hands to it, so that all storages are parameters or buffers."""
 
-    def __init__(self, block: nn.Module, rotary: nn.Module | None) -> None:
+    def __init__(
+        self, block: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> None:
         super().__init__()
-        self.block, self.rotary = block, rotary
+        self.block = block
+        leaves, self.spec = tree_flatten((args, kwargs))
+        self.names = [f"given_{index}" for index in range(len(leaves))]
+        for name, leaf in zip(self.names, leaves, strict=True):
+            setattr(self, name, nn.Buffer(leaf.detach()) if isinstance(leaf, Tensor) else leaf)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.block(x, self.rotary)
+        args, kwargs = tree_unflatten([getattr(self, name) for name in self.names], self.spec)
+        hidden: Tensor = self.block(x, *args, **kwargs)
         return hidden
 
 
-def _kept(block: nn.Module, x: Tensor, rotary: nn.Module | None) -> float:
+def _kept(block: nn.Module, x: Tensor) -> float:
     """Bytes that the forward half hands to the backward half, what it is given not counted."""
-    alone = _Alone(block, rotary)
-    state: dict[str, Tensor] = {**dict(alone.named_parameters()), **dict(alone.named_buffers())}
-    shadowed: dict[HasShadow, Tensor] = {
-        module: module.shadow
-        for module in alone.modules()
-        if isinstance(module, HasShadow) and module.shadow is not None
-    }
+    from torch._inductor.decomposition import select_decomp_table
+
+    state: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    filled = {module: module.shadow for module in shadowed(block) if module.shadow is not None}
     found: list[float] = []
 
     def run(x: Tensor, values: dict[str, Tensor], shadows: list[Tensor]) -> Tensor:
         # Shadow weights are plain attributes, which functional_call does not replace.
-        for module, shadow in zip(shadowed, shadows, strict=True):
+        for module, shadow in zip(filled, shadows, strict=True):
             module.shadow = shadow
-        result: Tensor = torch.func.functional_call(alone, values, (x,))
+        result: Tensor = torch.func.functional_call(block, values, (x,))
         return result
 
     def partition(joint: fx.GraphModule, inputs: Any, **options: Any) -> Any:
@@ -80,8 +85,8 @@ def _kept(block: nn.Module, x: Tensor, rotary: nn.Module | None) -> float:
         run,
         fw_compiler=lambda graph, _: graph,
         partition_fn=partition,
-        decompositions=_decompositions(),
-    )(x, state, list(shadowed.values()))
+        decompositions=select_decomp_table(),
+    )(x, state, list(filled.values()))
     return found[0]
 
 
@@ -101,9 +106,3 @@ def _handed_over(forward: fx.GraphModule, outputs: int) -> float:
 def _storage(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else id(node)
-
-
-def _decompositions() -> Any:
-    from torch._inductor.decomposition import select_decomp_table
-
-    return select_decomp_table()

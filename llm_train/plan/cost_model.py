@@ -7,26 +7,29 @@ one device; under tensor parallelism these are divided, but for what is gathered
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.shadow import HasShadow
+from llm_train.model.network.shadow import shadowed
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import NoRecompute, Recompute
+from llm_train.plan import speed
 from llm_train.plan.compiled import saving_of_a_block
-from llm_train.plan.scale import Scaled
-from llm_train.plan.simulate import Case, Measured
-from llm_train.plan.speed import moved_bytes, operations, step_seconds, transfer_seconds
+from llm_train.plan.scale import Scaled, peak
+from llm_train.plan.simulate import Case
+from llm_train.plan.watch import Measured
 from llm_train.runtime.devices import Device
 from llm_train.settings import Settings
 from llm_train.trainer.strategy import MeshShape, Strategy
 from llm_train.trainer.strategy.cost import StateBytes, Transfer, Weight, Workload
 
-_CUT_ROWS, _CUT_COLUMNS = ("column", "embedding", "head"), ("row",)
+_CUT = {"column": 0, "embedding": 0, "head": 0, "row": 1}  # role of a module to its dimension
+_STATE = ("parameters", "buffers", "copies", "gradients", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,34 +89,27 @@ class CostModel:
             optimizer=settings.task.optimizer_config,
             precision=self.precision,
         )
-        self._scaled: dict[Recompute, Scaled] = {}
+        self._scaled = cache(lambda policy: Scaled(self.case(policy)))
 
     def candidate(self, strategy: Strategy, policy: Recompute, micro_batch: int) -> Candidate:
         """Everything about one configuration."""
-        settings, mesh = self.settings, strategy.mesh_shape(self.settings.world_size)
-        network, sequence = settings.task.network_config, settings.batch.sequence
-        count = settings.batch.samples // (micro_batch * mesh.data_ranks)
+        batch, mesh = self.settings.batch, strategy.mesh_shape(self.settings.world_size)
+        count = batch.samples // (micro_batch * mesh.data_ranks)
+        tokens = micro_batch * batch.sequence
         found = self.simulated(policy, micro_batch)
         plain = self.simulated(NoRecompute(), micro_batch)
-        work = self._step(count, micro_batch, recomputed=operations(found) > operations(plain))
+        table = self.workload.largest_table
+        work = replace(
+            self.workload,
+            accumulation=count,
+            activation=self.workload.product_width * tokens * table[-1],
+            recomputed=speed.operations(found) > speed.operations(plain),
+        )
         held = strategy.state_bytes(work, mesh)
         transfers = tuple(t for t in strategy.transfers(work, mesh) if t.ranks > 1)
-        size = {"sequence": sequence, "micro_batch": micro_batch}
-        parts = step_seconds(
-            found,
-            plain,
-            held,
-            self.device,
-            self.precision,
-            moved=moved_bytes(found, plain, network, compiled=self.compiled, **size),
-            compiled=self.compiled,
-            tensor=mesh.tensor,
-            micro_batches=count,
-            communication=sum(
-                transfer_seconds(t, self.device, settings.devices) for t in transfers
-            ),
-        )
-        kept = besides_state(found) - self.saved_by_compiler(policy, micro_batch)
+        kept = sum(found[key] for key in _STATE) + self.saved_by_compiler(policy, micro_batch)
+        # Tensor parallelism gathers the head's weight, and sums a whole gradient of it.
+        whole_head = (2 + 4) * math.prod(table) * (1 - 1 / mesh.tensor)
         return Candidate(
             strategy=strategy.described(mesh),
             mesh=mesh,
@@ -121,16 +117,68 @@ class CostModel:
             micro_batch=micro_batch,
             micro_batches=count,
             held=held,
-            activations=kept / mesh.tensor + self._whole_head(mesh.tensor),
-            parts=parts,
+            activations=(peak(found)[1] - kept) / mesh.tensor + whole_head,
+            parts=self._seconds(found, plain, held, transfers, mesh.tensor, count, tokens),
             transfers=transfers,
         )
 
+    def _seconds(
+        self,
+        found: Measured,
+        plain: Measured,
+        held: StateBytes,
+        transfers: Iterable[Transfer],
+        tensor: int,
+        micro_batches: int,
+        tokens: int,
+    ) -> dict[str, float]:
+        """Seconds of an optimizer step by part.
+
+        Args:
+            found: a step of two micro-batches on one device, under the recompute policy.
+            plain: the same without one.
+            held: what the optimizer reads and writes.
+            transfers: what is sent.
+            tensor: ranks that share a micro-batch.
+            micro_batches: of the step.
+            tokens: of a micro-batch.
+        """
+        peak_flops = self.device.peak_flops(self.precision)
+        memory = speed.MEMORY_EFFICIENCY * self.device.bytes_per_second
+        each = micro_batches / 2 / tensor
+        products = each * found["products"] / (speed.PRODUCTS_EFFICIENCY * peak_flops)
+        attention = each * found["attention"] / (speed.ATTENTION_EFFICIENCY * peak_flops)
+        # Recomputation is mostly products; its seconds are its share of the operations.
+        total = speed.operations(found)
+        again = 1 - speed.operations(plain) / total if total else 0.0
+        # Weight, gradient (clipped, then used) and state are read and written, copies written.
+        updated = 2 * held.parameters + 3 * held.gradients + 2 * held.optimizer + held.copies
+        parts = {
+            "matrix products": products * (1 - again),
+            "attention": attention * (1 - again),
+            "recomputation": (products + attention) * again,
+            "element-wise": micro_batches * self._moved(found, plain, tokens) / tensor / memory,
+            "optimizer": updated / memory,
+            "communication": sum(
+                speed.transfer_seconds(t, self.device, self.settings.devices) for t in transfers
+            ),
+        }
+        launches = found["operators"] / 2 / (speed.FASTER_LAUNCHES if self.compiled else 1)
+        idle = micro_batches * launches * speed.OPERATOR_SECONDS - sum(parts.values())
+        return parts | {"waiting for the host": max(0.0, idle)}
+
+    def _moved(self, found: Measured, plain: Measured, tokens: int) -> float:
+        """Bytes that element-wise work of a micro-batch moves; recomputed work moves them again."""
+        fused = self.settings.task.network_config.fused_bytes()
+        if not self.compiled or fused is None:
+            return (speed.FUSED if self.compiled else 1) * found["moved"] / 2
+        # What a policy recomputes of element-wise work, as a share of every block's.
+        share = min(1.0, max(0.0, (found["moved"] - plain["moved"]) / plain["moved_forward"]))
+        return (fused.elementwise + fused.loss + share * fused.blocks_forward) * tokens
+
     def simulated(self, policy: Recompute, micro_batch: int) -> Measured:
         """A step of two micro-batches on one device, whatever its memory."""
-        if policy not in self._scaled:
-            self._scaled[policy] = Scaled(self.case(policy))
-        return self._scaled[policy].at(micro_batch)
+        return self._scaled(policy).at(micro_batch)
 
     def saved_by_compiler(self, policy: Recompute, micro_batch: int) -> float:
         """Bytes that blocks do not keep because they are compiled."""
@@ -171,33 +219,13 @@ class CostModel:
             micro_batches=2,
         )
 
-    def _step(self, count: int, micro_batch: int, *, recomputed: bool) -> Workload:
-        """The step of a candidate."""
-        work = self.workload
-        # Tables outside the blocks, of embeddings and of the head, are (V, D).
-        width = max((w.extent[-1] for w in work.weights if not w.block), default=0)
-        activation = work.product_width * micro_batch * self.settings.batch.sequence * width
-        return replace(work, accumulation=count, activation=activation, recomputed=recomputed)
-
-    def _whole_head(self, tensor: int) -> float:
-        """Tensor parallelism gathers the head's weight, and sums a whole gradient of it."""
-        outside = [w for w in self.workload.weights if not w.block]
-        largest = max((w.extent[0] * w.extent[-1] for w in outside), default=0)
-        return (2 + 4) * largest * (1 - 1 / tensor)
-
-
-def besides_state(found: Measured) -> float:
-    """Bytes at the worst phase besides parameters, copies, gradients and optimizer state."""
-    kept = sum(found[key] for key in ("parameters", "buffers", "copies", "gradients", "optimizer"))
-    return max(v for k, v in found.items() if k.startswith("peak ") and k != "peak start") - kept
-
 
 def weights_of(config: Network) -> tuple[Weight, ...]:
     """All parameters, tied ones once."""
     with torch.device("meta"):
         network = config.build()
     inside = {id(p) for block in network.blocks() for p in block.parameters()}
-    copied = {id(module.weight) for module in network.modules() if isinstance(module, HasShadow)}
+    copied = {id(module.weight) for module in shadowed(network)}
     cuts = _cuts(network)
     return tuple(
         Weight(
@@ -217,12 +245,9 @@ def _cuts(network: LanguageModel) -> dict[str, int]:
         roles = network.tensor_roles()
     except ConfigError:  # a network that cannot be cut is not cut
         return {}
-    found: dict[str, int] = {}
-    for path, role in roles.items():
-        module = network.get_submodule(path)
-        for name, parameter in module.named_parameters(recurse=False):
-            if role in _CUT_ROWS:
-                found[f"{path}.{name}"] = 0
-            elif role in _CUT_COLUMNS and parameter.ndim == 2:
-                found[f"{path}.{name}"] = 1
-    return found
+    return {
+        f"{path}.{name}": _CUT[role]
+        for path, role in roles.items()
+        for name, parameter in network.get_submodule(path).named_parameters(recurse=False)
+        if _CUT.get(role, parameter.ndim) < parameter.ndim
+    }

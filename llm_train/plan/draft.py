@@ -16,9 +16,9 @@ from llm_train.plan import sections
 from llm_train.plan.cost_model import Candidate, CostModel
 from llm_train.plan.scale import at_depth
 from llm_train.plan.search import USABLE, search
-from llm_train.plan.simulate import Measured
+from llm_train.plan.watch import Measured
 from llm_train.runtime.devices import Device, device_called
-from llm_train.runtime.terminal import say, section
+from llm_train.runtime.terminal import say, say_sections
 from llm_train.settings import Settings
 
 
@@ -50,9 +50,7 @@ def plan(settings: Settings, gpu: str, json_path: str, *, devices: int, nodes: i
             "with an optimizer that keeps as much state, for instance AdamW"
         ) from error
     seconds = time.perf_counter() - started
-    for title, rows in result.sections.items():
-        if rows:
-            say(section(title, rows))
+    say_sections(result.sections)
     say(f"\nplanned in {seconds:.1f} s; nothing was allocated")
     if json_path:
         values = result.values | {"planned_in_seconds": seconds}
@@ -60,13 +58,10 @@ def plan(settings: Settings, gpu: str, json_path: str, *, devices: int, nodes: i
 
 
 def on_devices(settings: Settings, *, devices: int, nodes: int) -> Settings:
-    """The settings on GPUs that need not be here."""
-    changed: dict[str, Any] = {**settings.trainer, "accelerator": "cuda"}
-    if devices:
-        changed["devices"] = devices
-    if nodes:
-        changed["num_nodes"] = nodes
-    return replace(settings, trainer=changed)
+    """The settings on GPUs that need not be here; 0 is as configured."""
+    given = {"devices": devices, "num_nodes": nodes}
+    changed = {key: number for key, number in given.items() if number}
+    return replace(settings, trainer={**settings.trainer, "accelerator": "cuda", **changed})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,17 @@ as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from llm_train.plan.simulate import Case, Measured, simulate
+from llm_train.plan.simulate import Case, simulate
+from llm_train.plan.watch import Measured
 
 _SHALLOW = 3
 
 
-def at_depth(case: Case, run: Callable[[Case], Measured] = simulate) -> Measured:
+def at_depth(case: Case) -> Measured:
     """What ``simulate`` would measure, from two shallow networks where that is cheaper."""
     config: Any = case.network
     layers = getattr(config, "layers", 0)
@@ -29,8 +30,8 @@ def at_depth(case: Case, run: Callable[[Case], Measured] = simulate) -> Measured
     low += (layers - low) % period
     high = low + period
     if layers <= high:
-        return run(case)
-    small, large = (run(replace(case, network=replace(config, layers=n))) for n in (low, high))
+        return simulate(case)
+    small, large = (simulate(replace(case, network=replace(config, layers=n))) for n in (low, high))
     return _line(small, large, (layers - low) / period)
 
 
@@ -42,11 +43,10 @@ class Scaled:
     """
 
     def __init__(self, case: Case) -> None:
-        self._case = case
+        self._simulated = cache(lambda size: at_depth(replace(case, micro_batch=size)))
         # A loss in chunks is affine from its first full chunk on.
         chunk = getattr(case.loss, "chunk_tokens", 1)
         self._first = math.ceil(chunk / case.sequence)
-        self._known: dict[int, Measured] = {}
 
     def at(self, micro_batch: int) -> Measured:
         """What a step with ``micro_batch`` samples would take."""
@@ -54,11 +54,6 @@ class Scaled:
             return self._simulated(micro_batch)
         small, large = self._simulated(self._first), self._simulated(2 * self._first)
         return _line(small, large, (micro_batch - self._first) / self._first)
-
-    def _simulated(self, micro_batch: int) -> Measured:
-        if micro_batch not in self._known:
-            self._known[micro_batch] = at_depth(replace(self._case, micro_batch=micro_batch))
-        return self._known[micro_batch]
 
 
 def peak(found: Measured) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TypeVar
 
 from llm_train import check as checks
@@ -59,15 +60,11 @@ def search(model: CostModel, budget: float) -> Findings:
             refused[name] = f"{samples} samples a step do not divide over {ranks} data ranks"
         for policy in policies_to_try(settings, model.workload.layers) if sizes else []:
             tried = (model.candidate(strategy, policy, size) for size in sizes)
-            first = next(tried)
-            if first.peak > budget:
-                found.beyond.append(first)
-                continue
-            found.fitting.append(first)
-            for candidate in tried:
-                if candidate.peak > budget:  # memory grows with the micro-batch
-                    break
-                found.fitting.append(candidate)
+            # Memory grows with the micro-batch.
+            fitting = list(takewhile(lambda candidate: candidate.peak <= budget, tried))
+            found.fitting.extend(fitting)
+            if not fitting:
+                found.beyond.append(model.candidate(strategy, policy, sizes[0]))
     found.fitting.sort(key=lambda c: (c.seconds, c.peak))
     return found
 

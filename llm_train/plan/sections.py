@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from llm_train.plan import speed
 from llm_train.plan.cost_model import Candidate
-from llm_train.plan.roofline import ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE, Findings
-from llm_train.plan.simulate import Measured
-from llm_train.plan.speed import LINK_EFFICIENCY, PRODUCTS_EFFICIENCY, transfer_seconds
+from llm_train.plan.watch import Measured
 from llm_train.runtime.devices import Device
 
 Rows = dict[str, str]
@@ -40,11 +39,7 @@ def gib(size: float) -> str:
 
 
 def memory(
-    candidate: Candidate,
-    saved: float,
-    simulated: Measured | None,
-    device: Device,
-    saving: float,
+    candidate: Candidate, saved: float, simulated: Measured | None, device: Device, saving: float
 ) -> Rows:
     """Bytes of one rank by part: the formula, and what the simulated step had.
 
@@ -86,7 +81,7 @@ def traffic(candidate: Candidate, device: Device, per_node: int) -> Rows:
     return {
         f"{t.kind} over {t.over} ({t.ranks} ranks)": (
             f"{gib(t.whole)} whole, {gib(t.through_rank)} sent by a rank, {t.calls:,.10g} calls, "
-            f"{transfer_seconds(t, device, per_node) * 1e3:,.1f} ms"
+            f"{speed.transfer_seconds(t, device, per_node) * 1e3:,.1f} ms"
         )
         for t in candidate.transfers
     }
@@ -113,10 +108,10 @@ def duration(candidate: Candidate, totals: dict[str, float]) -> Rows:
 def assumptions(device: Device) -> Rows:
     """What the numbers rest on, the same for every device and run."""
     return {
-        "matrix products": f"{PRODUCTS_EFFICIENCY:.0%} of the dense peak",
-        "attention": f"{ATTENTION_EFFICIENCY:.0%} of it, causal",
-        "memory": f"{MEMORY_EFFICIENCY:.0%} of {device.bytes_per_second / 1e12:.3g} TB/s",
-        "links": f"{LINK_EFFICIENCY:.0%} of {device.link / 1e9:,.0f} GB/s within a node and "
+        "matrix products": f"{speed.PRODUCTS_EFFICIENCY:.0%} of the dense peak",
+        "attention": f"{speed.ATTENTION_EFFICIENCY:.0%} of it, causal",
+        "memory": f"{speed.MEMORY_EFFICIENCY:.0%} of {device.bytes_per_second / 1e12:.3g} TB/s",
+        "links": f"{speed.LINK_EFFICIENCY:.0%} of {device.link / 1e9:,.0f} GB/s within a node and "
         f"{device.network / 1e9:,.1f} GB/s a GPU between nodes, one direction",
         "overlap": "none: communication is added to computation",
         "energy": f"{device.watts:,.0f} W a GPU, hosts and cooling not counted",
@@ -125,48 +120,35 @@ def assumptions(device: Device) -> Rows:
 
 def searched(found: Findings, own: Candidate, budget: float) -> dict[str, Rows]:
     """The best, those after it, and why the others lost: each strategy and policy at its best."""
+    own_name = (own.strategy, own.recompute)
+    alike = [c for c in found.fitting if (c.strategy, c.recompute) == own_name]
+    largest = max(alike, key=lambda c: c.micro_batch, default=None)
+    fits = f"{largest.micro_batch} samples, {gib(largest.peak)}" if largest else "none"
+    sections = {"largest micro-batch that fits": {"; ".join(own_name): fits}}
     leaders: dict[tuple[str, str], Candidate] = {}
     for candidate in found.fitting:
         leaders.setdefault((candidate.strategy, candidate.recompute), candidate)
-    ranked = list(leaders.values())
-    alike = [c for c in found.fitting if (c.strategy, c.recompute) == (own.strategy, own.recompute)]
-    largest = max(alike, key=lambda c: c.micro_batch, default=None)
-    sections = {
-        "largest micro-batch that fits": {own.strategy: "none with this recompute policy"}
-        if largest is None
-        else {
-            f"{own.strategy}; {own.recompute}": f"{largest.micro_batch} samples, "
-            f"{gib(largest.peak)}"
-        }
-    }
-    if not ranked:
-        return sections | {"no configuration fits": _lost(ranked, found, budget)}
-    best = ranked[0]
-    return sections | {
-        "fastest that fits": {
+    best, others = next(iter(found.fitting), None), [*leaders.values()][1:]
+    if best is not None:
+        sections["fastest that fits"] = {
             "configuration": str(best),
             "step": f"{best.seconds:,.3f} s",
             "peak": gib(best.peak),
-        },
-        "runners-up": {str(c): why_slower(c, best) for c in ranked[1 : 1 + _SHOWN]},
-        "why the others lost": _lost(ranked, found, budget),
-    }
-
-
-def _lost(ranked: list[Candidate], found: Findings, budget: float) -> Rows:
-    """Of each strategy the fastest policy, of the best strategy every policy; JSON has the rest."""
-    best = ranked[0].strategy if ranked else ""
-    rows: Rows = {}
-    seen = {c.strategy for c in ranked[: 1 + _SHOWN]}
-    for candidate in [*ranked[1 + _SHOWN :], *sorted(found.beyond, key=lambda c: c.peak)]:
-        if candidate.strategy not in seen or candidate.strategy == best:
-            rows[str(candidate)] = (
-                why_slower(candidate, ranked[0])
-                if candidate.peak <= budget
+        }
+    lost: Rows = {}
+    seen = {best.strategy} if best else set()
+    for candidate in [*others, *sorted(found.beyond, key=lambda c: c.peak)]:
+        # The first few, then of each strategy the fastest policy, of the best strategy every one.
+        of_best = best is not None and candidate.strategy == best.strategy
+        if len(lost) < _SHOWN or of_best or candidate.strategy not in seen:
+            lost[str(candidate)] = (
+                why_slower(candidate, best)
+                if best is not None and candidate.peak <= budget
                 else f"does not fit by {gib(candidate.peak - budget)}"
             )
         seen.add(candidate.strategy)
-    return rows | {name: f"not possible: {reason}" for name, reason in found.refused.items()}
+    lost |= {name: f"not possible: {reason}" for name, reason in found.refused.items()}
+    return sections | {"why the others lost" if best else "no configuration fits": lost}
 
 
 def why_slower(candidate: Candidate, best: Candidate) -> str:

@@ -20,21 +20,18 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llm_train.model.loss.base import Loss
-from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.loss.base import Loss, LossSum
+from llm_train.model.network.base import LanguageModel, Network, Readout
 from llm_train.model.network.init import materialise
-from llm_train.model.network.shadow import HasShadow, ShadowWeights
+from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.recompute.base import Recompute
-from llm_train.plan.watch import Watch, local, saved_bytes
-from llm_train.runtime.sharded import tensor_bytes
+from llm_train.plan.watch import Measured, Watch, saved_bytes, watching
+from llm_train.runtime.sharded import local_part, tensor_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
-
-_COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
-BF16_MIXED, BF16_TRUE = "bf16-mixed", "bf16-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +67,7 @@ class Case:
     @property
     def copies(self) -> bool:
         """Whether weights have copies in bf16 alongside them, as on one device and under DDP."""
-        return self.precision == BF16_MIXED and not self.strategy.cuts_network
-
-
-Measured = dict[str, float]
-"""Bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer``, ``saved`` and ``peak PHASE``;
-operations by ``products`` and ``attention``, bytes ``moved`` and ``moved_forward``, ``operators``,
-and ``sent COLLECTIVE RANKS`` with ``calls COLLECTIVE RANKS``."""
+        return self.precision == "bf16-mixed" and not self.strategy.cuts_network
 
 
 def simulate(case: Case) -> Measured:
@@ -91,23 +82,23 @@ def simulate(case: Case) -> Measured:
 
 
 def _measure(network: LanguageModel, case: Case) -> Measured:
-    shadows = ShadowWeights(network, torch.bfloat16) if case.copies else None
-    found: Measured = {"saved": 0.0 if case.strategy.cuts_network else _saved(network, case)}
+    if case.copies:
+        ShadowWeights(network, torch.bfloat16)
+    found: Measured = {"saved": 0.0}
+    if not case.strategy.cuts_network:
+        with autocast(case.precision):
+            tokens, readout = _inputs(case)
+            found["saved"] = saved_bytes(network, tokens[:, :-1], readout)
     optimizer = case.optimizer.build(network.named_parameters())
-    _make_state(optimizer)
     state = _state(optimizer)
-    with Watch() as watch:
+    with watching() as watch:
         watch.follow(network.blocks())
-        found["parameters"] = watch.adopt([*network.parameters()])
-        found["buffers"] = watch.adopt([*network.buffers()])
-        found["copies"] = watch.adopt(_copies(network))
+        found["parameters"] = watch.adopt(network.parameters())
+        found["buffers"] = watch.adopt(network.buffers())
+        found["copies"] = watch.adopt(module.shadow for module in shadowed(network))
         found["optimizer"] = watch.adopt(state)
-        found["gradients"] = _step(network, optimizer, shadows, case, watch)
-    found |= {f"peak {phase}": float(size) for phase, size in watch.peaks.items()}
-    found |= {f"sent {kind} {n}": float(size) for (kind, n), size in watch.sent.items()}
-    found |= {f"calls {kind} {n}": float(size) for (kind, n), size in watch.calls.items()}
-    found |= {key: float(getattr(watch, key)) for key in _COUNTED}
-    return found
+        found["gradients"] = _step(network, optimizer, case, watch)
+    return found | watch.found
 
 
 @contextmanager
@@ -142,21 +133,17 @@ def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
 
 
 def _step(
-    network: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    shadows: ShadowWeights | None,
-    case: Case,
-    watch: Watch,
+    network: LanguageModel, optimizer: torch.optim.Optimizer, case: Case, watch: Watch
 ) -> int:
     """One optimizer step; returns the bytes of the gradients before the update."""
     count = min(case.micro_batches, 2)
     for index in range(count):
         case.strategy.begin_micro_batch(network, last=index == count - 1)
         watch.enter("embedding")
-        objective = _objective(network, case)
+        loss = objective(network, case)
         watch.enter("head backward")
-        objective.backward()  # type: ignore[no-untyped-call]
-        del objective
+        loss.backward()  # type: ignore[no-untyped-call]
+        del loss
         watch.enter("after backward")
     watch.enter("update")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -167,65 +154,54 @@ def _step(
     size = sum(tensor_bytes(g) for g in gradients)
     if not case.optimizer.traits.compiled:  # a compiled update holds nothing of its own
         optimizer.step()
-    del gradients
-    optimizer.zero_grad(set_to_none=True)
-    if shadows is not None:
-        shadows.cast()
     return size
 
 
-def _objective(network: LanguageModel, case: Case) -> Tensor:
+def _inputs(case: Case) -> tuple[Tensor, Readout[LossSum]]:
     tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
     targets = tokens[:, 1:].chunk(case.mesh.tensor, dim=1)[0]  # rank 0 scores the first positions
+    return tokens, partial(case.loss, targets=targets)
+
+
+def objective(network: LanguageModel, case: Case) -> Tensor:
+    """What a micro-batch contributes to the loss of its step."""
+    tokens, readout = _inputs(case)
     with autocast(case.precision):
-        sums = network(tokens[:, :-1], partial(case.loss, targets=targets))
-    objective: Tensor = sums.objective / tokens[:, 1:].numel()
-    return objective
+        sums = network(tokens[:, :-1], readout)
+    loss: Tensor = sums.objective / tokens[:, 1:].numel()
+    return loss
 
 
-def _saved(network: LanguageModel, case: Case) -> float:
-    tokens = torch.zeros(case.micro_batch, case.sequence + 1, dtype=torch.int64)
-    with autocast(case.precision):
-        return saved_bytes(network, tokens[:, :-1], partial(case.loss, targets=tokens[:, 1:]))
-
-
-def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """A first update on gradients of zero: state exists from the first step on."""
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The state after a first update, on gradients of zero: from then on it exists."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The tensors that hold the state: of a quantized one those that it is made of."""
     values = [value for state in optimizer.state.values() for value in state.values()]
-    return [part for value in values if isinstance(value, Tensor) for part in _parts(local(value))]
+    return [part for value in values if isinstance(value, Tensor) for part in _parts(value)]
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    if isinstance(tensor, FakeTensor) or not hasattr(tensor, "__tensor_flatten__"):
+    """The tensors that a sharded or quantized one is made of on this rank."""
+    tensor = local_part(tensor)
+    if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
     return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
-def _copies(network: nn.Module) -> list[Tensor]:
-    found = [m.shadow for m in network.modules() if isinstance(m, HasShadow)]
-    return [copy for copy in found if copy is not None]
-
-
 def autocast(precision: str) -> torch.autocast:
     """The precision plugin of the Trainer in forward."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == BF16_MIXED)
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 @contextmanager
 def default_dtype(precision: str) -> Iterator[None]:
     """What Lightning does around construction and forward where everything is bf16."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if precision == BF16_TRUE else before)
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16-true" else before)
     try:
         yield
     finally:

@@ -19,12 +19,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import distributed_c10d
+from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +36,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from llm_train.model.network.flops import attention_flops
+from llm_train.runtime.sharded import is_dtensor, local_part
 
+Measured = dict[str, float]
+"""What ``Watch`` found, and bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer`` and
+``saved``."""
+
+_GROUP = ("process_group", "group_name")
+_COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
 _VIEWS_OF_ONE = ("detach", "alias", "lift_fresh", "view", "_unsafe_view", "device", "new_empty")
 _COLLECTIVES = {
     "allreduce_": "all-reduce",
@@ -46,37 +57,30 @@ _COLLECTIVES = {
 
 
 class Watch(TorchDispatchMode):
-    """Counts while it is entered; what existed before counts when ``adopt`` names it.
+    """Counts while it is entered (by ``watching``); what existed before counts once ``adopt``-ed.
 
     Attributes:
-        peaks: most bytes alive in each phase.
-        products: floating point operations of matrix products.
-        attention: of attention at its causal cost, half of the score matrix.
-        moved: bytes that all other operators before the update read and write, each on its own as
-            without a compiler.
-        moved_forward: the part of it in the forward of the blocks.
-        operators: how many there were before the update, views not counted.
-        sent: by (collective, ranks) the bytes of the whole tensors that are gathered or reduced.
-        calls: by the same key how often.
+        found: most bytes alive in each phase (``peak PHASE``), and before the update: operations of
+            matrix ``products``, and of ``attention`` at its causal cost; bytes that all other
+            operators read and write, each on its own as without a compiler (``moved``, and of it
+            ``moved_forward`` in the blocks' forward); how many ``operators`` there were, views not
+            counted. Whole tensors that are gathered or reduced: ``sent COLLECTIVE RANKS`` in bytes
+            and ``calls COLLECTIVE RANKS``.
+        live: bytes alive now.
+        blind: whether operators are not to be counted.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peaks: dict[str, int] = {}
-        self.products = self.attention = self.operators = 0
-        self.moved = self.moved_forward = 0
-        self.sent: dict[tuple[str, int], int] = defaultdict(int)
-        self.calls: dict[tuple[str, int], int] = defaultdict(int)
+        self.found: Measured = defaultdict(float, dict.fromkeys(_COUNTED, 0.0))
         self.live = 0
+        self.blind = False
         self._sizes: dict[int, int] = {}
         self._phase = "start"
-        self._resize: Any = None
-        self._lock: Any = None
-        self.blind = False
 
     # --- phases ----------------------------------------------------------------------------------
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: str, *_: object) -> None:
         """Begins a phase; coming back to one continues its peak."""
         self._phase = phase
         self._peak()
@@ -85,56 +89,31 @@ class Watch(TorchDispatchMode):
         """Makes the blocks announce themselves, in forward and in backward."""
         last = len(blocks) - 1
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(self._on_entry(f"forward {_place(index, last)}"))
+            place = {0: "first", last: "last"}.get(index, "inner")
             after = "head" if index == last else "between"
-            block.register_forward_hook(self._on_exit(after, f"backward {_place(index, last)}"))
+            block.register_forward_pre_hook(partial(self.enter, f"forward {place}"))
+            block.register_forward_hook(partial(self._leave, after, f"backward {place}"))
 
-    def _on_entry(self, phase: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            self.enter(phase)
-
-        return hook
-
-    def _on_exit(self, after: str, backward: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.enter(after)
-            for leaf in tree_leaves(output):
-                if isinstance(leaf, Tensor) and leaf.requires_grad:
-                    leaf.register_hook(lambda _: self.enter(backward))  # type: ignore[no-untyped-call]
-
-        return hook
+    def _leave(
+        self, after: str, backward: str, _: nn.Module, inputs: object, output: object
+    ) -> None:
+        self.enter(after)
+        for leaf in _tensors(output):
+            if leaf.requires_grad:
+                leaf.register_hook(partial(self.enter, backward))  # type: ignore[no-untyped-call]
 
     # --- bytes ------------------------------------------------------------------------------------
 
-    def adopt(self, tensors: Sequence[Tensor]) -> int:
+    def adopt(self, tensors: Iterable[Tensor | None]) -> int:
         """Counts what existed before; returns the bytes that were new."""
         before = self.live
         for tensor in tensors:
-            self._note(local(tensor))
+            if tensor is not None:
+                self._note(local_part(tensor))
         return self.live - before
 
-    def __enter__(self) -> Self:
-        self._resize = torch.UntypedStorage.resize_
-        original, watch = self._resize, self
-
-        def resize(storage: torch.UntypedStorage, size: int) -> Any:
-            result = original(storage, size)
-            watch._resized(storage)
-            return result
-
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        self._lock = ShardingPropagator._fake_mode_lock
-        ShardingPropagator._fake_mode_lock = _Blind(self)  # type: ignore[assignment]
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
-        ShardingPropagator._fake_mode_lock = self._lock
-
     def _note(self, tensor: Tensor) -> None:
-        if isinstance(tensor, DTensor):  # a shell without memory; its local tensor is noted itself
+        if is_dtensor(tensor):  # a shell without memory; its local tensor is noted itself
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -146,7 +125,8 @@ class Watch(TorchDispatchMode):
     def _died(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
 
-    def _resized(self, storage: torch.UntypedStorage) -> None:
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Takes note of a storage that was given back or filled again."""
         key = storage._cdata
         if key in self._sizes:
             self.live += storage.nbytes() - self._sizes[key]
@@ -154,7 +134,8 @@ class Watch(TorchDispatchMode):
             self._peak()
 
     def _peak(self) -> None:
-        self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), self.live)
+        key = f"peak {self._phase}"
+        self.found[key] = max(self.found[key], self.live)
 
     # --- operators --------------------------------------------------------------------------------
 
@@ -171,7 +152,7 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if self.blind:
             return out
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = _tensors(out)
         for leaf in results:
             self._note(leaf)
         self._peak()
@@ -180,28 +161,31 @@ class Watch(TorchDispatchMode):
 
     def _count(self, func: Any, args: tuple[Any, ...], results: list[Tensor]) -> None:
         name = func._schema.name.rpartition("::")[2]
-        if not func.is_view and self._phase != "update":
-            self.operators += 1
+        alone = not func.is_view and self._phase != "update"
+        self.found["operators"] += alone
         if name in _COLLECTIVES:
-            self._communicate(_COLLECTIVES[name], args)
+            self._communicate(_COLLECTIVES[name], func, args)
         elif "dot_product" in name and "attention" in name:
-            self.attention += _attention_flops(name, args)
+            self.found["attention"] += _attention_flops(name, args)
         elif func._overloadpacket in flop_registry:
-            self.products += flop_registry[func._overloadpacket](*args, out_val=results[0])
-        elif name not in _VIEWS_OF_ONE and not func.is_view and self._phase != "update":
-            seen = {id(t): t for t in (*tree_leaves(args), *results) if isinstance(t, Tensor)}
-            size = sum(t.numel() * t.element_size() for t in seen.values())
-            self.moved += size
-            self.moved_forward += size if self._phase.startswith("forward") else 0
+            formula = flop_registry[func._overloadpacket]
+            self.found["products"] += formula(*args, out_val=results[0])
+        elif alone and name not in _VIEWS_OF_ONE:
+            size = sum(t.nbytes for t in {id(t): t for t in (*_tensors(args), *results)}.values())
+            self.found["moved"] += size
+            self.found["moved_forward"] += size if self._phase.startswith("forward") else 0
 
-    def _communicate(self, kind: str, args: tuple[Any, ...]) -> None:
-        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        ranks = next((_ranks(leaf) for leaf in tree_leaves(args) if _ranks(leaf)), 1)
-        whole = max(t.numel() * t.element_size() for t in tensors)
+    def _communicate(self, kind: str, func: Any, args: tuple[Any, ...]) -> None:
+        names = [argument.name for argument in func._schema.arguments]
+        group = next(v for k, v in zip(names, args, strict=False) if k in _GROUP)
+        by_name = isinstance(group, str)
+        ranks = (_resolve_process_group if by_name else ProcessGroup.unbox)(group).size()
+        tensors = _tensors(args)
+        whole = max(t.nbytes for t in tensors)
         if kind == "all-gather" and len(tensors) == 1:  # the functional form names its input alone
             whole *= ranks
-        self.sent[kind, ranks] += whole
-        self.calls[kind, ranks] += 1
+        self.found[f"sent {kind} {ranks}"] += whole
+        self.found[f"calls {kind} {ranks}"] += 1
 
 
 class _Blind:
@@ -213,32 +197,30 @@ class _Blind:
     def __enter__(self) -> None:
         self._watch.blind = True
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._watch.blind = False
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """A ``Watch`` that is entered, and told of what no operator shows."""
+    watch, resize = Watch(), torch.UntypedStorage.resize_
+
+    def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
+        result = resize(storage, size)
+        watch.resized(storage)
+        return result
+
+    with (
+        patch.object(torch.UntypedStorage, "resize_", resize_and_tell),
+        patch.object(ShardingPropagator, "_fake_mode_lock", _Blind(watch)),
+        watch,
+    ):
+        yield watch
 
 
-def _place(index: int, last: int) -> str:
-    return {0: "first", last: "last"}.get(index, "inner")
-
-
-def _ranks(value: Any) -> int:
-    """The number of ranks where ``value`` is a process group or the name of one, else 0."""
-    if isinstance(value, torch.ScriptObject):
-        try:
-            return int(torch.distributed.ProcessGroup.unbox(value).size())
-        except (RuntimeError, TypeError):
-            return 0
-    if isinstance(value, str):
-        try:
-            return int(distributed_c10d._resolve_process_group(value).size())  # type: ignore[attr-defined, arg-type]
-        except (LookupError, RuntimeError, ValueError):
-            return 0
-    return int(value.size()) if isinstance(value, torch.distributed.ProcessGroup) else 0
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _attention_flops(name: str, args: tuple[Any, ...]) -> int:
@@ -260,11 +242,11 @@ def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     """
     held = [list(module.parameters()), list(module.buffers())]
     held += [list(vars(part).values()) for part in module.modules()]
-    with Watch() as watch:
-        watch.adopt([t for t in tree_leaves([args, kwargs, held]) if isinstance(t, Tensor)])
+    with watching() as watch:
+        watch.adopt(_tensors([args, kwargs, held]))
         before = watch.live
         output = module(*args, **kwargs)
-    roots = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    roots = [leaf.grad_fn for leaf in _tensors(output)]
     del output  # from here on the graph, rooted in its functions, holds whatever is alive
     gc.collect()
     kept = watch.live - before

@@ -33,10 +33,12 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
 from llm_train.cli import load_settings, main
 from llm_train.testing.command import Outcome
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.ranks import environment, free_port, launched_as
+from llm_train.testing.ranks import environment, launched_as
 from llm_train.trainer.logger.records import read_lines
 
 _GRACE_SECONDS = 5.0
@@ -91,7 +93,7 @@ class ForkServer(subprocess.Popen[str]):
 def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
-        port = free_port()
+        port = find_free_network_port()
         children = [_fork(request, rank, port) for rank in range(max(1, request["ranks"]))]
         if "step" in request:
             _wait_for_step(Path(request["metrics"]), request["step"], children)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from llm_train.parity.processes import command, environment, free_port
+from llm_train.parity.processes import command, environment
 
-__all__ = ["command", "environment", "free_port", "launched_as", "llm_train"]
+__all__ = ["command", "environment", "launched_as", "llm_train"]
 
 
 def llm_train(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.ranks import environment, free_port
+from llm_train.testing.ranks import environment
 from llm_train.trainer.logger.records import read_lines, read_metrics
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -63,7 +64,7 @@ def test_a_job_at_its_limit_is_requeued_and_continues(tmp_path: Path) -> None:
         file = write(tmp_path / f"{name}.yaml", config)
         commands[name] = ["bash", str(SCRIPTS / "slurm.sbatch"), "fit", "-c", str(file)]
     metrics = tmp_path / "job" / "metrics.jsonl"
-    offer(tmp_path, "srun", SRUN.format(port=free_port(), metrics=metrics))
+    offer(tmp_path, "srun", SRUN.format(port=find_free_network_port(), metrics=metrics))
     offer(tmp_path, "scontrol", f'#!/usr/bin/env bash\necho "$*" >> {tmp_path}/requeued\n')
     codes = []
     for name, restarts in (("alone", 7), ("job", 0), ("job", 1)):
@@ -82,7 +83,7 @@ def test_a_job_at_its_limit_is_requeued_and_continues(tmp_path: Path) -> None:
 def test_two_nodes(tmp_path: Path) -> None:
     """Two agents of torchrun run on one machine as they would on two."""
     file = write(tmp_path / "c.yaml", tiny(tmp_path / "run"))
-    given = {"NODES": "2", "PROCESSES": "1", "HOST": f"127.0.0.1:{free_port()}"}
+    given = {"NODES": "2", "PROCESSES": "1", "HOST": f"127.0.0.1:{find_free_network_port()}"}
     agents = [
         subprocess.Popen(
             ["bash", str(SCRIPTS / "torchrun.sh"), "fit", "-c", str(file)],

@@ -22,40 +22,33 @@ from llm_train.plan.search import USABLE
 from llm_train.runtime.devices import device_called
 
 HERE = Path(__file__).parent
-NETWORK = "--model.network.init_args."
+
+
+def network(**settings: object) -> list[str]:
+    return [f"--model.network.init_args.{key}={value}" for key, value in settings.items()]
+
+
+LLAMA_3 = network(kv_heads=8, mlp_width=14336, rotary_base=500000.0)
 LLAMA = [
-    NETWORK + "kv_heads=8",
-    NETWORK + "mlp_width=14336",
-    NETWORK + "rotary_base=500000.0",
+    *LLAMA_3,
     "--model.recompute=EveryBlock",
     "--trainer.precision=bf16-true",
     "--model.optimizer.class_path=LowBitAdamW",
     "--model.optimizer.init_args.state=bf16",
 ]
+SHORT = [*network(max_sequence=2048), "--batch.sequence=2048", "--trainer.strategy=fsdp"]
 TINY = [
-    NETWORK + "vocab_size=32000",
-    NETWORK + "layers=22",
-    NETWORK + "width=2048",
-    NETWORK + "kv_heads=4",
-    NETWORK + "mlp_width=5632",
-    NETWORK + "max_sequence=2048",
+    *network(vocab_size=32000, layers=22, width=2048, kv_heads=4, mlp_width=5632),
+    *SHORT,
     "--model.loss=ChunkedCausalLM",
     "--batch.tokens=2097152",
-    "--batch.sequence=2048",
-    "--trainer.strategy=fsdp",
 ]
 MPT = [
-    NETWORK + "vocab_size=50368",
-    NETWORK + "tied=true",
-    NETWORK + "bias=true",
-    NETWORK + "norm=layernorm",
-    NETWORK + "activation=gelu",
-    NETWORK + "positions=learned",
-    NETWORK + "max_sequence=2048",
+    *network(vocab_size=50368, tied="true", bias="true", norm="layernorm"),
+    *network(activation="gelu", positions="learned"),
+    *SHORT,
     "--batch.tokens=98304",
-    "--batch.sequence=2048",
     "--model.compile=none",
-    "--trainer.strategy=fsdp",
 ]
 
 
@@ -116,7 +109,7 @@ def test_tinyllama_on_sixteen_a100_40() -> None:
 def test_the_shapes_are_those_that_were_published() -> None:
     counted = {
         name: load_settings(["-c", str(HERE / "published.yaml"), *overrides]).task.counts.parameters
-        for name, overrides in (("llama", LLAMA[:3]), ("mpt", MPT), ("tiny", TINY))
+        for name, overrides in (("llama", LLAMA_3), ("mpt", MPT), ("tiny", TINY))
     }
     assert counted["llama"] == 8_030_261_248
     assert counted["mpt"] == 6_658_859_008  # from the table of llm-foundry

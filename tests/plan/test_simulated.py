@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,10 @@ import torch
 
 from llm_train.cli.dispatch import load_settings
 from llm_train.model.network.init import materialise
-from llm_train.model.network.shadow import HasShadow, ShadowWeights
+from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
+from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.cost_model import weights_of
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
@@ -27,8 +27,11 @@ from llm_train.trainer.strategy.cost import Workload
 
 ROOT = Path(__file__).parents[2]
 POLICIES = [NoRecompute(), Selective(), EveryNth(n=2), EveryNth(n=3), EveryBlock()]
-SMALL = ["quickstart"]
 LARGE = ["shakespeare-char-cpu", "shakespeare-char-gpu", "gpt2-124m", "modern-124m", "gpt2-350m"]
+PRESETS = [
+    ("quickstart", 128, 2),
+    *(pytest.param(name, 128, 1, marks=pytest.mark.slow) for name in LARGE),
+]
 
 
 def preset(name: str) -> Settings:
@@ -46,6 +49,10 @@ def case_of(settings: Settings, policy: Any, precision: str, sequence: int, batc
         sequence=sequence,
         micro_batch=batch,
     )
+
+
+def deep(case: Case) -> Case:
+    return replace(case, network=replace(case.network, layers=7))  # type: ignore[type-var]
 
 
 def workload(case: Case) -> Workload:
@@ -74,17 +81,16 @@ def measured(case: Case) -> dict[str, int]:
         optimizer.step()
     parameters = list(network.parameters())
     states = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    modules = [m for m in network.modules() if isinstance(m, HasShadow)]
     return {
         "saved": saved,
         "parameters": sum(p.nbytes for p in parameters),
         "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
         "optimizer": sum(v.nbytes for v in states),
-        "copies": sum(0 if m.shadow is None else m.shadow.nbytes for m in modules),
+        "copies": sum(m.shadow.nbytes for m in shadowed(network) if m.shadow is not None),
     }
 
 
-def assert_equal(settings: Settings, case: Case) -> None:
+def assert_equal(case: Case) -> None:
     found, real = Scaled(case).at(case.micro_batch), measured(case)
     for part, size in real.items():
         assert found[part] == pytest.approx(size, rel=0.02), part
@@ -94,20 +100,10 @@ def assert_equal(settings: Settings, case: Case) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{type(p).__name__}{vars(p)}"[:12])
-@pytest.mark.parametrize("name", SMALL)
-def test_small_presets(name: str, policy: Any) -> None:
-    settings = preset(name)
-    case = case_of(settings, policy, "32-true", settings.batch.sequence, 2)
-    assert_equal(settings, case)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{type(p).__name__}{vars(p)}"[:12])
-@pytest.mark.parametrize("name", LARGE)
-def test_large_presets(name: str, policy: Any) -> None:
-    settings = preset(name)
+@pytest.mark.parametrize(("name", "sequence", "batch"), PRESETS)
+def test_presets(name: str, sequence: int, batch: int, policy: Any) -> None:
     # This runs in fp32, because bf16 is emulated here; a sequence of 128 is enough for bytes.
-    assert_equal(settings, case_of(settings, policy, "32-true", 128, 1))
+    assert_equal(case_of(preset(name), policy, "32-true", sequence, batch))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -115,17 +111,22 @@ def test_large_presets(name: str, policy: Any) -> None:
 def test_low_precision(tmp_path: Path, precision: str, policy: Any) -> None:
     path = configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path))
     settings = load_settings(["-c", str(path), "--model.network.init_args.dropout=0"])
-    network: Any = replace(settings.task.network_config, layers=7)  # type: ignore[type-var]
-    case = replace(case_of(settings, policy, precision, 16, 3), network=network)
-    assert_equal(settings, case)
+    assert_equal(deep(case_of(settings, policy, precision, 16, 3)))
 
 
 def test_depth_and_micro_batch_continue_a_line() -> None:
-    settings = preset("quickstart")
-    network: Any = replace(settings.task.network_config, layers=7)  # type: ignore[type-var]
-    case = replace(case_of(settings, EveryNth(n=2), "bf16-mixed", 64, 3), network=network)
+    case = deep(case_of(preset("quickstart"), EveryNth(n=2), "bf16-mixed", 64, 3))
     # A single sample needs a copy less here and there, so the bytes agree only roughly.
     assert Scaled(case).at(3) == pytest.approx(simulate(case), rel=0.03)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_compiled_block_keeps_less(positions: str) -> None:
+    """Rotary tables are handed to every block, which keeps none of their bytes."""
+    case = case_of(preset("quickstart"), NoRecompute(), "bf16-mixed", 64, 1)
+    network: Any = case.network
+    case = replace(case, network=replace(network, positions=positions))
+    assert 0 < saving_of_a_block(case) < simulate(case)["saved"] / network.layers
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,3 @@ def test_shards_are_those_of_the_formula(ranks: int, strategy: FSDP) -> None:
             key = f"sent {transfer.kind} {transfer.ranks}"
             expected[key] = expected.get(key, 0.0) + transfer.whole
     assert sent == pytest.approx(expected, rel=0.1)
-
-
-def test_everything_can_be_written_as_json() -> None:
-    settings = preset("quickstart")
-    json.dumps(simulate(case_of(settings, NoRecompute(), "32-true", 64, 1)))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
+from llm_train.model.network.fused import FusedBytes
 from llm_train.model.projection import Projection, R, Readout
 
 __all__ = ["ForwardFlops", "Initial", "LanguageModel", "Network", "Projection", "R", "Readout"]
@@ -142,6 +143,10 @@ class Network(Part, ABC):
                     f"trainer.strategy: tensor={ranks} does not divide {name}={number}; use a "
                     f"divisor of both, or change {name}"
                 )
+
+    def fused_bytes(self) -> FusedBytes | None:
+        """Bytes that element-wise kernels move, compiled; None (the default) lets plan estimate."""
+        return None
 
     @abstractmethod
     def build(self) -> LanguageModel:

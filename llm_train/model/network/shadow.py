@@ -22,6 +22,13 @@ class HasShadow:
     shadow: Tensor | None = None
     """A plain attribute, not a buffer: no state dict, no broadcast and no cast may touch it."""
 
+    weight: Tensor
+
+
+def shadowed(network: nn.Module) -> list[HasShadow]:
+    """The modules of ``network`` that have a place for a shadow, filled or not."""
+    return [module for module in network.modules() if isinstance(module, HasShadow)]
+
 
 class ShadowedLinear(HasShadow, nn.Linear):
     """``nn.Linear`` that multiplies by ``shadow`` where it is set."""
@@ -54,10 +61,7 @@ class ShadowWeights:
         self._weights: list[Tensor] = []
         self._shadows: list[Tensor] = []
         self._seen: list[int] = []
-        for module in network.modules():
-            if not isinstance(module, HasShadow):
-                continue
-            assert isinstance(module.weight, Tensor)
+        for module in shadowed(network):
             module.shadow = torch.empty_like(module.weight, dtype=dtype, requires_grad=False)
             self._weights.append(module.weight)
             self._shadows.append(module.shadow)

@@ -30,6 +30,7 @@ from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Read
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel
 from llm_train.model.network.flops import attention_flops
+from llm_train.model.network.fused import FusedBytes, fused_bytes
 from llm_train.model.network.head import Head
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
@@ -161,6 +162,10 @@ class Transformer(Network):
     def padded_vocab_size(self) -> int:
         """Rows of the embedding and of the head."""
         return self.pad_vocab_to * math.ceil(self.vocab_size / self.pad_vocab_to)
+
+    def fused_bytes(self) -> FusedBytes:
+        """By formula."""
+        return fused_bytes(self)
 
     def build(self) -> Decoder:
         """Constructs the module on torch's current default device, without choosing its weights."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.shadow import HasShadow
+from llm_train.model.network.shadow import shadowed
 from llm_train.run_state import Trainee, trainee
 from llm_train.runtime.sharded import tensor_bytes
 from llm_train.runtime.terminal import say, section
@@ -26,7 +26,6 @@ from llm_train.trainer.logger.base import log_event
 
 STEP = 10
 PARTS = ("parameters", "copies", "gradients", "optimizer")
-_GIB = 2**30
 
 
 def planned(path: Path, run: Mapping[str, object]) -> dict[str, float]:
@@ -68,7 +67,7 @@ class Forecast(EachStep):
     """
 
     def __init__(self, predicted: Mapping[str, float]) -> None:
-        self.predicted = dict(predicted)
+        self.predicted = {name: value for name, value in predicted.items() if value}
         self._gradients = 0
         self._due = 0
 
@@ -81,8 +80,7 @@ class Forecast(EachStep):
     ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
-            parameters = trainee(pl_module).network.parameters()
-            self._gradients = size(p.grad for p in parameters if p.grad is not None)
+            self._gradients = size(p.grad for p in trainee(pl_module).network.parameters())
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
@@ -93,10 +91,9 @@ class Forecast(EachStep):
         except Exception as error:  # whatever an optimizer or a strategy keeps, training goes on
             say(f"\nnothing to compare with the plan: {type(error).__name__}: {error}")
             return
-        predicted = {name: value for name, value in self.predicted.items() if value}
-        rows = {name: _row(name, value, measured.get(name)) for name, value in predicted.items()}
+        rows = {n: _row(n, value, measured.get(n)) for n, value in self.predicted.items()}
         say(section(f"predicted and measured after {STEP} steps, one rank", rows))
-        known = {name: value for name, value in predicted.items() if measured.get(name)}
+        known = {name: value for name, value in self.predicted.items() if measured.get(name)}
         found = {name: measured[name] for name in known}
         log_event(trainer.loggers, "forecast", trainer.global_step, predicted=known, measured=found)
 
@@ -104,13 +101,14 @@ class Forecast(EachStep):
         network, device = task.network, task.device
         found: dict[str, float] = {
             "parameters": size(network.parameters()),
-            "copies": size(
-                module.shadow
-                for module in network.modules()
-                if isinstance(module, HasShadow) and module.shadow is not None
-            ),
+            "copies": size(module.shadow for module in shadowed(network)),
             "gradients": self._gradients,
-            "optimizer": size(_state(trainer.optimizers)),
+            "optimizer": size(
+                value
+                for optimizer in trainer.optimizers
+                for state in optimizer.state.values()
+                for value in state.values()
+            ),
         }
         if device.type == "cuda":
             found["peak"] = torch.cuda.max_memory_allocated(device)
@@ -119,15 +117,9 @@ class Forecast(EachStep):
         return found
 
 
-def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of this rank's part of the tensors."""
-    return sum(tensor_bytes(tensor) for tensor in tensors)
-
-
-def _state(optimizers: Iterable[torch.optim.Optimizer]) -> Iterable[Tensor]:
-    for optimizer in optimizers:
-        for state in optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+def size(values: Iterable[object]) -> int:
+    """Bytes of this rank's part of all that are tensors."""
+    return sum(tensor_bytes(value) for value in values if isinstance(value, Tensor))
 
 
 def _row(name: str, predicted: float, measured: float | None) -> str:
@@ -138,8 +130,8 @@ def _row(name: str, predicted: float, measured: float | None) -> str:
     >>> _row("step", 0.5, None)
     '0.500 s predicted, unknown here'
     """
-    unit, scale = ("s", 1.0) if name == "step" else ("GiB", float(_GIB))
-    if name != "step" and max(predicted, measured or 0) < _GIB / 10:
+    unit, scale = ("s", 1.0) if name == "step" else ("GiB", 2.0**30)
+    if name != "step" and max(predicted, measured or 0) < scale / 10:
         unit, scale = "MiB", 2.0**20
     start = f"{predicted / scale:,.3f} {unit} predicted"
     if not measured:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -47,8 +48,8 @@ class Weight:
 
     def on_tensor_rank(self, mesh: MeshShape) -> Extent:
         """Its shape on one rank of a tensor group."""
-        parts = [mesh.tensor if index == self.cut else 1 for index in range(len(self.extent))]
-        return tuple(math.ceil(size / n) for size, n in zip(self.extent, parts, strict=True))
+        sizes = enumerate(self.extent)
+        return tuple(math.ceil(n / mesh.tensor) if i == self.cut else n for i, n in sizes)
 
     def on_shard(self, mesh: MeshShape) -> Extent:
         """Its shape on rank 0, which has the most, where rows are shared among the shards."""
@@ -91,6 +92,11 @@ class Workload:
         """Repeated layers, told apart by the first number in a name."""
         names = [weight.name.split(".") for weight in self.weights if weight.block]
         return len({next(part for part in name if part.isdigit()) for name in names})
+
+    @property
+    def largest_table(self) -> Extent:
+        """The largest weight outside the layers: (V, D), of an embedding or of the head."""
+        return max((w.extent for w in self.weights if not w.block), key=math.prod, default=(0, 0))
 
     def elements(self, part: Callable[[Weight], Extent] = lambda w: w.extent) -> tuple[int, int]:
         """Numbers outside the repeated layers, and in them, where a rank has ``part`` of each."""
@@ -164,8 +170,7 @@ class Transfer:
     def on(cls, mesh: MeshShape, kind: str, over: str, whole: float, calls: float) -> Transfer:
         """Over one dimension of ``mesh``, of which tensor groups are the innermost."""
         sizes = {"tensor": mesh.tensor, "shard": mesh.shards, "replicate": mesh.replicas}
-        names = list(sizes)
-        stride = math.prod(sizes[name] for name in names[: names.index(over)])
+        stride = math.prod(sizes[name] for name in takewhile(lambda name: name != over, sizes))
         return cls(kind=kind, over=over, ranks=sizes[over], stride=stride, whole=whole, calls=calls)
 
     @property

@@ -69,8 +69,8 @@ class MeshCost(Costed):
         gathered, gradients = width * times * (twice * blocks + root), 4 * (root + blocks)
         calls = times * twice * (layers + 1)
         rounds = work.accumulation * (layers * (6 if work.recomputed else 4) + 1)
-        head = max((math.prod(w.extent) for w in work.weights if not w.block), default=0)
-        acted = rounds * work.activation + work.accumulation * width * head
+        head = work.accumulation * width * math.prod(work.largest_table)
+        acted = rounds * work.activation + head
         return [
             Transfer.on(mesh, "all-gather", "shard", gathered, calls),
             Transfer.on(mesh, "reduce-scatter", "shard", gradients, layers + 1),
