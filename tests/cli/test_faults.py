@@ -57,7 +57,7 @@ FIFTEEN = {
     "missing field": (rename(*NET, old="vocab_size"), "model.network.init_args.vocab_size; add it"),
     "unknown class": (
         put("model", "network", class_path="Transfromer"),  # codespell:ignore
-        "model.network.class_path=Transfromer; did you mean Transformer?",
+        "model.network.class_path=Transfromer; did you mean Transformer?",  # codespell:ignore
     ),
     "wrong argument of a torch class": (
         put("model", optimizer=sgd(lr=0.1, momentun=0.9)),
