@@ -38,7 +38,7 @@ EXAMPLES = {
 }
 # Families without an example: module, folder, base class, and where that comes from.
 EMPTY = (
-    ("Thrifty", "model/recompute", "NoRecompute", "llm_train.model.recompute.whole_blocks"),
+    ("Thrifty", "model/recompute", "NoRecompute", "llm_train.model.recompute.none"),
     ("Pages", "data/corpus", "StandardLibrary", "llm_train.data.corpus.standard_library"),
     ("Letters", "data/tokenizer", "Characters", "llm_train.data.tokenizer.characters"),
     ("Thirds", "data", "TailSplit", "llm_train.data.split"),
