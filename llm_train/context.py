@@ -1,10 +1,10 @@
-"""What a part may know of the others, so that it can say itself what it cannot be combined with.
+"""What a part may know of the others, so that it can report which combinations it refuses.
 
 A part is whatever a configuration is made of: network, loss, optimizer, schedule, recompute policy,
 source, recipe, strategy, callback, logger. ``check`` walks over all parts and asks each for its
 problems; it knows none of them by name. What one part must know of another is declared by the
-other as a *trait*: not "is it FSDP?" but "do hooks stand between the blocks?", so that a new class
-has the right rules from its first day.
+other as a *trait*: not "is it FSDP?" but "does it communicate between the blocks?", so that the
+rules hold for a new class as soon as it declares its traits. The defaults of traits forbid nothing.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Part:
 
 
 class Model(Protocol):
-    """What parts ask of a network that was built without memory."""
+    """What parts ask of a network that was built on the meta device."""
 
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated layers, in order."""
 
     def tensor_limits(self) -> Mapping[str, int]:
-        """How many parts what tensor parallelism cuts can have, by the key that says so."""
+        """Into how many pieces tensor parallelism may cut, by configuration key."""
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
@@ -55,12 +55,12 @@ class StrategyTraits:
 
     Attributes:
         name: what to call it in a message.
-        tensor: ranks that cut the matrices of one layer among them.
+        tensor: number of ranks that share the matrices of one layer.
         weight_replicas: ranks that hold the same weight after every step.
         flattens: the optimizer gets flat fragments instead of parameters.
-        hooks_between_blocks: communication stands between the blocks and cannot be part of a graph.
-        communicates: ranks talk in every step, or would with more of them.
-        final_in_backward: a gradient is final as soon as backward has it.
+        communicates_between_blocks: so that the network cannot be one torch.compile graph.
+        communicates: ranks exchange data in every step; also true where one rank happens to run.
+        final_in_backward: no reduction changes a gradient once backward has produced it.
         one_model: after every step the ranks hold one model, whole or in shards.
     """
 
@@ -68,7 +68,7 @@ class StrategyTraits:
     tensor: int = 1
     weight_replicas: int = 1
     flattens: bool = False
-    hooks_between_blocks: bool = False
+    communicates_between_blocks: bool = False
     communicates: bool = True
     final_in_backward: bool = False
     one_model: bool = True
@@ -81,9 +81,9 @@ class OptimizerTraits:
     Attributes:
         name: what to call it in a message.
         flat_fragments: it can update pieces that begin and end in the middle of a matrix.
-        on_host: its update is fast enough, and possible, on a CPU.
+        on_host: its update runs on a CPU, and fast enough for offloading.
         one_by_one: it updates each parameter without looking at the others.
-        compiled: torch compiles its update, which then holds no tensor of its own.
+        compiled: torch compiles its update, so that a plan counts no temporary tensors for it.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Context:
 
     Attributes:
         running: a run is about to start here, so that devices and prepared data must be present.
-        prepared: the tokens that data.source reads are there.
+        prepared: the tokens that data.source reads exist on disk.
         batch: the global batch.
         ranks: processes in all, each with a device of its own.
         devices: devices on each node.
@@ -117,7 +117,7 @@ class Context:
         strategy: traits of the strategy.
         optimizer: traits of the optimizer.
         derive: the numbers of the run.
-        build: the network, without memory.
+        build: the network on the meta device.
         optimize: the torch optimizer of named parameters.
     """
 
@@ -154,12 +154,12 @@ class Context:
 
     @cached_property
     def network(self) -> Model:
-        """The network without memory; not to be changed."""
+        """The network on the meta device; not to be changed."""
         return self.build()
 
     @cached_property
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The network's parameters by name, on the CPU and all of one number: shapes, no memory.
+        """The network's parameters by name, as CPU views of one zero: right shapes, no memory.
 
         An optimizer may ask for the device of its parameters, and meta would be a wrong answer.
         """

@@ -1,7 +1,8 @@
 """What the task, its callbacks, the checkpoints and the strategy tell each other during a run.
 
-Everything shared stands here, each field with the one owner that writes it, so that a reader can
-follow a value from where it is born to where it is read, and mypy can as well.
+Everything shared stands here, and each field names who may write it, so that a reader can follow a
+value from where it is created to where it is read, and mypy can as well. Of these fields a resume
+restores ``sums``; the others are filled anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llm_train.runtime.stopwatch import Stopwatch
 
 @dataclass(kw_only=True)
 class RunState:
-    """What is shared while a run lasts; all may read it, and only the owner of a field writes it.
+    """What is shared while a run lasts; all may read it, and a field says who writes it.
 
     Attributes:
         sums: (2,) nats and tokens of this rank since the last log point, on the device. The task
@@ -32,13 +33,13 @@ class RunState:
         held_out: results of the last validation by metric name. Owned by the task.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
-        start_up: seconds until the first step was done, and of compilation. Owned by ``Metrics``.
-        flush: publishes the log point that is still on its way from the device; collective over
+        start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
+        flush: publishes the log point that is not yet copied from the device; collective over
             ranks. Owned by ``Metrics``; ``Checkpoints`` calls it before it saves.
         stop_signal: number of the signal that asked for an end; 0 is none. Owned by
             ``GracefulStop``.
-        stopwatch: time of training. ``Metrics`` takes its laps; whoever stops training for a while
-            pauses it.
+        stopwatch: measures training time. ``Metrics`` takes its laps; whoever stops training for a
+            while pauses it.
     """
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))
@@ -72,7 +73,7 @@ class Trainee(pl.LightningModule):
         """The numbers of the run.
 
         Raises:
-            ConfigError: nobody has said them yet.
+            ConfigError: ``bind`` was not called.
         """
         if self._derived is None:
             raise ConfigError(
@@ -86,7 +87,7 @@ def trainee(module: pl.LightningModule) -> Trainee:
     """``module`` by its full type; Lightning hands it to callbacks as any LightningModule.
 
     Raises:
-        ConfigError: a callback or strategy of ours trains somebody else's module.
+        ConfigError: the module that is trained is not a ``Trainee``.
     """
     if not isinstance(module, Trainee):
         raise ConfigError(

@@ -18,7 +18,7 @@ from llm_train.model.network.meta import without_memory
 from llm_train.model.task import Task
 from llm_train.runtime.launch import Launch, find_launch
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
-from llm_train.trainer.strategy.base import placing
+from llm_train.trainer.strategy.base import require_strategy
 from llm_train.units import Batch, Duration
 
 _NEVER = Duration(0, "steps")
@@ -59,7 +59,7 @@ class Settings:
         task: the LightningModule with its parts.
         data: the LightningDataModule with its parts.
         trainer: Lightning's Trainer arguments, nested objects instantiated.
-        text: the resolved configuration as YAML; runs again as it is.
+        text: the resolved configuration as YAML; it can be run again unchanged.
         plain: the same as nested plain values.
         name: what to call the run when no directory is given.
     """
@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def launch(self) -> Launch:
-        """Who started this process, and as one of how many."""
+        """The launcher of this process, and how many processes it started."""
         return find_launch()
 
     @property
@@ -105,13 +105,17 @@ class Settings:
 
     @cached_property
     def strategy(self) -> Strategy:
-        """Where weights, gradients and state will live, whichever way it was written.
+        """The strategy, whether it was configured as a word or as a class.
 
         Raises:
-            ConfigError: no strategy of ours answers to what was written.
+            ConfigError: the configured strategy is not one of ours.
         """
         written = self.trainer.get("strategy", "auto")
-        return from_word(written, self.world) if isinstance(written, str) else placing(written)
+        return (
+            from_word(written, self.world)
+            if isinstance(written, str)
+            else require_strategy(written)
+        )
 
     @property
     def mesh_shape(self) -> MeshShape:
@@ -135,12 +139,12 @@ class Settings:
 
     @property
     def loggers(self) -> list[Any]:
-        """What trainer.logger names, but for true and false."""
+        """What trainer.logger names, unless it is true or false."""
         logger = self.trainer.get("logger")
         return [] if isinstance(logger, bool) else _as_list(logger)
 
     def parts(self) -> Iterator[Part]:
-        """Everything that can say itself what is wrong with it."""
+        """Yields all parts, nested ones included."""
         roots = (self.task, self.data, self.strategy, *self.callbacks, *self.loggers)
         waiting = [part for part in roots if isinstance(part, Part)]
         while waiting:

@@ -94,7 +94,7 @@ def callbacks(settings: Settings) -> Iterator[str]:
         yield "trainer.callbacks must be a list; put a dash before class_path"
         return
     traits = settings.strategy.traits(settings.world_size)
-    whole = traits.one_model and not (traits.hooks_between_blocks or traits.flattens)
+    whole = traits.one_model and not (traits.communicates_between_blocks or traits.flattens)
     for index, callback in enumerate(given):
         key = f"trainer.callbacks[{index}]"
         bases = [base.__name__ for base in type(callback).__mro__]

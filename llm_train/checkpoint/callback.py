@@ -1,8 +1,8 @@
-"""Saves and restores a run between two optimizer steps, everything included.
+"""Saves and restores a run between two optimizer steps: weights, optimizer, data, RNG, callbacks.
 
 A checkpoint of step N is written when step N is over with its logging and validation: at the start
 of the next micro-batch, or at the end of training. So nothing of step N needs repeating after a
-resume, and no gradient is under way. Lightning's own checkpoint path is not used: it holds no RNG
+resume, and no gradients exist then. Lightning's own checkpoint path is not used: it holds no RNG
 state, loses the position in the data, and overwrites sharded files in place.
 """
 
@@ -73,7 +73,7 @@ class Checkpoints(pl.Callback):
             self.save(trainer, trainee(pl_module).run)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the last step, reached or cut short by a signal.
+        """Saves after the last step, whether the budget is used up or the run was stopped early.
 
         The one epoch ends when training does, and before ``on_train_end``, in which Lightning's
         ``WeightAveraging`` puts its average in the place of the weights.
@@ -117,7 +117,7 @@ class Checkpoints(pl.Callback):
     # --- resuming ---------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Chooses the checkpoint to continue from, once for all ranks, before anything is built."""
+        """Chooses the checkpoint to continue from, once for all ranks, before a network exists."""
         self.resume_from = _on_main(trainer, lambda: self._find(trainer))
 
     def _find(self, trainer: pl.Trainer) -> Path | None:
@@ -131,7 +131,7 @@ class Checkpoints(pl.Callback):
         return found.path
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restores everything but the random state, which the loaders' start-up would disturb."""
+        """Restores all but the random state, which starting the loaders would still change."""
         path = self.resume_from
         if path is None:
             return
@@ -144,14 +144,14 @@ class Checkpoints(pl.Callback):
         self.last_saved = metadata["step"]
 
     def _restore_rank(self, trainer: pl.Trainer, sums: Tensor, path: Path, ranks: int) -> None:
-        """Gives this rank its generators and sums back, if as many ranks as now saved them."""
+        """Restores this rank's random state and sums, if the same number of ranks saved them."""
         rank = trainer.global_rank
         if ranks == trainer.world_size:
             own = torch.load(path / _rank_file(rank), weights_only=True)
             sums.copy_(own["sums"])
             self._random_state = own["random"]
             return
-        # Another number of ranks: the sums of the open interval belong to nobody in particular.
+        # Sums of another number of ranks cannot be split by rank, so rank 0 takes them all.
         sums.zero_()
         for other in range(ranks) if rank == 0 else ():
             sums += torch.load(path / _rank_file(other), weights_only=True)["sums"].to(sums)
@@ -159,7 +159,7 @@ class Checkpoints(pl.Callback):
 
 @dataclass(eq=False)
 class Restored(pl.Callback):
-    """Gives a validation the weights of a checkpoint, and callbacks the state they had there.
+    """Loads the weights and the callbacks' state of a checkpoint before a validation.
 
     It must be the first callback: another one may swap the weights when the validation starts.
 
@@ -170,7 +170,7 @@ class Restored(pl.Callback):
     path: Path
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reads both."""
+        """Loads weights and callback state."""
         load_weights(self.path, trainee(pl_module).network)
         callback_state.restore(trainer, self.path)
 

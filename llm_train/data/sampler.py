@@ -2,7 +2,7 @@
 
 A sample index counts from 0 over the whole life of a run. Optimizer step ``k`` owns samples
 ``[k * S, (k + 1) * S)``; within it, micro-batch ``m`` of rank ``r`` owns a contiguous piece.
-Nothing is remembered: the position of a run is the number of samples it has consumed, and any
+No shuffled list is kept: the position of a run is the number of samples it has consumed, and any
 number of ranks that divides the step reads the same samples in that step.
 """
 
@@ -41,8 +41,8 @@ class Share:
 class MicroBatches(Sampler[np.ndarray]):
     """Yields the sample indices of each micro-batch of this rank, from ``consumed`` on.
 
-    Its length is that of the whole run, also after a resume: Lightning adds the micro-batches done
-    before to those it fetches when it looks for the last one.
+    Its length is that of the whole run, also after a resume: to find the last batch, Lightning
+    compares it with the micro-batches done before plus those fetched now.
     """
 
     def __init__(self, share: Share, *, steps_total: int, steps_done: int, consumed: int) -> None:
@@ -62,7 +62,7 @@ class MicroBatches(Sampler[np.ndarray]):
 class HeldOutBatches(Sampler[np.ndarray]):
     """Yields window indices for validation: every window once over all ranks, none twice.
 
-    Ranks must run the same number of forward passes or a sharded network waits for ever, so a rank
+    Ranks must run the same number of forward passes, or a sharded network hangs; so a rank
     that runs out gets indices of -1, which read as windows without any target.
     """
 

@@ -1,4 +1,4 @@
-"""From a network's configuration to weights where they belong, in an order that has reasons.
+"""Builds a network with its weights where they belong; the order of the steps matters.
 
 FP8 swaps modules, recomputation changes what a block's forward is, compilation must see both, and
 sharding hooks must stay outside compiled code. Weights come last so that only shards of them ever
@@ -33,8 +33,8 @@ class Construction(Part):
 
     Attributes:
         recompute: what blocks keep between forward and backward.
-        compile: what torch.compile makes one graph of.
-        float8: how FP8 products are scaled; none: there are none.
+        compile: what is compiled as one graph.
+        float8: how FP8 products are scaled; none: no FP8.
     """
 
     recompute: Recompute
@@ -44,10 +44,10 @@ class Construction(Part):
     def problems(self, context: Context) -> Iterator[str]:
         """What cannot be one graph, and what FP8 products need."""
         strategy = context.strategy
-        if self.compile == "network" and strategy.hooks_between_blocks:
+        if self.compile == "network" and strategy.communicates_between_blocks:
             yield (
-                f"model.compile=network cannot be one graph under {strategy.name}, whose hooks "
-                "stand between the blocks; write model.compile=blocks"
+                f"model.compile=network cannot be one graph under {strategy.name}, which "
+                "communicates between the blocks; write model.compile=blocks"
             )
         if self.compile == "graphs":
             yield from self._graph_problems(context)
@@ -75,7 +75,7 @@ class Construction(Part):
             )
 
     def network(self, config: Network, strategy: Strategy, seed: int) -> LanguageModel:
-        """The network on the devices of ``strategy``, each parameter from (seed, name)."""
+        """The network on the devices of ``strategy``; each parameter is drawn from (seed, name)."""
         with strategy.construction():
             network = config.build()
         if self.float8 != "none":
@@ -91,13 +91,13 @@ class Construction(Part):
         return network
 
     def scorer(self, loss: Loss) -> Scorer:
-        """The loss as the blocks are: compiled, or as it is."""
+        """The loss, compiled where the blocks are compiled one by one."""
         return loss.compiled() if self.compile == "blocks" else loss
 
     def whole(self, score: Score) -> Score:
-        """Network and loss together: one graph where that is wanted."""
+        """Network and loss together, compiled as one graph for ``network`` and ``graphs``."""
         if self.compile not in ("network", "graphs"):
             return score
-        # Launching a kernel costs the host microseconds; a replayed graph is one launch.
+        # A CUDA graph is replayed by one launch, where each kernel costs the host microseconds.
         mode = "reduce-overhead" if self.compile == "graphs" else "default"
         return torch.compile(score, dynamic=False, mode=mode)

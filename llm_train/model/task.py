@@ -1,11 +1,11 @@
 """The LightningModule: it connects the parts and contains no mathematics of its own.
 
-What is unusual here: losses are sums that are divided once; the learning rate is set from the step
+What is unusual here: a micro-batch's loss is divided by its number of target slots, and a step's
+gradient is rescaled once if some of them do not count; the learning rate is set from the step
 number instead of by a stateful scheduler; gradients are clipped here rather than by Lightning's
 precision plugin (which refuses some combinations it could do); and nothing is logged with
-``self.log`` in the training step, because each call costs host time and a synchronisation.
-Metrics gather on the device in ``run.sums`` until a log point reads them
-(``trainer/callbacks/metrics.py``).
+``self.log`` while training, because each call costs host time and a synchronisation. Metrics gather
+on the device in ``run.sums`` until a log point reads them (``trainer/callbacks/metrics.py``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
-from llm_train.trainer.strategy.base import Strategy, placing
+from llm_train.trainer.strategy.base import Strategy, require_strategy
 
 
 class Task(Part, Trimmed, Trainee):
@@ -54,15 +54,15 @@ class Task(Part, Trimmed, Trainee):
         schedule: the learning rate over the run, as a factor on its peak.
         loss: what is minimised.
         recompute: what blocks keep between forward and backward.
-        compile: blocks compiles each block with torch.compile, network all of forward and loss as
-            one graph (one device or ddp; no overlap of reductions with backward), graphs that one
-            graph replayed through CUDA graphs (one GPU, one micro-batch a step), none nothing.
-        float8: how the blocks' linear layers scale operands of FP8 products; none keeps them as
-            trainer.precision has them.
+        compile: blocks compiles each block with torch.compile; network compiles forward and loss as
+            one graph (one device or ddp; no overlap of reductions with backward); graphs replays
+            that graph through CUDA graphs (one GPU, one micro-batch a step); none compiles nothing.
+        float8: how the blocks' linear layers scale operands of FP8 products; none: no FP8.
         attention: kernel that is tried first on a GPU; auto is cuDNN's on Hopper and later, else
             FlashAttention; flash3 is FlashAttention 3 from its own package.
-        update: step waits for all gradients; backward updates each parameter as soon as its own is
-            there, and frees it (no clipping, no accumulation; one device or fsdp).
+        update: step waits for all gradients; backward updates each parameter as soon as its own
+            gradient is there, and frees that gradient (no clipping, no accumulation; one device or
+            fsdp).
     """
 
     def __init__(
@@ -103,7 +103,11 @@ class Task(Part, Trimmed, Trainee):
         yield from (self.construction.recompute, self.construction)
 
     def problems(self, context: Context) -> Iterator[str]:
-        """Those of ``attention`` and ``update``, which are words, and work that is uncountable."""
+        """Problems of ``attention`` and ``update``, which are plain words.
+
+        Raises:
+            ConfigError: the FLOPs of the network cannot be counted.
+        """
         yield from sdpa.problems(self.attention, context)
         yield from in_backward.problems(context)
         if context.batch.sequence <= self.network_config.max_positions:
@@ -129,7 +133,7 @@ class Task(Part, Trimmed, Trainee):
     @property
     def strategy(self) -> Strategy:
         """The Trainer's strategy, by its full type."""
-        return placing(self.trainer.strategy)
+        return require_strategy(self.trainer.strategy)
 
     @cached_property
     def counts(self) -> Counts:
@@ -138,7 +142,7 @@ class Task(Part, Trimmed, Trainee):
             return Counts(self.network_config.build())
 
     def configure_model(self) -> None:
-        """Builds the network and, where the strategy wants them, shadows of its weights."""
+        """Builds the network and, where the strategy wants them, shadow weights for products."""
         if hasattr(self, "network"):
             return
         strategy = self.strategy
@@ -172,13 +176,13 @@ class Task(Part, Trimmed, Trainee):
     def kernels(self, device: torch.device) -> AbstractContextManager[None]:
         """Context of a run, in which the configured attention kernel is tried first.
 
-        It holds around the run and not around a forward, since recomputation in backward must
-        choose the same kernel.
+        It covers the whole run and not only a forward, since recomputation in backward must choose
+        the same kernel.
         """
         return attention_order(self.attention, device)
 
     def on_fit_start(self) -> None:
-        """Gives each rank its own dropout; resuming on as many ranks restores the saved state."""
+        """Seeds each rank on its own; a resume on as many ranks restores the saved state."""
         seed = self.derived.seed + 1_000_003 * self.trainer.global_rank
         seed += 7_919 * self.trainer.global_step
         random.seed(seed)
@@ -190,7 +194,7 @@ class Task(Part, Trimmed, Trainee):
     def forward(self, inputs: Tensor, targets: Tensor) -> LossSum:
         """Loss sums of ``targets`` (B, T) given ``inputs`` (B, T)."""
         if self._shadows is not None:
-            self._shadows.refresh()  # outside the graph, where all of the network is one
+            self._shadows.refresh()  # must not be traced where the whole network is compiled
         return self._score(inputs, targets)
 
     def _plain_score(self, inputs: Tensor, targets: Tensor) -> LossSum:
@@ -198,7 +202,7 @@ class Task(Part, Trimmed, Trainee):
         return sums
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Objective of one micro-batch (B, T + 1), divided by the number of its target slots."""
+        """Objective of a micro-batch (B, T + 1) over its B T target slots; -1 marks no token."""
         tokens = batch.long()
         slots = tokens[:, 1:].numel()
         targets = self.strategy.own_targets(tokens[:, 1:])
@@ -220,7 +224,7 @@ class Task(Part, Trimmed, Trainee):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
-        """Sets the learning rate of this step, then runs the micro-batch and the update."""
+        """Sets the learning rate, then runs the closure (the last micro-batch) and the update."""
         assert self._multiplier is not None
         factor = self._multiplier(self.trainer.global_step)
         set_learning_rates(optimizer.param_groups, self._peaks, factor)
@@ -239,7 +243,7 @@ class Task(Part, Trimmed, Trainee):
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
         strategy = self.strategy
-        if self._in_backward is not None:  # every parameter is updated, every gradient gone
+        if self._in_backward is not None:  # each parameter has been updated and its gradient freed
             self.run.gradient_norm = self._in_backward.take_norm()
         elif not strategy.clips_gradients:
             scale = None if self._dense else self._loss_normaliser()
@@ -248,7 +252,7 @@ class Task(Part, Trimmed, Trainee):
             self.run.gradient_norm = norm
 
     def _loss_normaliser(self) -> Tensor:
-        """Target slots behind a gradient over its valid targets, without leaving the device."""
+        """Ratio of target slots to valid targets in this step; it stays on the device."""
         valid = self._valid.float()
         self._valid.zero_()
         return self.strategy.loss_normaliser(valid, self.derived.tokens_per_step)
@@ -287,9 +291,7 @@ class Task(Part, Trimmed, Trainee):
         total = self.trainer.strategy.reduce(self._held_out_sums.clone(), reduce_op="sum")
         nats, tokens, text = total.tolist()
         if tokens == 0:
-            raise ConfigError(
-                "data.source holds no held-out tokens, so there is nothing to validate on"
-            )
+            raise ConfigError("data.source holds no held-out tokens to validate on")
         results = {"val/loss": nats / tokens}
         if text > 0:
             results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text

@@ -1,4 +1,4 @@
-"""Settings to a Trainer: the user's arguments, and ours where the settings imply them."""
+"""Builds a Trainer from settings: the user's arguments plus those that the settings imply."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_trainer(
     Args:
         settings: what was configured.
         derived: the numbers of the run.
-        callbacks: run after all others at a step boundary.
+        callbacks: come last in the list, after the user's and ours.
         metrics: the logger that every training has; None where nothing is trained or logged.
     """
     if not settings.on_cuda:
@@ -73,7 +73,7 @@ def build_trainer(
     if arguments.get("profiler") is None:
         arguments["profiler"] = NoProfiler()
     trainer = pl.Trainer(**arguments)
-    trim(trainer)
+    trim(trainer)  # a search for arguments that Lightning repeats for every batch
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
     return trainer
 
@@ -109,7 +109,7 @@ def _nodes(settings: Settings) -> int:
 
 
 def _environment(launch: Launch) -> ClusterEnvironment:
-    """Named, or Lightning would look for one by itself and could find another than ``launch``."""
+    """The environment of ``launch``; Lightning might detect another one by itself."""
     if launch.kind == "torchrun":
         return TorchElasticEnvironment()
     return Srun(launch) if launch.kind == "srun" else LightningEnvironment()

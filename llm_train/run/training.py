@@ -33,10 +33,10 @@ _LET_GO_SECONDS = 0.2  # what a thread may need to be scheduled on a busy machin
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run or a validation came to.
+    """The outcome of a run or a validation.
 
     Attributes:
-        step: optimizer steps behind the weights.
+        step: optimizer steps done.
         path: what holds them: the run directory, or the checkpoint that was scored.
         metrics: held-out metrics by their names in metrics.jsonl; empty if nothing was scored.
         complete: whether the whole budget was trained.
@@ -77,13 +77,13 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
-        with _one_line(), task.kernels(trainer.strategy.root_device):
+        with _as_config_error(), task.kernels(trainer.strategy.root_device):
             trainer.fit(task, datamodule=self.settings.data)
         number = _leave_process_group(trainer, task.run.stop_signal)
         step = trainer.global_step
         metrics = _held_out(task.run.held_out)
         complete = step >= self.derived.total_steps
-        if complete and "val/loss" not in metrics:  # resumed after its last step
+        if complete and "val/loss" not in metrics:  # a finished run was resumed
             for record in read_metrics(self.settings.run_dir / "metrics.jsonl"):
                 metrics |= _held_out(record)
         return Result(
@@ -107,7 +107,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ConfigError: the settings have problems; one line for each.
     """
     if hasattr(settings.task, "network"):
-        raise ConfigError("a run has used these settings and moved their weights; load them again")
+        raise ConfigError("these settings already belong to a run with a network; load them again")
     checks.require_sound(settings)
     derived, table = settings.derive(), checks.table(settings)
     saver = Checkpoints(
@@ -121,6 +121,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
+        # Called when training starts, by when ``trainer`` exists.
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
@@ -152,7 +153,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
     settings = replace(settings, trainer={**settings.trainer, "strategy": scoring})
     trainer = _bound_trainer(settings, derived, [], None)
     trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
-    with _one_line(), settings.task.kernels(trainer.strategy.root_device):
+    with _as_config_error(), settings.task.kernels(trainer.strategy.root_device):
         trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
@@ -169,14 +170,14 @@ def _bound_trainer(
     callbacks: list[pl.Callback],
     metrics: JSONLMetrics | None,
 ) -> pl.Trainer:
-    with _one_line():
+    with _as_config_error():
         trainer = build_trainer(settings, derived, callbacks, metrics)
     bind(settings, derived, trainer)
     return trainer
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _as_config_error() -> Iterator[None]:
     """Reports a combination that only Lightning knows about like any other wrong setting."""
     try:
         yield
@@ -194,12 +195,12 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
 
 
 def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
-    """Ends communication while the interpreter is whole; gloo's threads can crash its shutdown.
+    """Ends communication before the interpreter shuts down, which gloo's threads could crash.
 
     DTensor's caches hold the mesh, and the mesh its groups, so that gloo's threads outlive
-    ``destroy_process_group``. One of them may have done its last work and wait for Python's lock,
-    in order to drop a tensor. If the interpreter begins to end meanwhile, it makes the thread exit
-    inside a C++ destructor, which ends the process with "terminate called without an active
+    ``destroy_process_group``. Such a thread may have finished its last work and wait for the GIL to
+    drop a tensor. If the interpreter begins to shut down meanwhile, the thread is made to exit
+    inside a C++ destructor, and the process dies with "terminate called without an active
     exception".
 
     Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
@@ -210,5 +211,5 @@ def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
         number = int(highest)
         torch.distributed.destroy_process_group()
-        time.sleep(_LET_GO_SECONDS)  # without Python's lock: whoever waits for it gets it
+        time.sleep(_LET_GO_SECONDS)  # this releases the GIL, so that such a thread can finish
     return number

@@ -18,7 +18,7 @@ class Fit(Verb):
     """Trains from the start or from a checkpoint."""
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Where to begin, and what to watch."""
+        """Adds --resume and the flags that attach observers to the run."""
         parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
         parser.add_argument(
             "--plan",
@@ -36,10 +36,10 @@ class Fit(Verb):
         )
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Trains; 0, or 128 + n after signal n."""
+        """Returns 0 when done or stopped by a callback, 128 + n after signal n."""
         if threading.current_thread() is threading.main_thread():
-            # A time limit that passes before training starts must not kill by the signal that
-            # means "stopped and saved": such a job would be requeued for ever.
+            # SIGUSR1 before training starts would end the process with the status that means
+            # "stopped and saved", and the scheduler would requeue the job without end.
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         settings = load(flags.settings)
 
@@ -72,7 +72,7 @@ def _watch(run: Run, flags: argparse.Namespace) -> None:
     if flags.count_collectives:
         from llm_train.trainer.callbacks.collectives import Collectives
 
-        run.watch(Collectives(), first=True)
+        run.watch(Collectives(), first=True)  # before any other callback communicates
 
 
 def _conclude(run: Run, result: Result) -> int:

@@ -20,7 +20,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
 from llm_train.run_state import trainee
 from llm_train.trainer.callbacks.base import EachStep
-from llm_train.trainer.strategy.base import placing
+from llm_train.trainer.strategy.base import require_strategy
 
 
 class EMA(Part, EachStep):
@@ -83,7 +83,7 @@ class EMA(Part, EachStep):
 
 def _at_rest(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:
     """The parameters as they lie between two uses: a gathered one would be freed, not kept."""
-    placing(trainer.strategy).reshard()
+    require_strategy(trainer.strategy).reshard()
     return [parameter.detach() for parameter in trainee(pl_module).network.parameters()]
 
 

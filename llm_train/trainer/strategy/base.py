@@ -1,4 +1,4 @@
-"""What our strategies add to Lightning's: where weights are born, how state is written and read.
+"""What our strategies add to Lightning's: where weights are created, how state is saved and loaded.
 
 A strategy is the only thing that knows how parameters are laid out over ranks, so it is asked to
 shard the network, to give access to a full parameter, and to save and load state. The task and the
@@ -53,22 +53,22 @@ class World:
 
 
 class Strategy(Costed, Part, LightningStrategy):
-    """Mixed into a Lightning strategy, before it in the list of bases."""
+    """Base of our strategies, before Lightning's class: ``class X(Strategy, DDPStrategy)``."""
 
     words: ClassVar[tuple[str, ...]] = ()
-    """What may be written instead of the class; each word is a choice of arguments."""
+    """What may be written instead of the class; each word stands for it with certain arguments."""
 
     clips_gradients = False
     """Whether the strategy's own engine clips and measures the gradient norm."""
 
     state_format = "dcp"
-    """Name of the files that ``save_state`` writes; equal formats load into each other."""
+    """Format that ``save_state`` writes; checkpoints of one format are interchangeable."""
 
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Takes the words away from subclasses: they mean the class that declares them."""
+        """Words are not inherited: they mean the class that declares them."""
         super().__init_subclass__(**arguments)
         cls.words = vars(cls).get("words", ())
 
@@ -82,7 +82,7 @@ class Strategy(Costed, Part, LightningStrategy):
         return cls()
 
     def validating(self, world: World) -> Strategy:
-        """What scores a checkpoint of this strategy when nothing is trained."""
+        """The strategy that scores a checkpoint of this one when nothing is trained."""
         return self
 
     def mesh_shape(self, ranks: int) -> MeshShape:
@@ -107,12 +107,12 @@ class Strategy(Costed, Part, LightningStrategy):
 
     @property
     def shadow_dtype(self) -> torch.dtype | None:
-        """Dtype of the copies of weights that products read; None: no copies are needed."""
+        """Dtype of the shadow weights that matrix products read; None: none are needed."""
         return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
 
     @property
     def parameter_device(self) -> torch.device:
-        """Where parameters live between their uses."""
+        """Where parameters live between their uses: the host, where they are offloaded."""
         return self.root_device
 
     def construction(self) -> AbstractContextManager[Any]:
@@ -129,7 +129,7 @@ class Strategy(Costed, Part, LightningStrategy):
     # --- a step -----------------------------------------------------------------------------------
 
     def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
-        """Target slots over valid targets, of all samples that a gradient is the mean over.
+        """Ratio of target slots to valid targets over all samples of a gradient's mean.
 
         A micro-batch's loss is divided by its slots, since the number of valid targets of a step is
         known only at its end; this factor turns the sum into the mean over valid targets.
@@ -153,7 +153,7 @@ class Strategy(Costed, Part, LightningStrategy):
         """Frees whatever parameters a forward has left gathered; the shards hold their values."""
 
     def optimizer_step(self, optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-        """Updates, then frees the gradients at once: they do not live through the next forward."""
+        """Updates, then frees the gradients, so that they take no memory in the next forward."""
         result = super().optimizer_step(optimizer, *args, **kwargs)
         optimizer.zero_grad(set_to_none=True)
         return result
@@ -180,7 +180,7 @@ class Strategy(Costed, Part, LightningStrategy):
         tensors.load(directory, self.task.network, optimizer)
 
 
-def placing(strategy: object) -> Strategy:
+def require_strategy(strategy: object) -> Strategy:
     """``strategy``, if it can place weights and write state.
 
     Raises:

@@ -50,16 +50,16 @@ class DDP(Strategy, DDPStrategy):
         self._last = True
 
     def traits(self, ranks: int) -> StrategyTraits:
-        """Buckets are reduced while backward goes on, and final when it is over."""
+        """Every rank holds all weights; gradients are final when the whole backward is over."""
         return StrategyTraits(name=type(self).__name__, weight_replicas=ranks)
 
     def problems(self, context: Context) -> Iterator[str]:
-        """Those of deterministic reduction."""
+        """Problems of deterministic reduction."""
         if self.reduction != "fast":
             yield from deterministic.problems(context)
 
     def configure_ddp(self) -> None:
-        """Wraps nothing in deterministic order: DistributedDataParallel would reduce in its own."""
+        """Does not wrap the module for reduction=deterministic: the wrapper has its own order."""
         if self.reduction == "fast":
             super().configure_ddp()
         else:
@@ -71,7 +71,7 @@ class DDP(Strategy, DDPStrategy):
         self._last = (batch_idx + 1) % self.task.trainer.accumulate_grad_batches == 0
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
-        """In deterministic order, sums gradients over ranks; Lightning knows nothing of it."""
+        """Sums gradients over ranks itself for reduction=deterministic, outside Lightning."""
         if self._buckets is None:
             return super().backward(closure_loss, *args, **kwargs)
         result = super().backward(closure_loss / self.world_size, *args, **kwargs)
@@ -83,11 +83,13 @@ class DDP(Strategy, DDPStrategy):
     def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
         """Every gradient is reduced once a step, in the dtype of its weight, bucket by bucket."""
         size = work.width * sum(work.elements())
-        return [Transfer.on(mesh, "all-reduce", "replicate", size, math.ceil(size / 25e6))]
+        return [
+            Transfer.on(mesh, "all-reduce", "replicate", size, math.ceil(size / self._bucket_bytes))
+        ]
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:
-    """Rotary tables are the same everywhere; torch renamed the argument that says so in 2.13."""
+    """Rotary tables never differ; torch 2.13 renamed the argument that stops their broadcast."""
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return {name: False}

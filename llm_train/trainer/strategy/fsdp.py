@@ -91,7 +91,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             name=type(self).__name__,
             tensor=self.tensor,
             weight_replicas=self.replicas * self.tensor,
-            hooks_between_blocks=True,
+            communicates_between_blocks=True,
             final_in_backward=True,
         )
 
