@@ -14,7 +14,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,27 +28,7 @@ from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
 from llm_train.run_state import Trainee, trainee
 from llm_train.trainer.strategy.cost import Costed
-from llm_train.trainer.strategy.mesh import MeshShape
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """The ranks that a run will have.
-
-    Attributes:
-        ranks: processes in all, each with a device of its own.
-        devices: devices on each node.
-        device: torch's name of the first rank's device.
-    """
-
-    ranks: int = 1
-    devices: int = 1
-    device: str = "cpu"
-
-    @property
-    def nodes(self) -> int:
-        """Machines that share the ranks."""
-        return max(1, self.ranks // self.devices)
+from llm_train.trainer.strategy.mesh import MeshShape, World
 
 
 class Strategy(Costed, Part, LightningStrategy):

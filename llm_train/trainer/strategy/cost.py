@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
-from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.mesh import MeshShape, World
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from llm_train.model.network.base import LanguageModel
     from llm_train.model.optimizer.base import Optimizer
-    from llm_train.trainer.strategy.base import World
 
 Extent = tuple[int, ...]
 """The shape of a tensor, whole or in part."""

@@ -25,10 +25,10 @@ from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.trainer.strategy import deterministic
-from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.fsdp_cost import MeshCost
-from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.mesh import MeshShape, World
 
 _KEY = "trainer.strategy.init_args"
 

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
-from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
-from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.units import nearest
 
 

@@ -11,6 +11,26 @@ from llm_train.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks that a run will have.
+
+    Attributes:
+        ranks: processes in all, each with a device of its own.
+        devices: devices on each node.
+        device: torch's name of the first rank's device.
+    """
+
+    ranks: int = 1
+    devices: int = 1
+    device: str = "cpu"
+
+    @property
+    def nodes(self) -> int:
+        """Machines that share the ranks."""
+        return max(1, self.ranks // self.devices)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeshShape:
     """Sizes of the mesh's dimensions; their product is the number of ranks.
 

@@ -8,8 +8,9 @@ from typing import Self
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from llm_train.context import Context, StrategyTraits
-from llm_train.trainer.strategy.base import Strategy, World
+from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared
+from llm_train.trainer.strategy.mesh import World
 
 
 class SingleDevice(Strategy, SingleDeviceStrategy):

@@ -28,8 +28,8 @@ from torch import nn
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
-from llm_train.trainer.strategy.base import Strategy, World, from_word
-from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.base import Strategy, from_word
+from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.trainer.strategy.zero_cost import StageCost
 
 Device = Literal["none", "cpu", "nvme"]

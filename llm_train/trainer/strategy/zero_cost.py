@@ -6,13 +6,10 @@ Weights are bf16 with fp32 masters, whatever the precision of the Trainer: what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from llm_train.trainer.strategy.cost import Compared, Costed, StateBytes, Transfer, Workload
-from llm_train.trainer.strategy.mesh import MeshShape
-
-if TYPE_CHECKING:
-    from llm_train.trainer.strategy.base import World
+from llm_train.trainer.strategy.mesh import MeshShape, World
 
 
 class StageCost(Costed):
