@@ -94,12 +94,11 @@ class Strategy(Costed, Part, LightningStrategy):
         """Where parameters live between their uses: the host, where they are offloaded."""
         return self.root_device
 
-    def construction(self) -> AbstractContextManager[Any]:
-        """Where modules are constructed: by default without memory."""
-        return torch.device("meta")
-
     def shard(self, network: LanguageModel) -> None:
-        """Distributes the parameters of ``network``; nothing to do where they are replicated."""
+        """Distributes the parameters of ``network``, which have no memory yet.
+
+        There is nothing to do where they are replicated.
+        """
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
