@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
@@ -105,6 +106,21 @@ class Strategy(Costed, Part, LightningStrategy):
         return nullcontext()
 
     # --- a step -----------------------------------------------------------------------------------
+
+    def reduce(
+        self, tensor: Any, group: Any = None, reduce_op: dist.ReduceOp | str | None = "mean"
+    ) -> Any:
+        """Over ranks, in place, as Lightning's, but without the barrier that Lightning puts first.
+
+        The host waits for the device in NCCL's barrier, whereas the reduction is only enqueued.
+        """
+        if not isinstance(tensor, Tensor) or not (dist.is_available() and dist.is_initialized()):
+            return tensor
+        mean = reduce_op in ("mean", "avg")  # gloo has none
+        if isinstance(reduce_op, str):
+            reduce_op = getattr(dist.ReduceOp, "SUM" if mean else reduce_op.upper())
+        dist.all_reduce(tensor, op=reduce_op, group=group)
+        return tensor.copy_(tensor / dist.get_world_size(group)) if mean else tensor
 
     def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """Ratio of target slots to valid targets over all samples of a gradient's mean.

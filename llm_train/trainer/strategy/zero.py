@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
@@ -158,18 +157,21 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         )
         vars(self).update(connected)
         assert isinstance(self.config, dict)
+        # There is no scaler to tell, and each check waits for the device. What is not finite ends the
+        # run at the next log point, as under every strategy.
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        self.config["bf16"] = {"enabled": mixed, "check_grad_overflow": False}
         self.config["zero_allow_untested_optimizer"] = True
         self.config["zero_force_ds_cpu_optimizer"] = False
         self.config["steps_per_print"] = 10**9
         self.config["communication_data_type"] = "fp32"
 
     def setup_distributed(self) -> None:
-        """Skips the validation of CUDA device indices."""
-        if self._on_cuda:
-            super().setup_distributed()
-            return
-        reset_seed()
-        self.set_world_ranks()
+        """Makes the process group as DDP does, bound to its device; DeepSpeed takes it over.
+
+        A group of DeepSpeed's own is not bound where there is one rank, and its barriers guess.
+        """
+        super(DeepSpeedStrategy, self).setup_distributed()
         self._init_deepspeed_distributed()
 
     def _setup_model_and_optimizer(
