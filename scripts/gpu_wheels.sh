@@ -15,7 +15,7 @@ PYTHON=${PYTHON:-python3}
 # In order: what reads our YAML; DeepSpeed's own needs; FP8 and low-bit optimizer state.
 names=(
   jsonargparse docstring_parser typeshed_client importlib_resources ruamel.yaml
-  hjson pydantic pydantic_core annotated-types typing-inspection
+  hjson pydantic pydantic_core annotated-types typing-inspection typing_extensions
   torchao
   "$@"
 )
