@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.judge import read_rows
 from benchmarks.studies.environment import described
 
 STUDY = "tests"
@@ -22,9 +23,7 @@ STUDY = "tests"
 
 def passed(file: Path) -> set[str]:
     """The tests whose last row in ``file`` says that they passed."""
-    lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    rows = (json.loads(line) for line in lines)
-    last = {row["case"]: row for row in rows if row["study"] == STUDY}
+    last = {row["case"]: row for row in read_rows(file) if row["study"] == STUDY}
     return {case for case, row in last.items() if row["outcome"] == "passed"}
 
 
