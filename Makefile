@@ -45,7 +45,7 @@ elastic: $(STAMP) ## a checkpoint of every strategy into every other
 test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'slow and not gpu and not faults'
 
-test-gpu: $(STAMP) ## tests and a one-minute smoke on one CUDA device
+test-gpu: $(STAMP) ## tests for one CUDA device, several at a time
 	$(BIN)/python -m pytest -m gpu -n 8
 
 test-pythons: ## install, import and train on each further Python of this machine
