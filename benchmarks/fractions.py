@@ -98,7 +98,7 @@ def main() -> None:
         print(f"{constant} = {value:g} in {PLACES[constant]}")
     if arguments.write:
         write(values)
-        print(f"written; prose about assumptions: grep -n assum {ROOFLINE} {SPEED} {PAGE}")
+        print(f"written; prose about assumptions: grep -n assumed {ROOFLINE} {SPEED} {PAGE}")
 
 
 if __name__ == "__main__":
