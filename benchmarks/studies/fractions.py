@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from llm_train.runtime.devices import DEVICES
 _KERNELS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 _TOKENS = 16_384  # rows of a product: a micro-batch of 16 x 1024
 _REPEATS = 15
+WHOLE = ("gpt2-124m", "llama-1b")  # whose norm and optimizer are measured, too
 
 
 def milliseconds(work: Callable[[], object], *, warm_up: int = 5) -> float:
@@ -34,6 +35,7 @@ def milliseconds(work: Callable[[], object], *, warm_up: int = 5) -> float:
         work()
     flush = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")  # more than any cache
     pairs = []
+    torch.cuda._sleep(100_000_000)  # cycles, some 50 ms, in which the host gets ahead of the device
     for _ in range(_REPEATS):
         flush.zero_()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -139,34 +141,39 @@ def main() -> None:
     name = settings.versions["device"]
     device = next((device for device in DEVICES.values() if device.name == name), None)
     if device is None:
-        settings.emit("all", skipped="the device's peaks are not known")
+        settings.emit("all", skipped=f"the peaks of {name} are not known")
         return
     flops, bandwidth = device.peak_flops("bf16-mixed"), device.bytes_per_second
 
-    def emit(case: str, part: str, found: tuple[float, float], **more: Any) -> None:
-        taken, amount = found
+    def emit(
+        case: str, part: str, work: Callable[[], tuple[float, float]], seconds: float = 5
+    ) -> None:
+        if not settings.has(seconds, case):
+            return
+        try:
+            taken, amount = work()
+        except RuntimeError as problem:  # a kernel that cannot do the shape, or too little memory
+            settings.emit(case, error=str(problem).split("\n")[0][:200])
+            return
         peak = bandwidth if part in ("copy", "element-wise", "optimizer") else flops
-        row = {"part": part, "milliseconds": taken, "amount": amount, **more}
-        settings.emit(case, **row, fraction=amount / (taken / 1000) / peak)
+        fraction = amount / (taken / 1000) / peak
+        row = {"part": part, "preset": case.split(" ")[0], "milliseconds": taken, "amount": amount}
+        settings.emit(case, **row, fraction=fraction)
+        torch.cuda.empty_cache()
 
-    if settings.has(5, "copy"):
-        emit("copy", "copy", copy(1 << 24 if settings.rehearse else 1 << 30))
-    for name in PRESETS:
+    emit("copy", "copy", partial(copy, 1 << 24 if settings.rehearse else 1 << 30))
+    for name in PRESETS[:1] if settings.rehearse else PRESETS:
         network, sequence, _ = preset(name)
         for kernel, backend in _KERNELS.items():
-            case = f"{name} attention, {kernel}"
-            if settings.has(5, case):
-                found = attention(network, sequence, backend)
-                emit(case, "attention", found, preset=name, kernel=kernel)
+            work = partial(attention, network, sequence, backend)
+            emit(f"{name} attention, {kernel}", "attention", work)
         for matrix, inputs, outputs in products(network):
             rows = _TOKENS // 8 if settings.rehearse or matrix == "head" else _TOKENS
-            case = f"{name} {matrix}"
-            if settings.has(5, case):
-                emit(case, "products", product(rows, inputs, outputs), preset=name)
-        if name in ("gpt2-124m", "llama-1b") and settings.has(20, f"{name} norm and residual"):
-            emit(f"{name} norm and residual", "element-wise", elementwise(network.width))
-        if name in ("gpt2-124m", "llama-1b") and settings.has(10, f"{name} AdamW"):
-            emit(f"{name} AdamW", "optimizer", update(network), preset=name)
+            emit(f"{name} {matrix}", "products", partial(product, rows, inputs, outputs))
+        if name in WHOLE:
+            work = partial(elementwise, network.width)
+            emit(f"{name} norm and residual", "element-wise", work, seconds=20)
+            emit(f"{name} AdamW", "optimizer", partial(update, network), seconds=10)
 
 
 if __name__ == "__main__":
