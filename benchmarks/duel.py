@@ -114,10 +114,17 @@ def start_all(directory: str | Path, peers: Iterable[Peer]) -> list[Peer]:
     return [peer for peer in started if not peer.error]
 
 
-def alternate(peers: Sequence[Peer], *, rounds: int, steps: int) -> None:
-    """Runs rounds of all living peers, in a new order each time; all must have been started."""
+def alternate(
+    peers: Sequence[Peer], *, rounds: int, steps: int, until: float = float("inf")
+) -> None:
+    """Runs rounds of all living peers, in a new order each time; all must have been started.
+
+    After the time ``until``, seconds since the epoch, no round begins but the first three.
+    """
     order = random.Random(0)
-    for _ in range(rounds):
+    for index in range(rounds):
+        if index >= 3 and time.time() > until:
+            break
         alive = [peer for peer in peers if not peer.error]
         for peer in order.sample(alive, len(alive)):
             peer.run(steps)

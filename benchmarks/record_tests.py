@@ -49,7 +49,7 @@ class Recorder:
             "seconds": round(report.duration, 2),
         }
         if not report.passed:
-            row["error"] = report.longreprtext[-1500:]
+            row["error"] = report.longreprtext[-3000:]
         row |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": self._versions}
         with open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

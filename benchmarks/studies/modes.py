@@ -30,7 +30,8 @@ def main() -> None:
     alive = start_all(settings.directory, group.values())
     if alive:
         steps = steps_per_round(settings, alive[0], seconds=1.5)
-        alternate(alive, rounds=3 if settings.rehearse else 9, steps=steps)
+        rounds = 3 if settings.rehearse else 9
+        alternate(alive, rounds=rounds, steps=steps, until=settings.deadline - 20)
     for name, peer in group.items():
         peer.stop()
         settings.emit(name, **numbers(settings, peer, at(preset, peer.job.shape.batch)))

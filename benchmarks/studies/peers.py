@@ -62,7 +62,7 @@ def run(settings: Settings, group: list[Peer], *, together: bool) -> None:
         living = start_all(settings.directory, group)
         if living:
             steps = steps_per_round(settings, living[0], seconds=1.2)
-            alternate(living, rounds=rounds, steps=steps)
+            alternate(living, rounds=rounds, steps=steps, until=settings.deadline - 30)
         for peer in group:
             peer.stop()
         return
