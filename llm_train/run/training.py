@@ -109,7 +109,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
     checks.require_sound(settings)
-    derived, table = settings.derive(), checks.table(settings)
+    derived = settings.derive()
     saver = Checkpoints(
         store=_store(settings, derived),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -121,12 +121,13 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
-        # Called when training starts, by when ``trainer`` exists.
+        # Called when training starts, by when ``table`` and ``trainer`` exist.
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
     trainer = _bound_trainer(settings, derived, [saver], JSONLMetrics())
+    table = checks.table(settings, trainer.strategy.root_device)
     return Run(settings=settings, derived=derived, table=table, trainer=trainer)
 
 
