@@ -1,4 +1,4 @@
-"""The cells that ``scripts/rehearse.py`` runs: all pairs of choices, and every pair that must be refused.
+"""The cells of ``scripts/rehearse.py``: all pairs of choices, and pairs that must be refused.
 
 A cell takes one value of each factor. All combinations would be two million; nearly every fault of
 software needs no more than two choices to meet (Kuhn, Wallace, Gallo, IEEE TSE 30(6), 2004), so a

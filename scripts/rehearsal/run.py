@@ -21,14 +21,14 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from rehearsal.cells import LOG_EVERY, RESUMED_STEPS, STEPS, Cell, part
+from rehearsal.watch import Watch, short
 
 from llm_train.cli import main
 from llm_train.runtime import yaml12
 from llm_train.testing.attach import attached
 from llm_train.testing.ranks import launched_as
 from llm_train.trainer.logger.records import read_metrics
-from rehearsal.cells import LOG_EVERY, RESUMED_STEPS, STEPS, Cell, part
-from rehearsal.watch import Watch, short
 
 Result = dict[str, Any]  # one line of results.jsonl
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-
 from rehearsal.cells import LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY
 
 LOUD_STEPS = 3  # the first of a process allocate, compile and capture
@@ -48,13 +47,14 @@ class Watch(pl.Callback):
         """Remembers where this process begins."""
         self._first_step = trainer.global_step
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Sets what holds until the next micro-batch begins."""
         done = trainer.global_step
         step = done + 1  # the one that begins
         quiet = done - self._first_step >= LOUD_STEPS
         quiet = quiet and all((step % LOG_EVERY, step % VALIDATE_EVERY, step % SAVE_EVERY))
         quiet = quiet and done % SAVE_EVERY != 0  # the checkpoint is written when the next begins
+        quiet = quiet and step != pl_module.derived.total_steps
         quiet = quiet and not (self.profiled and step >= PROFILED_FROM)
         torch.cuda.set_sync_debug_mode("warn" if quiet else "default")
 
@@ -99,6 +99,7 @@ def plausible(result: Any) -> Any:
 
 
 def short(place: str) -> str:
+    """A file and a line without the folders that every place has."""
     parts = Path(place).parts
     start = parts.index("site-packages") + 1 if "site-packages" in parts else -3
     return "/".join(parts[start:])
