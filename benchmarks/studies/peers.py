@@ -1,7 +1,7 @@
 """Compares llm_train with its peers, in turns: same model, batch, tokens and dtype.
 
 124M runs in micro-batches of 12 x 1024, nanoGPT's own, which one device can hold for all processes
-at once; 1B in micro-batches of 4 x 2048. If one runs out of memory all the same, they run one after
+at once; 1B in micro-batches of 2 x 2048. If one runs out of memory all the same, they run one after
 the other, and the rows say so. ``bare loop`` is a loop around our network, loss and optimizer, and
 so its distance from ours is what the Trainer costs.
 """
@@ -93,7 +93,7 @@ def main() -> None:
     settings = Settings.from_arguments()
     for name, size, peers, least in (
         ("gpt2-124m", 12, small, 75),
-        ("llama-1b-2048", 4, large, 75),
+        ("llama-1b-2048", 2, large, 75),
     ):
         preset = at(settings.presets[name], 2 if settings.rehearse else size)
         first = "ours" if peers is small else "1B ours"
