@@ -50,7 +50,9 @@ def hugging_face(settings: Settings, preset: Preset, name: str) -> list[Peer]:
     """Returns the peer if it is installed, and writes a row if it is not."""
     if find_spec("transformers") and find_spec("accelerate"):
         module = "benchmarks.peers.hugging_face"
-        return [Peer(name=name, module=module, job=settings.job(preset.shape))]
+        job = settings.job(preset.shape)
+        job.options["tied"] = preset.network.get("tied", False)
+        return [Peer(name=name, module=module, job=job)]
     settings.emit(name, skipped="transformers or accelerate is not installed")
     return []
 
@@ -86,6 +88,8 @@ def measure(settings: Settings, group: list[Peer], preset: Preset) -> None:
         run(settings, group, together=False)
     for peer in group:
         row = numbers(settings, peer, preset)
+        if row.get("parameters", preset.parameters) != preset.parameters and not settings.rehearse:
+            row = {"error": f"has {row['parameters']} parameters instead of {preset.parameters}"}
         settings.emit(peer.name, together=together, variant=peer.job.variant, **row)
 
 
