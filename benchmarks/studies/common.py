@@ -26,6 +26,8 @@ from llm_train.model.network import Counts, Transformer
 
 # A user would set these on a GPU, beyond the settings of benchmarks/peers/ours.py.
 RECIPE = ("--model.loss=ChunkedCausalLM",)
+# One graph fuses the loss by itself.
+ONE_GRAPH = ("--model.loss=CausalLM",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from benchmarks.duel import Peer, alternate, start_all
 from benchmarks.shapes import Preset
-from benchmarks.studies.common import Settings, at
+from benchmarks.studies.common import ONE_GRAPH, Settings, at
 from benchmarks.studies.measure import numbers, start, steps_per_round
 
 # These two projects have no adapter to this shape yet.
@@ -23,7 +23,7 @@ OTHERS = ("litgpt", "torchtitan")
 def small(settings: Settings, preset: Preset) -> list[Peer]:
     """Returns llm_train and its peers at 124M, and writes rows for those that are left out."""
     ours = settings.ours("ours", preset)
-    one_graph = settings.ours("ours, one graph", preset, variant="network")
+    one_graph = settings.ours("ours, one graph", preset, *ONE_GRAPH, variant="network")
     bare = Peer(name="bare loop", module="benchmarks.peers.bare", job=ours.job)
     found = [ours, one_graph, bare]
     job = settings.job(preset.shape)
