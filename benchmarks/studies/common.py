@@ -88,7 +88,7 @@ class Settings:
         row = {"study": self.study, "case": case, **numbers}
         with open(self.out, "a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "time": now, "versions": self.versions}) + "\n")
-        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds")}
+        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds", "curve")}
         print(f"{self.study}: " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
 
     def has(self, seconds: float, case: str) -> bool:
