@@ -26,7 +26,6 @@ pytestmark = [
 QUIET: dict[str, str | dict[str, Any]] = {
     **{name: name for name in ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")},
     "fsdp-kept": part("FSDP", reshard_after_forward=False),
-    "local": part("LocalSGD", every=4),
 }
 
 
