@@ -40,7 +40,8 @@ if [[ -n ${WHEELS:-} ]]; then
   export PYTHONPATH="$PYTHONPATH:$site"
 fi
 
-seconds_left() { echo $((60 * ${MINUTES:-8} - (SECONDS - begin))); }
+whole=$(awk "BEGIN {print int(60 * ${MINUTES:-8})}")
+seconds_left() { echo $((whole - (SECONDS - begin))); }
 
 # Ends what is still running when the time is over; rows that were written stay.
 tests() { # MARKERS
