@@ -23,6 +23,7 @@ from lightning.pytorch.trainer import call
 from lightning_utilities.core.imports import RequirementCache
 from torch.distributed.checkpoint import FileSystemReader, planner_helpers
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
 
 @pytest.fixture
@@ -180,6 +181,10 @@ def test_checkpoint_planners_look_tensors_up_by_these_methods() -> None:
 
 def test_the_metadata_of_a_checkpoint_is_read_by_one_method() -> None:
     assert "pickle" in inspect.getsource(FileSystemReader.read_metadata)
+
+
+def test_dtensor_learns_shapes_in_one_method() -> None:
+    assert "fake_mode" in inspect.getsource(ShardingPropagator._propagate_tensor_meta_non_cached)
 
 
 def test_apply_is_what_moves_and_casts_pass() -> None:
