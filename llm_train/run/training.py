@@ -111,7 +111,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         raise ConfigError("these settings already belong to a run with a network; load them again")
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
-    derived, table = settings.derive(), checks.table(settings)
+    derived = settings.derive()
     saver = Checkpoints(
         store=_store(settings, derived),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -123,12 +123,13 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
-        # Called when training starts, by when ``trainer`` exists.
+        # Called when training starts, by when ``table`` and ``trainer`` exist.
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
     trainer = _bound_trainer(settings, derived, [saver], JSONLMetrics())
+    table = checks.table(settings, trainer.strategy.root_device)
     return Run(settings=settings, derived=derived, table=table, trainer=trainer)
 
 
