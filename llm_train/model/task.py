@@ -42,6 +42,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
+from llm_train.runtime.devices import KINDS
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.strategy.base import Strategy, require_strategy
 
@@ -169,7 +170,7 @@ class Task(Part, Trimmed, Trainee):
         """Puts the accumulators and the clock on the device."""
         device = self.trainer.strategy.root_device
         self.run.stopwatch = Stopwatch(device)
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = torch.float64 if KINDS[device.type].float64 else torch.float32
         self.run.sums = torch.zeros(2, dtype=wide, device=device)
         self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
         self._valid = torch.zeros((), dtype=torch.int64, device=device)

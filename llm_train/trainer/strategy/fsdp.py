@@ -114,7 +114,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def _offload_problems(self, context: Context) -> Iterator[str]:
         key = f"{_KEY}.offload=true"
-        if not context.on_cuda:
+        if context.accelerator.type == "cpu":
             yield f"{key} has no effect on a CPU, where all memory is the host's; remove it"
         if not context.optimizer.on_host:
             slow = f"model.optimizer={context.optimizer.name} cannot update on the host"
