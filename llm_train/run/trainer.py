@@ -63,6 +63,9 @@ def build_trainer(
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        # Tensors made in it, as all weights are where a run only validates, cannot be loaded into
+        # on torch 2.11 once they are sharded; nor are their changes counted, which shadows need.
+        inference_mode=False,
         default_root_dir=str(settings.run_dir),
         callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
         logger=loggers or False,
