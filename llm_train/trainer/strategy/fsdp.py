@@ -121,7 +121,9 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             yield f"{slow}, as {key} asks; use AdamW, or offload=false"
         if context.update == "backward":
             # Their copies to the host are awaited when backward is over.
-            early = "model.update=backward would use gradients that are still on their way to the host"
+            early = (
+                "model.update=backward would use gradients that are still on their way to the host"
+            )
             yield f"{early}, as {key} asks; write model.update=step, or offload=false"
 
     def _deterministic_problems(self, context: Context) -> Iterator[str]:
