@@ -65,8 +65,10 @@ def test_every_strategy_learns_and_resumes(strategy: str, compiled: str, runs: R
 def test_offloading_changes_where_state_is_and_nothing_else(
     plain: str, offloaded: str, runs: Runs
 ) -> None:
+    # The host's AdamW rounds differently; with bf16 products that grows to 1 % within 30 steps.
+    exact = {"trainer__precision": "32-true", "device__float32_matmul": "ieee"}
     found = []
     for name in (plain, offloaded):
-        runs.configure(name, trainer__strategy=OPTIONS[name])
+        runs.configure(name, trainer__strategy=OPTIONS[name], **exact)
         found.append(runs.train(name))
     assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -45,7 +45,7 @@ class ChunkedCausalLM(CausalLM):
         ignore_index: a target with this value does not count.
         chunk_tokens: positions whose logits are held at once. A chunk needs about
             ``12 V chunk_tokens`` bytes; below some hundred positions the products become too small
-            to be fast.
+            to be fast. On an H200, 4096 took 3 % off the step of GPT-2's 124M, for 1.2 GiB.
     """
 
     chunk_tokens: int = 1024
@@ -192,8 +192,9 @@ def add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
     """Adds ``grad`` (n, V) transposed @ ``hidden`` (n, D) to ``total`` (V, D, float32)."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), hidden)  # no second matrix of the weight's size
-    elif total.is_cuda and torch.version.hip is None:
+    elif total.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():
         # The product adds in float32 itself: a third faster, and nothing is rounded on the way.
+        # Torch 2.11 cannot trace it with out=.
         torch.addmm(total, grad.t(), hidden, out_dtype=total.dtype, out=total)
     else:
         total += grad.t() @ hidden
