@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from llm_train.cli import schema
 from llm_train.cli.schema import Hint, Owner, Setting
+from llm_train.cli.spelling import closest, nearest
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
@@ -98,7 +99,7 @@ class Walk:
         for key, value in values.items():
             inner = join(path, key)
             if key not in known:
-                way_out = schema.nearest(str(key), list(known))
+                way_out = nearest(str(key), list(known))
                 self._say(f"{inner} is not a setting{_of(owner)}; {way_out}")
                 continue
             if value is not None:
@@ -149,7 +150,7 @@ class Walk:
         rule = f"one of {', '.join(allowed)}" if path in self._choices else schema.describe(hint)
         way_out = "correct it or remove it"
         if allowed:
-            close = schema.closest(shown, allowed)
+            close = closest(shown, allowed)
             way_out = f"did you mean {close}?" if close else ""
         elif hint is int and (near := schema.whole_neighbours(shown)):
             way_out = f"write {near}"
@@ -198,7 +199,7 @@ class Walk:
         found: object = None
         if not module_name:
             found = schema.subclass(hint, name)
-            fault = f"is not a known {base}; {schema.nearest(name, known)}"
+            fault = f"is not a known {base}; {nearest(name, known)}"
         elif not any(f"{name}.".startswith(f"{allowed}.") for allowed in self._allowed):
             fault = (
                 "may not be imported: only llm_train, torch and lightning may; if you trust that "
@@ -215,10 +216,10 @@ class Walk:
             else:
                 found = vars(module).get(last) or getattr(module, last, None)
                 there = [*known, *(n for n, v in vars(module).items() if isinstance(v, type))]
-                way_out = schema.nearest(last, there if schema.closest(last, there) else known)
+                way_out = nearest(last, there if closest(last, there) else known)
                 fault = f"does not exist: {module_name} has no {last}; {way_out}"
         if found is not None:
-            fault = f"is not a {base}; {schema.nearest(name, known)}"
+            fault = f"is not a {base}; {nearest(name, known)}"
             suits = (
                 issubclass(found, tuple(families)) if isinstance(found, type) else callable(found)
             )

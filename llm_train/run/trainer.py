@@ -61,6 +61,7 @@ def build_trainer(
         log_every_n_steps=derived.log_every,
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=False,  # Lightning's, which reads a metric from the device every batch
         use_distributed_sampler=False,
         default_root_dir=str(settings.run_dir),
         callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],

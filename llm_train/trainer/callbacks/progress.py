@@ -10,7 +10,6 @@ import sys
 from typing import NoReturn
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from llm_train.run_state import trainee
@@ -23,27 +22,17 @@ _SHOWN = {
 }
 
 
-class Progress(EachStep, ProgressBar):
+class Progress(EachStep):
     """Loss, throughput, MFU where a peak is known, and the time left."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
         self._bar: tqdm[NoReturn] | None = None
         self._shown = -1
         self._start_up_due = True
 
-    def disable(self) -> None:
-        """Shows nothing on this rank; Lightning calls it on all but rank 0."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Shows the bar again."""
-        self._enabled = True
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar at the step from which the run continues."""
-        if not self._enabled:
+        """Opens the bar at the step from which the run continues, on rank 0 alone."""
+        if not trainer.is_global_zero:
             return
         self._shown = trainer.global_step
         self._bar = tqdm(
@@ -80,7 +69,7 @@ class Progress(EachStep, ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the held-out result on a line of its own, so that it stays readable."""
-        if not self._enabled or trainer.state.fn != "fit":
+        if self._bar is None:
             return
         held_out = trainee(pl_module).run.held_out
         text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"
