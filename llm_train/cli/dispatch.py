@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _attempt(arguments: list[str]) -> object:
+def _attempt(arguments: list[str]) -> str | int | None:
     """Runs one verb and returns its exit status."""
     try:
         return _dispatch(arguments)
