@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -47,6 +47,10 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
                 f"trainer.strategy=single cannot use {context.ranks} ranks; "
                 "choose ddp, fsdp or zero1-3"
             )
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        """One rank has the sum already, whatever process groups exist."""
+        return tensor
 
     # --- cost -------------------------------------------------------------------------------------
 
