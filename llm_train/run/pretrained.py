@@ -15,7 +15,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import END_OF_TEXT
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
-from llm_train.model.network.base import LanguageModel, Projection
+from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
@@ -55,7 +55,7 @@ class Pretrained:
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits of each next token."""
         device = next(self.network.parameters()).device
-        found: Tensor = self.network(tokens.to(device), _all_logits)
+        found: Tensor = self.network(tokens.to(device), lambda h, projection: projection.logits(h))
         return found
 
     def generate(
@@ -124,10 +124,6 @@ def load_checkpoint(
     materialise(network, _device(device))
     load_weights(path, network)
     return Pretrained(path=path, settings=settings, network=network.eval())
-
-
-def _all_logits(hidden: Tensor, projection: Projection) -> Tensor:
-    return projection.logits(hidden)
 
 
 def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Iterator[str]:

@@ -27,7 +27,7 @@ def build_trainer(
     callbacks: list[pl.Callback],
     metrics: JSONLMetrics | None,
 ) -> pl.Trainer:
-    """Constructs the Trainer.
+    """Constructs the Trainer, and tells task and data what a rank of it works on.
 
     Args:
         settings: what was configured.
@@ -76,11 +76,11 @@ def build_trainer(
     trainer = pl.Trainer(**arguments)
     trim(trainer)  # a search for arguments that Lightning repeats for every batch
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
+    _bind(settings, derived, trainer.global_rank)
     return trainer
 
 
-def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
-    """Tells task and data what follows from the settings for this rank."""
+def _bind(settings: Settings, derived: Derived, rank: int) -> None:
     source = settings.data.source
     lengths = source.token_bytes()
     settings.task.bind(
@@ -89,7 +89,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(
-        rank=trainer.global_rank // settings.mesh_shape.tensor,
+        rank=rank // settings.mesh_shape.tensor,
         world_size=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=derived.accumulation,

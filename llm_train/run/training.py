@@ -23,7 +23,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.run import directory
-from llm_train.run.trainer import bind, build_trainer
+from llm_train.run.trainer import build_trainer
 from llm_train.settings import Settings
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_metrics
@@ -126,7 +126,8 @@ def build(settings: Settings, *, resume: str = "") -> Run:
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
-    trainer = _bound_trainer(settings, derived, [saver], JSONLMetrics())
+    with _as_config_error():
+        trainer = build_trainer(settings, derived, [saver], JSONLMetrics())
     return Run(settings=settings, derived=derived, table=table, trainer=trainer)
 
 
@@ -151,10 +152,11 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         )
     scoring = settings.strategy.validating(settings.world)
     settings = replace(settings, trainer={**settings.trainer, "strategy": scoring})
-    trainer = _bound_trainer(settings, derived, [], None)
-    trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
-    with _as_config_error(), settings.task.kernels(trainer.strategy.root_device):
-        trainer.validate(settings.task, datamodule=settings.data, verbose=False)
+    with _as_config_error():
+        trainer = build_trainer(settings, derived, [], None)
+        trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
+        with settings.task.kernels(trainer.strategy.root_device):
+            trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
     return Result(step=step, path=path, metrics=_held_out(settings.task.run.held_out))
@@ -162,18 +164,6 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("val/")}
-
-
-def _bound_trainer(
-    settings: Settings,
-    derived: Derived,
-    callbacks: list[pl.Callback],
-    metrics: JSONLMetrics | None,
-) -> pl.Trainer:
-    with _as_config_error():
-        trainer = build_trainer(settings, derived, callbacks, metrics)
-    bind(settings, derived, trainer)
-    return trainer
 
 
 @contextmanager
