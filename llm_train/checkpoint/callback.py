@@ -89,13 +89,13 @@ class Checkpoints(pl.Callback):
             _require_finite(trainer, run)
             stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
             (stage / "state").mkdir(exist_ok=True)
-            trainer.strategy.barrier()
+            trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
             _keeper(trainer).save_state(stage / "state")
             callback_state.write_tensors(trainer, stage)
             rank = {"random": random_state(), "sums": run.sums.cpu()}
             torch.save(rank, stage / _rank_file(trainer.global_rank))
             kept = callback_state.collect(trainer)
-            trainer.strategy.barrier()
+            trainer.strategy.barrier()  # the manifest lists what all ranks have written
             _on_main(trainer, lambda: self._finish(trainer, stage, kept))
             self.last_saved = step
 
@@ -121,7 +121,7 @@ class Checkpoints(pl.Callback):
         self.resume_from = _on_main(trainer, lambda: self._find(trainer))
 
     def _find(self, trainer: pl.Trainer) -> Path | None:
-        self.store.clean()
+        self.store.clean()  # rank 0, before any save: what is half done belongs to a killed process
         found = self.store.resolve(self.resume) if self.resume else Found(None)
         if found.path is not None:
             metadata = manifest.read(found.path).metadata

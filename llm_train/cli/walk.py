@@ -102,7 +102,7 @@ class Walk:
                 way_out = nearest(str(key), list(known))
                 self._say(f"{inner} is not a setting{_of(owner)}; {way_out}")
                 continue
-            if value is not None:
+            if value is not None:  # null is what a key without a value gives, and sets nothing
                 self._given.add(inner)
             hint, required = known[key]
             if schema.is_group(hint):

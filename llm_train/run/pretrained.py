@@ -116,7 +116,7 @@ def load_checkpoint(
         CheckpointError: no complete checkpoint, or one that does not fit its configuration.
         ConfigError: a device that cannot be used.
     """
-    path = CheckpointStore(Path(".")).resolve(where).path
+    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
     assert path is not None
     settings = load(["-c", str(path / "config.yaml")])
     with without_parameters():

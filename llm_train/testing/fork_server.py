@@ -121,7 +121,7 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
     if request["ranks"]:
         launcher = request.get("launcher", "torchrun")
         os.environ.update(launched_as(launcher, rank, request["ranks"], port))
-    code = 70
+    code = 70  # os.EX_SOFTWARE, for whatever ends in a traceback
     try:
         if script:
             sys.argv = [script, *request["arguments"]]
