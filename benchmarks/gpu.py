@@ -44,13 +44,13 @@ class Study:
 
 STUDIES = [
     Study(name="numerics", least=1, most=9),
-    Study(name="fractions", least=0.5, most=2),
     Study(name="peers", least=1.5, most=9),
     Study(name="modes", least=1, most=4),
+    Study(name="fractions", least=0.5, most=2),
+    Study(name="shakespeare", least=0.7, most=4),
     Study(name="throughput", least=2, most=16),
     Study(name="memory", least=1.5, most=5),
     Study(name="startup", least=2, most=6),
-    Study(name="shakespeare", least=1, most=4),
     Study(name="float8", least=3, most=12),
     Study(name="largest", least=3, most=12),
     Study(name="loss", least=2, most=10),

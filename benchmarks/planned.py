@@ -22,6 +22,7 @@ from benchmarks.judge import Row, Rows
 from benchmarks.peers.ours import configuration, write_shards
 from benchmarks.shapes import GPU, Preset
 from benchmarks.studies.common import RECIPE, at
+from benchmarks.studies.modes import CHANGES
 from benchmarks.work import Job, write_tokens
 from llm_train.cli.dispatch import load_settings
 from llm_train.plan import speed
@@ -65,8 +66,7 @@ def planned(preset: Preset, mode: str, device: Device, directory: Path) -> dict[
     )
     file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(configuration(job, directory)))
-    given = ("--model.compile=graphs",) if mode == "graphs" else ()
-    overrides = [*RECIPE, *preset.arguments(), *given]
+    overrides = [*RECIPE, *preset.arguments(), *CHANGES[mode]]
     settings = load_settings(["-c", str(file), *overrides])
     values = draft(settings, device, searching=False).values
     highest = peak(values["simulated"])[1] - values["not_kept_by_compiled_blocks"]

@@ -26,6 +26,8 @@ from llm_train.model.network import Counts, Transformer
 
 # A user would set these on a GPU, beyond the settings of benchmarks/peers/ours.py.
 RECIPE = ("--model.loss=ChunkedCausalLM",)
+# One graph fuses the loss by itself.
+ONE_GRAPH = ("--model.loss=CausalLM",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Settings:
         row = {"study": self.study, "case": case, **numbers}
         with open(self.out, "a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "time": now, "versions": self.versions}) + "\n")
-        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds")}
+        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds", "curve")}
         print(f"{self.study}: " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
 
     def has(self, seconds: float, case: str) -> bool:

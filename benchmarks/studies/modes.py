@@ -7,10 +7,11 @@ micro-batch is half of that of the others.
 from __future__ import annotations
 
 from benchmarks.duel import alternate, start_all
-from benchmarks.studies.common import Settings, at
+from benchmarks.studies.common import ONE_GRAPH, Settings, at
 from benchmarks.studies.measure import numbers, steps_per_round
 
 MODES = {"blocks": 64, "graphs": 64, "network": 32}
+CHANGES = {"blocks": (), "graphs": ("--model.compile=graphs",), "network": ONE_GRAPH}
 
 
 def main() -> None:
@@ -21,8 +22,8 @@ def main() -> None:
     group = {
         name: settings.ours(
             name,
-            at(preset, 2 if settings.rehearse else size),
-            *([f"--model.compile={name}"] if name == "graphs" else []),
+            at(preset, 4 if settings.rehearse else size),
+            *CHANGES[name],
             variant="network" if name == "network" else settings.variant,
         )
         for name, size in MODES.items()

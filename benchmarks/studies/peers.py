@@ -1,7 +1,7 @@
 """Compares llm_train with its peers, in turns: same model, batch, tokens and dtype.
 
 124M runs in micro-batches of 12 x 1024, nanoGPT's own, which one device can hold for all processes
-at once; 1B in micro-batches of 4 x 2048. If one runs out of memory all the same, they run one after
+at once; 1B in micro-batches of 2 x 2048. If one runs out of memory all the same, they run one after
 the other, and the rows say so. ``bare loop`` is a loop around our network, loss and optimizer, and
 so its distance from ours is what the Trainer costs.
 """
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from benchmarks.duel import Peer, alternate, start_all
 from benchmarks.shapes import Preset
-from benchmarks.studies.common import Settings, at
+from benchmarks.studies.common import ONE_GRAPH, Settings, at
 from benchmarks.studies.measure import numbers, start, steps_per_round
 
 # These two projects have no adapter to this shape yet.
@@ -23,7 +23,7 @@ OTHERS = ("litgpt", "torchtitan")
 def small(settings: Settings, preset: Preset) -> list[Peer]:
     """Returns llm_train and its peers at 124M, and writes rows for those that are left out."""
     ours = settings.ours("ours", preset)
-    one_graph = settings.ours("ours, one graph", preset, variant="network")
+    one_graph = settings.ours("ours, one graph", preset, *ONE_GRAPH, variant="network")
     bare = Peer(name="bare loop", module="benchmarks.peers.bare", job=ours.job)
     found = [ours, one_graph, bare]
     job = settings.job(preset.shape)
@@ -50,7 +50,9 @@ def hugging_face(settings: Settings, preset: Preset, name: str) -> list[Peer]:
     """Returns the peer if it is installed, and writes a row if it is not."""
     if find_spec("transformers") and find_spec("accelerate"):
         module = "benchmarks.peers.hugging_face"
-        return [Peer(name=name, module=module, job=settings.job(preset.shape))]
+        job = settings.job(preset.shape)
+        job.options["tied"] = preset.network.get("tied", False)
+        return [Peer(name=name, module=module, job=job)]
     settings.emit(name, skipped="transformers or accelerate is not installed")
     return []
 
@@ -86,6 +88,8 @@ def measure(settings: Settings, group: list[Peer], preset: Preset) -> None:
         run(settings, group, together=False)
     for peer in group:
         row = numbers(settings, peer, preset)
+        if row.get("parameters", preset.parameters) != preset.parameters and not settings.rehearse:
+            row = {"error": f"has {row['parameters']} parameters instead of {preset.parameters}"}
         settings.emit(peer.name, together=together, variant=peer.job.variant, **row)
 
 
@@ -93,7 +97,7 @@ def main() -> None:
     settings = Settings.from_arguments()
     for name, size, peers, least in (
         ("gpt2-124m", 12, small, 75),
-        ("llama-1b-2048", 4, large, 75),
+        ("llama-1b-2048", 2, large, 75),
     ):
         preset = at(settings.presets[name], 2 if settings.rehearse else size)
         first = "ours" if peers is small else "1B ours"

@@ -17,11 +17,20 @@ _ASSUMED_MFU = 0.4
 _REFERENCE_DEVICES = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
 
 
-def table(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Every derived number, by section, as plain values."""
+def table(settings: Settings, device: torch.device | None = None) -> dict[str, dict[str, Any]]:
+    """Every derived number, by section, as plain values.
+
+    Args:
+        settings: what was configured.
+        device: of this rank; None for the first device that a run would use.
+
+    Raises:
+        ConfigError: the configured attention kernel cannot run on the device, which is here.
+    """
     derived = settings.derive()
+    kernel = _attention(settings, derived, device or torch.device(settings.world.device))
     return {
-        "network": _network(settings, derived),
+        "network": _network(settings, derived) | {"attention": kernel},
         "batch": _batch(settings, derived),
         "learning rate": _learning_rate(settings, derived),
         "schedule": _schedule(settings, derived),
@@ -50,6 +59,15 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "compile": settings.task.construction.compile,
         "float8": settings.task.construction.float8,
     }
+
+
+def _attention(settings: Settings, derived: Derived, device: torch.device) -> str:
+    """The kernel that torch chooses on ``device``, if it is here to be asked about."""
+    task = settings.task
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"{task.attention}; there is no device here to ask"
+    kernels = task.attention_kernels(settings.precision, derived.sequence, device)
+    return ", ".join(kernels) or "unknown"
 
 
 def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:

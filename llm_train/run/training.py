@@ -22,6 +22,7 @@ from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
+from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
 from llm_train.run.trainer import build_trainer
 from llm_train.settings import Settings
@@ -77,7 +78,7 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
-        with _as_config_error(), task.kernels(trainer.strategy.root_device):
+        with _as_config_error(), no_sanity_check(), task.kernels(trainer.strategy.root_device):
             trainer.fit(task, datamodule=self.settings.data)
         number = _leave_process_group(trainer, task.run.stop_signal)
         step = trainer.global_step
@@ -109,7 +110,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
     checks.require_sound(settings)
-    derived, table = settings.derive(), checks.table(settings)
+    derived = settings.derive()
     saver = Checkpoints(
         store=_store(settings, derived),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -121,13 +122,14 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
-        # Called when training starts, by when ``trainer`` exists.
+        # Called when training starts, by when ``table`` and ``trainer`` exist.
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
     with _as_config_error():
         trainer = build_trainer(settings, derived, [saver], JSONLMetrics())
+    table = checks.table(settings, trainer.strategy.root_device)
     return Run(settings=settings, derived=derived, table=table, trainer=trainer)
 
 

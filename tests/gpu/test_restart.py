@@ -24,7 +24,6 @@ OPTIONS: dict[str, str | dict[str, Any]] = {
     **{name: name for name in ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")},
     "fsdp-kept": part("FSDP", reshard_after_forward=False),
     "fsdp-offload": part("FSDP", offload=True),
-    "local": part("LocalSGD", every=4),
     "zero2-offload": part("ZeRO", stage=2, offload_optimizer="cpu"),
     "zero3-offload": part("ZeRO", stage=3, offload_optimizer="cpu", offload_parameters="cpu"),
 }

@@ -138,7 +138,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def _complete(self) -> None:
         """Completes the constructor; what the Trainer has connected meanwhile stays."""
-        import_deepspeed()
+        import_deepspeed(self.root_device.type)
         connected = dict(vars(self))
         super().__init__(
             zero_optimization=True,
@@ -288,19 +288,19 @@ def _allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> No
             owner.register_parameter(name, made.get(parameter, parameter))
 
 
-def import_deepspeed() -> None:
-    """Imports it where it must; it decides on its accelerator by the environment while imported.
+def import_deepspeed(device: str) -> None:
+    """Imports it for the device of the run; it asks the environment for one while imported.
 
     Raises:
         ConfigError: it is not installed.
     """
-    if not torch.cuda.is_available():
+    if device == "cpu":  # whether or not this machine has something else
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
     except ImportError as error:
         raise ConfigError(_MISSING) from error
-    if not torch.cuda.is_available():
+    if device == "cpu":
         # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
         # process killed meanwhile leaves a lock, for which all later ones wait in silence.
         vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)

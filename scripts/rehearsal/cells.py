@@ -1,4 +1,4 @@
-"""The cells that ``rehearse.py`` runs: all pairs of choices, and every pair that must be refused.
+"""The cells of ``scripts/rehearse.py``: all pairs of choices, and pairs that must be refused.
 
 A cell takes one value of each factor. All combinations would be two million; nearly every fault of
 software needs no more than two choices to meet (Kuhn, Wallace, Gallo, IEEE TSE 30(6), 2004), so a
@@ -20,7 +20,7 @@ Pair = frozenset[tuple[str, str]]
 
 VOCABULARY = 61
 STEPS = 16
-RESUMED_STEPS = 20  # where a resumed run ends
+RESUMED_STEPS = 23  # where a resumed run ends
 LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY = 4, 5, 8
 MATRIX_WIDTH = 128  # float8 and state of 8 bits need whole blocks
 
