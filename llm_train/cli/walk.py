@@ -100,7 +100,8 @@ class Walk:
             inner = join(path, key)
             if key not in known:
                 way_out = nearest(str(key), list(known))
-                self._say(f"{inner} is not a setting{_of(owner)}; {way_out}")
+                of = f" of {owner.__name__}" if isinstance(owner, type) else ""
+                self._say(f"{inner} is not a setting{of}; {way_out}")
                 continue
             if value is not None:  # null is what a key without a value gives, and sets nothing
                 self._given.add(inner)
@@ -232,10 +233,6 @@ class Walk:
 def join(path: str, key: object) -> str:
     """A dotted key below another one; "" is the top."""
     return f"{path}.{key}" if path else str(key)
-
-
-def _of(owner: Owner) -> str:
-    return f" of {owner.__name__}" if isinstance(owner, type) else ""
 
 
 def _needed(hint: Hint) -> str:

@@ -56,8 +56,10 @@ class Progress(EachStep):
             tqdm.write(describe_start_up(run.start_up), file=sys.stderr)
         text = describe(run.latest)
         if self._bar.disable:
-            left = _time_left(run.latest, (total - step) * task.derived.tokens_per_step)
-            tqdm.write(f"step {step}/{total}  {text}{left}", file=sys.stderr)
+            if rate := run.latest.get("throughput/tokens_per_s"):
+                seconds = (total - step) * task.derived.tokens_per_step / rate
+                text += f"  ETA {tqdm.format_interval(seconds)}"
+            tqdm.write(f"step {step}/{total}  {text}", file=sys.stderr)
         else:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._shown)
@@ -102,8 +104,3 @@ def describe(metrics: dict[str, float]) -> str:
     'loss 2.5000  12,345 tokens/s  MFU 41.0%'
     """
     return "  ".join(text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics)
-
-
-def _time_left(latest: dict[str, float], tokens: int) -> str:
-    per_second = latest.get("throughput/tokens_per_s")
-    return f"  ETA {tqdm.format_interval(tokens / per_second)}" if per_second else ""
