@@ -47,10 +47,14 @@ class Setting(NamedTuple):
     Attributes:
         hint: its type; Any if unknown.
         required: whether it has no default.
+        default: what it is at the top level when nothing is given.
+        help: what the top level says of it.
     """
 
     hint: Hint
     required: bool = False
+    default: object = None
+    help: str = ""
 
 
 Owner = type | Mapping[str, Setting]

@@ -105,11 +105,11 @@ class Walk:
                 continue
             if value is not None:  # null is what a key without a value gives, and sets nothing
                 self._given.add(inner)
-            hint, required = known[key]
-            if schema.is_group(hint):
-                self._settings(hint, value, inner)
-            elif value is not None or not required:
-                self._value(hint, value, inner)
+            setting = known[key]
+            if schema.is_group(setting.hint):
+                self._settings(setting.hint, value, inner)
+            elif value is not None or not setting.required:
+                self._value(setting.hint, value, inner)
 
     def _find_missing(self) -> None:
         for path, (owner, from_call) in self._owners.items():
