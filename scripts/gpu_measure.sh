@@ -7,7 +7,7 @@
 # Rows are appended to benchmarks/results/gpu-DATE.jsonl, or in $OUT, each as soon as it is known, and
 # what is printed to a log alongside them. A command that was cut off is given again and leaves out
 # what is there; an $OUT without rows of the day begins with those of benchmarks/results.
-#   MINUTES=8        after which a command is ended; for all of its parts together
+#   MINUTES=8        a whole number, after which a command is ended; for all of its parts together
 #   JOBS=20          tests or runs at a time, in 1 to 3; otherwise five for four cores
 #   ONLY=peers,modes the studies of 4
 #   WHEELS=DIR       what scripts/gpu_wheels.sh collected; installed once, into a folder of its own
@@ -40,13 +40,14 @@ if [[ -n ${WHEELS:-} ]]; then
   export PYTHONPATH="$PYTHONPATH:$site"
 fi
 
-seconds_left() { echo $((60 * ${MINUTES:-8} - (SECONDS - begin))); }
+whole=$(awk "BEGIN {print int(60 * ${MINUTES:-8})}")
+seconds_left() { echo $((whole - (SECONDS - begin))); }
 
 # Ends what is still running when the time is over; rows that were written stay.
 tests() { # MARKERS
   # Another machine's plugins of pytest warn of things that are not ours.
   TORCHINDUCTOR_COMPILE_THREADS=1 timeout --kill-after=10 "$(seconds_left)" \
-    "$PYTHON" -m pytest tests/gpu -q -n "$jobs" --dist worksteal -m "$1" --timeout 240 \
+    "$PYTHON" -m pytest tests/gpu -q -n "$jobs" --dist worksteal -m "$1" --timeout 150 \
     -o filterwarnings=default -p no:benchmark -p no:cacheprovider -p benchmarks.record_tests \
     --tb=short --no-header
 }

@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from lightning.pytorch.trainer import call
 from lightning_utilities.core.imports import RequirementCache
 from torch.distributed.checkpoint import FileSystemReader, planner_helpers, utils
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
 
 @pytest.fixture
@@ -177,6 +178,10 @@ def test_checkpoint_planners_ask_a_tensor_for_its_parts_by_these_methods() -> No
 
 def test_the_metadata_of_a_checkpoint_is_read_by_one_method() -> None:
     assert "pickle" in inspect.getsource(FileSystemReader.read_metadata)
+
+
+def test_dtensor_learns_shapes_in_one_method() -> None:
+    assert "fake_mode" in inspect.getsource(ShardingPropagator._propagate_tensor_meta_non_cached)
 
 
 def test_apply_is_what_moves_and_casts_pass() -> None:

@@ -56,6 +56,13 @@ ABLATIONS = [
         name="recompute: EveryNth n=2",
         overrides=(_RECOMPUTE + "EveryNth", "--model.recompute.init_args.n=2"),
     ),
+    Ablation(name="float32 products kept exact", overrides=("--device.float32_matmul=ieee",)),
+    Ablation(name="segments that do not grow", overrides=("--device.expandable_segments=false",)),
+    Ablation(name="ranks on any processor", overrides=("--device.numa_binding=false",)),
+    Ablation(
+        name="NCCL at high priority (several ranks)",
+        overrides=("--device.nccl={TORCH_NCCL_HIGH_PRIORITY: '1'}",),
+    ),
     Ablation(name="metrics at every step", overrides=("--trainer.log_every_n_steps=1",)),
 ]
 

@@ -143,7 +143,7 @@ def main() -> None:
     if device is None:
         settings.emit("all", skipped=f"the peaks of {name} are not known")
         return
-    flops, bandwidth = device.peak_flops("bf16-mixed"), device.bytes_per_second
+    flops, bandwidth = device.peak_flops("bf16"), device.bytes_per_second
 
     def emit(
         case: str, part: str, work: Callable[[], tuple[float, float]], seconds: float = 5

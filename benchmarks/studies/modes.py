@@ -11,6 +11,7 @@ from benchmarks.studies.common import ONE_GRAPH, Settings, at
 from benchmarks.studies.measure import numbers, steps_per_round
 
 MODES = {"blocks": 64, "graphs": 64, "network": 32}
+_ROOMY_GIB = 100  # all three hold their memory at once; smaller devices get half of each
 CHANGES = {"blocks": (), "graphs": ("--model.compile=graphs",), "network": ONE_GRAPH}
 
 
@@ -19,10 +20,11 @@ def main() -> None:
     if settings.done(*MODES) or not settings.has(60, "blocks"):
         return
     preset = settings.presets["gpt2-124m"]
+    parts = 1 if (settings.versions["memory_gib"] or 0) > _ROOMY_GIB else 2
     group = {
         name: settings.ours(
             name,
-            at(preset, 4 if settings.rehearse else size),
+            at(preset, 4 if settings.rehearse else size // parts),
             *CHANGES[name],
             variant="network" if name == "network" else settings.variant,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
-from llm_train.runtime.devices import dense_peak_flops
+from llm_train.runtime.devices import device_named
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
 
@@ -35,6 +35,7 @@ def table(settings: Settings, device: torch.device | None = None) -> dict[str, d
         "learning rate": _learning_rate(settings, derived),
         "schedule": _schedule(settings, derived),
         "run": _run(settings, derived),
+        "device": _device(settings),
         "time": _time(settings, derived),
         "data": _data(settings, derived),
     }
@@ -135,7 +136,7 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
     return {
         "directory": str(settings.run_dir),
         "ranks": derived.ranks,
-        "accelerator": "cuda" if settings.on_cuda else "cpu",
+        "accelerator": settings.accelerator.type,
         "strategy": settings.strategy.traits(derived.ranks).name,
         "precision": settings.precision,
         "gradient_clip": settings.trainer.get("gradient_clip_val") or "none",
@@ -148,17 +149,24 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
     }
 
 
+def _device(settings: Settings) -> dict[str, Any]:
+    """How the devices are used; what ranks wait for each other, where they do."""
+    rows: dict[str, Any] = settings.device.described(settings.accelerator)
+    timeout = settings.strategy.timeout
+    return rows | ({} if timeout is None else {"timeout_minutes": timeout.total_seconds() / 60})
+
+
 def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
     """Hours at an assumed utilisation, on the device here or, without one, on two known ones."""
-    if not settings.on_cuda:
+    if settings.accelerator.type != "cuda":
         return {}
-    names = [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else _REFERENCE_DEVICES
-    dtype = "bf16" if settings.precision.startswith("bf16") else "fp32"
+    names = [torch.cuda.get_device_name(0)] if settings.accelerator.count else _REFERENCE_DEVICES
+    dtype = settings.product_dtype
     flops = settings.task.counts.flops_per_token(derived.sequence, causal=True)
     rows: dict[str, Any] = {}
     for name in names:
-        peak = dense_peak_flops(name, dtype)
-        if peak is not None:
+        device = device_named(name)
+        if device is not None and (peak := device.peak_flops(dtype)):
             hours = flops * derived.total_tokens / (derived.ranks * peak * _ASSUMED_MFU) / 3600
             assumed = f"an MFU of {_ASSUMED_MFU:.0%} against {peak / 1e12:g} TFLOP/s {dtype}"
             rows[f"hours on {derived.ranks} x {name}"] = f"{hours:.3g}, assuming {assumed}"

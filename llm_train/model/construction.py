@@ -57,9 +57,10 @@ class Construction(Part):
     @staticmethod
     def _graph_problems(context: Context) -> Iterator[str]:
         """A replayed graph writes gradients to the same memory each time."""
-        if not context.on_cuda:
+        kind = context.accelerator.type
+        if kind != "cuda":
             yield (
-                "model.compile=graphs has no effect on a CPU, which has no CUDA graphs; write "
+                f"model.compile=graphs has no effect on {kind}, which has no CUDA graphs; write "
                 "model.compile=network"
             )
         if context.strategy.communicates:

@@ -42,6 +42,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
+from llm_train.runtime.devices import KINDS
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.strategy.base import Strategy, require_strategy
 
@@ -169,7 +170,7 @@ class Task(Part, Trimmed, Trainee):
         """Puts the accumulators and the clock on the device."""
         device = self.trainer.strategy.root_device
         self.run.stopwatch = Stopwatch(device)
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = torch.float64 if KINDS[device.type].float64 else torch.float32
         self.run.sums = torch.zeros(2, dtype=wide, device=device)
         self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
         self._valid = torch.zeros((), dtype=torch.int64, device=device)
@@ -228,7 +229,9 @@ class Task(Part, Trimmed, Trainee):
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
-        sums: LossSum = self(tokens[:, :-1], targets)
+        # Not self(...): DeepSpeed is told by the hooks of a module's call that a micro-batch begins, and
+        # told twice forgets in which order to prefetch.
+        sums = self.forward(tokens[:, :-1], targets)
         # float64 += float32, in place: no cast and no third tensor.
         self.run.sums[0].add_(sums.nats)
         self.run.sums[1].add_(sums.tokens)
@@ -299,7 +302,7 @@ class Task(Part, Trimmed, Trainee):
         targets = self.strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
         inputs = tokens[:, :-1].clamp(min=0)
-        sums: LossSum = self(inputs, targets.masked_fill(absent, self.loss.ignore_index))
+        sums = self.forward(inputs, targets.masked_fill(absent, self.loss.ignore_index))
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()

@@ -19,6 +19,7 @@ from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
+from llm_train.runtime.devices import kind_called
 from llm_train.settings import Settings
 
 
@@ -140,7 +141,7 @@ def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Ite
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(kind_called("auto").type)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

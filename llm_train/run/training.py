@@ -78,7 +78,7 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
-        with _as_config_error(), no_sanity_check(), task.kernels(trainer.strategy.root_device):
+        with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
             trainer.fit(task, datamodule=self.settings.data)
         number = _leave_process_group(trainer, task.run.stop_signal)
         step = trainer.global_step
@@ -109,6 +109,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     """
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
     saver = Checkpoints(
@@ -144,6 +145,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         ConfigError: the settings have problems; one line for each.
         CheckpointError: there is no checkpoint, or it does not fit the settings.
     """
+    settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
     path = _store(settings, derived).resolve(checkpoint).path
@@ -157,7 +159,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
     with _as_config_error():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
-        with settings.task.kernels(trainer.strategy.root_device):
+        with _in_use(settings, trainer):
             trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
@@ -166,6 +168,17 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+@contextmanager
+def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
+    """What the process is told about the device while a run lasts."""
+    device = trainer.strategy.root_device
+    with (
+        settings.device.in_use(settings.accelerator, device.index or 0),
+        settings.task.kernels(device),
+    ):
+        yield
 
 
 @contextmanager

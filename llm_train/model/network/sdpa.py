@@ -60,8 +60,8 @@ def problems(kernel: Kernel, context: Context) -> Iterator[str]:
             f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
             "install FlashAttention 3, or write auto"
         )
-    if kernel != "auto" and not context.on_cuda:
-        yield (f"model.attention={kernel} has no effect on a CPU, which has one kernel; remove it")
+    if kernel != "auto" and (kind := context.accelerator.type) != "cuda":
+        yield f"model.attention={kernel} has no effect on {kind}, which has one kernel; remove it"
     elif kernel in ("cudnn", "flash", "flash3") and not context.precision.startswith("bf16"):
         yield (
             f"model.attention={kernel} computes in 16 bits alone, and "

@@ -83,8 +83,8 @@ class Profile(EachStep):
         elif self._recording is not None:
             profiler, phases = self._recording
             device = trainer.strategy.root_device
-            if device.type == "cuda" and step in (self._first - 1, last):
-                torch.cuda.synchronize(device)
+            if device.type != "cpu" and step in (self._first - 1, last):
+                torch.accelerator.synchronize(device)
             seconds = phases.seconds() if step == last else {}
             profiler.step()
             if step == self._first - 1:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +47,13 @@ class Strategy(Costed, Part, LightningStrategy):
 
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
+
+    _timeout: timedelta | None = None  # Lightning's, where ranks wait for one another
+
+    @property
+    def timeout(self) -> timedelta | None:
+        """How long a collective may wait for a rank; None where there is none."""
+        return self._timeout
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Words are not inherited: they mean the class that declares them."""

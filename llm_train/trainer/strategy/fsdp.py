@@ -114,14 +114,16 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def _offload_problems(self, context: Context) -> Iterator[str]:
         key = f"{_KEY}.offload=true"
-        if not context.on_cuda:
+        if context.accelerator.type == "cpu":
             yield f"{key} has no effect on a CPU, where all memory is the host's; remove it"
         if not context.optimizer.on_host:
             slow = f"model.optimizer={context.optimizer.name} cannot update on the host"
             yield f"{slow}, as {key} asks; use AdamW, or offload=false"
         if context.update == "backward":
             # Their copies to the host are awaited when backward is over.
-            early = "model.update=backward would use gradients that are still on their way to the host"
+            early = (
+                "model.update=backward would use gradients that are still on their way to the host"
+            )
             yield f"{early}, as {key} asks; write model.update=step, or offload=false"
 
     def _deterministic_problems(self, context: Context) -> Iterator[str]:

@@ -37,10 +37,10 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
 
     def problems(self, context: Context) -> Iterator[str]:
         """Another kind of device, or more than one."""
-        if (self.root_device.type == "cuda") != context.on_cuda:
+        if self.root_device.type != context.accelerator.type:
             yield (
                 f"trainer.strategy.init_args.device={self.root_device} does not fit "
-                f"trainer.accelerator={context.accelerator}; write trainer.strategy=single"
+                f"trainer.accelerator={context.accelerator.type}; write trainer.strategy=single"
             )
         if context.ranks > 1:
             yield (

@@ -109,7 +109,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         for name in ("offload_optimizer", "offload_parameters"):
             device = getattr(self, name)
             written = f"{key}.{name}={device}"
-            if device != "none" and not context.on_cuda:
+            if device != "none" and context.accelerator.type == "cpu":
                 yield f"{written} has no effect on a CPU, where all memory is the host's; remove it"
             if device == "nvme" and not self.nvme_path:
                 yield f"{written} needs a directory for its files; set {key}.nvme_path"
