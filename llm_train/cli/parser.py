@@ -118,7 +118,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
         return Settings(
             **{key: built[key] for key in ROOTS if key not in ("model", "trainer")},
             task=built.model,
-            trainer=dict(built.trainer),
+            trainer_args=dict(built.trainer),
             text=text,
             plain=yaml12.load(text),
             name=Path(files[0]).stem if files else "run",

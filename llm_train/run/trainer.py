@@ -37,8 +37,8 @@ def build_trainer(
     """
     if settings.accelerator.type == "cpu":
         keep_freed_memory()
-    arguments = dict(settings.trainer)
-    wanted = settings.trainer.get("devices")
+    arguments = dict(settings.trainer_args)
+    wanted = settings.trainer_args.get("devices")
     counts = settings.task.counts
     meter = Metrics(
         flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
@@ -68,7 +68,7 @@ def build_trainer(
         callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
         logger=loggers or False,
     )
-    if settings.trainer.get("enable_progress_bar") is not False:
+    if settings.trainer_args.get("enable_progress_bar") is not False:
         arguments["callbacks"].append(Progress())
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
@@ -86,12 +86,12 @@ def _bind(settings: Settings, derived: Derived, rank: int) -> None:
     lengths = source.token_bytes()
     settings.task.bind(
         derived,
-        dense=settings.dense,
+        unmasked=settings.unmasked,
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(
         rank=rank // settings.mesh_shape.tensor,
-        world_size=derived.data_ranks,
+        data_ranks=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=derived.accumulation,
     )
@@ -107,7 +107,7 @@ def _bind(settings: Settings, derived: Derived, rank: int) -> None:
 def _nodes(settings: Settings) -> int:
     if settings.launch.kind != "none":
         return settings.launch.nodes
-    return int(settings.trainer.get("num_nodes") or 1)
+    return int(settings.trainer_args.get("num_nodes") or 1)
 
 
 def _environment(launch: Launch) -> ClusterEnvironment:

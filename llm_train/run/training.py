@@ -80,9 +80,9 @@ class Run:
         task, trainer = self.settings.task, self.trainer
         with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
             trainer.fit(task, datamodule=self.settings.data)
-        number = _leave_process_group(trainer, task.run.stop_signal)
+        number = _leave_process_group(trainer, task.run_state.stop_signal)
         step = trainer.global_step
-        metrics = _held_out(task.run.held_out)
+        metrics = _held_out(task.run_state.held_out)
         complete = step >= self.derived.total_steps
         if complete and "val/loss" not in metrics:  # a finished run was resumed
             for record in read_metrics(self.settings.run_dir / "metrics.jsonl"):
@@ -155,7 +155,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
             "--checkpoint PATH"
         )
     scoring = settings.strategy.validating(settings.world)
-    settings = replace(settings, trainer={**settings.trainer, "strategy": scoring})
+    settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
     with _as_config_error():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
             trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
-    return Result(step=step, path=path, metrics=_held_out(settings.task.run.held_out))
+    return Result(step=step, path=path, metrics=_held_out(settings.task.run_state.held_out))
 
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from llm_train.run_state import trainee
+from llm_train.run_state import task_of
 from llm_train.trainer.callbacks.base import EachStep
 
 _SHOWN = {
@@ -36,7 +36,7 @@ class Progress(EachStep):
             return
         self._shown = trainer.global_step
         self._bar = tqdm(
-            total=trainee(pl_module).derived.total_steps,
+            total=task_of(pl_module).derived.total_steps,
             initial=trainer.global_step,
             unit="step",
             dynamic_ncols=True,
@@ -46,8 +46,8 @@ class Progress(EachStep):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Moves the bar when the metrics callback has published a new interval."""
-        task = trainee(pl_module)
-        run, total = task.run, task.derived.total_steps
+        task = task_of(pl_module)
+        run, total = task.run_state, task.derived.total_steps
         step = run.latest_step
         if self._bar is None or step <= self._shown:
             return
@@ -73,7 +73,7 @@ class Progress(EachStep):
         """Prints the held-out result on a line of its own, so that it stays readable."""
         if self._bar is None:
             return
-        held_out = trainee(pl_module).run.held_out
+        held_out = task_of(pl_module).run_state.held_out
         text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"
         if "val/bits_per_byte" in held_out:
             text += f"  bits/byte {held_out['val/bits_per_byte']:.4f}"
