@@ -58,6 +58,8 @@ def prepare(out: Path) -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
         os.environ.setdefault(name, "1")
+    # A simulated device has no virtual memory whose segments could grow.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:False")
     torch.set_num_threads(1)
     for module in IMPORTED:
         importlib.import_module(module)

@@ -55,7 +55,8 @@ _OFFLOADED = {
         "init_args": {"stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"},
     },
 }
-_EXACT = {"trainer.precision": "32-true"}
+_EXACT = {"trainer.precision": "32-true", "device.float32_matmul": "ieee"}
+_ON_CPU = {"trainer.precision": "32-true", "trainer.accelerator": "cpu"}
 _NARROW = {
     "trainer.precision": "bf16-true",
     "model.optimizer": {"class_path": "LowBitAdamW", "init_args": {"learning_rate": 6e-4}},
@@ -84,11 +85,12 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """The longest runs first, then those that others are compared with, then by importance."""
-    yield Case(name="fp32 on the CPU", changes={**_EXACT, "trainer.accelerator": "cpu"}, steps=40)
+    yield Case(name="fp32 on the CPU", changes=_ON_CPU, steps=40)
     yield Case(name="bf16")
     yield Case(name="fp32", like="fp32 on the CPU", changes=_EXACT)
     yield Case(name="bf16 again", like="bf16")
     yield Case(name="fp32 again", like="fp32", changes=_EXACT)
+    yield Case(name="tf32", like="fp32", changes={"trainer.precision": "32-true"})
     for variant in reversed(variants((), [1])):
         if variant.refusal or not variant.same:  # LocalSGD has nobody to agree with
             continue

@@ -64,6 +64,9 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=False,  # Lightning's, which reads a metric from the device every batch
         use_distributed_sampler=False,
+        # Tensors made in it, as all weights are where a run only validates, cannot be loaded into
+        # on torch 2.11 once they are sharded; nor are their changes counted, which shadows need.
+        inference_mode=False,
         default_root_dir=str(settings.run_dir),
         callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
         logger=loggers or False,
