@@ -134,11 +134,8 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cells = []
-    with (
-        ForkServer() as fork_server,
-        open(arguments.out / "cells.jsonl", "a") as file,
-    ):
-        matrix = Matrix(fork_server, arguments.out)
+    with open(arguments.out / "cells.jsonl", "a") as file:
+        matrix = Matrix(ForkServer(), arguments.out)
         for start in arguments.start:
             for to in arguments.to:
                 cells.append(matrix.cell(start, to))

@@ -45,7 +45,7 @@ def measure(directory: Path) -> list[dict[str, Any]]:
 def _loader(tokens: str, samples: int) -> Any:
     data = TokenData(TokenShards(path=tokens + ".shards"))
     data.bind(
-        share=Share(rank=0, world_size=1, per_device=samples, accumulation=1),
+        share=Share(rank=0, data_ranks=1, per_device=samples, accumulation=1),
         sequence=SEQUENCE,
         seed=1,
         steps_total=10**7,

@@ -14,7 +14,6 @@ from pathlib import Path
 import yaml
 
 from llm_train.model.network import Transformer
-from llm_train.model.network.fused import widths
 from llm_train.plan.speed import ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY
 from llm_train.runtime.devices import Device, device_called
 
@@ -121,7 +120,8 @@ def roofline(network: Transformer, device: Device, *, sequence: int, tokens: int
 
 def block_parameters(network: Transformer) -> int:
     """Weights of the matrices of all blocks."""
-    width, kv_width, hidden = widths(network)
+    width, hidden = network.width, network.hidden
+    kv_width = network.head_dim * network.key_value_heads
     attention = 2 * width * (width + kv_width)
     matrices = 3 if network.activation == "swiglu" else 2
     return network.layers * (attention + matrices * width * hidden)

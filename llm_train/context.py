@@ -108,7 +108,7 @@ class Context:
         accelerator: the kind of device that the run will use.
         precision: trainer.precision by its full name.
         gradient_clip: trainer.gradient_clip_val; 0 is none.
-        dense: every training target counts in the loss.
+        unmasked: every training target counts in the loss.
         lengths: durations by key, the budget first.
         compile: model.compile.
         float8: model.float8.
@@ -118,7 +118,7 @@ class Context:
         optimizer: traits of the optimizer.
         derive: the numbers of the run.
         build: the network on the meta device.
-        optimize: the torch optimizer of named parameters.
+        build_optimizer: the torch optimizer of named parameters.
     """
 
     running: bool
@@ -130,7 +130,7 @@ class Context:
     accelerator: Kind
     precision: str
     gradient_clip: float
-    dense: bool
+    unmasked: bool
     lengths: Mapping[str, Duration]
     compile: str
     float8: str
@@ -140,7 +140,7 @@ class Context:
     optimizer: OptimizerTraits
     derive: Callable[[], Derived]
     build: Callable[[], Model]
-    optimize: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+    build_optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
     @cached_property
     def derived(self) -> Derived:
@@ -175,4 +175,4 @@ class Context:
         Raises:
             ConfigError: it refuses them.
         """
-        return self.optimize(self.parameters)
+        return self.build_optimizer(self.parameters)

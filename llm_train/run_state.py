@@ -53,19 +53,19 @@ class RunState:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
-class Trainee(pl.LightningModule):
+class TaskBase(pl.LightningModule):
     """A LightningModule with a run state: what callbacks, checkpoints and strategies know of it.
 
     Attributes:
         network: weights on their devices, from ``configure_model`` on.
-        run: what is shared while a run lasts.
+        run_state: what is shared while a run lasts.
     """
 
     network: LanguageModel
 
     def __init__(self) -> None:
         super().__init__()
-        self.run = RunState()
+        self.run_state = RunState()
         self._derived: Derived | None = None
 
     @property
@@ -83,13 +83,13 @@ class Trainee(pl.LightningModule):
         return self._derived
 
 
-def trainee(module: pl.LightningModule) -> Trainee:
+def task_of(module: pl.LightningModule) -> TaskBase:
     """``module`` by its full type; Lightning hands it to callbacks as any LightningModule.
 
     Raises:
-        ConfigError: the module that is trained is not a ``Trainee``.
+        ConfigError: the module that is trained is not a ``TaskBase``.
     """
-    if not isinstance(module, Trainee):
+    if not isinstance(module, TaskBase):
         raise ConfigError(
             f"{type(module).__name__} has no run state that callbacks and strategies of llm_train "
             "could read; train llm_train's Task"

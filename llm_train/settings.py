@@ -59,7 +59,7 @@ class Settings:
         device: how devices are used.
         task: the LightningModule with its parts.
         data: the LightningDataModule with its parts.
-        trainer: Lightning's Trainer arguments, nested objects instantiated.
+        trainer_args: Lightning's Trainer arguments, nested objects instantiated.
         text: the resolved configuration as YAML; it can be run again unchanged.
         plain: the same as nested plain values.
         name: what to call the run when no directory is given.
@@ -73,7 +73,7 @@ class Settings:
     device: DeviceOptions
     task: Task
     data: TokenData
-    trainer: dict[str, Any]
+    trainer_args: dict[str, Any]
     text: str
     plain: dict[str, Any] = field(default_factory=dict)
     name: str = "run"
@@ -81,12 +81,12 @@ class Settings:
     @property
     def run_dir(self) -> Path:
         """Where the run writes: trainer.default_root_dir, else runs/NAME of the configuration."""
-        return Path(self.trainer.get("default_root_dir") or f"runs/{self.name}")
+        return Path(self.trainer_args.get("default_root_dir") or f"runs/{self.name}")
 
     @property
-    def dense(self) -> bool:
+    def unmasked(self) -> bool:
         """Every training target counts: none is absent, and none is a token the loss ignores."""
-        return self.data.source.dense and self.task.loss.ignore_index < 0
+        return self.data.source.unmasked and self.task.loss.ignore_index < 0
 
     @property
     def launch(self) -> Launch:
@@ -98,7 +98,7 @@ class Settings:
         """Number of ranks the run will have, without starting anything."""
         if self.launch.kind != "none":
             return self.launch.ranks
-        return self.devices * int(self.trainer.get("num_nodes") or 1)
+        return self.devices * int(self.trainer_args.get("num_nodes") or 1)
 
     @property
     def world(self) -> World:
@@ -112,7 +112,7 @@ class Settings:
         Raises:
             ConfigError: the configured strategy is not one of ours.
         """
-        written = self.trainer.get("strategy", "auto")
+        written = self.trainer_args.get("strategy", "auto")
         return (
             from_word(written, self.world)
             if isinstance(written, str)
@@ -131,18 +131,18 @@ class Settings:
     @property
     def precision(self) -> str:
         """The precision by its full name; Lightning also takes short ones."""
-        precision = str(self.trainer.get("precision") or "32-true")
+        precision = str(self.trainer_args.get("precision") or "32-true")
         return {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
 
     @property
     def callbacks(self) -> list[Any]:
         """What trainer.callbacks lists."""
-        return _as_list(self.trainer.get("callbacks"))
+        return _as_list(self.trainer_args.get("callbacks"))
 
     @property
     def loggers(self) -> list[Any]:
         """What trainer.logger names, unless it is true or false."""
-        logger = self.trainer.get("logger")
+        logger = self.trainer_args.get("logger")
         return [] if isinstance(logger, bool) else _as_list(logger)
 
     def parts(self) -> Iterator[Part]:
@@ -173,8 +173,8 @@ class Settings:
             here=tuple(index for index in self._indices if index < count),
             accelerator=self.accelerator,
             precision=self.precision,
-            gradient_clip=self.trainer.get("gradient_clip_val") or 0.0,
-            dense=self.dense,
+            gradient_clip=self.trainer_args.get("gradient_clip_val") or 0.0,
+            unmasked=self.unmasked,
             lengths={
                 "budget": self.budget,
                 "validate_every": self.validate_every,
@@ -188,7 +188,7 @@ class Settings:
             optimizer=self.task.optimizer_config.traits,
             derive=self.derive,
             build=self._build,
-            optimize=self.task.optimizer_config.build,
+            build_optimizer=self.task.optimizer_config.build,
         )
 
     def derive(self) -> Derived:
@@ -197,7 +197,7 @@ class Settings:
         Raises:
             ConfigError: something does not divide, or a duration is empty.
         """
-        log_every = self.trainer.get("log_every_n_steps")
+        log_every = self.trainer_args.get("log_every_n_steps")
         return Derived.of(
             seed=self.seed,
             batch=self.batch,
@@ -220,7 +220,7 @@ class Settings:
     @property
     def _indices(self) -> Sequence[int]:
         """Of the devices of this node."""
-        wanted = self.trainer.get("devices", "auto")
+        wanted = self.trainer_args.get("devices", "auto")
         return wanted if isinstance(wanted, list) and wanted else range(self.devices)
 
     @property
@@ -230,7 +230,7 @@ class Settings:
         Raises:
             ConfigError: ``trainer.devices`` is not a count, a list or auto.
         """
-        wanted = self.trainer.get("devices", "auto")
+        wanted = self.trainer_args.get("devices", "auto")
         if isinstance(wanted, list):
             return len(wanted)
         text = str(wanted)
@@ -247,12 +247,12 @@ class Settings:
     @property
     def plugins(self) -> list[Any]:
         """Lightning's plugins, as a list however they were given."""
-        return _as_list(self.trainer.get("plugins"))
+        return _as_list(self.trainer_args.get("plugins"))
 
     @property
     def accelerator(self) -> Kind:
         """The kind of device that the run will use."""
-        return kind_called(str(self.trainer.get("accelerator", "auto")))
+        return kind_called(str(self.trainer_args.get("accelerator", "auto")))
 
     @property
     def product_dtype(self) -> str:

@@ -48,7 +48,7 @@ class NumpyTokens(TokenSource):
     vocabulary: int
     held_out: int = 1000
 
-    dense = True  # every target counts
+    unmasked = True
 
     def check(self) -> list[str]:
         """Reports a missing file."""

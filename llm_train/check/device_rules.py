@@ -15,7 +15,7 @@ from llm_train.settings import Settings
 
 def devices(settings: Settings) -> Iterator[str]:
     """Accelerator, devices and nodes, as far as they can be judged without any."""
-    accelerator = settings.trainer.get("accelerator", "auto")
+    accelerator = settings.trainer_args.get("accelerator", "auto")
     if accelerator not in ACCELERATORS:
         kind = type(accelerator).__name__ if isinstance(accelerator, Accelerator) else accelerator
         yield f"trainer.accelerator={kind} is not one of {', '.join(ACCELERATORS)}; choose one"
@@ -24,14 +24,14 @@ def devices(settings: Settings) -> Iterator[str]:
             f"trainer.accelerator={accelerator} finds {kind_here()}, on which nothing here has "
             "run; write trainer.accelerator=cpu"
         )
-    wanted = settings.trainer.get("devices", "auto")
+    wanted = settings.trainer_args.get("devices", "auto")
     if isinstance(wanted, list):
         if not wanted or len(set(wanted)) < len(wanted):
             yield f"trainer.devices={wanted} must name each device once, and at least one"
         if settings.accelerator.type == "cpu":
             count = max(len(wanted), 1)
             yield f"trainer.devices={wanted} names CPUs by index; write trainer.devices={count}"
-    nodes = settings.trainer.get("num_nodes", 1)
+    nodes = settings.trainer_args.get("num_nodes", 1)
     if nodes < 1:
         yield f"trainer.num_nodes={nodes} must be at least 1"
     yield from _launcher(settings)
@@ -67,10 +67,10 @@ def _launcher(settings: Settings) -> Iterator[str]:
         return
     if settings.devices != started:
         yield (
-            f"trainer.devices={settings.trainer['devices']} but {name} started {started} processes "
-            f"here; remove it, or give {name} {launch.per_node_option} {settings.devices}"
+            f"trainer.devices={settings.trainer_args['devices']} but {name} started {started} "
+            f"processes here; remove it, or give {name} {launch.per_node_option} {settings.devices}"
         )
-    nodes = int(settings.trainer.get("num_nodes") or 1)
+    nodes = int(settings.trainer_args.get("num_nodes") or 1)
     if nodes not in (1, launch.nodes):
         yield (
             f"trainer.num_nodes={nodes} x {started} processes = {nodes * started}, but {name} "
@@ -80,7 +80,7 @@ def _launcher(settings: Settings) -> Iterator[str]:
 
 def present(settings: Settings) -> Iterator[str]:
     """Whether devices and other nodes are here; asked only when a run is about to start."""
-    launch, nodes = settings.launch, int(settings.trainer.get("num_nodes") or 1)
+    launch, nodes = settings.launch, int(settings.trainer_args.get("num_nodes") or 1)
     if launch.kind == "none" and nodes > 1 and "MASTER_ADDR" not in os.environ:
         yield (
             f"trainer.num_nodes={nodes} but nothing started processes on other nodes; use torchrun "
@@ -90,7 +90,7 @@ def present(settings: Settings) -> Iterator[str]:
     if kind.type == "cpu":
         return
     here = kind.count
-    wanted = settings.trainer.get("devices", "auto")
+    wanted = settings.trainer_args.get("devices", "auto")
     needed = max(wanted) + 1 if isinstance(wanted, list) and wanted else settings.devices
     if here < needed and launch.kind == "srun":
         yield (
@@ -99,7 +99,7 @@ def present(settings: Settings) -> Iterator[str]:
         )
     elif here < needed:
         yield (
-            f"trainer.accelerator={settings.trainer.get('accelerator')} needs {needed} "
+            f"trainer.accelerator={settings.trainer_args.get('accelerator')} needs {needed} "
             f"{kind.type.upper()} devices and this machine has {here}; set trainer.devices, or "
             "trainer.accelerator=cpu"
         )

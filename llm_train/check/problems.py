@@ -49,7 +49,7 @@ def _sound(settings: Settings) -> tuple[Settings, list[str]]:
             _ = settings.world if key == "devices" else settings.mesh_shape
         except LLMTrainError as error:
             found.append(str(error))
-            settings = replace(settings, trainer={**settings.trainer, key: "auto"})
+            settings = replace(settings, trainer_args={**settings.trainer_args, key: "auto"})
     return settings, found
 
 

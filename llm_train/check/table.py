@@ -139,7 +139,7 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
         "accelerator": settings.accelerator.type,
         "strategy": settings.strategy.traits(derived.ranks).name,
         "precision": settings.precision,
-        "gradient_clip": settings.trainer.get("gradient_clip_val") or "none",
+        "gradient_clip": settings.trainer_args.get("gradient_clip_val") or "none",
         "seed": str(derived.seed),
         "validate_every": check if derived.validate_every else "at the end",
         "checkpoint_every": every if policy.every.count else "at the end",

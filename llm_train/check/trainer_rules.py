@@ -62,21 +62,21 @@ def replaced(settings: Settings) -> Iterator[str]:
     parameters = inspect.signature(Trainer).parameters
     for key, way_out in REPLACED.items():
         default = parameters[key].default
-        value = settings.trainer.get(key, default)
+        value = settings.trainer_args.get(key, default)
         if value != default:
             yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
 
 
 def values(settings: Settings) -> Iterator[str]:
     """Arguments that Lightning would refuse only when the run starts, or never."""
-    clip = settings.trainer.get("gradient_clip_val")
+    clip = settings.trainer_args.get("gradient_clip_val")
     if clip is not None and clip < 0:
         yield f"trainer.gradient_clip_val={clip} must not be negative; remove it for no clipping"
-    profiler = settings.trainer.get("profiler")
+    profiler = settings.trainer_args.get("profiler")
     if isinstance(profiler, str) and profiler not in PROFILERS:
         yield f"trainer.profiler={profiler} is not one of {', '.join(PROFILERS)}"
-    if isinstance(settings.trainer.get("logger"), bool):
-        written = _shown(settings.trainer["logger"])
+    if isinstance(settings.trainer_args.get("logger"), bool):
+        written = _shown(settings.trainer_args["logger"])
         yield f"trainer.logger={written} has no effect; remove it, or name loggers by class_path"
 
 
@@ -89,7 +89,7 @@ def precision(settings: Settings) -> Iterator[str]:
 
 def callbacks(settings: Settings) -> Iterator[str]:
     """Callbacks that would undo what the run promises."""
-    given = settings.trainer.get("callbacks") or []
+    given = settings.trainer_args.get("callbacks") or []
     if not isinstance(given, list):
         yield "trainer.callbacks must be a list; put a dash before class_path"
         return

@@ -28,7 +28,7 @@ from llm_train.checkpoint.random_state import random_state, set_random_state
 from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.data.module import TokenData
 from llm_train.errors import CheckpointError, LLMTrainError
-from llm_train.run_state import RunState, trainee
+from llm_train.run_state import RunState, task_of
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         boundary = batch_idx % trainer.accumulate_grad_batches == 0
         if self.every and boundary and step % self.every == 0 and step != self.last_saved:
-            self.save(trainer, trainee(pl_module).run)
+            self.save(trainer, task_of(pl_module).run_state)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after the last step, whether the budget is used up or the run was stopped early.
@@ -79,7 +79,7 @@ class Checkpoints(pl.Callback):
         ``WeightAveraging`` puts its average in the place of the weights.
         """
         if trainer.global_step != self.last_saved:
-            self.save(trainer, trainee(pl_module).run)
+            self.save(trainer, task_of(pl_module).run_state)
 
     def save(self, trainer: pl.Trainer, run: RunState) -> None:
         """Stages, fills and commits the checkpoint of the current step; collective over ranks."""
@@ -89,14 +89,14 @@ class Checkpoints(pl.Callback):
             _require_finite(trainer, run)
             stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
             (stage / "state").mkdir(exist_ok=True)
-            trainer.strategy.barrier()
+            trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
             _keeper(trainer).save_state(stage / "state")
             callback_state.write_tensors(trainer, stage)
             random = random_state(trainer.strategy.root_device)
             rank = {"random": random, "sums": run.sums.cpu()}
             torch.save(rank, stage / _rank_file(trainer.global_rank))
             kept = callback_state.collect(trainer)
-            trainer.strategy.barrier()
+            trainer.strategy.barrier()  # the manifest lists what all ranks have written
             _on_main(trainer, lambda: self._finish(trainer, stage, kept))
             self.last_saved = step
 
@@ -122,7 +122,7 @@ class Checkpoints(pl.Callback):
         self.resume_from = _on_main(trainer, lambda: self._find(trainer))
 
     def _find(self, trainer: pl.Trainer) -> Path | None:
-        self.store.clean()
+        self.store.clean()  # rank 0, before any save: what is half done belongs to a killed process
         found = self.store.resolve(self.resume) if self.resume else Found(None)
         if found.path is not None:
             metadata = manifest.read(found.path).metadata
@@ -141,7 +141,7 @@ class Checkpoints(pl.Callback):
         _data(trainer).restore(metadata["data"], steps_done=metadata["step"])
         _set_loop_position(trainer, metadata["step"])
         callback_state.restore(trainer, path)
-        self._restore_rank(trainer, trainee(pl_module).run.sums, path, metadata["world_size"])
+        self._restore_rank(trainer, task_of(pl_module).run_state.sums, path, metadata["world_size"])
         self.last_saved = metadata["step"]
 
     def _restore_rank(self, trainer: pl.Trainer, sums: Tensor, path: Path, ranks: int) -> None:
@@ -172,7 +172,7 @@ class Restored(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Loads weights and callback state."""
-        load_weights(self.path, trainee(pl_module).network)
+        load_weights(self.path, task_of(pl_module).network)
         callback_state.restore(trainer, self.path)
 
 

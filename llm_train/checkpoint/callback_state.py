@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from llm_train.checkpoint import dcp
 from llm_train.errors import CheckpointError
-from llm_train.run_state import trainee
+from llm_train.run_state import task_of
 
 FILE = "callbacks.pt"
 _FOLDER = "callbacks"
@@ -112,7 +112,7 @@ def _any_has(trainer: pl.Trainer, hook: str) -> bool:
 
 
 def _tensors(trainer: pl.Trainer) -> dict[str, Tensor]:
-    network = trainee(trainer.lightning_module).network
+    network = task_of(trainer.lightning_module).network
     return {
         f"{callback.state_key}.{key}": tensor
         for callback in _callbacks(trainer)

@@ -22,7 +22,6 @@ from torch.distributed.checkpoint import metadata, state_dict_loader, state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
-from llm_train.checkpoint.fragments import FlatFragment, LoadPlanner, SavePlanner
 from llm_train.errors import CheckpointError
 
 _SCALARS = "optimizer_scalars.json"
@@ -62,7 +61,7 @@ class Reader(FileSystemReader):
 
 def write(
     directory: Path,
-    tensors: Mapping[str, Tensor | FlatFragment],
+    tensors: Mapping[str, Tensor],
     scalars: Mapping[str, dict[str, Any]],
     *,
     own: str = "",
@@ -78,23 +77,16 @@ def write(
     # DCP copies ahead in a stream of its own wherever there is a GPU, also for tensors on the host.
     ahead = _COPIED_AHEAD if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
     with _quiet():
-        state_dict_saver.save(
-            dict(tensors),
-            storage_writer=FileSystemWriter(directory, per_thread_copy_ahead=ahead),
-            planner=SavePlanner(),
-        )
+        writer = FileSystemWriter(directory, per_thread_copy_ahead=ahead)
+        state_dict_saver.save(dict(tensors), storage_writer=writer)
     if own or not dist.is_initialized() or dist.get_rank() == 0:
         (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
 
 
-def read(directory: Path, tensors: Mapping[str, Tensor | FlatFragment]) -> None:
+def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
     with _quiet():
-        state_dict_loader.load(
-            dict(tensors),
-            storage_reader=Reader(directory),
-            planner=LoadPlanner(),
-        )
+        state_dict_loader.load(dict(tensors), storage_reader=Reader(directory))
 
 
 def read_scalars(directory: Path, own: str = "") -> dict[str, dict[str, Any]]:

@@ -12,18 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from math import prod
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.utils import find_state_dict_object
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, sizes
 
@@ -54,10 +52,11 @@ def boxes(shape: Sequence[int], start: int, count: int) -> Iterator[Box]:
     yield from boxes(shape, start + whole * row, count - whole * row)
 
 
-class FlatFragment:
+class FlatFragment(Tensor):
     """Consecutive elements of a tensor of ``shape``, held in the flat tensor ``values``.
 
-    Follows the protocol by which DCP lets objects that are no tensors say what they hold.
+    It follows the protocol by which DCP lets a tensor say which parts of itself lie here. It is a
+    tensor, without storage, because DCP asks nothing else; it cannot be computed with.
 
     Args:
         shape: of the whole tensor.
@@ -65,22 +64,28 @@ class FlatFragment:
         values: the elements; loading writes into them. May be empty.
     """
 
-    def __init__(self, shape: Sequence[int], offset: int, values: Tensor) -> None:
-        self.shape = torch.Size(shape)
-        self.values = values.detach()
-        found = list(boxes(self.shape, offset, values.numel()))
+    _parts: dict[torch.Size, Tensor]
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], offset: int, values: Tensor) -> FlatFragment:
+        """Describes the parts of ``values`` by the boxes that they fill."""
+        self: FlatFragment = Tensor._make_wrapper_subclass(
+            cls, torch.Size(shape), dtype=values.dtype, device=values.device
+        )
+        found = list(boxes(shape, offset, values.numel()))
         ends = accumulate((prod(sizes) for _, sizes in found), initial=0)
         self._parts = {
-            torch.Size(offsets): self.values[begin:end].view(sizes)
+            torch.Size(offsets): values.detach()[begin:end].view(sizes)
             for (offsets, sizes), (begin, end) in zip(found, pairwise(ends), strict=True)
         }
+        return self
 
-    def size(self) -> torch.Size:
-        """Shape of the whole tensor."""
-        return self.shape
+    @classmethod
+    def __torch_dispatch__(cls, operator: object, *rest: object) -> NoReturn:
+        raise NotImplementedError(f"{operator} of a fragment of a tensor")
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
-        properties = TensorProperties.create_from_tensor(self.values)
+        properties = TensorProperties(dtype=self.dtype)
         return [
             WriteItem(
                 index=MetadataIndex(name, chunk.offsets),
@@ -99,35 +104,3 @@ class FlatFragment:
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
         return self._parts[index.offset]
-
-
-def _look_up(tensors: dict[str, Any], index: MetadataIndex) -> Any:
-    """The tensor that ``index`` names, in a fragment or by itself."""
-    found = tensors[index.fqn]
-    if isinstance(found, FlatFragment):
-        return found.__get_tensor_shard__(index)
-    return find_state_dict_object(tensors, index)
-
-
-class SavePlanner(DefaultSavePlanner):
-    """DCP's own, which would look for shards in tensors only."""
-
-    def lookup_object(self, index: MetadataIndex) -> Any:
-        """What to write."""
-        return _look_up(self.state_dict, index)
-
-
-class LoadPlanner(DefaultLoadPlanner):
-    """DCP's own, which would replace by None what is no tensor."""
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Any = None, is_coordinator: bool = False
-    ) -> None:
-        """Takes the flat dictionary as it is."""
-        super().set_up_planner({}, metadata, is_coordinator)
-        self.state_dict = state_dict
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        """What to read into."""
-        found: Tensor = _look_up(self.state_dict, index)
-        return found

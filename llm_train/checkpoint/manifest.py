@@ -60,6 +60,7 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
     files = [path for path in inside if path.is_file()]
     with ThreadPoolExecutor(_THREADS) as pool:
         records = list(pool.map(lambda path: _record(path, flush=True), files))
+    # Deepest first: a directory's own name is on the disk when its parent is.
     for inner in reversed([path for path in inside if path.is_dir()]):
         disk.sync(inner)
     names = (path.relative_to(directory).as_posix() for path in files)

@@ -161,7 +161,7 @@ def _allocate(
 ) -> None:
     """Gives the optimizer an empty tensor for every stored state of the parameters it updates."""
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    optimizer.state.clear()
+    optimizer.state.clear()  # or state that the file lacks would stay as it was
     for name, parameter in _parameters(network).items():
         keys = state_keys(name, stored)
         if keys and parameter not in groups:

@@ -1,7 +1,7 @@
 """The command line: ``llm-train VERB -c FILE.yaml [--key=value]``.
 
-``command`` knows the verbs, ``parser`` is the only file that knows jsonargparse, ``documents``
-reads YAML, and ``messages`` turns a parser's complaint into one line that names the key.
+``dispatch`` finds the verb, ``documents`` reads YAML, ``walk`` finds every mistake in it by what
+``schema`` reads off signatures, and ``parser`` builds what it names, which ``parts`` supervises.
 """
 
 from llm_train.cli.dispatch import load_settings, main

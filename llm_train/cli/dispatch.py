@@ -7,17 +7,19 @@ cost no torch.
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
+import select
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_train import __version__, verbs
+from llm_train.cli.spelling import nearest
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime.launch import find_launch
 from llm_train.verbs.base import Verb
@@ -42,14 +44,30 @@ _GRACE_SECONDS = 60.0
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs one verb and exits: 0 done, 2 wrong input, 128 + n after signal n."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(arguments)
+        code = _attempt(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout, 0)
+        if not output.poll(0):
+            raise  # another pipe broke
+        # Whoever read the output has left, as ``head`` does, which is no fault. What is still in
+        # the buffer goes nowhere, or the interpreter would fail to write it on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _attempt(arguments: list[str]) -> str | int | None:
+    """Runs one verb and returns its exit status."""
+    try:
+        return _dispatch(arguments)
     except LLMTrainError as error:
         _report(str(error))
-        code = 2
-    sys.stdout.flush()
-    sys.exit(code)
+        return 2
+    except SystemExit as end:  # after --help, or the parser's --print_config
+        return end.code
 
 
 def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
@@ -101,7 +119,7 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"llm-train {__version__}\n")
         return 0
     if name not in summaries:
-        raise ConfigError(f"{name!r} is not a verb; {_nearest(name, summaries)}")
+        raise ConfigError(f"{name!r} is not a verb; {nearest(name, list(summaries))}")
     verb = verbs.find(name)
     flags = _flags(verb, name, summaries[name], arguments[1:])
     return verb.run(flags, partial(_load, allow_import=flags.allow_import))
@@ -138,7 +156,7 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
         top = option.partition(".")[0].removesuffix("+")
         if not verb.takes_settings or (option.startswith("--") and top not in known):
             raise ConfigError(
-                f"{option} is not an option of llm-train {name}; {_nearest(top, known)}"
+                f"{option} is not an option of llm-train {name}; {nearest(top, known)}"
             )
     return flags
 
@@ -148,11 +166,6 @@ class _FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def _quieten_libraries() -> None:

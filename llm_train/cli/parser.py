@@ -24,7 +24,7 @@ from llm_train import check
 from llm_train.cli import documents
 from llm_train.cli.help import settings_help
 from llm_train.cli.parts import Builder
-from llm_train.cli.schema import MODE, Setting
+from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
 from llm_train.cli.walk import Walk
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
@@ -36,13 +36,14 @@ from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")
+_AT_THE_END = "distance between validations; 0 steps: at the end only"
 ROOTS: Mapping[str, Setting] = {
-    "seed": Setting(int),
-    "budget": Setting(Duration, required=True),
-    "validate_every": Setting(Duration),
-    "batch": Setting(Batch, required=True),
-    "checkpoint": Setting(CheckpointPolicy),
-    "device": Setting(DeviceOptions),
+    "seed": Setting(int, default=1337, help="weights, order, dropout"),
+    "budget": Setting(Duration, required=True, help="length of the run"),
+    "validate_every": Setting(Duration, default=Duration(0, "steps"), help=_AT_THE_END),
+    "batch": Setting(Batch, required=True, help="the global batch"),
+    "checkpoint": Setting(CheckpointPolicy, default=CheckpointPolicy()),
+    "device": Setting(DeviceOptions, default=DeviceOptions()),
     "trainer": Setting(pl.Trainer),
     "model": Setting(Task, required=True),
     "data": Setting(TokenData, required=True),
@@ -68,26 +69,21 @@ def _new_parser() -> ArgumentParser:
     """A parser with our keys alongside Trainer's, the task's and the data's own arguments."""
     parser = _Parser(prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE)
     parser.add_argument("-c", "--config", action="config")
-    parser.add_argument("--seed", type=int, default=1337, help="weights, order, dropout")
-    parser.add_argument("--budget", type=Duration, required=True, help="length of the run")
-    parser.add_argument(
-        "--validate_every",
-        type=Duration,
-        default=Duration(0, "steps"),
-        help="distance between validations; 0 steps: at the end only",
-    )
-    parser.add_argument("--batch", type=Batch, help="the global batch")
-    parser.add_argument("--checkpoint", type=CheckpointPolicy, default=CheckpointPolicy())
-    parser.add_argument("--device", type=DeviceOptions, default=DeviceOptions())
-    for key in ("trainer", "model", "data"):
-        parser.add_class_arguments(
-            ROOTS[key].hint,
-            key,
+    for key, root in ROOTS.items():
+        if isinstance(root.hint, type) and issubclass(root.hint, GROUPS):
             # `check` must work without the devices, which a Trainer asks for.
-            instantiate=key != "trainer",
-            fail_untyped=False,
-            sub_configs=True,
-        )
+            made = root.hint is not pl.Trainer
+            parser.add_class_arguments(
+                root.hint, key, instantiate=made, fail_untyped=False, sub_configs=True
+            )
+        else:
+            parser.add_argument(
+                f"--{key}",
+                type=root.hint,
+                default=root.default,
+                required=root.required and not is_group(root.hint),  # of a group, keys are
+                help=root.help or None,
+            )
     return parser
 
 
@@ -120,15 +116,9 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
         builder.raise_failures()
         text = parser.dump(config, skip_unset=False)
         return Settings(
-            seed=built.seed,
-            budget=built.budget,
-            validate_every=built.validate_every,
-            batch=built.batch,
-            checkpoint=built.checkpoint,
-            device=built.device,
+            **{key: built[key] for key in ROOTS if key not in ("model", "trainer")},
             task=built.model,
-            data=built.data,
-            trainer=dict(built.trainer),
+            trainer_args=dict(built.trainer),
             text=text,
             plain=yaml12.load(text),
             name=Path(files[0]).stem if files else "run",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard, Union, get_args, get_origin
@@ -48,10 +47,14 @@ class Setting(NamedTuple):
     Attributes:
         hint: its type; Any if unknown.
         required: whether it has no default.
+        default: what it is at the top level when nothing is given.
+        help: what the top level says of it.
     """
 
     hint: Hint
     required: bool = False
+    default: object = None
+    help: str = ""
 
 
 Owner = type | Mapping[str, Setting]
@@ -114,30 +117,6 @@ def is_group(kind: Hint) -> TypeGuard[type]:
     if not isinstance(kind, type) or inspect.isabstract(kind):
         return False
     return dataclasses.is_dataclass(kind) or issubclass(kind, GROUPS)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """What was probably meant, as the end of a sentence; else all there is, if that is not long."""
-    found = closest(word, known)
-    if found:
-        return f"did you mean {found}?"
-    return f"known: {', '.join(known)}" if 0 < len(known) <= 15 else "see --help"
-
-
-def closest(word: str, known: Sequence[str]) -> str:
-    """The most similar name, or nothing.
-
-    >>> closest("layerz", ["width", "layers"])
-    'layers'
-    >>> closest("trainer.prec", ["trainer.precision", "trainer.profiler"])
-    'trainer.precision'
-    """
-    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
-    if len(begun) == 1:
-        return begun[0]
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
-    return lower[close[0]] if close else ""
 
 
 def families(hint: Hint) -> list[type[object]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from llm_train.cli import schema
 from llm_train.cli.schema import Hint, Owner, Setting
+from llm_train.cli.spelling import closest, nearest
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
@@ -98,16 +99,17 @@ class Walk:
         for key, value in values.items():
             inner = join(path, key)
             if key not in known:
-                way_out = schema.nearest(str(key), list(known))
-                self._say(f"{inner} is not a setting{_of(owner)}; {way_out}")
+                way_out = nearest(str(key), list(known))
+                of = f" of {owner.__name__}" if isinstance(owner, type) else ""
+                self._say(f"{inner} is not a setting{of}; {way_out}")
                 continue
-            if value is not None:
+            if value is not None:  # null is what a key without a value gives, and sets nothing
                 self._given.add(inner)
-            hint, required = known[key]
-            if schema.is_group(hint):
-                self._settings(hint, value, inner)
-            elif value is not None or not required:
-                self._value(hint, value, inner)
+            setting = known[key]
+            if schema.is_group(setting.hint):
+                self._settings(setting.hint, value, inner)
+            elif value is not None or not setting.required:
+                self._value(setting.hint, value, inner)
 
     def _find_missing(self) -> None:
         for path, (owner, from_call) in self._owners.items():
@@ -149,7 +151,7 @@ class Walk:
         rule = f"one of {', '.join(allowed)}" if path in self._choices else schema.describe(hint)
         way_out = "correct it or remove it"
         if allowed:
-            close = schema.closest(shown, allowed)
+            close = closest(shown, allowed)
             way_out = f"did you mean {close}?" if close else ""
         elif hint is int and (near := schema.whole_neighbours(shown)):
             way_out = f"write {near}"
@@ -198,7 +200,7 @@ class Walk:
         found: object = None
         if not module_name:
             found = schema.subclass(hint, name)
-            fault = f"is not a known {base}; {schema.nearest(name, known)}"
+            fault = f"is not a known {base}; {nearest(name, known)}"
         elif not any(f"{name}.".startswith(f"{allowed}.") for allowed in self._allowed):
             fault = (
                 "may not be imported: only llm_train, torch and lightning may; if you trust that "
@@ -215,10 +217,10 @@ class Walk:
             else:
                 found = vars(module).get(last) or getattr(module, last, None)
                 there = [*known, *(n for n, v in vars(module).items() if isinstance(v, type))]
-                way_out = schema.nearest(last, there if schema.closest(last, there) else known)
+                way_out = nearest(last, there if closest(last, there) else known)
                 fault = f"does not exist: {module_name} has no {last}; {way_out}"
         if found is not None:
-            fault = f"is not a {base}; {schema.nearest(name, known)}"
+            fault = f"is not a {base}; {nearest(name, known)}"
             suits = (
                 issubclass(found, tuple(families)) if isinstance(found, type) else callable(found)
             )
@@ -231,10 +233,6 @@ class Walk:
 def join(path: str, key: object) -> str:
     """A dotted key below another one; "" is the top."""
     return f"{path}.{key}" if path else str(key)
-
-
-def _of(owner: Owner) -> str:
-    return f" of {owner.__name__}" if isinstance(owner, type) else ""
 
 
 def _needed(hint: Hint) -> str:

@@ -157,10 +157,10 @@ class TokenSource(Part, ABC):
     """Configuration of what training reads. Subclasses are frozen, keyword-only dataclasses.
 
     Attributes:
-        dense: True where no training window holds -1, so that every target counts in the loss.
+        unmasked: True where no training window holds -1, so that every target counts in the loss.
     """
 
-    dense = False
+    unmasked = False
 
     def check(self) -> list[str]:
         """Why training could not read this source, one line each, without reading the tokens."""

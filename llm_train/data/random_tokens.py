@@ -33,7 +33,7 @@ class RandomTokens(TokenSource):
     held_out_length: int = 1 << 14
     seed: int = 0
 
-    dense = True
+    unmasked = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocabulary < 1 << 31:

@@ -22,20 +22,20 @@ class Share:
 
     Attributes:
         rank: this process, or the tensor-parallel group it belongs to.
-        world_size: number of those, all of which read different data.
+        data_ranks: number of those, all of which read different data.
         per_device: samples per micro-batch.
         accumulation: micro-batches per optimizer step.
     """
 
     rank: int
-    world_size: int
+    data_ranks: int
     per_device: int
     accumulation: int
 
     @property
     def samples_per_step(self) -> int:
         """Samples of one optimizer step over all ranks."""
-        return self.world_size * self.per_device * self.accumulation
+        return self.data_ranks * self.per_device * self.accumulation
 
 
 class MicroBatches(Sampler[np.ndarray]):
@@ -71,7 +71,7 @@ class HeldOutBatches(Sampler[np.ndarray]):
         self.windows = windows
 
     def __len__(self) -> int:
-        return math.ceil(self.windows / (self.share.per_device * self.share.world_size))
+        return math.ceil(self.windows / (self.share.per_device * self.share.data_ranks))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for indices in _turns(self.share, 0, len(self)):
@@ -82,4 +82,4 @@ def _turns(share: Share, first: int, count: int) -> Iterator[np.ndarray]:
     """Deals ``per_device`` indices to each rank in turn, ``count`` times; yields this rank's."""
     mine = first + share.rank * share.per_device + np.arange(share.per_device, dtype=np.int64)
     for turn in range(count):
-        yield mine + turn * share.world_size * share.per_device
+        yield mine + turn * share.data_ranks * share.per_device

@@ -24,7 +24,7 @@ class TokenShards(TokenSource):
 
     path: str
 
-    dense = True  # documents follow one another without padding
+    unmasked = True  # documents follow one another without padding
 
     def __post_init__(self) -> None:
         if not self.path:

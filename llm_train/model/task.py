@@ -41,13 +41,13 @@ from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.run_state import Trainee
+from llm_train.run_state import TaskBase
 from llm_train.runtime.devices import KINDS
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.strategy.base import Strategy, require_strategy
 
 
-class Task(Part, Trimmed, Trainee):
+class Task(Part, Trimmed, TaskBase):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -93,7 +93,7 @@ class Task(Part, Trimmed, Trainee):
         self._multiplier: Multiplier | None = None
         self._peaks: list[float] = []
         self._stop_wanted = False
-        self._dense = True
+        self._unmasked = True
         self._token_bytes: Tensor | None = None
         self._shadows: ShadowWeights | None = None
         self._score: Score = self._plain_score
@@ -118,16 +118,16 @@ class Task(Part, Trimmed, Trainee):
 
     # --- wiring -----------------------------------------------------------------------------------
 
-    def bind(self, derived: Derived, *, dense: bool, token_bytes: Tensor | None) -> None:
+    def bind(self, derived: Derived, *, unmasked: bool, token_bytes: Tensor | None) -> None:
         """Receives what follows from the settings and the data.
 
         Args:
             derived: the numbers of the run.
-            dense: every training target counts, so that the divisor is known in advance.
+            unmasked: every training target counts, so that the divisor is known in advance.
             token_bytes: (vocab_size,) bytes of text each token stands for; None if unknown.
         """
         self._derived = derived
-        self._dense = dense
+        self._unmasked = unmasked
         self._token_bytes = token_bytes
         self._multiplier = self.schedule.build(
             total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
@@ -169,9 +169,9 @@ class Task(Part, Trimmed, Trainee):
     def setup(self, stage: str) -> None:
         """Puts the accumulators and the clock on the device."""
         device = self.trainer.strategy.root_device
-        self.run.stopwatch = Stopwatch(device)
+        self.run_state.stopwatch = Stopwatch(device)
         wide = torch.float64 if KINDS[device.type].float64 else torch.float32
-        self.run.sums = torch.zeros(2, dtype=wide, device=device)
+        self.run_state.sums = torch.zeros(2, dtype=wide, device=device)
         self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
         self._valid = torch.zeros((), dtype=torch.int64, device=device)
         if self._token_bytes is not None:
@@ -226,16 +226,16 @@ class Task(Part, Trimmed, Trainee):
         tokens = batch.long()
         slots = tokens[:, 1:].numel()
         targets = self.strategy.own_targets(tokens[:, 1:])
-        if not self._dense:
+        if not self._unmasked:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
         # Not self(...): hooks of the module's call tell DeepSpeed that a micro-batch begins; told
         # twice, it forgets in which order to prefetch.
         sums = self.forward(tokens[:, :-1], targets)
         # float64 += float32, in place: no cast and no third tensor.
-        self.run.sums[0].add_(sums.nats)
-        self.run.sums[1].add_(sums.tokens)
-        if not self._dense:
+        self.run_state.sums[0].add_(sums.nats)
+        self.run_state.sums[1].add_(sums.tokens)
+        if not self._unmasked:
             self._valid += sums.tokens
         return sums.objective / slots
 
@@ -266,12 +266,12 @@ class Task(Part, Trimmed, Trainee):
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
         strategy = self.strategy
         if self._in_backward is not None:  # each parameter has been updated and its gradient freed
-            self.run.gradient_norm = self._in_backward.take_norm()
+            self.run_state.gradient_norm = self._in_backward.take_norm()
         elif not strategy.clips_gradients:
-            scale = None if self._dense else self._loss_normaliser()
+            scale = None if self._unmasked else self._loss_normaliser()
             groups, norm_of = optimizer.param_groups, strategy.gradient_norm
             norm = clip_by_norm(groups, gradient_clip_val, scale=scale, norm_of=norm_of)
-            self.run.gradient_norm = norm
+            self.run_state.gradient_norm = norm
 
     def _loss_normaliser(self) -> Tensor:
         """Ratio of target slots to valid targets in this step; it stays on the device."""
@@ -317,5 +317,5 @@ class Task(Part, Trimmed, Trainee):
         results = {"val/loss": nats / tokens}
         if text > 0:
             results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
-        self.run.held_out = results
+        self.run_state.held_out = results
         self.log_dict(results, logger=False)

@@ -61,7 +61,9 @@ def on_devices(settings: Settings, *, devices: int, nodes: int) -> Settings:
     """The settings on GPUs that need not be here; 0 is as configured."""
     given = {"devices": devices, "num_nodes": nodes}
     changed = {key: number for key, number in given.items() if number}
-    return replace(settings, trainer={**settings.trainer, "accelerator": "cuda", **changed})
+    return replace(
+        settings, trainer_args={**settings.trainer_args, "accelerator": "cuda", **changed}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ def _rehearsed(model: CostModel, own: Candidate) -> Measured | None:
         micro_batches=own.micro_batches,
         strategy=settings.strategy,
         mesh=own.mesh,
-        clip=bool(settings.trainer.get("gradient_clip_val")),
+        clip=bool(settings.trainer_args.get("gradient_clip_val")),
     )
     return at_depth(case)
 

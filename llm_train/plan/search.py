@@ -76,7 +76,7 @@ def strategies_to_try(settings: Settings) -> tuple[dict[str, Strategy], dict[str
     kinds = concrete(Strategy)  # type: ignore[type-abstract]
     offered = _offers(kinds, lambda kind: kind.candidates(settings.world))
     for strategy in [settings.strategy, *offered]:
-        tried = replace(settings, trainer={**settings.trainer, "strategy": strategy})
+        tried = replace(settings, trainer_args={**settings.trainer_args, "strategy": strategy})
         try:
             name = strategy.described(tried.mesh_shape)
         except ConfigError as error:

@@ -34,6 +34,6 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     from llm_train.report.page import page
 
     html, picture = run_dir / "report.html", run_dir / "report.png"
-    picture.write_bytes(png({run.name: run}))
+    picture.write_bytes(png(run))
     html.write_text(page(run), encoding="utf-8")
     return html, picture

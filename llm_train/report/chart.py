@@ -1,4 +1,4 @@
-"""The curves of one or several runs, as Vega-Lite specifications that both page and picture draw.
+"""The curves of a run, as Vega-Lite specifications that both page and picture draw.
 
 Text and rules have the colour ``currentColor``, which is the page's own: the same specification is
 dark on light and light on dark. A long curve is drawn as means of consecutive records over a faint
@@ -58,54 +58,40 @@ PANELS = (
 )
 
 
-def charts(runs: Mapping[str, RecordedRun]) -> list[alt.LayerChart]:
-    """One chart for each panel that some run has values for.
-
-    Args:
-        runs: what the legend calls a run -> the run.
-    """
-    metrics = {metric for run in runs.values() for record in run.records for metric in record}
-    return [_chart(runs, panel) for panel in PANELS if metrics & panel.curves.keys()]
+def charts(run: RecordedRun) -> list[alt.LayerChart]:
+    """One chart for each panel that the run has values for."""
+    metrics = {metric for record in run.records for metric in record}
+    return [_chart(run, panel) for panel in PANELS if metrics & panel.curves.keys()]
 
 
-def png(runs: Mapping[str, RecordedRun]) -> bytes:
+def png(run: RecordedRun) -> bytes:
     """The charts as one picture: the first above the others, which stand in three columns."""
     nothing = alt.LayerChart(layer=[alt.Chart({"values": [{}]}).mark_text(text="nothing to draw")])
-    first, *others = charts(runs) or [nothing]
+    first, *others = charts(run) or [nothing]
     whole = alt.vconcat(
         first.properties(width=1080, height=300),
         alt.concat(*(each.properties(width=310, height=170) for each in others), columns=3),
-        title=alt.TitleParams(", ".join(runs), fontSize=18, offset=12),
+        title=alt.TitleParams(run.name, fontSize=18, offset=12),
         background="white",
-    ).resolve_scale(color="independent", strokeDash="independent")
+    ).resolve_scale(color="independent")
     return vl_convert.vegalite_to_png(whole.to_dict(), config=STYLE, scale=1.5)
 
 
-def _chart(runs: Mapping[str, RecordedRun], panel: Panel) -> alt.LayerChart:
-    in_tokens = all(run.tokens_per_step for run in runs.values())
-    rows: list[dict[str, object]] = []
-    crosses: list[dict[str, object]] = []
-    dashes: list[dict[str, object]] = []
-    for label, run in runs.items():
-        scale = run.tokens_per_step if in_tokens else 1.0
-        for metric, curve in panel.curves.items():
-            names = {"run": label, "curve": curve}
-            rows += [{**names, **row} for row in _rows(run.points(metric), scale)]
-            crosses += [{"x": point.step * scale} for point in run.not_finite(metric)]
-        dashes += [{"x": e["step"] * scale} for e in run.events if e["event"] == "resume"]
-    values = [p.value for run in runs.values() for key in panel.curves for p in run.finite(key)]
-    x, y = _x(runs, in_tokens), _y(panel, values)
+def _chart(run: RecordedRun, panel: Panel) -> alt.LayerChart:
+    scale = run.tokens_per_step or 1.0
+    rows = [
+        {"curve": curve, **row}
+        for metric, curve in panel.curves.items()
+        for row in _rows(run.points(metric), scale)
+    ]
+    crosses = [{"x": p.step * scale} for metric in panel.curves for p in run.not_finite(metric)]
+    dashes = [{"x": e["step"] * scale} for e in run.events if e["event"] == "resume"]
+    x, y = _x(run.tokens_per_step), _y(run, panel)
     legend = alt.Legend() if len(panel.curves) > 1 else None
-    curves = alt.Chart({"values": rows}).encode(x=x, y=y, detail=["run:N", "curve:N"])
-    if len(runs) > 1:
-        curves = curves.encode(color=alt.Color("run:N", sort=None))
-        dash = alt.StrokeDash("curve:N", sort=None, legend=legend)
-        lines = curves.mark_line(strokeWidth=1.8).encode(strokeDash=dash)
-    else:
-        curves = curves.encode(color=alt.Color("curve:N", sort=None, legend=legend))
-        lines = curves.mark_line(strokeWidth=1.8)
+    color = alt.Color("curve:N", sort=None, legend=legend)
+    curves = alt.Chart({"values": rows}).encode(x=x, y=y, color=color)
     band = curves.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    layers, explained = [band, lines], []
+    layers, explained = [band, curves.mark_line(strokeWidth=1.8)], []
     if dashes:
         explained.append("dashed: resumed")
         rule = alt.Chart({"values": dashes}).mark_rule(strokeDash=[4, 4], color=_GREY)
@@ -117,7 +103,9 @@ def _chart(runs: Mapping[str, RecordedRun], panel: Panel) -> alt.LayerChart:
         )
         layers.append(text.encode(x=x, y=alt.value("height")))
     title = alt.TitleParams(panel.title, subtitle="; ".join(explained) or alt.Undefined)
-    return alt.LayerChart(layer=[*layers, _dots(curves, panel, in_tokens)], title=title)
+    return alt.LayerChart(
+        layer=[*layers, _dots(curves, panel, run.tokens_per_step > 0)], title=title
+    )
 
 
 def _rows(points: Sequence[Point], scale: float) -> Iterator[dict[str, object]]:
@@ -137,18 +125,18 @@ def _rows(points: Sequence[Point], scale: float) -> Iterator[dict[str, object]]:
         }
 
 
-def _x(runs: Mapping[str, RecordedRun], in_tokens: bool) -> alt.X:
-    """Tokens where every run knows them; for a single run with the steps below."""
-    label, title = _SHORT.format("datum.value"), "tokens" if in_tokens else "steps"
-    if in_tokens and len(runs) == 1:
-        [run] = runs.values()
-        steps = f"format(datum.value / {run.tokens_per_step}, ',.0f')"
+def _x(tokens_per_step: float) -> alt.X:
+    """Tokens with the steps below; steps alone where the run logged no tokens."""
+    label, title = _SHORT.format("datum.value"), "steps"
+    if tokens_per_step:
+        steps = f"format(datum.value / {tokens_per_step}, ',.0f')"
         label, title = f"[{label}, {steps}]", "tokens (steps below)"
     axis = alt.Axis(labelExpr=label, tickCount=6)
     return alt.X("x:Q", title=title, axis=axis, scale=alt.Scale(nice=False, padding=6))
 
 
-def _y(panel: Panel, values: Sequence[float]) -> alt.Y:
+def _y(run: RecordedRun, panel: Panel) -> alt.Y:
+    values = [point.value for metric in panel.curves for point in run.finite(metric)]
     wide = panel.log and values and max(values) > 50 * min(values) > 0
     scale = alt.Scale(type="log") if wide else alt.Scale(zero=panel.from_zero)
     return alt.Y("value:Q", title=None, axis=alt.Axis(format=panel.format), scale=scale)
@@ -160,11 +148,11 @@ def _dots(curves: alt.Chart, panel: Panel, in_tokens: bool) -> alt.Chart:
     zoom = alt.selection_interval(
         f"zoom_{key}", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]"
     )
-    # Not ``nearest``: Vega-Lite's tooltips of nearest points lose the names of run and curve.
+    # Not ``nearest``: Vega-Lite's tooltips of nearest points lose the name of the curve.
     hover = alt.selection_point(f"hover_{key}", on="pointerover", clear="pointerout", empty=False)
-    tooltip = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", format=",")]
+    tooltip = [alt.Tooltip("step:Q", format=",")]
     if len(panel.curves) > 1:
-        tooltip.insert(1, alt.Tooltip("curve:N"))
+        tooltip.insert(0, alt.Tooltip("curve:N"))
     if in_tokens:
         tooltip.append(alt.Tooltip("x:Q", title="tokens", format=",.0f"))
     tooltip.append(alt.Tooltip("value:Q", format=".5~g"))

@@ -27,7 +27,7 @@ def page(run: RecordedRun) -> str:
         events=map(_row, run.events),
         specifications=[
             each.properties(width="container", height=170 if number else 300).to_dict()
-            for number, each in enumerate(charts({run.name: run}))
+            for number, each in enumerate(charts(run))
         ],
         style=STYLE,
         library=_library(),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from llm_train.errors import LLMTrainError
 from llm_train.trainer.logger.records import Record, merge, read_lines
@@ -121,7 +123,7 @@ class RecordedRun:
         for label, metric, reduced, shown in _FIGURES:
             if points := self.finite(metric):
                 rows[label] = shown(reduced(point.value for point in points))
-        rows["running time"] = duration(self.seconds())
+        rows["running time"] = str(timedelta(seconds=round(self.seconds())))
         rows["resumes"] = str(sum(event["event"] == "resume" for event in self.events))
         bad = [p.step for metric in ("train/loss", "val/loss") for p in self.not_finite(metric)]
         if bad:
@@ -134,29 +136,12 @@ def _shown(point: Point, unit: str) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits and a suffix.
+    """Three digits and a suffix, which is B for a billion as it is for budgets.
 
-    >>> [short(v) for v in (0, 950, 1500, 1_540_000, 300e9, 0.25)]
-    ['0', '950', '1.5k', '1.54M', '300B', '0.25']
+    >>> [short(v) for v in (950, 1500, 1_540_000, 300e9)]
+    ['950', '1.50k', '1.54M', '300B']
     """
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale * 0.9995:
-            return f"{value / scale:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> [duration(s) for s in (0.4, 59.6, 183, 7384)]
-    ['0 s', '1 min 0 s', '3 min 3 s', '2 h 3 min']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return tqdm.format_sizeof(value).replace("G", "B")
 
 
 _LOSSES = (

@@ -48,6 +48,7 @@ def record(
         say(f"\nresuming from {found.path}")
         _show_changes(found.path, settings)
     run_dir = settings.run_dir
+    # A checkpoint of another run begins a run here, and what was here before is no part of it.
     if not resume or (found.path and run_dir.resolve() not in found.path.resolve().parents):
         _set_aside(run_dir)
     (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)

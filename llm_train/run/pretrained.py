@@ -15,7 +15,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import END_OF_TEXT
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
-from llm_train.model.network.base import LanguageModel, Projection
+from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
@@ -56,7 +56,7 @@ class Pretrained:
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits of each next token."""
         device = next(self.network.parameters()).device
-        found: Tensor = self.network(tokens.to(device), _all_logits)
+        found: Tensor = self.network(tokens.to(device), lambda h, projection: projection.logits(h))
         return found
 
     def generate(
@@ -117,7 +117,7 @@ def load_checkpoint(
         CheckpointError: no complete checkpoint, or one that does not fit its configuration.
         ConfigError: a device that cannot be used.
     """
-    path = CheckpointStore(Path(".")).resolve(where).path
+    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
     assert path is not None
     settings = load(["-c", str(path / "config.yaml")])
     with without_parameters():
@@ -125,10 +125,6 @@ def load_checkpoint(
     materialise(network, _device(device))
     load_weights(path, network)
     return Pretrained(path=path, settings=settings, network=network.eval())
-
-
-def _all_logits(hidden: Tensor, projection: Projection) -> Tensor:
-    return projection.logits(hidden)
 
 
 def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Iterator[str]:

@@ -27,7 +27,7 @@ def build_trainer(
     callbacks: list[pl.Callback],
     metrics: JSONLMetrics | None,
 ) -> pl.Trainer:
-    """Constructs the Trainer.
+    """Constructs the Trainer, and tells task and data what a rank of it works on.
 
     Args:
         settings: what was configured.
@@ -37,8 +37,8 @@ def build_trainer(
     """
     if settings.accelerator.type == "cpu":
         keep_freed_memory()
-    arguments = dict(settings.trainer)
-    wanted = settings.trainer.get("devices")
+    arguments = dict(settings.trainer_args)
+    wanted = settings.trainer_args.get("devices")
     counts = settings.task.counts
     meter = Metrics(
         flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
@@ -62,6 +62,7 @@ def build_trainer(
         log_every_n_steps=derived.log_every,
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=False,  # Lightning's, which reads a metric from the device every batch
         use_distributed_sampler=False,
         # Tensors made in it, as all weights are where a run only validates, cannot be loaded into
         # on torch 2.11 once they are sharded; nor are their changes counted, which shadows need.
@@ -70,7 +71,7 @@ def build_trainer(
         callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
         logger=loggers or False,
     )
-    if settings.trainer.get("enable_progress_bar") is not False:
+    if settings.trainer_args.get("enable_progress_bar") is not False:
         arguments["callbacks"].append(Progress())
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
@@ -79,21 +80,21 @@ def build_trainer(
     trainer = pl.Trainer(**arguments)
     trim(trainer)  # a search for arguments that Lightning repeats for every batch
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
+    _bind(settings, derived, trainer.global_rank)
     return trainer
 
 
-def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
-    """Tells task and data what follows from the settings for this rank."""
+def _bind(settings: Settings, derived: Derived, rank: int) -> None:
     source = settings.data.source
     lengths = source.token_bytes()
     settings.task.bind(
         derived,
-        dense=settings.dense,
+        unmasked=settings.unmasked,
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
     share = Share(
-        rank=trainer.global_rank // settings.mesh_shape.tensor,
-        world_size=derived.data_ranks,
+        rank=rank // settings.mesh_shape.tensor,
+        data_ranks=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=derived.accumulation,
     )
@@ -109,7 +110,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
 def _nodes(settings: Settings) -> int:
     if settings.launch.kind != "none":
         return settings.launch.nodes
-    return int(settings.trainer.get("num_nodes") or 1)
+    return int(settings.trainer_args.get("num_nodes") or 1)
 
 
 def _environment(launch: Launch) -> ClusterEnvironment:

@@ -24,7 +24,7 @@ from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
-from llm_train.run.trainer import bind, build_trainer
+from llm_train.run.trainer import build_trainer
 from llm_train.settings import Settings
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_metrics
@@ -80,9 +80,9 @@ class Run:
         task, trainer = self.settings.task, self.trainer
         with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
             trainer.fit(task, datamodule=self.settings.data)
-        number = _leave_process_group(trainer, task.run.stop_signal)
+        number = _leave_process_group(trainer, task.run_state.stop_signal)
         step = trainer.global_step
-        metrics = _held_out(task.run.held_out)
+        metrics = _held_out(task.run_state.held_out)
         complete = step >= self.derived.total_steps
         if complete and "val/loss" not in metrics:  # a finished run was resumed
             for record in read_metrics(self.settings.run_dir / "metrics.jsonl"):
@@ -128,7 +128,8 @@ def build(settings: Settings, *, resume: str = "") -> Run:
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
-    trainer = _bound_trainer(settings, derived, [saver], JSONLMetrics())
+    with _as_config_error():
+        trainer = build_trainer(settings, derived, [saver], JSONLMetrics())
     table = checks.table(settings, trainer.strategy.root_device)
     return Run(settings=settings, derived=derived, table=table, trainer=trainer)
 
@@ -154,30 +155,19 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
             "--checkpoint PATH"
         )
     scoring = settings.strategy.validating(settings.world)
-    settings = replace(settings, trainer={**settings.trainer, "strategy": scoring})
-    trainer = _bound_trainer(settings, derived, [], None)
-    trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
-    with _as_config_error(), _in_use(settings, trainer):
-        trainer.validate(settings.task, datamodule=settings.data, verbose=False)
+    settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
+    with _as_config_error():
+        trainer = build_trainer(settings, derived, [], None)
+        trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
+        with _in_use(settings, trainer):
+            trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
-    return Result(step=step, path=path, metrics=_held_out(settings.task.run.held_out))
+    return Result(step=step, path=path, metrics=_held_out(settings.task.run_state.held_out))
 
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("val/")}
-
-
-def _bound_trainer(
-    settings: Settings,
-    derived: Derived,
-    callbacks: list[pl.Callback],
-    metrics: JSONLMetrics | None,
-) -> pl.Trainer:
-    with _as_config_error():
-        trainer = build_trainer(settings, derived, callbacks, metrics)
-    bind(settings, derived, trainer)
-    return trainer
 
 
 @contextmanager

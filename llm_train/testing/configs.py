@@ -8,7 +8,8 @@ from typing import Any
 from llm_train.runtime import yaml12
 from llm_train.trainer.logger.records import read_metrics
 
-VOCAB = 61
+VOCAB = 61  # of tiny.yaml
+_TINY = Path(__file__).with_name("tiny.yaml")
 
 
 def part(class_path: str, **init_args: Any) -> dict[str, Any]:
@@ -24,36 +25,9 @@ def tiny(run_dir: Path, *, steps: int = 6, **overrides: Any) -> dict[str, Any]:
         steps: optimizer steps.
         **overrides: dotted keys with ``__`` for dots, for instance ``batch__tokens=256``.
     """
-    config: dict[str, Any] = {
-        "seed": 7,
-        "budget": f"{steps} steps",
-        "batch": {"tokens": 128, "sequence": 16, "per_device": 2},
-        "checkpoint": {"every": "2 steps", "keep_last": 100},
-        "model": {
-            "network": part(
-                "Transformer",
-                vocab_size=VOCAB,
-                layers=2,
-                width=16,
-                heads=2,
-                max_sequence=16,
-                dropout=0.1,
-            ),
-            "optimizer": part("AdamW", learning_rate=0.01),
-            "schedule": part("WarmupCosine", warmup="2 steps"),
-        },
-        "data": {
-            "source": part(
-                "RandomTokens", vocabulary=VOCAB, length=4000, held_out_length=300, seed=3
-            )
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "gradient_clip_val": 1.0,
-            "log_every_n_steps": 1,
-            "default_root_dir": str(run_dir),
-        },
-    }
+    config: dict[str, Any] = yaml12.load(_TINY.read_text())
+    config["budget"] = f"{steps} steps"
+    config["trainer"]["default_root_dir"] = str(run_dir)
     for key, value in overrides.items():
         place = config
         *path, last = key.split("__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,24 @@ def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
 )
 def test_what_costs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
     assert loaded({"torch", "numpy", "lightning"}, *arguments, cwd=tmp_path) == f"{code} []"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["check", "-c"]])
+def test_output_that_nobody_reads(arguments: list[str], tmp_path: Path) -> None:
+    """What ``| head`` does, at the first line, at the flush and at an exit."""
+    if arguments[-1] == "-c":
+        arguments = [*arguments, str(write(tmp_path / "tiny.yaml", tiny(tmp_path / "run")))]
+    with subprocess.Popen(
+        [sys.executable, "-m", "llm_train", *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_checks_and_trains_without_the_optional_packages(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 
 
 def share(rank: int, world_size: int, accumulation: int) -> Share:
-    return Share(rank=rank, world_size=world_size, per_device=3, accumulation=accumulation)
+    return Share(rank=rank, data_ranks=world_size, per_device=3, accumulation=accumulation)
 
 
 def samples_of_steps(world_size: int, accumulation: int, **position: int) -> list[list[int]]:

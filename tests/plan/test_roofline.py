@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from llm_train.model.network import Counts, Transformer
-from llm_train.model.network.fused import widths
 from llm_train.runtime.devices import device_called
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +74,8 @@ def test_totals_follow_from_the_parts() -> None:
 def test_a_gated_rotary_network_with_few_key_heads_by_hand() -> None:
     network = replace(GPT2, layers=1, width=64, heads=4, kv_heads=1, mlp_width=96, vocab_size=100)
     network = replace(network, activation="swiglu", positions="rotary", tied=False)
-    assert widths(network) == (64, 16, 96)
+    assert (network.width, network.key_value_heads * network.head_dim) == (64, 16)
+    assert network.hidden == 96
     # query, key and value 64 (64 + 2 * 16), output 64^2, gate, up and down 64 * 96 each.
     blocks = 64 * 96 + 64 * 64 + 3 * 64 * 96
     assert script.block_parameters(network) == blocks

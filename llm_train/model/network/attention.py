@@ -13,18 +13,14 @@ Shapes: B batch, T positions, D width, H query heads, K key/value heads, G = H /
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.cache import LayerCache, causal_mask
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.rotary import Rotary
 from llm_train.model.network.shadow import ShadowedLinear
-
-if TYPE_CHECKING:
-    from llm_train.model.network.transformer import Transformer
 
 
 class Attention(nn.Module):
@@ -34,11 +30,11 @@ class Attention(nn.Module):
     ``out.bias``, ``q_norm.weight`` (hd), ``k_norm.weight`` (hd); biases and norms where configured.
     """
 
-    def __init__(self, config: Transformer) -> None:
+    def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.heads = config.heads
-        self.head_dim = config.width // config.heads
-        kv_heads = config.kv_heads or config.heads
+        self.head_dim = config.head_dim
+        kv_heads = config.key_value_heads
         self.group = config.heads // kv_heads
         self.dropout = config.dropout
         rows = (self.group + 2) * kv_heads * self.head_dim

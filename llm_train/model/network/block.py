@@ -6,24 +6,20 @@ fullgraph=True)`` works. All blocks of a network share code objects and shapes a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
+from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.attention import Attention
 from llm_train.model.network.cache import LayerCache
 from llm_train.model.network.mlp import make_mlp
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
 
-if TYPE_CHECKING:
-    from llm_train.model.network.transformer import Transformer
-
 
 class Block(nn.Module):
     """Pre-norm residual layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
-    def __init__(self, config: Transformer) -> None:
+    def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)

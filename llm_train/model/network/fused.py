@@ -7,12 +7,9 @@ feed-forward part, V rows of the head.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from llm_train.model.network.mlp import default_hidden
-
-if TYPE_CHECKING:
-    from llm_train.model.network.transformer import Transformer
+from llm_train.model.network.architecture import Architecture
 
 _BF16 = 2
 
@@ -32,14 +29,7 @@ class FusedBytes(NamedTuple):
     loss: int
 
 
-def widths(network: Transformer) -> tuple[int, int, int]:
-    """D, K and M of a network."""
-    kv_width = network.width // network.heads * (network.kv_heads or network.heads)
-    hidden = network.mlp_width or default_hidden(network.activation, network.width)
-    return network.width, kv_width, hidden
-
-
-def fused_bytes(network: Transformer) -> FusedBytes:
+def fused_bytes(network: Architecture) -> FusedBytes:
     """Elements read + written, per layer.
 
     - Residual and norm, twice: forward 2 D + 2 D (reads stream and branch, writes both the new
@@ -55,7 +45,8 @@ def fused_bytes(network: Transformer) -> FusedBytes:
     them again for the gradient and writes the gradient in their place, 3 V. Dropout, biases and
     QK-norm are not counted.
     """
-    width, kv_width, hidden = widths(network)
+    width, hidden = network.width, network.hidden
+    kv_width = network.head_dim * network.key_value_heads
     forward, backward = (3, 5) if network.activation == "swiglu" else (2, 3)
     each_way = 8 * width
     each_way += 2 * (width + kv_width) if network.positions == "rotary" else 0

@@ -12,17 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llm_train.model.network.architecture import Activation, Architecture
 from llm_train.model.network.shadow import ShadowedLinear
-
-if TYPE_CHECKING:
-    from llm_train.model.network.transformer import Transformer
-
-Activation = Literal["gelu", "gelu_erf", "swiglu", "relu2"]
 
 _SLAB = 64
 
@@ -42,15 +37,6 @@ _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_erf": F.gelu,
     "relu2": relu2,
 }
-
-
-def default_hidden(activation: Activation, width: int) -> int:
-    """4 D; for SwiGLU 8/3 D rounded up to a multiple of 64, which has as many parameters.
-
-    >>> default_hidden("gelu", 768), default_hidden("swiglu", 768), default_hidden("swiglu", 1024)
-    (3072, 2048, 2752)
-    """
-    return 64 * math.ceil(8 * width / (3 * 64)) if activation == "swiglu" else 4 * width
 
 
 class PlainMLP(nn.Module):
@@ -87,9 +73,8 @@ class GatedMLP(nn.Module):
         return out
 
 
-def make_mlp(config: Transformer) -> PlainMLP | GatedMLP:
+def make_mlp(config: Architecture) -> PlainMLP | GatedMLP:
     """The feed-forward part that a configuration names."""
-    hidden = config.mlp_width or default_hidden(config.activation, config.width)
     if config.activation == "swiglu":
-        return GatedMLP(config.width, hidden, bias=config.bias)
-    return PlainMLP(config.width, hidden, config.activation, bias=config.bias)
+        return GatedMLP(config.width, config.hidden, bias=config.bias)
+    return PlainMLP(config.width, config.hidden, config.activation, bias=config.bias)

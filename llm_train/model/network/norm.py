@@ -8,14 +8,11 @@ and writes the low-precision tensors; eager, it costs a float32 copy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from llm_train.model.network.transformer import Transformer
+from llm_train.model.network.architecture import Architecture
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
 
 
-def make_norm(config: Transformer) -> LayerNorm | RMSNorm:
+def make_norm(config: Architecture) -> LayerNorm | RMSNorm:
     """The norm that a configuration names; RMSNorm has no bias whatever ``bias`` says."""
     if config.norm == "layernorm":
         return LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from llm_train.errors import ConfigError, check_at_least, check_choices
+from llm_train.errors import ConfigError
+from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel
@@ -36,7 +37,6 @@ from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
 from llm_train.runtime.autocast import autocast_dtype
 
-_DEFAULT_ROTARY_BASE = 10_000.0
 _ROLES = {
     "embedding": "embedding",
     "positions": "positions",
@@ -55,7 +55,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer(Network):
+class Transformer(Architecture, Network):
     """Configuration of a decoder-only Transformer; the defaults are a small Llama, not GPT-2.
 
     Attributes:
@@ -86,68 +86,6 @@ class Transformer(Network):
         norm_eps: added to the variance in every norm.
     """
 
-    vocab_size: int
-    layers: int
-    width: int
-    heads: int
-    max_sequence: int
-    pad_vocab_to: int = 1
-    kv_heads: int = 0
-    mlp_width: int = 0
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    activation: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "swiglu"
-    positions: Literal["learned", "rotary"] = "rotary"
-    rotary_base: float = _DEFAULT_ROTARY_BASE
-    qk_norm: bool = False
-    soft_cap: float = 0.0
-    tied: bool = False
-    bias: bool = False
-    dropout: float = 0.0
-    residual_init: Literal["depth", "zero"] = "depth"
-    init_std: float = 0.02
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        self._check_ranges()
-        if self.width % self.heads:
-            raise ConfigError(
-                f"width={self.width} is not a multiple of heads={self.heads}; "
-                f"nearest: {_nearest_multiples(self.width, self.heads)}"
-            )
-        if self.kv_heads and self.heads % self.kv_heads:
-            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
-            raise ConfigError(
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; "
-                f"use one of {', '.join(map(str, divisors))}, or 0 for as many as heads"
-            )
-        head_dim = self.width // self.heads
-        if self.positions == "rotary" and head_dim % 2:
-            raise ConfigError(
-                f"width={self.width} / heads={self.heads} gives {head_dim} features a head, but "
-                "positions=rotary turns pairs; make it even or use positions=learned"
-            )
-        if self.positions == "learned" and self.rotary_base != _DEFAULT_ROTARY_BASE:
-            raise ConfigError(
-                f"rotary_base={self.rotary_base:g} has no effect with positions=learned; "
-                "remove it or use positions=rotary"
-            )
-
-    def _check_ranges(self) -> None:
-        check_at_least(self, 1, "vocab_size", "layers", "width", "heads", "max_sequence")
-        check_at_least(self, 1, "pad_vocab_to")
-        check_at_least(self, 0, "kv_heads", "mlp_width", hint=" (0 derives it)")
-        for key in ("soft_cap", "init_std"):
-            value = getattr(self, key)
-            if not 0.0 <= value < math.inf:
-                raise ConfigError(f"{key}={value:g} must be a finite number of at least 0")
-        for key in ("rotary_base", "norm_eps"):
-            value = getattr(self, key)
-            if not 0.0 < value < math.inf:
-                raise ConfigError(f"{key}={value:g} must be a finite number above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
-
     @property
     def token_ids(self) -> int:
         """Number of token ids the network can read and predict (without padding)."""
@@ -158,11 +96,6 @@ class Transformer(Network):
         """Longest sequence the network accepts."""
         return self.max_sequence
 
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding and of the head."""
-        return self.pad_vocab_to * math.ceil(self.vocab_size / self.pad_vocab_to)
-
     def fused_bytes(self) -> FusedBytes:
         """By formula."""
         return fused_bytes(self)
@@ -170,11 +103,6 @@ class Transformer(Network):
     def build(self) -> Decoder:
         """Constructs the module on torch's current default device, without choosing its weights."""
         return Decoder(self)
-
-
-def _nearest_multiples(value: int, factor: int) -> str:
-    below = value // factor * factor
-    return f"{below} or {below + factor}" if below else f"{factor}"
 
 
 class Decoder(CachedLanguageModel):
@@ -188,8 +116,8 @@ class Decoder(CachedLanguageModel):
         self.embedding = nn.Embedding(rows, width)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_sequence, width) if learned else None
-        head_dim, base = width // config.heads, config.rotary_base
-        self.rotary = None if learned else Rotary(config.max_sequence, head_dim, base=base)
+        base = config.rotary_base
+        self.rotary = None if learned else Rotary(config.max_sequence, config.head_dim, base=base)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
@@ -220,8 +148,7 @@ class Decoder(CachedLanguageModel):
     def forward_flops(self, sequence: int) -> ForwardFlops:
         """From the modules; torch's counter finds the same, but takes a second to import."""
         matrices = (m.weight for m in self.modules() if isinstance(m, nn.Linear | Head))
-        head_dim = self.config.width // self.config.heads
-        shape = (self.config.layers * self.config.heads, sequence, head_dim)
+        shape = (self.config.layers * self.config.heads, sequence, self.config.head_dim)
         attention = attention_flops(shape, shape, shape)
         products = 2 * sequence * sum(matrix.numel() for matrix in matrices)
         return ForwardFlops(products, attention // 2, attention)

@@ -47,7 +47,7 @@ def problems(context: Context) -> Iterator[str]:
             f"{key} with model.optimizer={optimizer.name}, which updates parameters together; use "
             f"AdamW, {way_out}"
         )
-    if not context.dense:
+    if not context.unmasked:
         yield (
             f"{key} with targets that data.source or model.loss ignores: gradients are divided by "
             "the number of the others when backward is over; write model.update=step"

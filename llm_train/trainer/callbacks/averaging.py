@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
 from llm_train.model.network.init import canonical_name
-from llm_train.run_state import trainee
+from llm_train.run_state import task_of
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.strategy.base import require_strategy
 
@@ -59,11 +59,11 @@ class EMA(Part, EachStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins with the present weights, where no checkpoint brought an average."""
-        self.tensors(trainee(pl_module).network)
+        self.tensors(task_of(pl_module).network)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Moves the average towards the weights."""
-        task = trainee(pl_module)
+        task = task_of(pl_module)
         weights = [parameter.detach().float() for parameter in task.network.parameters()]
         torch._foreach_lerp_(list(self._average.values()), weights, 1 - self.decay)
 
@@ -84,7 +84,7 @@ class EMA(Part, EachStep):
 def _at_rest(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:
     """The parameters as they lie between two uses: a gathered one would be freed, not kept."""
     require_strategy(trainer.strategy).reshard()
-    return [parameter.detach() for parameter in trainee(pl_module).network.parameters()]
+    return [parameter.detach() for parameter in task_of(pl_module).network.parameters()]
 
 
 def _overwrite(parameters: list[Tensor], values: list[Tensor]) -> None:

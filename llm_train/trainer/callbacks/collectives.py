@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from torch.profiler import ProfilerActivity, profile
 
-from llm_train.run_state import trainee
+from llm_train.run_state import task_of
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.logger.base import log_event
 
@@ -57,7 +57,7 @@ class Collectives(EachStep):
         """Starts recording before the first micro-batch of one of the last steps."""
         if batch_idx % trainer.accumulate_grad_batches or not trainer.is_global_zero:
             return
-        if trainer.global_step >= trainee(pl_module).derived.total_steps - STEPS:
+        if trainer.global_step >= task_of(pl_module).derived.total_steps - STEPS:
             self._profiler = profile(activities=[ProfilerActivity.CPU])
             self._profiler.start()
 
@@ -69,7 +69,7 @@ class Collectives(EachStep):
         profiler.stop()
         self._counts += count(e.name for e in profiler.events())  # type: ignore[no-untyped-call]
         self._steps += 1
-        if trainer.global_step == trainee(pl_module).derived.total_steps:
+        if trainer.global_step == task_of(pl_module).derived.total_steps:
             per_step = {kind: calls / self._steps for kind, calls in sorted(self._counts.items())}
             log_event(trainer.loggers, EVENT, trainer.global_step, per_step=per_step)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm_train.errors import ConfigError
 from llm_train.model.network.shadow import shadowed
-from llm_train.run_state import Trainee, trainee
+from llm_train.run_state import TaskBase, task_of
 from llm_train.runtime.devices import KINDS
 from llm_train.runtime.sharded import tensor_bytes
 from llm_train.runtime.terminal import say, section
@@ -81,14 +81,14 @@ class Forecast(EachStep):
     ) -> None:
         """Counts gradients while they are complete."""
         if trainer.global_step == self._due - 1:
-            self._gradients = size(p.grad for p in trainee(pl_module).network.parameters())
+            self._gradients = size(p.grad for p in task_of(pl_module).network.parameters())
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it once, at the end of the tenth step."""
         if trainer.global_step != self._due:
             return
         try:
-            measured = self._measured(trainer, trainee(pl_module))
+            measured = self._measured(trainer, task_of(pl_module))
         except Exception as error:  # whatever an optimizer or a strategy keeps, training goes on
             say(f"\nnothing to compare with the plan: {type(error).__name__}: {error}")
             return
@@ -98,7 +98,7 @@ class Forecast(EachStep):
         found = {name: measured[name] for name in known}
         log_event(trainer.loggers, "forecast", trainer.global_step, predicted=known, measured=found)
 
-    def _measured(self, trainer: pl.Trainer, task: Trainee) -> dict[str, float]:
+    def _measured(self, trainer: pl.Trainer, task: TaskBase) -> dict[str, float]:
         network, device = task.network, task.device
         found: dict[str, float] = {
             "parameters": size(network.parameters()),
@@ -113,7 +113,7 @@ class Forecast(EachStep):
         }
         if KINDS[device.type].peak_memory:
             found["peak"] = torch.accelerator.max_memory_allocated(device)
-            rate = task.run.latest.get("throughput/tokens_per_s")
+            rate = task.run_state.latest.get("throughput/tokens_per_s")
             found["step"] = task.derived.tokens_per_step / rate if rate else 0.0
         return found
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llm_train.derived import Derived
 from llm_train.errors import LLMTrainError
-from llm_train.run_state import Trainee, trainee
+from llm_train.run_state import TaskBase, task_of
 from llm_train.runtime.devices import KINDS
 from llm_train.runtime.startup import compile_seconds, seconds_since_start
 from llm_train.runtime.stopwatch import Lap
@@ -69,16 +69,16 @@ class Metrics(EachStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock when everything is built."""
-        task = trainee(pl_module)
+        task = task_of(pl_module)
         if self.late is None:
             self.late = trainer.strategy.root_device.type != "cpu"
-        task.run.flush = lambda: self._flush(trainer, task)
-        task.run.stopwatch.lap()
+        task.run_state.flush = lambda: self._flush(trainer, task)
+        task.run_state.stopwatch.lap()
         self._steps_at_lap = self._first_step = trainer.global_step
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes a sample when the last optimizer step of an interval is done."""
-        task = trainee(pl_module)
+        task = task_of(pl_module)
         step = trainer.global_step
         if step == self._first_step + 1:
             _log_first_step(trainer, task)
@@ -93,9 +93,9 @@ class Metrics(EachStep):
             # Or Lightning would not validate a last step that is no multiple of validate_every.
             trainer.should_stop = True
 
-    def _take(self, trainer: pl.Trainer, task: Trainee) -> _Sample:
-        sums, norm = task.run.sums, task.run.gradient_norm
-        stop = torch.full_like(sums[:1], float(task.run.stop_signal != 0))
+    def _take(self, trainer: pl.Trainer, task: TaskBase) -> _Sample:
+        sums, norm = task.run_state.sums, task.run_state.gradient_norm
+        stop = torch.full_like(sums[:1], float(task.run_state.stop_signal != 0))
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
         found = trainer.strategy.reduce(torch.cat([sums, stop, norm]), reduce_op="sum")
         # One number on all ranks where they reduce gradients, and exactly that is then the mean.
@@ -105,7 +105,7 @@ class Metrics(EachStep):
         if KINDS[found.device.type].pinned:
             values = torch.empty_like(found, device="cpu", pin_memory=True)
             values.copy_(found, non_blocking=True)
-        lap = task.run.stopwatch.lap()  # its mark comes after the copy in the stream
+        lap = task.run_state.stopwatch.lap()  # its mark comes after the copy in the stream
         step = trainer.global_step
         steps, self._steps_at_lap = step - self._steps_at_lap, step
         known = {
@@ -115,7 +115,7 @@ class Metrics(EachStep):
         }
         return _Sample(step=step, steps=steps, lap=lap, values=values, known=known)
 
-    def _flush(self, trainer: pl.Trainer, task: Trainee) -> None:
+    def _flush(self, trainer: pl.Trainer, task: TaskBase) -> None:
         """Publishes the pending sample, on all ranks at the same step."""
         sample, self._pending = self._pending, None
         if sample is None:
@@ -125,8 +125,8 @@ class Metrics(EachStep):
         loss = nats / tokens if tokens else math.nan
         metrics = {"train/loss": loss, "grad/norm": norm, **sample.known}
         metrics |= self._throughput(sample, task.derived)
-        task.run.latest.update(metrics)
-        task.run.latest_step = sample.step
+        task.run_state.latest.update(metrics)
+        task.run_state.latest_step = sample.step
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=sample.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -156,27 +156,27 @@ class Metrics(EachStep):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the throughput clock."""
-        task = trainee(pl_module)
+        task = task_of(pl_module)
         self._flush(trainer, task)
-        task.run.stopwatch.pause()
+        task.run_state.stopwatch.pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the held-out results and starts the clock again."""
-        task = trainee(pl_module)
-        task.run.stopwatch.resume()
-        metrics = dict(task.run.held_out)
+        task = task_of(pl_module)
+        task.run_state.stopwatch.resume()
+        metrics = dict(task.run_state.held_out)
         if trainer.state.fn == "fit":
             metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def _log_first_step(trainer: pl.Trainer, task: Trainee) -> None:
+def _log_first_step(trainer: pl.Trainer, task: TaskBase) -> None:
     """Records how long it took until the first update had been given to the device."""
-    task.run.start_up = {"seconds": round(seconds_since_start(), 3)}
+    task.run_state.start_up = {"seconds": round(seconds_since_start(), 3)}
     if seconds := compile_seconds():
-        task.run.start_up["compile_seconds"] = round(seconds, 3)
-    log_event(trainer.loggers, "first_step", trainer.global_step, **task.run.start_up)
+        task.run_state.start_up["compile_seconds"] = round(seconds, 3)
+    log_event(trainer.loggers, "first_step", trainer.global_step, **task.run_state.start_up)
 
 
 def halt(trainer: pl.Trainer) -> None:

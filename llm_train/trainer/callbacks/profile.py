@@ -26,7 +26,7 @@ from torch.profiler import ProfilerAction, ProfilerActivity, profile, schedule
 
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.run_state import trainee
+from llm_train.run_state import task_of
 from llm_train.runtime.terminal import say, section
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.callbacks.phases import Phases
@@ -91,7 +91,7 @@ class Profile(EachStep):
                 phases.restart()
             elif step == last:
                 self._stop(trainer)
-                with trainee(pl_module).run.stopwatch.paused():
+                with task_of(pl_module).run_state.stopwatch.paused():
                     self._publish(profiler, seconds)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

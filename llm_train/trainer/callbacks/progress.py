@@ -10,10 +10,9 @@ import sys
 from typing import NoReturn
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from llm_train.run_state import trainee
+from llm_train.run_state import task_of
 from llm_train.trainer.callbacks.base import EachStep
 
 _SHOWN = {
@@ -23,31 +22,21 @@ _SHOWN = {
 }
 
 
-class Progress(EachStep, ProgressBar):
+class Progress(EachStep):
     """Loss, throughput, MFU where a peak is known, and the time left."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
         self._bar: tqdm[NoReturn] | None = None
         self._shown = -1
         self._start_up_due = True
 
-    def disable(self) -> None:
-        """Shows nothing on this rank; Lightning calls it on all but rank 0."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Shows the bar again."""
-        self._enabled = True
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar at the step from which the run continues."""
-        if not self._enabled:
+        """Opens the bar at the step from which the run continues, on rank 0 alone."""
+        if not trainer.is_global_zero:
             return
         self._shown = trainer.global_step
         self._bar = tqdm(
-            total=trainee(pl_module).derived.total_steps,
+            total=task_of(pl_module).derived.total_steps,
             initial=trainer.global_step,
             unit="step",
             dynamic_ncols=True,
@@ -57,8 +46,8 @@ class Progress(EachStep, ProgressBar):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Moves the bar when the metrics callback has published a new interval."""
-        task = trainee(pl_module)
-        run, total = task.run, task.derived.total_steps
+        task = task_of(pl_module)
+        run, total = task.run_state, task.derived.total_steps
         step = run.latest_step
         if self._bar is None or step <= self._shown:
             return
@@ -67,8 +56,10 @@ class Progress(EachStep, ProgressBar):
             tqdm.write(describe_start_up(run.start_up), file=sys.stderr)
         text = describe(run.latest)
         if self._bar.disable:
-            left = _time_left(run.latest, (total - step) * task.derived.tokens_per_step)
-            tqdm.write(f"step {step}/{total}  {text}{left}", file=sys.stderr)
+            if rate := run.latest.get("throughput/tokens_per_s"):
+                seconds = (total - step) * task.derived.tokens_per_step / rate
+                text += f"  ETA {tqdm.format_interval(seconds)}"
+            tqdm.write(f"step {step}/{total}  {text}", file=sys.stderr)
         else:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._shown)
@@ -80,9 +71,9 @@ class Progress(EachStep, ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the held-out result on a line of its own, so that it stays readable."""
-        if not self._enabled or trainer.state.fn != "fit":
+        if self._bar is None:
             return
-        held_out = trainee(pl_module).run.held_out
+        held_out = task_of(pl_module).run_state.held_out
         text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"
         if "val/bits_per_byte" in held_out:
             text += f"  bits/byte {held_out['val/bits_per_byte']:.4f}"
@@ -113,8 +104,3 @@ def describe(metrics: dict[str, float]) -> str:
     'loss 2.5000  12,345 tokens/s  MFU 41.0%'
     """
     return "  ".join(text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics)
-
-
-def _time_left(latest: dict[str, float], tokens: int) -> str:
-    per_second = latest.get("throughput/tokens_per_s")
-    return f"  ETA {tqdm.format_interval(tokens / per_second)}" if per_second else ""

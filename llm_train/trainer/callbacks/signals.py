@@ -19,7 +19,7 @@ from types import FrameType
 
 import lightning.pytorch as pl
 
-from llm_train.run_state import RunState, trainee
+from llm_train.run_state import RunState, task_of
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.callbacks.metrics import halt
 
@@ -46,7 +46,7 @@ class GracefulStop(EachStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
-        self._run = trainee(pl_module).run
+        self._run = task_of(pl_module).run_state
         loop = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():
@@ -66,7 +66,7 @@ class GracefulStop(EachStep):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Alone, a process need not wait for the next log point."""
-        task = trainee(pl_module)
+        task = task_of(pl_module)
         last = trainer.global_step == task.derived.total_steps
-        if task.run.stop_signal and not last and trainer.world_size == 1:
+        if task.run_state.stop_signal and not last and trainer.world_size == 1:
             halt(trainer)

@@ -46,7 +46,8 @@ def read_lines(path: Path) -> list[Record]:
         except (ValueError, AttributeError):
             _log.warning("%s line %d is not a JSON object; skipped", path, number)
             continue
-        records.append({key: _decode(value) for key, value in items})
+        # A name is what ``encode`` made of a number; a list or a mapping cannot be looked up.
+        records.append({k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in items})
     return records
 
 
@@ -78,7 +79,3 @@ def merge(lines: Iterable[Record]) -> list[Record]:
 def read_metrics(path: Path) -> list[Record]:
     """The run's metrics: one dictionary per step with ``step``, ``time`` and every metric."""
     return merge(read_lines(path))
-
-
-def _decode(value: object) -> object:
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

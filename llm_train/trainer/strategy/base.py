@@ -28,7 +28,7 @@ from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.optimizer.clipping import global_norm
-from llm_train.run_state import Trainee, trainee
+from llm_train.run_state import TaskBase, task_of
 from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape, World
 
@@ -88,10 +88,10 @@ class Strategy(Costed, Part, LightningStrategy):
     # --- construction -----------------------------------------------------------------------------
 
     @property
-    def task(self) -> Trainee:
+    def task(self) -> TaskBase:
         """The module that the Trainer connected."""
         assert self.lightning_module is not None, "the Trainer connects the module"
-        return trainee(self.lightning_module)
+        return task_of(self.lightning_module)
 
     @property
     def shadow_dtype(self) -> torch.dtype | None:

@@ -99,7 +99,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         if context.float8 != "none":
             # DeepSpeed casts weights itself.
             yield f"model.float8={context.float8} does not work under ZeRO; write none, or use fsdp"
-        if not context.dense:
+        if not context.unmasked:
             # DeepSpeed reduces before they are counted.
             yield "data.source or model.loss ignores targets, which ZeRO cannot; use ddp or fsdp"
         yield from self._offload_problems(context)
@@ -255,7 +255,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         result = super(Strategy, self).optimizer_step(*args, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None:
-            self.task.run.gradient_norm = torch.as_tensor(norm)
+            self.task.run_state.gradient_norm = torch.as_tensor(norm)
         return result
 
     def save_state(self, directory: Path) -> None:

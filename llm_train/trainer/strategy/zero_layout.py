@@ -74,7 +74,7 @@ class Holder:
         """Number of the parameter group that a flat tensor belongs to."""
         return index
 
-    def frozen(self, parameter: nn.Parameter) -> Tensor | FlatFragment:
+    def frozen(self, parameter: nn.Parameter) -> Tensor:
         """A parameter that no optimizer updates; every rank has it."""
         return parameter.detach()
 
@@ -117,7 +117,7 @@ class Partitioned(Holder):
         elif swapped:
             zero._release_swap_buffers(index)
 
-    def frozen(self, parameter: Any) -> Tensor | FlatFragment:
+    def frozen(self, parameter: Any) -> Tensor:
         """This rank's cut."""
         return _cut(parameter, 0, parameter.ds_tensor.ds_numel).fragment(parameter.ds_tensor)
 

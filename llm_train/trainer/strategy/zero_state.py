@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.checkpoint import dcp
-from llm_train.checkpoint.fragments import FlatFragment
 from llm_train.checkpoint.tensors import model_tensors, require_fit, state_keys
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
@@ -84,7 +83,7 @@ def _load_group(
 ) -> None:
     flat, group = holder.flats[index], holder.zero.optimizer.param_groups[holder.group_of(index)]
     on_device = group.get("fused") or group.get("capturable")
-    tensors: dict[str, Tensor | FlatFragment] = {}
+    tensors: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     counters: dict[str, dict[str, Tensor]] = {}
     for parameter, place in holder.members[index].items():
@@ -127,9 +126,9 @@ def _one(key: str, values: Mapping[str, Tensor]) -> Tensor:
     return one
 
 
-def _not_updated(network: nn.Module, holder: Holder) -> dict[str, Tensor | FlatFragment]:
+def _not_updated(network: nn.Module, holder: Holder) -> dict[str, Tensor]:
     """Buffers, and parameters that are in no group."""
-    found: dict[str, Tensor | FlatFragment] = dict(model_tensors(network))
+    found = model_tensors(network)
     updated = {parameter for group in holder.members for parameter in group}
     for parameter, name in _names(network).items():
         if parameter in updated:

@@ -71,7 +71,7 @@ def train(
         ranks=1,
     )
     task = (Masked if masked else Task)(NETWORK, OPTIMIZER, SCHEDULE, loss, compile=compiled)
-    task.bind(derived, dense=not masked, token_bytes=None)
+    task.bind(derived, unmasked=not masked, token_bytes=None)
     seen = Seen()
     trainer = pl.Trainer(
         strategy=SingleDevice("cpu"),
@@ -101,8 +101,8 @@ class Seen(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if len(self.rates) < trainer.global_step:
-            self.rates.append(pl_module.run.latest["optimizer/lr"])
-            self.norms.append(pl_module.run.latest["grad/norm"])
+            self.rates.append(pl_module.run_state.latest["optimizer/lr"])
+            self.norms.append(pl_module.run_state.latest["grad/norm"])
 
 
 def plain(

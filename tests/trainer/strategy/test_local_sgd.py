@@ -114,7 +114,7 @@ def simulate(
     factor = WarmupCosine(warmup=Duration(2, "steps")).build(total_steps=STEPS, tokens_per_step=128)
     source = RandomTokens(vocabulary=61, length=4000, held_out_length=300, seed=3)
     windows = source.train_windows(16, 7)
-    shares = [Share(rank=r, world_size=2, per_device=2, accumulation=2) for r in (0, 1)]
+    shares = [Share(rank=r, data_ranks=2, per_device=2, accumulation=2) for r in (0, 1)]
     turns = [iter(MicroBatches(s, steps_total=STEPS, steps_done=0, consumed=0)) for s in shares]
     agreed = [p.detach().clone() for p in network.parameters()]
     velocity = [torch.zeros_like(p) for p in agreed]

@@ -1,0 +1,115 @@
+"""The sizes and choices that make up a Transformer, apart from the modules that follow them.
+
+Every module reads its own from here, so that none needs to know what it is a part of. Annotations
+are evaluated in this file alone, since a subclass inherits those of a dataclass as they are, and in
+its file a name such as ``Activation`` would mean nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_train.errors import ConfigError, check_at_least, check_choices
+
+Activation = Literal["gelu", "gelu_erf", "swiglu", "relu2"]
+
+_DEFAULT_ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What ``Transformer`` documents, checked."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    max_sequence: int
+    pad_vocab_to: int = 1
+    kv_heads: int = 0
+    mlp_width: int = 0
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    activation: Activation = "swiglu"
+    positions: Literal["learned", "rotary"] = "rotary"
+    rotary_base: float = _DEFAULT_ROTARY_BASE
+    qk_norm: bool = False
+    soft_cap: float = 0.0
+    tied: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+    residual_init: Literal["depth", "zero"] = "depth"
+    init_std: float = 0.02
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        self._check_ranges()
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width={self.width} is not a multiple of heads={self.heads}; "
+                f"nearest: {_nearest_multiples(self.width, self.heads)}"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise ConfigError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; "
+                f"use one of {', '.join(map(str, divisors))}, or 0 for as many as heads"
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ConfigError(
+                f"width={self.width} / heads={self.heads} gives {self.head_dim} features a head, "
+                "but positions=rotary turns pairs; make it even or use positions=learned"
+            )
+        if self.positions == "learned" and self.rotary_base != _DEFAULT_ROTARY_BASE:
+            raise ConfigError(
+                f"rotary_base={self.rotary_base:g} has no effect with positions=learned; "
+                "remove it or use positions=rotary"
+            )
+
+    def _check_ranges(self) -> None:
+        check_at_least(self, 1, "vocab_size", "layers", "width", "heads", "max_sequence")
+        check_at_least(self, 1, "pad_vocab_to")
+        check_at_least(self, 0, "kv_heads", "mlp_width", hint=" (0 derives it)")
+        for key in ("soft_cap", "init_std"):
+            value = getattr(self, key)
+            if not 0.0 <= value < math.inf:
+                raise ConfigError(f"{key}={value:g} must be a finite number of at least 0")
+        for key in ("rotary_base", "norm_eps"):
+            value = getattr(self, key)
+            if not 0.0 < value < math.inf:
+                raise ConfigError(f"{key}={value:g} must be a finite number above 0")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and of the head."""
+        return self.pad_vocab_to * math.ceil(self.vocab_size / self.pad_vocab_to)
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head."""
+        return self.width // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden features of the feed-forward part.
+
+        By default 4 D; for SwiGLU 8/3 D rounded up to a multiple of 64, as many parameters.
+
+        >>> sizes = {"vocab_size": 8, "layers": 1, "heads": 8, "max_sequence": 8}
+        >>> [Architecture(width=width, **sizes).hidden for width in (768, 1024)]
+        [2048, 2752]
+        """
+        gated = 64 * math.ceil(8 * self.width / (3 * 64))
+        return self.mlp_width or (gated if self.activation == "swiglu" else 4 * self.width)
+
+
+def _nearest_multiples(value: int, factor: int) -> str:
+    below = value // factor * factor
+    return f"{below} or {below + factor}" if below else f"{factor}"
