@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llm_train.data.base import Document, Piece, Split, SplitName
-from llm_train.errors import ConfigError
+from llm_train.errors import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +15,7 @@ class _Fraction(Split):
     fraction: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.fraction < 1.0:
-            raise ConfigError(
-                f"fraction={self.fraction} must lie in [0, 1): the part of the text held out"
-            )
+        check_at_least(self, 0, "fraction", below=1, hint=": the part of the text held out")
 
     @property
     def holds_out(self) -> bool:

@@ -188,32 +188,28 @@ class Watch(TorchDispatchMode):
         self.found[f"calls {kind} {ranks}"] += 1
 
 
-class _Blind:
-    """Looks away while DTensor runs an operator on whole fake tensors, to learn its shape only."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def __enter__(self) -> None:
-        self._watch.blind = True
-
-    def __exit__(self, *error: object) -> None:
-        self._watch.blind = False
-
-
 @contextmanager
 def watching() -> Iterator[Watch]:
     """A ``Watch`` that is entered, and told of what no operator shows."""
     watch, resize = Watch(), torch.UntypedStorage.resize_
+    shape_of_result = ShardingPropagator._propagate_tensor_meta_non_cached
 
     def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
         watch.resized(storage)
         return result
 
+    def unseen(*args: Any) -> Any:
+        # DTensor runs an operator on whole fake tensors here, only to learn the result's shape.
+        watch.blind = True
+        try:
+            return shape_of_result(*args)
+        finally:
+            watch.blind = False
+
     with (
         patch.object(torch.UntypedStorage, "resize_", resize_and_tell),
-        patch.object(ShardingPropagator, "_fake_mode_lock", _Blind(watch)),
+        patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", unseen),
         watch,
     ):
         yield watch

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from llm_train.errors import ConfigError, check_at_least, check_choices
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
-from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.cache import Cache, CachedLanguageModel, LayerCache
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes
 from llm_train.model.network.head import Head
@@ -137,16 +137,12 @@ class Transformer(Network):
         check_at_least(self, 1, "vocab_size", "layers", "width", "heads", "max_sequence")
         check_at_least(self, 1, "pad_vocab_to")
         check_at_least(self, 0, "kv_heads", "mlp_width", hint=" (0 derives it)")
-        for key in ("soft_cap", "init_std"):
-            value = getattr(self, key)
-            if not 0.0 <= value < math.inf:
-                raise ConfigError(f"{key}={value:g} must be a finite number of at least 0")
+        check_at_least(self, 0, "soft_cap", "init_std")
+        check_at_least(self, 0, "dropout", below=1)
         for key in ("rotary_base", "norm_eps"):
             value = getattr(self, key)
             if not 0.0 < value < math.inf:
                 raise ConfigError(f"{key}={value:g} must be a finite number above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
 
     @property
     def token_ids(self) -> int:
@@ -239,11 +235,11 @@ class Decoder(CachedLanguageModel):
 
     def new_cache(self) -> Cache:
         """An empty cache of ``max_positions`` positions."""
-        return Cache(self.config.layers, self.max_positions)
+        return [LayerCache(self.max_positions) for _ in range(self.config.layers)]
 
     def forward(self, tokens: Tensor, readout: Readout[R], cache: Cache | None = None) -> R:
         """(B, T) -> whatever ``readout`` returns; ``tokens`` follow what ``cache`` holds."""
-        start = 0 if cache is None else cache.length
+        start = 0 if cache is None else cache[0].length
         end = start + tokens.shape[1]
         if end > self.max_positions:
             raise ConfigError(
@@ -255,7 +251,7 @@ class Decoder(CachedLanguageModel):
             x = x + self.positions(torch.arange(start, end, device=tokens.device))
         x = self.dropout(x.to(autocast_dtype(x)))
         for index, block in enumerate(self.layers):
-            x = block(x, self.rotary, None if cache is None else cache.layers[index])
+            x = block(x, self.rotary, None if cache is None else cache[index])
         out: R = self.head(self.norm(x), readout)
         return out
 

@@ -276,7 +276,7 @@ def test_faulty_numbers_are_refused(config, settings, message):
 def test_faulty_choices_are_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.fused='yes' is not one of auto, on, off"):
         AdamW(learning_rate=0.1, fused="yes")
-    with pytest.raises(ConfigError, match=r"newton_schulz_steps=0 is not from 1 to 20"):
+    with pytest.raises(ConfigError, match=r"newton_schulz_steps=0 must be at least 1 and below 21"):
         MuonAdamW(learning_rate=0.1, newton_schulz_steps=0)
     with pytest.raises(ConfigError, match=r"learning_rate_scaling='rms' is not one of original,"):
         MuonAdamW(learning_rate=0.1, learning_rate_scaling="rms")
