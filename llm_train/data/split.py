@@ -38,6 +38,7 @@ class HashSplit(_Fraction):
     def held_out(self, key: str) -> bool:
         """The side of the document called ``key``."""
         digest = hashlib.sha256(f"{self.salt}/{key}".encode("utf-8", "surrogateescape")).digest()
+        # Eight bytes of a hash are uniform in 0 .. 2**64 - 1. Names of files need not be UTF-8.
         return int.from_bytes(digest[:8], "big") < self.fraction * 2.0**64
 
     def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:

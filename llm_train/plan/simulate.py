@@ -76,6 +76,7 @@ def simulate(case: Case) -> Measured:
     """Runs one optimizer step and returns what it took."""
     ranks = case.mesh.data_ranks * case.mesh.tensor
     group = fake_ranks(ranks) if case.strategy.cuts_network else nullcontext()
+    # A compiled update, as torchao's is, could not run on fake tensors.
     with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         network = _build(case, mode)

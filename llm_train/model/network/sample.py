@@ -36,6 +36,7 @@ def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) ->
         logits = torch.full_like(logits, float("-inf")).index_copy(0, kept, logits[kept])
     probabilities = torch.softmax(logits, dim=-1)
     if top_p < 1.0:
+        # Stable, so that of equally probable tokens the same ones are kept everywhere.
         ordered, order = torch.sort(probabilities, descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
         dropped = order[(before >= top_p) & (torch.arange(len(order)) > 0)]

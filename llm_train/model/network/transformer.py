@@ -249,6 +249,7 @@ class Decoder(CachedLanguageModel):
         x = self.embedding(tokens)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(torch.arange(start, end, device=tokens.device))
+        # The residual stream is in the dtype of products; norms compute in float32 by themselves.
         x = self.dropout(x.to(autocast_dtype(x)))
         for index, block in enumerate(self.layers):
             x = block(x, self.rotary, None if cache is None else cache[index])

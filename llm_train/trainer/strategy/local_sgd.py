@@ -230,6 +230,7 @@ class Outer:
         difference = torch.empty_like(self.agreed)
         buffers = map(self._pieces, (difference, self.agreed))
         for piece, agreed, parameter in zip(*buffers, self.parameters, strict=True):
+            # The replica began with the agreed weight as its dtype rounds it.
             piece.copy_(agreed.to(parameter.dtype)).sub_(parameter)
         dist.all_reduce(difference)
         difference /= dist.get_world_size()

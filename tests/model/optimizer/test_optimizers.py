@@ -246,12 +246,6 @@ def test_resuming_is_bitwise(config, carry):
 def test_muon_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match="found no matrix in a numbered layer"):
         MuonAdamW(learning_rate=0.1).build(nn.Linear(2, 2).named_parameters())
-    flat = nn.Parameter(torch.ones(4))
-    optimizer = MuonAdamW(learning_rate=0.1).build(tiny().named_parameters())
-    optimizer.param_groups[0]["params"] = [flat]  # ZeRO does the same
-    flat.grad = torch.ones(4)
-    with pytest.raises(ConfigError, match=r"needs whole matrices, not shape \(4,\)"):
-        optimizer.step()
 
 
 @pytest.mark.parametrize(
