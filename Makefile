@@ -45,8 +45,8 @@ elastic: $(STAMP) ## a checkpoint of every strategy into every other
 test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'slow and not gpu and not faults'
 
-test-gpu: $(STAMP) ## tests and a one-minute smoke on one CUDA device
-	$(BIN)/python -m pytest -m gpu
+test-gpu: $(STAMP) ## tests for one CUDA device, several at a time
+	$(BIN)/python -m pytest -m gpu -n 8
 
 test-pythons: ## install, import and train on each further Python of this machine
 	scripts/interpreters.sh
@@ -55,8 +55,8 @@ bench: $(STAMP) ## ratios and counts on a CPU; NANOGPT=DIR where it cannot be cl
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.cpu $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
-bench-gpu: $(STAMP) ## tests and all measurements on one CUDA device
-	PYTHON=$(BIN)/python scripts/gpu_bench.sh
+bench-gpu: $(STAMP) ## the four commands that test and measure on one CUDA device
+	for part in 1 2 3 4; do PYTHON=$(BIN)/python scripts/gpu_measure.sh $$part; done
 
 check: $(STAMP) ## format, lint, types, imports, YAML, spelling
 	$(BIN)/ruff format --check .

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judge import PEERS, Goal, Row, Rows, compare, goals
+from benchmarks.judge import PEERS, Goal, Row, Rows, compare, goals, read_rows
 
 LIMIT = 11_900
 """Length of a summary in characters; a remote command's output is cut off after about as many."""
@@ -35,7 +34,7 @@ _LOSS = (
 COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "throughput": _RATE,
     "peers": (*_RATE, ("ms", "milliseconds", ".2f")),
-    "tax": (*_RATE, ("ms", "milliseconds", ".2f")),
+    "modes": (*_RATE, ("ms", "milliseconds", ".2f")),
     "memory": (*_RATE[:1], *_RATE[5:]),
     "startup": (("seconds", "seconds", ".1f"),),
     "shakespeare": (("seconds", "seconds", ".1f"), ("step", "step", "d"), ("loss", "loss", ".4f")),
@@ -55,7 +54,7 @@ def read(paths: Sequence[Path]) -> Rows:
     """Reads all complete lines of the files, in order; rehearsals count only if alone."""
     rows: list[Row] = []
     for path in paths:
-        rows += [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1] if line]
+        rows += read_rows(path)
     measured = [row for row in rows if not row["versions"].get("rehearsal")]
     return Rows(measured or rows)
 

@@ -9,7 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from benchmarks.work import Job
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Peer:
     """A peer: its name in tables, the module that runs it, its job, and its measurements."""
 
@@ -101,10 +102,29 @@ class Peer:
         return (high - low) / 2
 
 
-def alternate(peers: Sequence[Peer], *, rounds: int, steps: int) -> None:
-    """Runs rounds of all living peers, in a new order each time; all must have been started."""
+def start_all(directory: str | Path, peers: Iterable[Peer]) -> list[Peer]:
+    """Starts peers alongside each other, since most of a start is compilation; those that live.
+
+    Inductor keeps the fastest of several timings of a kernel, which a busy device hardly changes.
+    """
+    with ThreadPoolExecutor() as pool:
+        started = {peer: pool.submit(peer.start, Path(directory)) for peer in peers}
+    for future in started.values():
+        future.result()
+    return [peer for peer in started if not peer.error]
+
+
+def alternate(
+    peers: Sequence[Peer], *, rounds: int, steps: int, until: float = float("inf")
+) -> None:
+    """Runs rounds of all living peers, in a new order each time; all must have been started.
+
+    After the time ``until``, seconds since the epoch, no round begins but the first three.
+    """
     order = random.Random(0)
-    for _ in range(rounds):
+    for index in range(rounds):
+        if index >= 3 and time.time() > until:
+            break
         alive = [peer for peer in peers if not peer.error]
         for peer in order.sample(alive, len(alive)):
             peer.run(steps)

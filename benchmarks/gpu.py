@@ -24,8 +24,7 @@ from typing import Any
 
 from benchmarks.draw import picture, read, summary
 from benchmarks.judge import WHOLE_STUDY
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.studies.environment import ROOT, described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +43,14 @@ class Study:
 
 
 STUDIES = [
+    Study(name="numerics", least=1, most=9),
+    Study(name="peers", least=1.5, most=9),
+    Study(name="modes", least=1, most=4),
+    Study(name="fractions", least=0.5, most=2),
+    Study(name="shakespeare", least=0.7, most=4),
     Study(name="throughput", least=2, most=16),
-    Study(name="peers", least=4, most=9),
-    Study(name="tax", least=2, most=4),
     Study(name="memory", least=1.5, most=5),
     Study(name="startup", least=2, most=6),
-    Study(name="shakespeare", least=1, most=4),
     Study(name="float8", least=3, most=12),
     Study(name="largest", least=3, most=12),
     Study(name="loss", least=2, most=10),
@@ -66,7 +67,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--thorough", action="store_true", help="try every micro-batch")
     parser.add_argument("--nanogpt", default="", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--shakespeare", default="", help="karpathy/char-rnn's input.txt")
-    parser.add_argument("--wheels", default="", help="a directory; all in it are installed")
     parser.add_argument("--out", type=Path, help="rows are appended to it")
     arguments = parser.parse_args()
     names = [study.name for study in STUDIES]
@@ -74,27 +74,10 @@ def parse() -> argparse.Namespace:
     if unknown := set(wanted) - set(names):
         parser.error(f"no study is called {', '.join(sorted(unknown))}; there are {names}")
     arguments.only = wanted
-    for key in ("nanogpt", "shakespeare", "wheels"):
+    for key in ("nanogpt", "shakespeare"):
         if (path := getattr(arguments, key)) and not Path(path).exists():
             parser.error(f"--{key}={path} does not exist")
     return arguments
-
-
-def install(directory: Path) -> None:
-    """Installs wheels without a network and without changing installed packages."""
-    wheels = [str(wheel) for wheel in sorted(directory.glob("*.whl"))]
-    if not wheels:
-        sys.exit(f"there are no wheels in {directory}")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--find-links", str(directory), *wheels], check=True)
-
-
-def versions() -> dict[str, Any]:
-    """Asks another process for the versions of the software and the device."""
-    command = [sys.executable, "-m", "benchmarks.studies.environment"]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def record(out: Path, study: str, found: dict[str, Any], **details: str) -> None:
@@ -126,9 +109,7 @@ def run(study: Study, settings: dict[str, Any], out: Path, minutes: float) -> No
 
 def main() -> None:
     arguments = parse()
-    if arguments.wheels:
-        install(Path(arguments.wheels))
-    found = versions()
+    found = described()
     if not arguments.rehearse and found["memory_gib"] is None:
         sys.exit("there is no CUDA device; --rehearse runs tiny twins on the CPU")
     found["rehearsal"] = arguments.rehearse

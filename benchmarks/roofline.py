@@ -99,7 +99,7 @@ def roofline(network: Transformer, device: Device, *, sequence: int, tokens: int
         sequence: positions of a sample.
         tokens: of one optimizer step.
     """
-    peak_flops = device.peak_flops("bf16-mixed")
+    peak_flops = device.peak_flops("bf16")
 
     def part(flops: float = 0, moved: float = 0, efficiency: float = MATMUL_EFFICIENCY) -> Part:
         seconds = flops / (efficiency * peak_flops)

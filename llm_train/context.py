@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
+from llm_train.runtime.devices import Kind
 from llm_train.units import Batch, Duration
 
 
@@ -103,9 +104,8 @@ class Context:
         batch: the global batch.
         ranks: processes in all, each with a device of its own.
         devices: devices on each node.
-        cuda_here: indices of the CUDA devices that a run would use and that this machine has.
-        accelerator: trainer.accelerator.
-        on_cuda: whether the run will use CUDA devices.
+        here: indices of the devices that a run would use and that this machine has.
+        accelerator: the kind of device that the run will use.
         precision: trainer.precision by its full name.
         gradient_clip: trainer.gradient_clip_val; 0 is none.
         dense: every training target counts in the loss.
@@ -126,9 +126,8 @@ class Context:
     batch: Batch
     ranks: int
     devices: int
-    cuda_here: tuple[int, ...]
-    accelerator: str
-    on_cuda: bool
+    here: tuple[int, ...]
+    accelerator: Kind
     precision: str
     gradient_clip: float
     dense: bool

@@ -38,8 +38,8 @@ class RunState:
             ranks. Owned by ``Metrics``; ``Checkpoints`` calls it before it saves.
         stop_signal: number of the signal that asked for an end; 0 is none. Owned by
             ``GracefulStop``.
-        stopwatch: measures training time. ``Metrics`` takes its laps; whoever stops training for a
-            while pauses it.
+        stopwatch: measures training time on the device. Owned by the task; ``Metrics`` takes its
+            laps, and whoever stops training for a while pauses it.
     """
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))

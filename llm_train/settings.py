@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from llm_train.context import Context, Model, Part
 from llm_train.data.module import TokenData
@@ -16,6 +14,8 @@ from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.network.meta import without_memory
 from llm_train.model.task import Task
+from llm_train.runtime.device_options import DeviceOptions
+from llm_train.runtime.devices import Kind, kind_called
 from llm_train.runtime.launch import Launch, find_launch
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
 from llm_train.trainer.strategy.base import require_strategy
@@ -56,6 +56,7 @@ class Settings:
         validate_every: distance between validations; 0 steps validates at the end only.
         batch: the global batch.
         checkpoint: when to save.
+        device: how devices are used.
         task: the LightningModule with its parts.
         data: the LightningDataModule with its parts.
         trainer: Lightning's Trainer arguments, nested objects instantiated.
@@ -69,6 +70,7 @@ class Settings:
     validate_every: Duration
     batch: Batch
     checkpoint: CheckpointPolicy
+    device: DeviceOptions
     task: Task
     data: TokenData
     trainer: dict[str, Any]
@@ -161,18 +163,15 @@ class Settings:
         Raises:
             ConfigError: devices or strategy make no sense.
         """
-        wanted = self.trainer.get("devices", "auto")
-        indices = wanted if isinstance(wanted, list) else range(self.devices)
-        here = torch.cuda.device_count() if self.on_cuda else 0
+        count = self.accelerator.count
         return Context(
             running=running,
             prepared=self.data.source.prepared,
             batch=self.batch,
             ranks=self.world_size,
             devices=self.devices,
-            cuda_here=tuple(index for index in indices if index < here),
-            accelerator=str(self.trainer.get("accelerator", "auto")),
-            on_cuda=self.on_cuda,
+            here=tuple(index for index in self._indices if index < count),
+            accelerator=self.accelerator,
             precision=self.precision,
             gradient_clip=self.trainer.get("gradient_clip_val") or 0.0,
             dense=self.dense,
@@ -215,8 +214,14 @@ class Settings:
 
     @property
     def _first_device(self) -> str:
-        wanted = self.trainer.get("devices")
-        return f"cuda:{wanted[0] if isinstance(wanted, list) else 0}" if self.on_cuda else "cpu"
+        kind = self.accelerator.type
+        return kind if kind == "cpu" else f"{kind}:{self._indices[0]}"
+
+    @property
+    def _indices(self) -> Sequence[int]:
+        """Of the devices of this node."""
+        wanted = self.trainer.get("devices", "auto")
+        return wanted if isinstance(wanted, list) and wanted else range(self.devices)
 
     @property
     def devices(self) -> int:
@@ -237,7 +242,7 @@ class Settings:
             )
         if self.launch.kind != "none":
             return self.launch.local_ranks
-        return max(1, torch.cuda.device_count()) if self.on_cuda else 1
+        return max(1, self.accelerator.count)
 
     @property
     def plugins(self) -> list[Any]:
@@ -245,11 +250,14 @@ class Settings:
         return _as_list(self.trainer.get("plugins"))
 
     @property
-    def on_cuda(self) -> bool:
-        """Whether the run will use CUDA devices."""
-        accelerator = self.trainer.get("accelerator", "auto")
-        wanted = accelerator in ("gpu", "cuda")
-        return wanted or (accelerator == "auto" and torch.cuda.is_available())
+    def accelerator(self) -> Kind:
+        """The kind of device that the run will use."""
+        return kind_called(str(self.trainer.get("accelerator", "auto")))
+
+    @property
+    def product_dtype(self) -> str:
+        """The type in which most matrices are multiplied, by its name in the table of devices."""
+        return self.device.product_dtype(self.accelerator, self.precision)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -99,6 +99,8 @@ def default_text(value: Any) -> str:
     """Writes a default value as YAML would write it."""
     if value is inspect.Parameter.empty:
         return "required"
+    if repr(value) == "<factory>":  # what a dataclass shows of an empty mapping
+        return "`{}`"
     if dataclasses.is_dataclass(value):
         return f"`{type(value).__name__}`"
     if isinstance(value, tuple) and len(value) > 3:
@@ -206,6 +208,7 @@ def page() -> str:
     """Returns the whole page."""
     from llm_train.data.module import TokenData
     from llm_train.model.task import Task
+    from llm_train.runtime.device_options import DeviceOptions
     from llm_train.settings import CheckpointPolicy
     from llm_train.units import Batch, Scaling
 
@@ -246,6 +249,12 @@ def page() -> str:
         about(CheckpointPolicy),
         "",
         *table(CheckpointPolicy),
+        "",
+        "## device",
+        "",
+        about(DeviceOptions),
+        "",
+        *table(DeviceOptions),
         "",
         "## model",
         "",

@@ -23,6 +23,7 @@ from lightning.pytorch.trainer import call
 from lightning_utilities.core.imports import RequirementCache
 from torch.distributed.checkpoint import FileSystemReader, planner_helpers
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
 def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
     from llm_train.trainer.strategy.zero import import_deepspeed
 
-    import_deepspeed()
+    import_deepspeed("cpu")
     backend = importlib.import_module("deepspeed.comm.torch")
     builder = backend.get_accelerator().create_op_builder("ShareMemCommBuilder")
     assert builder is not None  # otherwise nothing is left to switch off
@@ -180,6 +181,10 @@ def test_checkpoint_planners_look_tensors_up_by_these_methods() -> None:
 
 def test_the_metadata_of_a_checkpoint_is_read_by_one_method() -> None:
     assert "pickle" in inspect.getsource(FileSystemReader.read_metadata)
+
+
+def test_dtensor_learns_shapes_in_one_method() -> None:
+    assert "fake_mode" in inspect.getsource(ShardingPropagator._propagate_tensor_meta_non_cached)
 
 
 def test_apply_is_what_moves_and_casts_pass() -> None:

@@ -26,7 +26,7 @@ def main() -> None:
         if job.variant == "compiled"
         else None,
     )
-    model = hugging_face(shape)
+    model = hugging_face(shape, tied=job.options.get("tied", False))
     parameters = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True

@@ -28,8 +28,8 @@ def nanogpt(job: Job) -> nn.Module:
     )
 
 
-def hugging_face(shape: Shape) -> nn.Module:
-    """Builds the GPT-2 or Llama of transformers, with its SDPA attention."""
+def hugging_face(shape: Shape, *, tied: bool = False) -> nn.Module:
+    """Builds the GPT-2 or Llama of transformers, with its SDPA attention; GPT-2 is always tied."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     if shape.family == "gpt2":
@@ -57,6 +57,7 @@ def hugging_face(shape: Shape) -> nn.Module:
             num_attention_heads=shape.heads,
             num_key_value_heads=shape.kv_heads,
             max_position_embeddings=shape.sequence,
+            tie_word_embeddings=tied,
             use_cache=False,
             attn_implementation="sdpa",
         )

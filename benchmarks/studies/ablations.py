@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.duel import Peer, alternate
-from benchmarks.studies.attention import KERNELS
 from benchmarks.studies.common import Settings
 from benchmarks.studies.measure import numbers, start, steps_per_round
 
@@ -25,13 +24,13 @@ class Ablation:
     Attributes:
         name: name in rows.
         overrides: ``--key=value`` arguments of llm_train.
-        backend: attention kernel that is tried first; "" leaves the default.
+        kernel: of attention, on GPUs; a CPU has one. "" leaves the default.
         variant: variant of the peer; "" leaves the default.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
-    backend: str = ""
+    kernel: str = ""
     variant: str = ""
 
 
@@ -43,7 +42,10 @@ ABLATIONS = [
         name="AdamW not fused",
         overrides=("--model.optimizer=AdamW", "--model.optimizer.init_args.fused=off"),
     ),
-    *(Ablation(name=f"attention: {name}", backend=name) for name in KERNELS),
+    *(
+        Ablation(name=f"attention: {kernel}", kernel=kernel)
+        for kernel in ("cudnn", "flash", "efficient")
+    ),
     *(
         Ablation(name=f"loss in chunks of {size}", overrides=(_LOSS, f"{_CHUNK}{size}"))
         for size in (512, 1024, 2048, 4096, 8192)
@@ -54,6 +56,13 @@ ABLATIONS = [
         name="recompute: EveryNth n=2",
         overrides=(_RECOMPUTE + "EveryNth", "--model.recompute.init_args.n=2"),
     ),
+    Ablation(name="float32 products kept exact", overrides=("--device.float32_matmul=ieee",)),
+    Ablation(name="segments that do not grow", overrides=("--device.expandable_segments=false",)),
+    Ablation(name="ranks on any processor", overrides=("--device.numa_binding=false",)),
+    Ablation(
+        name="NCCL at high priority (several ranks)",
+        overrides=("--device.nccl={TORCH_NCCL_HIGH_PRIORITY: '1'}",),
+    ),
     Ablation(name="metrics at every step", overrides=("--trainer.log_every_n_steps=1",)),
 ]
 
@@ -62,10 +71,10 @@ def peer(settings: Settings, ablation: Ablation) -> Peer:
     """Returns our process with one thing changed."""
     preset = settings.presets["gpt2-124m"]
     variant = ablation.variant or settings.variant
-    job = settings.ours(ablation.name, preset, *ablation.overrides, variant=variant).job
-    job.options["attention"] = ablation.backend
-    module = "benchmarks.studies.attention" if ablation.backend else "benchmarks.peers.ours"
-    return Peer(name=ablation.name, module=module, job=job)
+    overrides = ablation.overrides
+    if ablation.kernel and settings.device == "cuda":
+        overrides = (*overrides, f"--model.attention={ablation.kernel}")
+    return settings.ours(ablation.name, preset, *overrides, variant=variant)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.duel import Peer
+from benchmarks.judge import read_rows
 from benchmarks.peers.ours import configuration, write_shards
 from benchmarks.shapes import Preset, gpu_presets
 from benchmarks.work import Job, Shape, write_tokens
@@ -25,6 +26,8 @@ from llm_train.model.network import Counts, Transformer
 
 # A user would set these on a GPU, beyond the settings of benchmarks/peers/ours.py.
 RECIPE = ("--model.loss=ChunkedCausalLM",)
+# One graph fuses the loss by itself.
+ONE_GRAPH = ("--model.loss=CausalLM",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class Settings:
         study: name of the study in rows.
         out: file of rows.
         directory: folder for tokens, logs and runs; deleted afterwards.
-        rehearse: whether to run tiny shapes on the CPU.
+        rehearse: whether to run tiny shapes, on the CPU where there is no device.
         deadline: seconds since the epoch after which the process is killed.
         nanogpt: checkout of nanoGPT, or "".
         shakespeare: text of Shakespeare, or "".
@@ -67,12 +70,12 @@ class Settings:
     @property
     def device(self) -> str:
         """The type of device on which models run."""
-        return "cpu" if self.rehearse else "cuda"
+        return "cpu" if self.versions["memory_gib"] is None else "cuda"
 
     @property
     def variant(self) -> str:
         """The peers' variant: compiling tiny models on a CPU takes longer than running them."""
-        return "eager" if self.rehearse else "compiled"
+        return "eager" if self.device == "cpu" else "compiled"
 
     @property
     def presets(self) -> dict[str, Preset]:
@@ -85,15 +88,30 @@ class Settings:
         row = {"study": self.study, "case": case, **numbers}
         with open(self.out, "a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "time": now, "versions": self.versions}) + "\n")
-        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds")}
+        shown = {k: _short(v) for k, v in row.items() if k not in ("study", "rounds", "curve")}
         print(f"{self.study}: " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
 
     def has(self, seconds: float, case: str) -> bool:
-        """Returns whether so much time is left; writes a row if it is not."""
+        """Returns whether a case is still to be done and may be: writes a row if time is short."""
+        if self.done(case):
+            return False
         if self.rehearse or time.time() + seconds < self.deadline:
             return True
         self.emit(case, skipped="time")
         return False
+
+    def done(self, *cases: str) -> bool:
+        """Returns whether earlier commands of the same day, on the same device, gave the rows."""
+        rows = read_rows(Path(self.out))
+        device = self.versions["device"]
+        found = {
+            row["case"]
+            for row in rows
+            if row["study"] == self.study
+            and row["versions"]["device"] == device
+            and not {"error", "skipped"} & set(row)
+        }
+        return set(cases) <= found
 
     def tokens(self, vocab: int) -> str:
         """Writes a file of random tokens once, and alongside it the same tokens as shards."""
@@ -112,7 +130,7 @@ class Settings:
         values: dict[str, Any] = {
             "shape": shape,
             "device": self.device,
-            "dtype": "float32" if self.rehearse else "bfloat16",
+            "dtype": "float32" if self.device == "cpu" else "bfloat16",
             "variant": self.variant,
             "tokens": self.tokens(shape.vocab),
             "warmup": 3 if self.rehearse else 10,

@@ -10,12 +10,17 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("lightning", "transformers", "accelerate", "torchao", "triton", "liger-kernel")
+PACKAGES = (
+    *("lightning", "transformers", "accelerate", "deepspeed", "torchao", "triton", "liger-kernel"),
+)
+ROOT = Path(__file__).parents[2]
 
 
 def _first_line(*command: str) -> str | None:
@@ -44,6 +49,14 @@ def versions() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         found["memory_gib"] = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return found
+
+
+def described() -> dict[str, Any]:
+    """Asks another process for the versions of the software and the device."""
+    command = [sys.executable, "-m", "benchmarks.studies.environment"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 

@@ -38,6 +38,8 @@ def main() -> None:
     for name, preset in settings.presets.items():
         if settings.shapes and name not in settings.shapes:
             continue
+        if settings.done(name):
+            continue
         goals = {"must": preset.must, "aim": preset.aim, "roof": preset.roof}
         settings.emit(name, **best(settings, name, preset), **goals)
 

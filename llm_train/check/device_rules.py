@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 
 from llm_train.check.trainer_rules import ACCELERATORS
+from llm_train.runtime.devices import KINDS, kind_here
 from llm_train.settings import Settings
 
 
@@ -18,18 +18,37 @@ def devices(settings: Settings) -> Iterator[str]:
     accelerator = settings.trainer.get("accelerator", "auto")
     if accelerator not in ACCELERATORS:
         kind = type(accelerator).__name__ if isinstance(accelerator, Accelerator) else accelerator
-        yield f"trainer.accelerator={kind} is not one of {', '.join(ACCELERATORS)}"
+        yield f"trainer.accelerator={kind} is not one of {', '.join(ACCELERATORS)}; choose one"
+    elif accelerator in ("auto", "gpu") and kind_here() not in ("", *KINDS):
+        yield (
+            f"trainer.accelerator={accelerator} finds {kind_here()}, on which nothing here has "
+            "run; write trainer.accelerator=cpu"
+        )
     wanted = settings.trainer.get("devices", "auto")
     if isinstance(wanted, list):
         if not wanted or len(set(wanted)) < len(wanted):
             yield f"trainer.devices={wanted} must name each device once, and at least one"
-        if not settings.on_cuda:
+        if settings.accelerator.type == "cpu":
             count = max(len(wanted), 1)
             yield f"trainer.devices={wanted} names CPUs by index; write trainer.devices={count}"
     nodes = settings.trainer.get("num_nodes", 1)
     if nodes < 1:
         yield f"trainer.num_nodes={nodes} must be at least 1"
     yield from _launcher(settings)
+    yield from settings.device.problems(settings.accelerator)
+    if not settings.accelerator.communicates:
+        yield from _alone(settings)
+
+
+def _alone(settings: Settings) -> Iterator[str]:
+    """Ranks that could not exchange tensors."""
+    traits = settings.strategy.traits(settings.world_size)
+    if traits.communicates or settings.world_size > 1:
+        yield (
+            f"trainer.strategy={traits.name} with {settings.world_size} ranks needs collectives, "
+            f"which {settings.accelerator.type} does not have; write trainer.strategy=single and "
+            "trainer.devices=1"
+        )
 
 
 def _launcher(settings: Settings) -> Iterator[str]:
@@ -67,18 +86,20 @@ def present(settings: Settings) -> Iterator[str]:
             f"trainer.num_nodes={nodes} but nothing started processes on other nodes; use torchrun "
             "or srun (docs/launching.md)"
         )
-    if not settings.on_cuda:
+    kind = settings.accelerator
+    if kind.type == "cpu":
         return
-    here = torch.cuda.device_count()
+    here = kind.count
     wanted = settings.trainer.get("devices", "auto")
     needed = max(wanted) + 1 if isinstance(wanted, list) and wanted else settings.devices
     if here < needed and launch.kind == "srun":
         yield (
             f"srun started {launch.local_ranks} tasks on this node and each sees {here} of its "
-            "CUDA devices; give sbatch --gpus-per-node instead of --gpus-per-task"
+            f"{kind.type.upper()} devices; give sbatch --gpus-per-node instead of --gpus-per-task"
         )
     elif here < needed:
         yield (
-            f"trainer.accelerator={settings.trainer.get('accelerator')} needs {needed} CUDA "
-            f"devices and this machine has {here}; set trainer.devices, or trainer.accelerator=cpu"
+            f"trainer.accelerator={settings.trainer.get('accelerator')} needs {needed} "
+            f"{kind.type.upper()} devices and this machine has {here}; set trainer.devices, or "
+            "trainer.accelerator=cpu"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
-from llm_train.runtime.devices import dense_peak_flops
+from llm_train.runtime.devices import device_named
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
 
@@ -17,15 +17,25 @@ _ASSUMED_MFU = 0.4
 _REFERENCE_DEVICES = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
 
 
-def table(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Every derived number, by section, as plain values."""
+def table(settings: Settings, device: torch.device | None = None) -> dict[str, dict[str, Any]]:
+    """Every derived number, by section, as plain values.
+
+    Args:
+        settings: what was configured.
+        device: of this rank; None for the first device that a run would use.
+
+    Raises:
+        ConfigError: the configured attention kernel cannot run on the device, which is here.
+    """
     derived = settings.derive()
+    kernel = _attention(settings, derived, device or torch.device(settings.world.device))
     return {
-        "network": _network(settings, derived),
+        "network": _network(settings, derived) | {"attention": kernel},
         "batch": _batch(settings, derived),
         "learning rate": _learning_rate(settings, derived),
         "schedule": _schedule(settings, derived),
         "run": _run(settings, derived),
+        "device": _device(settings),
         "time": _time(settings, derived),
         "data": _data(settings, derived),
     }
@@ -50,6 +60,15 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "compile": settings.task.construction.compile,
         "float8": settings.task.construction.float8,
     }
+
+
+def _attention(settings: Settings, derived: Derived, device: torch.device) -> str:
+    """The kernel that torch chooses on ``device``, if it is here to be asked about."""
+    task = settings.task
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"{task.attention}; there is no device here to ask"
+    kernels = task.attention_kernels(settings.precision, derived.sequence, device)
+    return ", ".join(kernels) or "unknown"
 
 
 def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
@@ -117,7 +136,7 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
     return {
         "directory": str(settings.run_dir),
         "ranks": derived.ranks,
-        "accelerator": "cuda" if settings.on_cuda else "cpu",
+        "accelerator": settings.accelerator.type,
         "strategy": settings.strategy.traits(derived.ranks).name,
         "precision": settings.precision,
         "gradient_clip": settings.trainer.get("gradient_clip_val") or "none",
@@ -130,17 +149,24 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
     }
 
 
+def _device(settings: Settings) -> dict[str, Any]:
+    """How the devices are used; what ranks wait for each other, where they do."""
+    rows: dict[str, Any] = settings.device.described(settings.accelerator)
+    timeout = settings.strategy.timeout
+    return rows | ({} if timeout is None else {"timeout_minutes": timeout.total_seconds() / 60})
+
+
 def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
     """Hours at an assumed utilisation, on the device here or, without one, on two known ones."""
-    if not settings.on_cuda:
+    if settings.accelerator.type != "cuda":
         return {}
-    names = [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else _REFERENCE_DEVICES
-    dtype = "bf16" if settings.precision.startswith("bf16") else "fp32"
+    names = [torch.cuda.get_device_name(0)] if settings.accelerator.count else _REFERENCE_DEVICES
+    dtype = settings.product_dtype
     flops = settings.task.counts.flops_per_token(derived.sequence, causal=True)
     rows: dict[str, Any] = {}
     for name in names:
-        peak = dense_peak_flops(name, dtype)
-        if peak is not None:
+        device = device_named(name)
+        if device is not None and (peak := device.peak_flops(dtype)):
             hours = flops * derived.total_tokens / (derived.ranks * peak * _ASSUMED_MFU) / 3600
             assumed = f"an MFU of {_ASSUMED_MFU:.0%} against {peak / 1e12:g} TFLOP/s {dtype}"
             rows[f"hours on {derived.ranks} x {name}"] = f"{hours:.3g}, assuming {assumed}"

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from llm_train.settings import Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
 # Trainer arguments that another key replaces or that would break an invariant, with the way out.

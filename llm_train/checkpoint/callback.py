@@ -65,7 +65,7 @@ class Checkpoints(pl.Callback):
     ) -> None:
         """Restores the random state before the first batch, and saves between two steps."""
         if self._random_state is not None:
-            set_random_state(self._random_state)
+            set_random_state(self._random_state, trainer.strategy.root_device)
             self._random_state = None
         step = trainer.global_step
         boundary = batch_idx % trainer.accumulate_grad_batches == 0
@@ -92,7 +92,8 @@ class Checkpoints(pl.Callback):
             trainer.strategy.barrier()
             _keeper(trainer).save_state(stage / "state")
             callback_state.write_tensors(trainer, stage)
-            rank = {"random": random_state(), "sums": run.sums.cpu()}
+            random = random_state(trainer.strategy.root_device)
+            rank = {"random": random, "sums": run.sums.cpu()}
             torch.save(rank, stage / _rank_file(trainer.global_rank))
             kept = callback_state.collect(trainer)
             trainer.strategy.barrier()

@@ -26,6 +26,7 @@ from llm_train.checkpoint.fragments import FlatFragment, LoadPlanner, SavePlanne
 from llm_train.errors import CheckpointError
 
 _SCALARS = "optimizer_scalars.json"
+_COPIED_AHEAD = 10_000_000  # bytes on their way from the device to a file; DCP's default
 _PATHS = {"Path", "PosixPath", "PurePosixPath"}
 _TRUSTED = {
     "pathlib": _PATHS,
@@ -74,10 +75,12 @@ def write(
         scalars: by parameter, what is no tensor.
         own: set where the scalars of this rank are no other rank's.
     """
+    # DCP copies ahead in a stream of its own wherever there is a GPU, also for tensors on the host.
+    ahead = _COPIED_AHEAD if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
     with _quiet():
         state_dict_saver.save(
             dict(tensors),
-            storage_writer=FileSystemWriter(directory),
+            storage_writer=FileSystemWriter(directory, per_thread_copy_ahead=ahead),
             planner=SavePlanner(),
         )
     if own or not dist.is_initialized() or dist.get_rank() == 0:

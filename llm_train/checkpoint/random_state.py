@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 
-def random_state() -> dict[str, Any]:
-    """The generators of this process."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The generators of this process: the host's and that of ``device``."""
     # The global generator is the one that libraries draw from.
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     state = {
@@ -19,18 +19,18 @@ def random_state() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the generators back where ``random_state`` found them."""
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Puts the generators back where ``random_state`` found them, on the same kind of device."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     # The global generator is the one that libraries draw from.
     np.random.set_state((name, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type])

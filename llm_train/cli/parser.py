@@ -30,6 +30,7 @@ from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
 from llm_train.model.task import Task
 from llm_train.runtime import yaml12
+from llm_train.runtime.device_options import DeviceOptions
 from llm_train.settings import CheckpointPolicy, Settings
 from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration
@@ -41,6 +42,7 @@ ROOTS: Mapping[str, Setting] = {
     "validate_every": Setting(Duration),
     "batch": Setting(Batch, required=True),
     "checkpoint": Setting(CheckpointPolicy),
+    "device": Setting(DeviceOptions),
     "trainer": Setting(pl.Trainer),
     "model": Setting(Task, required=True),
     "data": Setting(TokenData, required=True),
@@ -76,6 +78,7 @@ def _new_parser() -> ArgumentParser:
     )
     parser.add_argument("--batch", type=Batch, help="the global batch")
     parser.add_argument("--checkpoint", type=CheckpointPolicy, default=CheckpointPolicy())
+    parser.add_argument("--device", type=DeviceOptions, default=DeviceOptions())
     for key in ("trainer", "model", "data"):
         parser.add_class_arguments(
             ROOTS[key].hint,
@@ -122,6 +125,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
             validate_every=built.validate_every,
             batch=built.batch,
             checkpoint=built.checkpoint,
+            device=built.device,
             task=built.model,
             data=built.data,
             trainer=dict(built.trainer),

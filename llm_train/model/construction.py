@@ -19,6 +19,7 @@ from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.network import float8
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.init import initialise, materialise
+from llm_train.model.network.meta import without_parameters
 from llm_train.model.recompute.base import Recompute
 from llm_train.trainer.strategy.base import Strategy
 
@@ -56,9 +57,10 @@ class Construction(Part):
     @staticmethod
     def _graph_problems(context: Context) -> Iterator[str]:
         """A replayed graph writes gradients to the same memory each time."""
-        if not context.on_cuda:
+        kind = context.accelerator.type
+        if kind != "cuda":
             yield (
-                "model.compile=graphs has no effect on a CPU, which has no CUDA graphs; write "
+                f"model.compile=graphs has no effect on {kind}, which has no CUDA graphs; write "
                 "model.compile=network"
             )
         if context.strategy.communicates:
@@ -76,7 +78,7 @@ class Construction(Part):
 
     def network(self, config: Network, strategy: Strategy, seed: int) -> LanguageModel:
         """The network on the devices of ``strategy``; each parameter is drawn from (seed, name)."""
-        with strategy.construction():
+        with without_parameters():
             network = config.build()
         if self.float8 != "none":
             float8.to_float8(network, self.float8, strategy.root_device)
@@ -85,8 +87,7 @@ class Construction(Part):
             for block in network.blocks():
                 block.compile(dynamic=False)
         strategy.shard(network)
-        if any(parameter.is_meta for parameter in network.parameters()):
-            materialise(network, strategy.parameter_device, buffers=strategy.root_device)
+        materialise(network, strategy.parameter_device, buffers=strategy.root_device)
         initialise(network, seed, strategy.gathered)
         return network
 

@@ -10,11 +10,13 @@ compares it with Lightning's own (``tests/model/test_lightning_shortcuts.py``).
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer import trainer as trainer_module
 from torch import Tensor
 
 _NOTHING = nullcontext()
@@ -55,6 +57,21 @@ def trim(trainer: pl.Trainer) -> None:
     """Replaces the loop's search for the arguments of ``training_step``, which are always two."""
     loop = trainer.fit_loop.epoch_loop
     loop._build_kwargs = _build_kwargs  # type: ignore[method-assign]
+
+
+@contextmanager
+def no_sanity_check() -> Iterator[None]:
+    """Lightning keeps the random state of all GPUs around a sanity check that no run here has.
+
+    For that it would initialise CUDA in a run on CPUs as well.
+    """
+    names = vars(trainer_module)
+    isolate = names["isolate_rng"]
+    names["isolate_rng"] = nullcontext
+    try:
+        yield
+    finally:
+        names["isolate_rng"] = isolate
 
 
 def _build_kwargs(

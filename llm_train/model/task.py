@@ -31,7 +31,7 @@ from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
 from llm_train.model.network.flops import Counts
 from llm_train.model.network.meta import without_memory
-from llm_train.model.network.sdpa import Kernel, attention_order
+from llm_train.model.network.sdpa import Kernel
 from llm_train.model.network.shadow import ShadowWeights
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
@@ -42,6 +42,8 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import Trainee
+from llm_train.runtime.devices import KINDS
+from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.strategy.base import Strategy, require_strategy
 
 
@@ -58,8 +60,9 @@ class Task(Part, Trimmed, Trainee):
             one graph (one device or ddp; no overlap of reductions with backward); graphs replays
             that graph through CUDA graphs (one GPU, one micro-batch a step); none compiles nothing.
         float8: how the blocks' linear layers scale operands of FP8 products; none: no FP8.
-        attention: kernel that is tried first on a GPU; auto is cuDNN's on Hopper and later, else
-            FlashAttention; flash3 is FlashAttention 3 from its own package.
+        attention: the one kernel that may compute attention on a GPU; auto tries cuDNN's first on
+            Hopper and later, else FlashAttention, and takes the next one where the first cannot
+            compute it; flash3 is FlashAttention 3 from its own package.
         update: step waits for all gradients; backward updates each parameter as soon as its own
             gradient is there, and frees that gradient (no clipping, no accumulation; one device or
             fsdp).
@@ -164,9 +167,10 @@ class Task(Part, Trimmed, Trainee):
         return optimizer
 
     def setup(self, stage: str) -> None:
-        """Puts the accumulators on the device."""
+        """Puts the accumulators and the clock on the device."""
         device = self.trainer.strategy.root_device
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.run.stopwatch = Stopwatch(device)
+        wide = torch.float64 if KINDS[device.type].float64 else torch.float32
         self.run.sums = torch.zeros(2, dtype=wide, device=device)
         self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
         self._valid = torch.zeros((), dtype=torch.int64, device=device)
@@ -174,12 +178,28 @@ class Task(Part, Trimmed, Trainee):
             self._token_bytes = self._token_bytes.to(device)
 
     def kernels(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context of a run, in which the configured attention kernel is tried first.
+        """Context of a run, in which the configured kernel computes attention.
 
         It covers the whole run and not only a forward, since recomputation in backward must choose
         the same kernel.
         """
-        return attention_order(self.attention, device)
+        return sdpa.attention_kernel(self.attention, device)
+
+    def attention_kernels(self, precision: str, sequence: int, device: torch.device) -> list[str]:
+        """Kernels that will compute attention in training; empty where that is not known.
+
+        Args:
+            precision: trainer.precision by its full name.
+            sequence: positions of a sample.
+            device: of the run.
+
+        Raises:
+            ConfigError: the configured kernel cannot.
+        """
+        with without_memory():
+            network = self.network_config.build()
+        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        return sdpa.chosen(self.attention, network, sequence, dtype, device)
 
     def on_fit_start(self) -> None:
         """Seeds each rank on its own; a resume on as many ranks restores the saved state."""
@@ -210,7 +230,9 @@ class Task(Part, Trimmed, Trainee):
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
-        sums: LossSum = self(tokens[:, :-1], targets)
+        # Not self(...): DeepSpeed is told by the hooks of a module's call that a micro-batch begins, and
+        # told twice forgets in which order to prefetch.
+        sums = self.forward(tokens[:, :-1], targets)
         # float64 += float32, in place: no cast and no third tensor.
         self.run.sums[0].add_(sums.nats)
         self.run.sums[1].add_(sums.tokens)
@@ -281,7 +303,7 @@ class Task(Part, Trimmed, Trainee):
         targets = self.strategy.own_targets(tokens[:, 1:])
         absent = targets < 0
         inputs = tokens[:, :-1].clamp(min=0)
-        sums: LossSum = self(inputs, targets.masked_fill(absent, self.loss.ignore_index))
+        sums = self.forward(inputs, targets.masked_fill(absent, self.loss.ignore_index))
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()

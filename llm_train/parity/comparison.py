@@ -118,7 +118,7 @@ def parity(
     say(section("changed for the comparison, in all runs", configuration.spelt(changes)))
     say(f"\nruns of {steps} steps, in {compared.folder}")
     rows, allowed = _rows(compared, precision, baselines, ready)
-    say("\n" + explanation(precision, allowed, on_cuda=settings.on_cuda))
+    say("\n" + explanation(precision, allowed, peak_memory=settings.accelerator.peak_memory))
     say("\n" + table(rows))
     for name, line in refused:
         say(f"skipped {name}: {line}")

@@ -19,9 +19,9 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def explanation(precision: str, allowed: Distance, *, on_cuda: bool) -> str:
+def explanation(precision: str, allowed: Distance, *, peak_memory: bool) -> str:
     """What the columns hold and what is allowed in them."""
-    memory = "peak of the allocator" if on_cuda else "largest resident set, libraries included"
+    memory = "peak of the allocator" if peak_memory else "largest resident set, libraries included"
     if precision == "32-true":
         rule = f"{FP32:.0e}; weights {FACTOR:g} times 'single, rounded otherwise', at least that"
         if max(allowed.loss, allowed.norm) > FP32:

@@ -49,7 +49,12 @@ REFERENCE = Variant(name="single", strategy="single", alone=True)
 EXACT = replace(
     REFERENCE,
     name="single, in fp32",
-    overrides={"trainer.precision": "32-true", "model.float8": "none", "model.attention": "auto"},
+    overrides={
+        "trainer.precision": "32-true",
+        "device.float32_matmul": "ieee",
+        "model.float8": "none",
+        "model.attention": "auto",
+    },
 )
 """One process in fp32, whose rounding is nothing against that of a narrower precision."""
 

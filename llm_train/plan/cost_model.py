@@ -143,7 +143,7 @@ class CostModel:
             micro_batches: of the step.
             tokens: of a micro-batch.
         """
-        peak_flops = self.device.peak_flops(self.precision)
+        peak_flops = self.device.peak_flops(self.settings.product_dtype)
         memory = speed.MEMORY_EFFICIENCY * self.device.bytes_per_second
         each = micro_batches / 2 / tensor  # two micro-batches were simulated
         products = each * found["products"] / (speed.PRODUCTS_EFFICIENCY * peak_flops)
@@ -196,7 +196,7 @@ class CostModel:
             "seconds_per_step": candidate.seconds,
             "tokens_per_second": rate,
             "tokens_per_second_per_gpu": rate / ranks,
-            "mfu": useful / (ranks * self.device.peak_flops(self.precision)),
+            "mfu": useful / (ranks * self.device.peak_flops(self.settings.product_dtype)),
             "days": hours / 24,
             "gpu_hours": hours * ranks,
             "energy_mwh": hours * ranks * self.device.watts / 1e6,

@@ -119,7 +119,7 @@ def _head(settings: Settings, own: Candidate, device: Device) -> dict[str, str]:
     return {
         "devices": f"{nodes} nodes x {settings.devices} x {device.name}",
         "configured": str(own),
-        "precision": settings.precision,
+        "precision": f"{settings.precision}, most products in {settings.product_dtype}",
         "micro-batches a step": str(own.micro_batches),
         "compile": settings.task.construction.compile,
         "optimizer": type(settings.task.optimizer_config).__name__,

@@ -192,24 +192,23 @@ class Watch(TorchDispatchMode):
 def watching() -> Iterator[Watch]:
     """A ``Watch`` that is entered, and told of what no operator shows."""
     watch, resize = Watch(), torch.UntypedStorage.resize_
-    shape_of_result = ShardingPropagator._propagate_tensor_meta_non_cached
+    learn_shape = ShardingPropagator._propagate_tensor_meta_non_cached
 
     def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
         watch.resized(storage)
         return result
 
-    def unseen(*args: Any) -> Any:
-        # DTensor runs an operator on whole fake tensors here, only to learn the result's shape.
-        watch.blind = True
+    def learn_shape_unseen(propagator: ShardingPropagator, operator: Any) -> Any:
+        watch.blind = True  # DTensor runs an operator on whole fake tensors here
         try:
-            return shape_of_result(*args)
+            return learn_shape(propagator, operator)
         finally:
             watch.blind = False
 
     with (
         patch.object(torch.UntypedStorage, "resize_", resize_and_tell),
-        patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", unseen),
+        patch.object(ShardingPropagator, learn_shape.__name__, learn_shape_unseen),
         watch,
     ):
         yield watch

@@ -17,8 +17,9 @@ from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel, Projection
 from llm_train.model.network.init import materialise
-from llm_train.model.network.meta import without_memory
+from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
+from llm_train.runtime.devices import kind_called
 from llm_train.settings import Settings
 
 
@@ -119,7 +120,7 @@ def load_checkpoint(
     path = CheckpointStore(Path(".")).resolve(where).path
     assert path is not None
     settings = load(["-c", str(path / "config.yaml")])
-    with without_memory():
+    with without_parameters():
         network = settings.task.network_config.build()
     materialise(network, _device(device))
     load_weights(path, network)
@@ -144,7 +145,7 @@ def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Ite
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(kind_called("auto").type)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.model.lightning_shortcuts import NoProfiler, trim
-from llm_train.runtime.devices import dense_peak_flops
+from llm_train.runtime.devices import device_named
 from llm_train.runtime.host_memory import keep_freed_memory
 from llm_train.runtime.launch import Launch
 from llm_train.runtime.srun import Srun
@@ -35,7 +35,7 @@ def build_trainer(
         callbacks: come last in the list, after the user's and ours.
         metrics: the logger that every training has; None where nothing is trained or logged.
     """
-    if not settings.on_cuda:
+    if settings.accelerator.type == "cpu":
         keep_freed_memory()
     arguments = dict(settings.trainer)
     wanted = settings.trainer.get("devices")
@@ -48,6 +48,7 @@ def build_trainer(
     loggers = [] if metrics is None else [metrics, *settings.loggers]
     attach(loggers, settings.run_dir)
     arguments.update(
+        accelerator=settings.accelerator.type,
         strategy=settings.strategy,
         devices=wanted if isinstance(wanted, list) else settings.devices,
         num_nodes=_nodes(settings),
@@ -62,6 +63,9 @@ def build_trainer(
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        # Tensors made in it, as all weights are where a run only validates, cannot be loaded into
+        # on torch 2.11 once they are sharded; nor are their changes counted, which shadows need.
+        inference_mode=False,
         default_root_dir=str(settings.run_dir),
         callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
         logger=loggers or False,
@@ -98,7 +102,7 @@ def bind(settings: Settings, derived: Derived, trainer: pl.Trainer) -> None:
         sequence=derived.sequence,
         seed=derived.seed,
         steps_total=derived.total_steps,
-        pin_memory=settings.on_cuda,
+        pin_memory=settings.accelerator.pinned,
     )
 
 
@@ -116,8 +120,7 @@ def _environment(launch: Launch) -> ClusterEnvironment:
 
 
 def _peak(settings: Settings) -> float:
-    if not settings.on_cuda or not torch.cuda.is_available():
+    if settings.accelerator.type != "cuda" or not settings.accelerator.count:
         return 0.0
-    fp32 = "tf32" if torch.get_float32_matmul_precision() != "highest" else "fp32"
-    dtype = "bf16" if settings.precision.startswith("bf16") else fp32
-    return dense_peak_flops(torch.cuda.get_device_name(0), dtype) or 0.0
+    device = device_named(torch.cuda.get_device_name(0))
+    return 0.0 if device is None else device.peak_flops(settings.product_dtype)

@@ -22,6 +22,7 @@ from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError
+from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
 from llm_train.run.trainer import bind, build_trainer
 from llm_train.settings import Settings
@@ -77,7 +78,7 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
-        with _as_config_error(), task.kernels(trainer.strategy.root_device):
+        with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
             trainer.fit(task, datamodule=self.settings.data)
         number = _leave_process_group(trainer, task.run.stop_signal)
         step = trainer.global_step
@@ -108,8 +109,9 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     """
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
-    derived, table = settings.derive(), checks.table(settings)
+    derived = settings.derive()
     saver = Checkpoints(
         store=_store(settings, derived),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -121,12 +123,13 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
-        # Called when training starts, by when ``trainer`` exists.
+        # Called when training starts, by when ``table`` and ``trainer`` exist.
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=bool(resume)
         ),
     )
     trainer = _bound_trainer(settings, derived, [saver], JSONLMetrics())
+    table = checks.table(settings, trainer.strategy.root_device)
     return Run(settings=settings, derived=derived, table=table, trainer=trainer)
 
 
@@ -141,6 +144,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         ConfigError: the settings have problems; one line for each.
         CheckpointError: there is no checkpoint, or it does not fit the settings.
     """
+    settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
     path = _store(settings, derived).resolve(checkpoint).path
@@ -153,7 +157,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
     settings = replace(settings, trainer={**settings.trainer, "strategy": scoring})
     trainer = _bound_trainer(settings, derived, [], None)
     trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
-    with _as_config_error(), settings.task.kernels(trainer.strategy.root_device):
+    with _as_config_error(), _in_use(settings, trainer):
         trainer.validate(settings.task, datamodule=settings.data, verbose=False)
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
@@ -174,6 +178,17 @@ def _bound_trainer(
         trainer = build_trainer(settings, derived, callbacks, metrics)
     bind(settings, derived, trainer)
     return trainer
+
+
+@contextmanager
+def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
+    """What the process is told about the device while a run lasts."""
+    device = trainer.strategy.root_device
+    with (
+        settings.device.in_use(settings.accelerator, device.index or 0),
+        settings.task.kernels(device),
+    ):
+        yield
 
 
 @contextmanager

@@ -11,11 +11,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
     Autocast leaves float64 alone, and so does this function.
     """
-    kind = x.device.type
-    if (
-        torch.amp.is_autocast_available(kind)
-        and torch.is_autocast_enabled(kind)
-        and x.dtype != torch.float64
-    ):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    # Not torch.amp.is_autocast_available: torch 2.11 cannot compile that, and breaks the graph. The
+    # meta device alone has no autocast.
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)

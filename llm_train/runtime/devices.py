@@ -1,4 +1,4 @@
-"""Devices in one table: their dense peak rates, their memory, and the links between them.
+"""Devices in two tables: what kinds there are, and the rates, memory and links of those on sale.
 
 Vendors advertise rates with 2:4 sparsity, which no pretraining uses; every rate here is the dense
 one, half the advertised one where only that is printed. Where a chip multiplies faster when it also
@@ -19,6 +19,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
+import torch
+
 from llm_train.errors import ConfigError
 
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
@@ -27,6 +29,61 @@ DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
 # (other chips) and "MIG ..." (a slice of a chip) may not.
 _BEFORE = r"(?:NVIDIA |AMD |GeForce |Instinct |Tesla )*"
 _AFTER = r"(?:[ -](?:SXM[0-9]?|PCIe|OAM|[0-9]+GB|HBM[0-9]e?|VF))*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of device, and what torch can do there.
+
+    Attributes:
+        type: torch's name of it; ROCm's devices are called cuda as well.
+        float64: it has 64-bit floating-point numbers.
+        pinned: copies from and to pinned host memory run alongside computation.
+        tf32: float32 matrices may be multiplied in TF32.
+        peak_memory: its allocator remembers the most that was in use.
+        communicates: ranks on such devices can exchange tensors.
+    """
+
+    type: str
+    float64: bool = True
+    pinned: bool = False
+    tf32: bool = False
+    peak_memory: bool = False
+    communicates: bool = True
+
+    @property
+    def count(self) -> int:
+        """How many are here; a machine counts as one CPU."""
+        return int(torch.get_device_module(self.type).device_count())
+
+
+KINDS = {
+    kind.type: kind
+    for kind in (
+        Kind(type="cpu"),
+        Kind(type="cuda", pinned=True, tf32=True, peak_memory=True),
+        # Apple's GPUs: memory is shared with the host, and torch has no collectives for them.
+        Kind(type="mps", float64=False, communicates=False),
+    )
+}
+"""The kinds that runs can use, by torch's names."""
+
+
+def kind_called(accelerator: str) -> Kind:
+    """The kind that ``trainer.accelerator`` names; auto and gpu mean what is here.
+
+    Where nothing is here, auto is the CPU and gpu is CUDA.
+    """
+    if accelerator in ("auto", "gpu"):
+        here = kind_here()
+        accelerator = here or {"auto": "cpu", "gpu": "cuda"}[accelerator]
+    return KINDS.get(accelerator, KINDS["cpu"])
+
+
+def kind_here() -> str:
+    """Torch's name of the accelerator of this machine; empty where there is none."""
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return "" if here is None else here.type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +112,10 @@ class Device:
     network: float = 0.0
     watts: float = 0.0
 
-    def peak_flops(self, precision: str) -> float:
-        """Dense peak of matrix products under a precision of the Trainer, FLOP/s."""
-        return self.tflops["bf16" if precision.startswith("bf16") else "fp32"] * 1e12
+    def peak_flops(self, dtype: str) -> float:
+        """Dense peak of matrix products, FLOP/s; without TF32, float32 matrices stay float32."""
+        rate = self.tflops[dtype]
+        return 1e12 * (rate or self.tflops["fp32"] if dtype == "tf32" else rate)
 
 
 def _rates(
@@ -174,9 +232,16 @@ def dense_peak_flops(device_name: str, dtype: str) -> float | None:
     True
     """
     assert dtype in DTYPES, f"{dtype!r} is none of {DTYPES}"
+    device = device_named(device_name)
+    return None if device is None else device.tflops[dtype] * 1e12 or None
+
+
+def device_named(device_name: str) -> Device | None:
+    """A device as the driver names it, or None when it is not known."""
+    name = device_name.strip()
     for device in _TABLE:
-        if re.fullmatch(_BEFORE + device.pattern + _AFTER, device_name.strip(), re.IGNORECASE):
-            return device.tflops[dtype] * 1e12 or None
+        if re.fullmatch(_BEFORE + device.pattern + _AFTER, name, re.IGNORECASE):
+            return device
     return None
 
 

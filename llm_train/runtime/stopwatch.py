@@ -1,4 +1,9 @@
-"""A clock that runs only while training, so that frequent saving does not change the throughput."""
+"""A clock that runs only while training, so that frequent saving does not change the throughput.
+
+On a device the host runs ahead: when the host reaches a log point, the device may still work on the
+interval before it. There a mark is an event in the device's stream, whose time can be asked for
+later, without waiting now.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
-_Mark = float | torch.cuda.Event
+_Mark = float | torch.Event
+_HOST = torch.device("cpu")
 
 
 class Lap:
@@ -30,26 +36,31 @@ class Lap:
 
 
 class Stopwatch:
-    """Measures the seconds between laps, without the pauses."""
+    """Measures the seconds between laps, without the pauses.
 
-    def __init__(self) -> None:
-        self._start = _mark()
+    Args:
+        device: whose time is measured; the kind of device that trains, not any that is there.
+    """
+
+    def __init__(self, device: torch.device = _HOST) -> None:
+        self._device = device
+        self._start = self._mark()
         self._runs: list[tuple[_Mark, _Mark]] = []
 
     def lap(self) -> Lap:
         """Ends a lap and begins the next one."""
-        now = _mark()
+        now = self._mark()
         lap = Lap([*self._runs, (self._start, now)])
         self._start, self._runs = now, []
         return lap
 
     def pause(self) -> None:
         """Leaves out what happens from here to ``resume``."""
-        self._runs.append((self._start, _mark()))
+        self._runs.append((self._start, self._mark()))
 
     def resume(self) -> None:
         """Runs again after ``pause``."""
-        self._start = _mark()
+        self._start = self._mark()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -60,21 +71,17 @@ class Stopwatch:
         finally:
             self.resume()
 
-
-def _mark() -> _Mark:
-    """Returns the current time: an event once CUDA is in use, else seconds."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return time.perf_counter()
-    # The host runs ahead of the device: when the host reaches a log point, the device may still
-    # work on the interval before it. An event in the stream marks the device's time, and its
-    # seconds can be asked for later, without waiting now.
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
+    def _mark(self) -> _Mark:
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
 
 
 def _between(start: _Mark, end: _Mark) -> float:
     if isinstance(start, float) or isinstance(end, float):
-        # CUDA came into use between the two marks, and nothing was trained before.
-        return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
+        assert isinstance(start, float), "one stopwatch has marks of one kind"
+        assert isinstance(end, float), "one stopwatch has marks of one kind"
+        return end - start
     return float(start.elapsed_time(end)) / 1000

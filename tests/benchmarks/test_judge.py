@@ -107,13 +107,13 @@ def test_trials_and_later_failures_do_not_replace_a_result() -> None:
 
 
 def test_a_skipped_study_says_why_until_it_ran() -> None:
-    skipped = row("tax", WHOLE_STUDY, skipped="time")
+    skipped = row("peers", WHOLE_STUDY, skipped="time")
     name = "124M against bare loop"
     goal = verdicts(skipped)[name]
     assert (goal.verdict, goal.note) == ("not measured", "time")
-    ran = [timed("tax", "ours", 100, 1), timed("tax", "bare loop", 99, 1)]
+    ran = [timed("peers", "ours", 100, 1), timed("peers", "bare loop", 99, 1)]
     assert verdicts(skipped, *ran)[name].verdict == "must"
-    assert len(Rows([skipped, *ran]).of("tax")) == 2
+    assert len(Rows([skipped, *ran]).of("peers")) == 2
 
 
 def test_the_summary_fits_and_loses_the_least_important(tmp_path: Path) -> None:

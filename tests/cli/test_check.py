@@ -77,7 +77,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "no nodes": ({"trainer__num_nodes": -1}, "trainer.num_nodes=-1 must be at least 1"),
     "accelerator": (
         {"trainer__accelerator": "tpu"},
-        "trainer.accelerator=tpu is not one of auto, cpu, gpu, cuda",
+        "trainer.accelerator=tpu is not one of auto, cpu, gpu, cuda, mps; choose one",
     ),
     "strategy of Lightning by name": (
         {"trainer__strategy": "deepspeed_stage_2"},

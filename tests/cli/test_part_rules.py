@@ -69,8 +69,12 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a kernel on a CPU": ({"model__attention": "cudnn"}, "model.attention=cudnn; remove it"),
     "FlashAttention 3 without its package": (
-        {**ON_GPU, "model__attention": "flash3"},
+        {**ON_GPU, "model__attention": "flash3", "trainer__precision": "bf16-mixed"},
         "model.attention=flash3; install FlashAttention 3, or write auto",
+    ),
+    "a kernel for 16 bits in fp32": (
+        {**ON_GPU, "model__attention": "flash"},
+        "model.attention=flash; set trainer.precision=bf16-mixed, or write efficient or auto",
     ),
 }
 
@@ -91,7 +95,8 @@ def test_each_rule(name: str, tmp_path: Path) -> None:
         {"model__compile": "network"},
         {"model__compile": "network", "trainer__strategy": "ddp", "trainer__devices": 2},
         {**ON_GPU, "model__compile": "graphs", "batch__per_device": 8},
-        {**ON_GPU, "model__attention": "flash"},
+        {**ON_GPU, "model__attention": "flash", "trainer__precision": "bf16-mixed"},
+        {**ON_GPU, "model__attention": "efficient"},
     ],
 )
 def test_what_works_is_accepted(overrides: dict[str, Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from llm_train.testing.command import run
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-SHELL = ["torchrun.sh", "slurm.sbatch", "gpu_bench.sh", "interpreters.sh"]
+SHELL = ["torchrun.sh", "slurm.sbatch", "gpu_measure.sh", "gpu_wheels.sh", "interpreters.sh"]
 
 # A stand-in writes its name and arguments, one line per call, and then does as it is told.
 STAND_IN = """\

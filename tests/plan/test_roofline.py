@@ -46,12 +46,13 @@ def test_gpt2_by_hand() -> None:
     elementwise, loss = 2 * 768 * (12 * 36 + 9), 2 * 3 * 50304
     assert (elementwise, loss) == (677_376, 301_824)
     update = 34 * 123_568_128 / 524_288
+    products, memory = 1e15 * script.MATMUL_EFFICIENCY, 5e12 * script.MEMORY_EFFICIENCY
     expected = {
-        "blocks": (509_607_936, 0, 509_607_936 / 0.75e15),
-        "attention": (attention, 0, attention / 0.5e15),
-        "head and loss": (head, loss, head / 0.75e15 + loss / 4.25e12),
-        "element-wise": (0, elementwise, elementwise / 4.25e12),
-        "optimizer": (0, update, update / 4.25e12),
+        "blocks": (509_607_936, 0, 509_607_936 / products),
+        "attention": (attention, 0, attention / (1e15 * script.ATTENTION_EFFICIENCY)),
+        "head and loss": (head, loss, head / products + loss / memory),
+        "element-wise": (0, elementwise, elementwise / memory),
+        "optimizer": (0, update, update / memory),
     }
     assert set(found.parts) == set(expected)
     for name, numbers in expected.items():
@@ -65,8 +66,7 @@ def test_totals_follow_from_the_parts() -> None:
     assert found.tokens_per_second * found.seconds_per_token == pytest.approx(1)
     assert found.seconds_per_step == pytest.approx(524_288 / found.tokens_per_second)
     assert found.mfu == pytest.approx(found.tokens_per_second * 798_031_872 / 989.5e12)
-    # Products alone, at their efficiency, would give 0.75.
-    assert found.mfu < 0.75
+    assert found.mfu < script.MATMUL_EFFICIENCY  # which products alone would give
     small = script.roofline(GPT2, H200, sequence=1024, tokens=65_536)
     assert small.parts["optimizer"].seconds == pytest.approx(8 * found.parts["optimizer"].seconds)
     assert small.parts["blocks"] == found.parts["blocks"]

@@ -130,10 +130,10 @@ class _ChunkedSum(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad @ matrix  # (n, V) @ (V, D)
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad, part)
-        # The gradient is summed over chunks in float32 and rounded once. With bfloat16 products
-        # each chunk's share is rounded before it is added, so the result is as accurate as the
-        # plain loss's, but not bitwise the same.
+                    add_product(grad_weight, grad, part)
+        # The gradient is summed over chunks in float32 and rounded once. Where a device cannot add
+        # a bfloat16 product in float32, each chunk's share is rounded before it is added: the
+        # result is as accurate as the plain loss's, but not bitwise the same.
         saved_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         # These are gradients of the *sum*, a few units in size at most. That suits bfloat16 and
         # float32; float16 would underflow, as a loss scaler's factor arrives only in backward.
@@ -185,9 +185,12 @@ def _chunk(
     return sums, grad.to(settings.dtype)
 
 
-def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
+def add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
     """Adds ``grad`` (n, V) transposed @ ``hidden`` (n, D) to ``total`` (V, D, float32)."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), hidden)  # no second matrix of the weight's size
+    elif total.is_cuda and torch.version.hip is None:
+        # The product adds in float32 itself: a third faster, and nothing is rounded on the way.
+        torch.addmm(total, grad.t(), hidden, out_dtype=total.dtype, out=total)
     else:
         total += grad.t() @ hidden

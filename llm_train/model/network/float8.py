@@ -62,10 +62,11 @@ def problems(context: Context) -> Iterator[str]:
             f"model.float8={recipe} needs torchao, which is not installed; "
             "pip install 'llm-train[torchao]', or set model.float8=none"
         )
-    if context.on_cuda:
+    if context.accelerator.type == "cuda":
         yield from _cuda_problems(context)
-    here = context.cuda_here if context.running else ()
-    yield from _unmet(context.network, recipe, [torch.device("cuda", index) for index in here])
+    here = context.here if context.running and context.accelerator.type != "cpu" else ()
+    devices = [torch.device(context.accelerator.type, index) for index in here]
+    yield from _unmet(context.network, recipe, devices)
 
 
 def _cuda_problems(context: Context) -> Iterator[str]:

@@ -97,23 +97,19 @@ def materialise(
     device: torch.device | str,
     buffers: torch.device | str | None = None,
 ) -> None:
-    """Gives a network built on the meta device real, still undefined, parameters on ``device``.
-
-    Buffers that are a function of the configuration rebuild themselves, as ``Rotary`` does. A
-    network that already has storage is only moved.
+    """Gives parameters without memory some on ``device``, still undefined, and moves all else.
 
     Args:
-        network: changed in place.
+        network: changed in place; a tensor that has storage keeps its values.
         device: of parameters.
-        buffers: of modules that have buffers alone; where parameters are if not given.
+        buffers: where buffers are used; where parameters are if not given.
     """
-    if any(p.is_meta for p in network.parameters()):
-        network.to_empty(device=device)
-    else:
-        network.to(device)
-    if buffers is not None and torch.device(buffers) != torch.device(device):
-        for module in network.modules():
-            if next(module.parameters(), None) is None:
-                module.to(buffers)
+    elsewhere = device if buffers is None else buffers
+
+    def place(tensor: Tensor) -> Tensor:
+        target = device if isinstance(tensor, nn.Parameter) else elsewhere
+        return torch.empty_like(tensor, device=target) if tensor.is_meta else tensor.to(target)
+
+    network._apply(place)  # type: ignore[no-untyped-call]
     left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     assert torch.device(device).type == "meta" or not left, f"buffers without storage: {left}"

@@ -1,4 +1,4 @@
-"""Building modules without memory, to count and to ask."""
+"""Building modules without memory, to count and to ask, or without that of parameters, to train."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 
@@ -15,6 +17,28 @@ def without_memory() -> Iterator[None]:
     """Modules built inside the block are on the meta device and have no values."""
     with torch.device("meta"), _Unfilled():
         yield
+
+
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Modules built inside the block have buffers with their values, and parameters without memory.
+
+    What a constructor computes into a buffer is a function of the configuration that nobody else
+    knows, whereas the values of parameters come from elsewhere. A constructor's ``torch.empty`` for
+    a parameter exists until the parameter is registered; no page of it is ever touched.
+    """
+    handle = register_module_parameter_registration_hook(_to_meta)
+    try:
+        with _Unfilled():
+            yield
+    finally:
+        handle.remove()
+
+
+def _to_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta:  # a tied one is on meta already, and stays itself
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
 class _Unfilled(TorchFunctionMode):
@@ -32,5 +56,6 @@ class _Unfilled(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init" and "tensor" in given:
-            return given["tensor"]
+            if given["tensor"].is_meta:
+                return given["tensor"]
         return func(*args, **given)

@@ -1,9 +1,10 @@
-"""Which kernel torch's scaled_dot_product_attention tries first.
+"""Which kernel torch's scaled_dot_product_attention runs, and which one it would choose.
 
-On Hopper and Blackwell cuDNN's fused attention is the fastest of those that come with torch, but
-torch does not always try it first. The order is a global state of torch; it is set around a run and
-put back. A kernel that cannot do a shape is passed over, so an order never makes a run fail. On a
-CPU there is nothing to choose.
+A kernel that is asked for by name is the only one that torch may use during the run, so that it
+refuses a call which that kernel cannot compute instead of quietly taking another. ``auto`` is an
+order of preference: on Hopper and Blackwell cuDNN's fused attention is the fastest of those that
+come with torch, but torch does not always try it first. Both are global states of torch; they are
+set around a run and put back. On a CPU there is nothing to choose.
 
 FlashAttention 3 comes from its own package (``FLASH3_PACKAGE``); torch then runs it in the place of
 the version that it brings along.
@@ -12,19 +13,28 @@ the version that it brings along.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import (
     SDPBackend,
+    _cur_sdpa_kernel_backends,
     activate_flash_attention_impl,
+    current_flash_attention_impl,
     restore_flash_attention_impl,
     sdpa_kernel,
 )
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from llm_train.context import Context
+from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
 
 Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient"]
 
@@ -34,44 +44,194 @@ _KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+_NAMES = {backend: name for name, backend in _KERNELS.items()}
 FLASH3_PACKAGE = "flash_attn_interface"
 _CUDNN_FROM = (9, 0)  # compute capability
+_FLASH3_MAJOR = 9  # the only one that torch's registration of FlashAttention 3 accepts
+# What torch says where no kernel is left, also inside a compiler's error.
+_REFUSALS = ("No available kernel", "No viable backend for scaled_dot_product_attention")
+_LONGEST_PROBE = 2048  # positions; no kernel's rules look at more
 
 
 def problems(kernel: Kernel, context: Context) -> Iterator[str]:
-    """A kernel that is not installed, or that nothing would use."""
+    """A kernel that is not installed, that nothing would use, or that cannot compute in fp32."""
     if kernel == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
         yield (
             f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
             "install FlashAttention 3, or write auto"
         )
-    if kernel != "auto" and not context.on_cuda:
-        yield (f"model.attention={kernel} has no effect on a CPU, which has one kernel; remove it")
+    if kernel != "auto" and (kind := context.accelerator.type) != "cuda":
+        yield f"model.attention={kernel} has no effect on {kind}, which has one kernel; remove it"
+    elif kernel in ("cudnn", "flash", "flash3") and not context.precision.startswith("bf16"):
+        yield (
+            f"model.attention={kernel} computes in 16 bits alone, and "
+            f"trainer.precision={context.precision}; set trainer.precision=bf16-mixed, or write "
+            "efficient or auto"
+        )
 
 
 @contextmanager
-def attention_order(kernel: Kernel, device: torch.device) -> Iterator[None]:
-    """Tries ``kernel`` first inside the block, then flash, cuDNN, memory-efficient and plain.
+def attention_kernel(kernel: Kernel, device: torch.device) -> Iterator[None]:
+    """Computes attention by ``kernel`` inside the block, or raises an error where it cannot.
 
     Args:
-        kernel: ``auto`` is cudnn from compute capability 9.0 on, flash before; ``flash3`` is
-            FlashAttention 3, where it is installed.
+        kernel: ``auto`` tries cudnn first from compute capability 9.0 on, flash before, and then
+            the others; ``flash3`` is FlashAttention 3, where it is installed.
         device: of the run.
+
+    Raises:
+        ConfigError: ``kernel`` cannot compute what it was asked for, or cannot be loaded.
     """
-    if device.type != "cuda":
-        yield
-        return
-    first: str = kernel
-    if kernel == "auto":
-        capability = torch.cuda.get_device_capability(device)
-        first = "cudnn" if capability >= _CUDNN_FROM else "flash"
-    if kernel == "flash3":
-        activate_flash_attention_impl("FA3")
-        first = "flash"
-    order = sorted(_KERNELS, key=lambda name: name != first)  # the others in their order
-    with sdpa_kernel([_KERNELS[name] for name in order], set_priority=True):
+    with ExitStack() as stack:
+        if device.type == "cuda" and kernel == "auto":
+            capability = torch.cuda.get_device_capability(device)
+            first = "cudnn" if capability >= _CUDNN_FROM else "flash"
+            order = sorted(_KERNELS, key=lambda name: name != first)  # the others in their order
+            _let_torch_set_its_order(device)
+            stack.enter_context(sdpa_kernel([_KERNELS[name] for name in order], set_priority=True))
+        elif device.type == "cuda":
+            if kernel == "flash3":
+                stack.enter_context(_flash3(device))
+            stack.enter_context(sdpa_kernel(_KERNELS[kernel.rstrip("3")]))
+        stack.enter_context(_known_to_compile_caches())
         try:
             yield
-        finally:
-            if kernel == "flash3":
-                restore_flash_attention_impl()
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _REFUSALS):
+                raise
+            raise ConfigError(_cannot(kernel, "torch's warnings say why")) from error
+
+
+def _cannot(kernel: Kernel, reason: str) -> str:
+    return (
+        f"model.attention={kernel} cannot compute this network's attention here ({reason}); "
+        "write auto"
+    )
+
+
+def _let_torch_set_its_order(device: torch.device) -> None:
+    """Makes the first choice of this process, in which torch 2.11 to 2.13 overwrite the order."""
+    with torch.cuda.device(device):
+        query = torch.empty(1, 1, 1, 8, device=device, dtype=torch.bfloat16)
+        torch._fused_sdp_choice(query, query, query)
+
+
+@contextmanager
+def _flash3(device: torch.device) -> Iterator[None]:
+    capability = torch.cuda.get_device_capability(device)
+    if capability[0] != _FLASH3_MAJOR:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(_cannot("flash3", f"it runs on Hopper, not on {name}"))
+    try:
+        activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError) as error:  # built for another torch, or without backward
+        reason = f"{FLASH3_PACKAGE} cannot be loaded: {str(error).splitlines()[0]}"
+        raise ConfigError(_cannot("flash3", reason)) from error
+    try:
+        yield
+    finally:
+        restore_flash_attention_impl()
+
+
+@contextmanager
+def _known_to_compile_caches() -> Iterator[None]:
+    """Gives graphs compiled inside the block entries of their own in torch's caches on disk.
+
+    A kernel is chosen while a graph is compiled and is part of the result, but torch looks a result
+    up by what goes in, and does not count the kernels that are allowed, and their order, among it.
+    """
+    kernels = _cur_sdpa_kernel_backends(with_priority=True)
+    words = [torch.compiler.config.cache_key_tag, *(kernel.name for kernel in kernels)]
+    tag = " ".join([*words, current_flash_attention_impl() or ""]).strip()
+    # mypy does not see what torch adds to its modules of settings.
+    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        yield
+
+
+def chosen(
+    kernel: Kernel,
+    network: LanguageModel,
+    sequence: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[str]:
+    """Names of the kernels that train ``network`` on ``device``; empty where that is not known.
+
+    Torch itself is asked, about the calls that the network makes.
+
+    Args:
+        kernel: what was asked for.
+        network: on the meta device.
+        sequence: positions of a sample.
+        dtype: of queries, keys and values.
+        device: of the run.
+
+    Raises:
+        ConfigError: ``kernel`` cannot compute one of the calls.
+    """
+
+    def real(leaf: Any) -> Any:  # a leaf of arguments is anything
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = dtype if leaf.is_floating_point() else leaf.dtype
+        tensor = torch.empty_strided(leaf.shape, leaf.stride(), dtype=own, device=device)
+        return tensor.requires_grad_(leaf.requires_grad)
+
+    found = set()
+    for args, kwargs in _calls(network, min(sequence, _LONGEST_PROBE)):
+        if kernel == "flash3" and kwargs.get("dropout_p"):
+            raise ConfigError(_cannot(kernel, "it has no dropout"))
+        with warnings.catch_warnings(record=True) as caught, attention_kernel(kernel, device):
+            warnings.simplefilter("always")
+            try:
+                number = torch._fused_sdp_choice(*tree_map(real, args), **tree_map(real, kwargs))
+            except RuntimeError as error:
+                raise ConfigError(_cannot(kernel, _reason(caught))) from error
+        name = _NAMES.get(SDPBackend(number), SDPBackend(number).name)
+        found.add("flash3" if kernel == "flash3" else name)
+    return sorted(found)
+
+
+def _reason(caught: Sequence[warnings.WarningMessage]) -> str:
+    """What torch says of the one kernel that it was allowed to use."""
+    texts = [str(warning.message).partition(" (Triggered")[0] for warning in caught]
+    others = ("not used because", "runtime disabled")
+    own = [text.rstrip(".") for text in texts if not any(words in text for words in others)]
+    return own[0] if own else "torch does not say why"
+
+
+def _calls(network: LanguageModel, sequence: int) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Arguments of the different calls of scaled_dot_product_attention in a training step."""
+    recorder = _Recorder()
+    try:
+        with torch.device("meta"), recorder:
+            tokens = torch.zeros(1, sequence, dtype=torch.long)
+            network(tokens, lambda hidden, projection: projection.logits(hidden))
+    except Exception:  # any that a forward without values can raise
+        return []
+    return list(recorder.found.values())
+
+
+class _Recorder(TorchFunctionMode):
+    """Keeps the arguments of calls that differ in shapes, strides or options."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, tuple[Sequence[Any], Mapping[str, Any]]] = {}
+
+    def __torch_function__(  # Any: torch's own signature
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            shapes = tree_map(_shape, (args, given))
+            self.found[str(shapes)] = args, given
+        return func(*args, **given)
+
+
+def _shape(leaf: Any) -> Any:
+    return (leaf.shape, leaf.stride()) if isinstance(leaf, Tensor) else leaf

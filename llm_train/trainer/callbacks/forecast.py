@@ -19,6 +19,7 @@ from torch import Tensor
 from llm_train.errors import ConfigError
 from llm_train.model.network.shadow import shadowed
 from llm_train.run_state import Trainee, trainee
+from llm_train.runtime.devices import KINDS
 from llm_train.runtime.sharded import tensor_bytes
 from llm_train.runtime.terminal import say, section
 from llm_train.trainer.callbacks.base import EachStep
@@ -110,8 +111,8 @@ class Forecast(EachStep):
                 for value in state.values()
             ),
         }
-        if device.type == "cuda":
-            found["peak"] = torch.cuda.max_memory_allocated(device)
+        if KINDS[device.type].peak_memory:
+            found["peak"] = torch.accelerator.max_memory_allocated(device)
             rate = task.run.latest.get("throughput/tokens_per_s")
             found["step"] = task.derived.tokens_per_step / rate if rate else 0.0
         return found

@@ -24,6 +24,7 @@ from torch import Tensor
 from llm_train.derived import Derived
 from llm_train.errors import LLMTrainError
 from llm_train.run_state import Trainee, trainee
+from llm_train.runtime.devices import KINDS
 from llm_train.runtime.startup import compile_seconds, seconds_since_start
 from llm_train.runtime.stopwatch import Lap
 from llm_train.trainer.callbacks.base import EachStep
@@ -101,7 +102,7 @@ class Metrics(EachStep):
         found[3] /= trainer.world_size
         sums.zero_()
         values = found
-        if found.device.type == "cuda":
+        if KINDS[found.device.type].pinned:
             values = torch.empty_like(found, device="cpu", pin_memory=True)
             values.copy_(found, non_blocking=True)
         lap = task.run.stopwatch.lap()  # its mark comes after the copy in the stream
@@ -186,10 +187,10 @@ def halt(trainer: pl.Trainer) -> None:
 
 def memory(device: torch.device) -> dict[str, float]:
     """Peak memory so far in GiB: of the device's allocator, or this process's resident memory."""
-    if device.type == "cuda":
+    if KINDS[device.type].peak_memory:
         return {
-            "memory/peak_gib": torch.cuda.max_memory_allocated(device) / 2**30,
-            "memory/reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+            "memory/peak_gib": torch.accelerator.max_memory_allocated(device) / 2**30,
+            "memory/reserved_gib": torch.accelerator.max_memory_reserved(device) / 2**30,
         }
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import ExitStack
 
+import torch
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch.profiler import record_function
 
@@ -30,15 +31,16 @@ OTHER = "other"
 class Phases(PassThroughProfiler):
     """A profiler that stands before the run's own, times the phases and names them in the trace."""
 
-    def __init__(self, inner: Profiler) -> None:
+    def __init__(self, inner: Profiler, device: torch.device) -> None:
         super().__init__()
         self.inner = inner
+        self._device = device
         self._open: list[ExitStack] = []  # one for each action that lasts
         self.restart()
 
     def restart(self) -> None:
         """Forgets what was timed."""
-        self._stopwatch, self._now = Stopwatch(), OTHER
+        self._stopwatch, self._now = Stopwatch(self._device), OTHER
         self._laps: list[tuple[str, Lap]] = []
 
     def seconds(self) -> dict[str, float]:

@@ -83,8 +83,8 @@ class Profile(EachStep):
         elif self._recording is not None:
             profiler, phases = self._recording
             device = trainer.strategy.root_device
-            if device.type == "cuda" and step in (self._first - 1, last):
-                torch.cuda.synchronize(device)
+            if device.type != "cpu" and step in (self._first - 1, last):
+                torch.accelerator.synchronize(device)
             seconds = phases.seconds() if step == last else {}
             profiler.step()
             if step == self._first - 1:
@@ -109,15 +109,16 @@ class Profile(EachStep):
                 self._stop(trainer)
 
     def _start(self, trainer: pl.Trainer) -> None:
+        device = trainer.strategy.root_device
         activities = [ProfilerActivity.CPU]
-        if trainer.strategy.root_device.type == "cuda":
+        if device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        phases = Phases(trainer.profiler)  # type: ignore[attr-defined]
-        trainer.profiler = phases  # type: ignore[attr-defined]
         once = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
         profiler = profile(activities=activities, schedule=once)
+        profiler.start()  # before anything remembers it: what has not started must not be stopped
+        phases = Phases(trainer.profiler, device)  # type: ignore[attr-defined]
+        trainer.profiler = phases  # type: ignore[attr-defined]
         self._recording = profiler, phases
-        profiler.start()
 
     def _stop(self, trainer: pl.Trainer) -> None:
         """Puts the run's own profiler back."""
@@ -125,10 +126,11 @@ class Profile(EachStep):
         profiler, phases = self._recording
         self._recording = None
         trainer.profiler = phases.inner  # type: ignore[attr-defined]
-        # A profiler that only warms up is half-started, and stopping it ends the process on CUDA
-        # with a segmentation fault. It records nothing and can be left alone.
-        if profiler.current_action is not ProfilerAction.WARMUP:
-            profiler.stop()
+        # A profiler that only warms up is half-started. On CUDA, stopping it ends the process
+        # with a segmentation fault, and leaving it so breaks the next one: it is started first.
+        if profiler.current_action is ProfilerAction.WARMUP:
+            profiler.step()
+        profiler.stop()
 
     def _publish(self, profiler: profile, seconds: Mapping[str, float]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn, optim
 
@@ -45,6 +47,13 @@ class Strategy(Costed, Part, LightningStrategy):
 
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
+
+    _timeout: timedelta | None = None  # Lightning's, where ranks wait for one another
+
+    @property
+    def timeout(self) -> timedelta | None:
+        """How long a collective may wait for a rank; None where there is none."""
+        return self._timeout
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Words are not inherited: they mean the class that declares them."""
@@ -94,18 +103,32 @@ class Strategy(Costed, Part, LightningStrategy):
         """Where parameters live between their uses: the host, where they are offloaded."""
         return self.root_device
 
-    def construction(self) -> AbstractContextManager[Any]:
-        """Where modules are constructed: by default without memory."""
-        return torch.device("meta")
-
     def shard(self, network: LanguageModel) -> None:
-        """Distributes the parameters of ``network``; nothing to do where they are replicated."""
+        """Distributes the parameters of ``network``, which have no memory yet.
+
+        There is nothing to do where they are replicated.
+        """
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Context in which ``parameter`` may be overwritten in full."""
         return nullcontext()
 
     # --- a step -----------------------------------------------------------------------------------
+
+    def reduce(
+        self, tensor: Any, group: Any = None, reduce_op: dist.ReduceOp | str | None = "mean"
+    ) -> Any:
+        """Over ranks, in place, as Lightning's, but without the barrier that Lightning puts first.
+
+        The host waits for the device in NCCL's barrier, whereas the reduction is only enqueued.
+        """
+        if not isinstance(tensor, Tensor) or not (dist.is_available() and dist.is_initialized()):
+            return tensor
+        mean = reduce_op in ("mean", "avg")  # gloo has none
+        if isinstance(reduce_op, str):
+            reduce_op = getattr(dist.ReduceOp, "SUM" if mean else reduce_op.upper())
+        dist.all_reduce(tensor, op=reduce_op, group=group)
+        return tensor.copy_(tensor / dist.get_world_size(group)) if mean else tensor
 
     def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """Ratio of target slots to valid targets over all samples of a gradient's mean.

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llm_train.context import Context, StrategyTraits
@@ -64,6 +65,15 @@ class DDP(Strategy, DDPStrategy):
             super().configure_ddp()
         else:
             self._in_order = deterministic.Replicas(self.task.network.parameters())
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        """On the stream of the forwards, not on Lightning's side stream.
+
+        The wrapper keeps the nodes that accumulate gradients, and with them the stream that it was
+        made on: each gradient would wait for that one.
+        """
+        devices = self.determine_ddp_device_ids()
+        return DistributedDataParallel(model, device_ids=devices, **self._ddp_kwargs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remembers whether this micro-batch is the step's last."""

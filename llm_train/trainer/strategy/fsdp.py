@@ -114,11 +114,17 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def _offload_problems(self, context: Context) -> Iterator[str]:
         key = f"{_KEY}.offload=true"
-        if not context.on_cuda:
+        if context.accelerator.type == "cpu":
             yield f"{key} has no effect on a CPU, where all memory is the host's; remove it"
         if not context.optimizer.on_host:
             slow = f"model.optimizer={context.optimizer.name} cannot update on the host"
             yield f"{slow}, as {key} asks; use AdamW, or offload=false"
+        if context.update == "backward":
+            # Their copies to the host are awaited when backward is over.
+            early = (
+                "model.update=backward would use gradients that are still on their way to the host"
+            )
+            yield f"{early}, as {key} asks; write model.update=step, or offload=false"
 
     def _deterministic_problems(self, context: Context) -> Iterator[str]:
         plain = {"replicas": 1, "tensor": 1, "offload": False}  # else there are sums elsewhere too
@@ -165,6 +171,10 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         from llm_train.trainer.strategy.tensor_parallel import own_positions
 
         return own_positions(targets, self.device_mesh["tensor"])
+
+    def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
+        """Where the gradients are: under offload on the host, which has waited for them."""
+        return super().loss_normaliser(valid.to(self.parameter_device), slots)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""

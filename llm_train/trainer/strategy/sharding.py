@@ -20,6 +20,7 @@ from torch.distributed.fsdp import (
 )
 
 from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.devices import KINDS
 from llm_train.trainer.strategy.mesh import MeshShape
 from llm_train.trainer.strategy.tensor_parallel import cut_matrices
 
@@ -53,7 +54,7 @@ def shard_network(
     if mesh["tensor"].size() > 1:
         cut_matrices(network, mesh["tensor"])
     data = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
-    pin = mesh.device_type == "cuda"  # to copy alongside computation
+    pin = KINDS[mesh.device_type].pinned  # to copy alongside computation
     offloading = CPUOffloadPolicy(pin_memory=pin) if offload else OffloadPolicy()
     policy = MixedPrecisionPolicy()
     if precision in ("bf16-mixed", "bf16-true"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -37,16 +37,20 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
 
     def problems(self, context: Context) -> Iterator[str]:
         """Another kind of device, or more than one."""
-        if (self.root_device.type == "cuda") != context.on_cuda:
+        if self.root_device.type != context.accelerator.type:
             yield (
                 f"trainer.strategy.init_args.device={self.root_device} does not fit "
-                f"trainer.accelerator={context.accelerator}; write trainer.strategy=single"
+                f"trainer.accelerator={context.accelerator.type}; write trainer.strategy=single"
             )
         if context.ranks > 1:
             yield (
                 f"trainer.strategy=single cannot use {context.ranks} ranks; "
                 "choose ddp, fsdp or zero1-3"
             )
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        """One rank has the sum already, whatever process groups exist."""
+        return tensor
 
     # --- cost -------------------------------------------------------------------------------------
 

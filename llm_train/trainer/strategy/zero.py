@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
+from llm_train.model.network.base import LanguageModel
 from llm_train.trainer.strategy.base import Strategy, from_word
 from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.trainer.strategy.zero_cost import StageCost
@@ -109,7 +109,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         for name in ("offload_optimizer", "offload_parameters"):
             device = getattr(self, name)
             written = f"{key}.{name}={device}"
-            if device != "none" and not context.on_cuda:
+            if device != "none" and context.accelerator.type == "cpu":
                 yield f"{written} has no effect on a CPU, where all memory is the host's; remove it"
             if device == "nvme" and not self.nvme_path:
                 yield f"{written} needs a directory for its files; set {key}.nvme_path"
@@ -138,7 +138,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def _complete(self) -> None:
         """Completes the constructor; what the Trainer has connected meanwhile stays."""
-        import_deepspeed()
+        import_deepspeed(self.root_device.type)
         connected = dict(vars(self))
         super().__init__(
             zero_optimization=True,
@@ -157,18 +157,21 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         )
         vars(self).update(connected)
         assert isinstance(self.config, dict)
+        # There is no scaler to tell, and each check waits for the device. What is not finite ends the
+        # run at the next log point, as under every strategy.
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        self.config["bf16"] = {"enabled": mixed, "check_grad_overflow": False}
         self.config["zero_allow_untested_optimizer"] = True
         self.config["zero_force_ds_cpu_optimizer"] = False
         self.config["steps_per_print"] = 10**9
         self.config["communication_data_type"] = "fp32"
 
     def setup_distributed(self) -> None:
-        """Skips the validation of CUDA device indices."""
-        if self._on_cuda:
-            super().setup_distributed()
-            return
-        reset_seed()
-        self.set_world_ranks()
+        """Makes the process group as DDP does, bound to its device; DeepSpeed takes it over.
+
+        A group of DeepSpeed's own is not bound where there is one rank, and its barriers guess.
+        """
+        super(DeepSpeedStrategy, self).setup_distributed()
         self._init_deepspeed_distributed()
 
     def _setup_model_and_optimizer(
@@ -195,17 +198,28 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         """Nothing: Lightning would hold it over initialisation, where it rounds to bfloat16."""
         yield
 
-    def construction(self) -> AbstractContextManager[Any]:
-        """Real memory; stage 3 partitions each module as it is constructed."""
+    def shard(self, network: LanguageModel) -> None:
+        """Stage 3: a block exists whole, then each rank keeps its part; at last what is no block's.
+
+        Not ``zero.Init`` around construction: it makes every tensor bfloat16, tables of positions
+        included, and leaves buffers on the host.
+        """
         if self.stage < 3:
-            return nullcontext()
+            return
         import deepspeed
 
         self._init_config_if_needed()
-        context: AbstractContextManager[Any] = deepspeed.zero.Init(
-            remote_device=self.remote_device, config_dict_or_path=self.config
-        )
-        return context
+        mixed = self.precision_plugin.precision == "bf16-mixed"
+        swapper: Any = None  # of NVMe; its host memory is meant for the whole network
+        for part in (*network.blocks(), network):
+            _allocate(part, self.root_device, torch.bfloat16 if mixed else torch.float32)
+            made = deepspeed.zero.Init(
+                module=part,
+                remote_device=self.remote_device,
+                config_dict_or_path=self.config,
+                param_swapper=swapper,
+            )
+            swapper = made.param_swapper
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Stage 3: the full parameter on every rank, written back from rank 0."""
@@ -263,19 +277,30 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         return self.root_device.type == "cuda"
 
 
-def import_deepspeed() -> None:
-    """Imports it where it must; it decides on its accelerator by the environment while imported.
+def _allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Gives the parameters of ``module`` that have no memory some; tied ones stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.is_meta and parameter not in made:
+                whole = torch.empty_like(parameter, device=device, dtype=dtype)
+                made[parameter] = nn.Parameter(whole, parameter.requires_grad)
+            owner.register_parameter(name, made.get(parameter, parameter))
+
+
+def import_deepspeed(device: str) -> None:
+    """Imports it for the device of the run; it asks the environment for one while imported.
 
     Raises:
         ConfigError: it is not installed.
     """
-    if not torch.cuda.is_available():
+    if device == "cpu":  # whether or not this machine has something else
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
     except ImportError as error:
         raise ConfigError(_MISSING) from error
-    if not torch.cuda.is_available():
+    if device == "cpu":
         # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
         # process killed meanwhile leaves a lock, for which all later ones wait in silence.
         vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)

@@ -199,9 +199,23 @@ def test_a_product_is_rounded_to_three_bits_of_mantissa(recipe):
     assert 0.005 < error < 0.06  # half a unit in the third bit, at most 1/16
 
 
+def has_operator(recipe):
+    """Whether this torch multiplies in FP8 on a CPU; 2.11 does with one scale a tensor only."""
+    operand = torch.zeros(16, 16).to(torch.float8_e4m3fn)
+    rows = 16 if recipe == "rowwise" else 1
+    scales = torch.ones(rows, 1), torch.ones(1, rows)
+    try:
+        torch._scaled_mm(operand, operand.T, *scales, out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_emulation_equals_the_operator_that_gpus_run(recipe, monkeypatch):
     """torch has ``_scaled_mm`` for CPUs, too: slower than bf16, but with the same arithmetic."""
+    if not has_operator(recipe):
+        pytest.skip(f"torch {torch.__version__} has no {recipe} products for CPUs to compare with")
     emulated = build(recipe)
     monkeypatch.setattr(under_test.dataclasses, "replace", lambda config, emulate: config)
     real = build(recipe)

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.profiler import ProfilerAction
 
 from llm_train.errors import ConfigError
 from llm_train.run import training
@@ -151,16 +152,21 @@ class Fail(pl.Callback):
 def test_only_a_profiler_that_records_is_stopped(
     tmp_path: Path, seen: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped, stop = [], torch.profiler.profile.stop
+    """One that warms up is started first: on CUDA, stopping it would end the process."""
+    stopped: list[ProfilerAction] = []
+    stop = torch.profiler.profile.stop
     monkeypatch.setattr(
-        torch.profiler.profile, "stop", lambda self: (stopped.append(self), stop(self))
+        torch.profiler.profile,
+        "stop",
+        lambda self: (stopped.append(self.current_action), stop(self)),
     )
     config = tiny(tmp_path / "run", steps=15, checkpoint__every="0 steps")
     arguments = ("fit", "-c", str(write(tmp_path / "c.yaml", config)), "--profile")
-    for step, count in ((FIRST_STEP - 1, 0), (FIRST_STEP, 1)):
+    for step in (FIRST_STEP - 1, FIRST_STEP):
         with attached(Fail(step)), pytest.raises(RuntimeError, match="on purpose"):
             command.run(*arguments)
-        assert len(stopped) == count
+        assert stopped.pop() is ProfilerAction.RECORD
+        assert not stopped
         task: Any = seen[-1].task
         assert "Phases" not in type(task.trainer.profiler).__name__
     assert "profile of steps 11 to 13" in command.run(*arguments).out  # nothing is left behind

@@ -1,0 +1,68 @@
+"""Measured fractions are worked out by hand, and every constant that they replace is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("benchmarks", reason="the benchmarks are not in an installed package")
+
+from benchmarks import fractions, record_tests
+from benchmarks.judge import Rows
+from benchmarks.studies.environment import ROOT
+from benchmarks.studies.numerics import cases, distance
+
+
+def row(case: str, part: str, milliseconds: float, fraction: float, **more: Any) -> dict[str, Any]:
+    found = {"part": part, "milliseconds": milliseconds, "fraction": fraction, **more}
+    return {"study": "fractions", "case": case, **found}
+
+
+ROWS = [
+    row("a", "products", 1, 0.5),
+    row("b", "products", 3, 0.9),
+    row("p attention, flash", "attention", 4, 0.3, preset="p"),
+    row("p attention, cudnn", "attention", 2, 0.6, preset="p"),
+    row("q attention, cudnn", "attention", 2, 0.4, preset="q"),
+    row("norm", "element-wise", 1, 0.8),
+    row("copy", "copy", 1, 0.95),
+]
+
+
+def test_fractions_are_weighed_by_time_and_the_faster_kernel_counts() -> None:
+    # (0.5 x 1 + 0.9 x 3) / 4; of p's kernels cuDNN's: (0.6 x 2 + 0.4 x 2) / 4; a copy is no part.
+    expected = {fractions.PRODUCTS: 0.8, fractions.ATTENTION: 0.5, fractions.MEMORY: 0.8}
+    assert fractions.measured(Rows(ROWS)) == expected
+    assert fractions.measured(Rows(ROWS[:1])) == {fractions.PRODUCTS: 0.5}
+
+
+def test_every_constant_stands_once_where_it_is_replaced() -> None:
+    for constant, place in fractions.PLACES.items():
+        text = (ROOT / place).read_text(encoding="utf-8")
+        assert f"\n{constant} = 0.123\n" in fractions.replaced(text, constant, 0.123)
+
+
+def test_a_test_that_has_passed_is_left_out_and_one_that_failed_since_is_not(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    assert record_tests.passed(file) == set()
+    outcomes = [("a", "failed"), ("a", "passed"), ("b", "passed"), ("b", "failed"), ("c", "passed")]
+    rows = [{"study": "tests", "case": case, "outcome": outcome} for case, outcome in outcomes]
+    file.write_text("".join(json.dumps(r) + "\n" for r in [*rows, ROWS[0]]) + '{"study": "tes')
+    assert record_tests.passed(file) == {"a", "c"}
+
+
+def test_what_a_numerical_case_is_compared_with_is_a_case() -> None:
+    names = [case.name for case in cases()]
+    assert len(set(names)) == len(names)
+    assert {case.like for case in cases()} <= {"", *names}
+
+
+def test_the_distance_of_two_curves() -> None:
+    other = [2.0] * 40
+    found = distance([2.0, 2.2, *[2.0] * 18, 2.5, *[2.0] * 19], other)
+    assert found == pytest.approx({"largest": 0.25, "first_20": 0.1, "last_20": 0.0125})

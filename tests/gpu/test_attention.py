@@ -1,0 +1,107 @@
+"""The attention kernel asked for is the one that ran: in new processes, with a warm compile cache.
+
+Operators and, on a real device, kernels are read by name from the trace that --profile writes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm_train.testing.configs import losses, tiny, write
+from llm_train.testing.ranks import llm_train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+KERNELS = ("cudnn", "flash", "efficient")
+PREFERRED = (
+    "cudnn"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    else "flash"
+)
+# Torch's operators, and in a replayed CUDA graph, which calls none, the kernels by their own names;
+# cuDNN's are called flash as well, so flash comes last.
+SIGNS = {
+    "cudnn": ("_scaled_dot_product_cudnn_attention", "cudnn_generated"),
+    "efficient": ("_scaled_dot_product_efficient_attention", "fmha_cutlass"),
+    "flash": ("_scaled_dot_product_flash_attention", "flash_fwd", "flash_bwd"),
+    "math": ("_scaled_dot_product_attention_math",),
+}
+
+
+def ran(trace: Path) -> set[str]:
+    """Kernels of which a trace shows a sign."""
+    with gzip.open(trace, "rt", encoding="utf-8") as file:
+        names = {event.get("name", "") for event in json.load(file)["traceEvents"]}
+    return {
+        next((kernel for kernel, signs in SIGNS.items() if any(s in name for s in signs)), "")
+        for name in names
+    } - {""}
+
+
+def trained(run_dir: Path, kernel: str, **overrides: Any) -> dict[int, float]:
+    """Losses of a run in a process of its own, in which the kernel that ran was reported."""
+    settings = {
+        "trainer__accelerator": "gpu",
+        "trainer__devices": 1,
+        "trainer__precision": "bf16-mixed",
+        "model__network__init_args__width": 128,
+        "model__network__init_args__dropout": 0.0,
+        "model__attention": kernel,
+        "checkpoint__every": "0 steps",
+        **overrides,
+    }
+    path = write(run_dir.with_suffix(".yaml"), tiny(run_dir, steps=14, **settings))
+    llm_train("fit", "-c", str(path), "--profile")
+    expected = PREFERRED if kernel == "auto" else kernel
+    assert ran(run_dir / "profile" / "trace.json.gz") == {expected}
+    derived = json.loads((run_dir / "derived.json").read_text())
+    assert derived["network"]["attention"] == expected
+    return losses(run_dir)
+
+
+@pytest.mark.parametrize("compiled", ["none", "blocks"])
+def test_each_kernel_runs_where_it_is_asked_for(
+    compiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    again = ["flash"] if compiled == "blocks" else []  # from the cache
+    found = [
+        trained(tmp_path / f"{number}-{kernel}", kernel, model__compile=compiled)
+        for number, kernel in enumerate(["auto", *KERNELS, *again])
+    ]
+    for curve in found[1:]:
+        assert curve == pytest.approx(found[0], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "overrides"),
+    [
+        ("efficient", {"model__network__init_args__kv_heads": 1}),
+        ("flash", {"model__network__init_args__width": 1024}),  # 512 features a head
+        ("cudnn", {"model__network__init_args__width": 40}),  # 20 features a head
+    ],
+)
+def test_a_kernel_that_cannot_is_refused(
+    kernel: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {
+        "trainer__accelerator": "gpu",
+        "trainer__devices": 1,
+        "trainer__precision": "bf16-mixed",
+        "model__attention": kernel,
+        **overrides,
+    }
+    path = write(tmp_path / "c.yaml", tiny(tmp_path / "run", **settings))
+    done = llm_train("check", "-c", str(path), check=False)
+    assert done.returncode == 2
+    assert f"model.attention={kernel}" in done.stderr
+    assert "write auto" in done.stderr
