@@ -9,7 +9,7 @@ RUN := runs/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-dist test-faults test-slow test-gpu test-pythons elastic bench bench-gpu check fix \
+.PHONY: help setup train test test-dist test-faults test-slow test-gpu test-floor test-pythons elastic rehearse bench bench-gpu check fix \
 	configs docs clean
 
 help: ## list the targets
@@ -47,6 +47,12 @@ test-slow: $(STAMP) ## tests that take minutes: compilation, the whole corpus
 
 test-gpu: $(STAMP) ## tests for one CUDA device, several at a time
 	$(BIN)/python -m pytest -m gpu -n 8
+
+test-floor: ## the default suite on the oldest torch that is supported (gigabytes to download)
+	scripts/floor.sh
+
+rehearse: $(STAMP) ## a grid of runs on one CUDA device, real or simulated
+	$(BIN)/python scripts/rehearse.py --jobs 4
 
 test-pythons: ## install, import and train on each further Python of this machine
 	scripts/interpreters.sh

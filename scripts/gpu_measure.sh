@@ -7,7 +7,7 @@
 # Rows are appended to benchmarks/results/gpu-DATE.jsonl, or in $OUT, each as soon as it is known, and
 # what is printed to a log alongside them. A command that was cut off is given again and leaves out
 # what is there; an $OUT without rows of the day begins with those of benchmarks/results.
-#   MINUTES=8        a whole number, after which a command is ended; for all of its parts together
+#   MINUTES=8        after which a command is ended; for all of its parts together
 #   JOBS=20          tests or runs at a time, in 1 to 3; otherwise five for four cores
 #   ONLY=peers,modes the studies of 4
 #   WHEELS=DIR       what scripts/gpu_wheels.sh collected; installed once, into a folder of its own

@@ -36,6 +36,7 @@ from pathlib import Path
 import torch
 from rehearsal.cells import VOCABULARY, Cell, cells, part
 from rehearsal.run import Result, configuration, forked, run_cell
+from rehearsal.watch import is_simulated
 
 from llm_train.cli import load_settings, main
 from llm_train.runtime import yaml12
@@ -79,6 +80,23 @@ def prepare(out: Path) -> None:
     values["trainer"]["accelerator"] = "cpu"  # parsed once here, since parsing warms caches
     config.write_text(yaml12.dump(values))
     load_settings(["-c", str(config)])
+
+
+def probe(out: Path) -> None:
+    """Finds out what kind of device this is, in a process of its own.
+
+    A simulated one has no virtual memory, which segments that grow are made of.
+    """
+
+    def find_out() -> None:
+        if is_simulated(torch.device("cuda")):
+            sys.exit("simulated")
+
+    failure = forked(find_out, out / "probe.log", 120)
+    if failure == "simulated":
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:False"
+    elif failure:
+        sys.exit(f"no usable CUDA device: {failure}; see {out / 'probe.log'}")
 
 
 def run_all(wanted: list[Cell], out: Path, arguments: argparse.Namespace) -> list[Result]:
@@ -198,6 +216,7 @@ def rehearse() -> int:
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     prepare(out)
+    probe(out)
     before = _latest(out / "results.jsonl")
     passed = {name for name, result in before.items() if result["state"] != "failed"}
     print(f"logs in {out}", flush=True)

@@ -230,8 +230,8 @@ class Task(Part, Trimmed, Trainee):
         if not self._dense:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             tokens = tokens.clamp(min=0)
-        # Not self(...): DeepSpeed is told by the hooks of a module's call that a micro-batch begins, and
-        # told twice forgets in which order to prefetch.
+        # Not self(...): hooks of the module's call tell DeepSpeed that a micro-batch begins; told
+        # twice, it forgets in which order to prefetch.
         sums = self.forward(tokens[:, :-1], targets)
         # float64 += float32, in place: no cast and no third tensor.
         self.run.sums[0].add_(sums.nats)

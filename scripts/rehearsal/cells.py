@@ -160,7 +160,7 @@ REFUSED: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
     ("strategy", (*_ZERO, *_DETERMINISTIC, "ddp"), "optimizer", ("backward",)),
     ("strategy", _DETERMINISTIC, "precision", ("bf16", *_FP8)),
     ("strategy", ("fsdp-deterministic",), "optimizer", ("adamw",)),
-    ("strategy", ("fsdp-offload",), "optimizer", ("muon", "8bit", "16bit")),
+    ("strategy", ("fsdp-offload",), "optimizer", ("muon", "8bit", "16bit", "backward")),
     ("precision", _FP8, "compile", ("none",)),
     ("optimizer", ("backward",), "compile", ("network", "graphs")),
     ("optimizer", ("backward",), "loss", ("ignored",)),
@@ -175,7 +175,6 @@ NAMED: dict[str, dict[str, str]] = {
     },
     "fsdp-deterministic": {"strategy": "fsdp-deterministic", "optimizer": "unfused"},
     "graphs": {"compile": "graphs"},
-    "offload-backward": {"strategy": "fsdp-offload", "optimizer": "backward"},
     "zero3-selective": {"strategy": "zero3", "recompute": "selective"},
 }
 

@@ -167,7 +167,9 @@ def become(work: Callable[[], None], log: Path) -> NoReturn:
         work()
         code = 0
     except SystemExit as stop:
-        code = int(stop.code or 0)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code)
     except BaseException as error:
         traceback.print_exc()
         frames = [

@@ -112,4 +112,4 @@ def materialise(
 
     network._apply(place)  # type: ignore[no-untyped-call]
     left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
-    assert torch.device(device).type == "meta" or not left, f"buffers without storage: {left}"
+    assert torch.device(elsewhere).type == "meta" or not left, f"buffers without storage: {left}"

@@ -27,7 +27,8 @@ def without_parameters() -> Iterator[None]:
     knows, whereas the values of parameters come from elsewhere. A constructor's ``torch.empty`` for
     a parameter exists until the parameter is registered; no page of it is ever touched.
     """
-    handle = register_module_parameter_registration_hook(_to_meta)
+    # torch's hint forgets that what a hook returns takes the parameter's place.
+    handle = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
     try:
         with _Unfilled():
             yield
@@ -55,7 +56,7 @@ class _Unfilled(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" and "tensor" in given:
-            if given["tensor"].is_meta:
-                return given["tensor"]
+        filler = getattr(func, "__module__", "") == "torch.nn.init"
+        if filler and "tensor" in given and given["tensor"].is_meta:
+            return given["tensor"]
         return func(*args, **given)

@@ -45,7 +45,7 @@ class Rotary(nn.Module):
         """(2, positions, head_dim / 2) in float32: cosines, then sines."""
         if device.type == "meta":
             return torch.empty(2, self.positions, self.head_dim // 2, device=device)
-        # numpy, because DeepSpeed's construction context makes torch.arange return bfloat16.
+        # numpy, because torch's functions follow a default device and a default dtype.
         even = np.arange(0, self.head_dim, 2, dtype=np.float64)
         angle = np.outer(np.arange(self.positions), self.base ** (-even / self.head_dim))
         table = np.stack((np.cos(angle), np.sin(angle))).astype(np.float32)

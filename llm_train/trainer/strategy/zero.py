@@ -157,8 +157,8 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         )
         vars(self).update(connected)
         assert isinstance(self.config, dict)
-        # There is no scaler to tell, and each check waits for the device. What is not finite ends the
-        # run at the next log point, as under every strategy.
+        # There is no scaler to tell, and each check waits for the device. What is not finite ends
+        # the run at the next log point, as under every strategy.
         mixed = self.precision_plugin.precision == "bf16-mixed"
         self.config["bf16"] = {"enabled": mixed, "check_grad_overflow": False}
         self.config["zero_allow_untested_optimizer"] = True

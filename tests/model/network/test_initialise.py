@@ -10,6 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from llm_train.model.network import Initial, LanguageModel, Transformer, initialise, materialise
 from llm_train.model.network.init import canonical_name
+from llm_train.model.network.meta import without_parameters
 
 CONFIG = Transformer(
     vocab_size=50, layers=2, width=32, heads=4, kv_heads=2, max_sequence=16, qk_norm=True, bias=True
@@ -150,6 +151,26 @@ def test_each_parameter_is_gathered_once_for_writing():
     assert sorted(visited) == sorted(whole)
     for name, parameter in network.named_parameters():
         assert torch.equal(whole[id(parameter)], expected[name]), name
+
+
+class Marked(Pair):
+    """Has a buffer that its constructor computes, alongside parameters, two of them tied."""
+
+    def __init__(self):
+        super().__init__(["first", "second"])
+        self.register_buffer("slopes", torch.linspace(0, 1, 257), persistent=False)
+        self.second.weight = self.first.weight
+
+
+def test_buffers_keep_what_a_constructor_computed():
+    with without_parameters():
+        network = Marked()
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert network.second.weight is network.first.weight
+    assert torch.equal(network.slopes, torch.linspace(0, 1, 257))
+    materialise(network, "cpu", buffers="meta")  # two places, as under offloading
+    assert network.slopes.is_meta
+    assert not any(parameter.is_meta for parameter in network.parameters())
 
 
 def test_a_network_on_meta_is_not_initialised():

@@ -14,6 +14,7 @@ from llm_train.cli import main
 from llm_train.testing.attach import attached
 
 COUNTED = {
+    "barrier",
     "reduce_scatter_tensor",
     "reduce_scatter_single",
     "all_reduce",
@@ -43,7 +44,9 @@ class Reductions:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-            if max(tensor.numel() for tensor in tensors) > 8:  # skips a log point's metrics
+            if not tensors:
+                self.counts[name] += 1
+            elif max(tensor.numel() for tensor in tensors) > 8:  # skips a log point's metrics
                 self.counts[f"{name} {tensors[0].dtype}"] += 1
             return original(*args, **kwargs)
 
@@ -56,9 +59,17 @@ class Probe(pl.Callback):
     def __init__(self) -> None:
         self.reductions = Reductions()
         self.seen: dict[str, Any] = {}
+        self.calls: Counter[str] = Counter()
+        self.training: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.reductions.__enter__()
+        pl_module.register_forward_pre_hook(lambda *_: self.calls.update(["module"]))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Before the callbacks of a last log point, and before validations and checkpoints."""
+        self.calls["batch"] += 1
+        self.training = {**self.calls, "barrier": self.reductions.counts["barrier"]}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.reductions.__exit__()
@@ -74,6 +85,7 @@ class Probe(pl.Callback):
         exact = torch.stack((angle.cos(), angle.sin()))
         self.seen = {
             "rotary_error": (table.table.double().cpu() - exact).abs().max().item(),
+            "training": self.training,
             "collectives": self.reductions.counts,
             "parameters": sorted({str(p.dtype) for p in parameters}),
             "optimizer": sorted({str(s.dtype) for s in states}),

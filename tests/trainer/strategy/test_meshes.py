@@ -194,6 +194,14 @@ def test_a_layout_names_products_that_divide() -> None:
             },
             "model.optimizer=MuonAdamW cannot update on the host",
         ),
+        (
+            {
+                "trainer__strategy": fsdp(offload=True),
+                "trainer__accelerator": "gpu",
+                "model__update": "backward",
+            },
+            "offload=true asks; write model.update=step",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_one_line(

@@ -77,6 +77,22 @@ def test_zero_keeps_rotary_tables_in_fp32(
     assert facts["rotary_error"] < 1e-6
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", "fsdp", "zero3", {"class_path": "LocalSGD", "init_args": {"every": 1}}],
+    ids=["ddp", "fsdp", "zero3", "local"],
+)
+def test_no_step_or_log_point_has_a_barrier_and_a_micro_batch_begins_once(
+    strategy: Any, fork_server: ForkServer, tmp_path: Path
+) -> None:
+    """The host waits for the device in a barrier of NCCL; DeepSpeed counts on hooks of the call."""
+    loss = {"class_path": "CausalLM", "init_args": {"ignore_index": 5}}
+    settings = {} if strategy == "zero3" else {"model__loss": loss}  # a reduction in each step
+    facts = seen(fork_server, tmp_path, trainer__strategy=strategy, **settings)["training"]
+    assert facts["barrier"] == 0
+    assert facts.get("module", 0) <= facts["batch"]
+
+
 def scatters(facts: dict[str, Any]) -> dict[str, int]:
     """Returns the number of reduce-scatters by dtype."""
     counts = facts["collectives"].items()
