@@ -5,6 +5,7 @@ prints the message as it is, without a traceback. Any other exception that escap
 keeps its traceback.
 """
 
+import math
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -37,8 +38,27 @@ def check_choices(config: object, prefix: str = "") -> None:
             raise ConfigError(f"{prefix}{name}={getattr(config, name)!r} is not one of {allowed}")
 
 
-def check_at_least(config: object, least: int, *names: str, hint: str = "") -> None:
-    """Refuses fields below ``least``; ``hint`` says what the least value stands for."""
+def check_at_least(
+    config: object,
+    least: int,
+    *names: str,
+    below: float = math.inf,
+    prefix: str = "",
+    hint: str = "",
+) -> None:
+    """Refuses fields that are not in [least, below), infinite ones and NaN included.
+
+    Args:
+        config: a dataclass.
+        least: the least value.
+        *names: of the fields, whose values are numbers.
+        below: all values are below it.
+        prefix: what comes before the field's name in the message.
+        hint: what the values mean, or which one to take.
+    """
     for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name}={getattr(config, name)} must be at least {least}{hint}")
+        value = getattr(config, name)
+        if not least <= value < below:  # NaN is in no interval
+            rule = f"at least {least}" + (f" and below {below}" if below < math.inf else "")
+            rule = rule if math.isfinite(value) else f"finite, {rule}"
+            raise ConfigError(f"{prefix}{name}={value} must be {rule}{hint}")

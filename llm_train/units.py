@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 
 _DURATION = re.compile(
     r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*(steps?|tokens?)\s*$"
@@ -129,9 +129,7 @@ class Batch:
     scaling: Scaling = Scaling()
 
     def __post_init__(self) -> None:
-        for key in ("tokens", "sequence", "per_device"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"batch.{key}={getattr(self, key)} must be at least 1")
+        check_at_least(self, 1, "tokens", "sequence", "per_device", prefix="batch.")
 
     def accumulation(self, world_size: int) -> int:
         """Returns the micro-batches per optimizer step on each of ``world_size`` ranks.

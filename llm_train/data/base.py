@@ -115,9 +115,9 @@ class Tokenizer(Part, ABC):
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Trains or loads the tokenizer."""
 
-    @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Facts outside the configuration and the text that the tokenizer depends on."""
+        """Facts outside the configuration and the text that the tokenizer depends on; here none."""
+        return {}
 
 
 class Recipe(Part, ABC):
@@ -133,9 +133,9 @@ class Recipe(Part, ABC):
     def write(self, directory: Path, progress: bool) -> None:
         """Writes a complete set of token shards, manifest last, into an empty directory."""
 
-    @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
-        """Facts outside the configuration that the tokens depend on."""
+        """Facts outside the configuration that the tokens depend on; here none are known."""
+        return {}
 
 
 class Windows(ABC):

@@ -11,13 +11,12 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 import tokenizers
 
-from llm_train.data.base import Ids, Piece, SplitName
+from llm_train.data.base import Ids, Piece
 from llm_train.errors import DataError
 
 # An Encoding holds every token's string: some 100 times the text. One batch is a few MB of text.
@@ -26,50 +25,24 @@ _BATCH_PIECES = 256
 _LARGEST_PIECE = 1 << 28
 
 
-class Encoded(NamedTuple):
-    """One piece as ids.
-
-    Attributes:
-        split: where they belong.
-        ids: (tokens,) with the boundary token, if any.
-        text: of a held-out piece, as UTF-8; training text is not kept.
-        text_bytes: length of the text.
-        decoded_bytes: length of what the ids decode to.
-    """
-
-    split: SplitName
-    ids: Ids
-    text: bytes
-    text_bytes: int
-    decoded_bytes: int
-
-
 def encode_all(
-    pieces: Iterable[Piece],
-    tokenizer: tokenizers.Tokenizer,
-    lengths: Ids,
-    end_of_text: int,
-    workers: int,
-) -> Iterator[Encoded]:
-    """Encodes pieces and gives them back in their order.
+    pieces: Iterable[Piece], tokenizer: tokenizers.Tokenizer, workers: int
+) -> Iterator[tuple[Piece, Ids]]:
+    """Encodes pieces and gives them back in their order, each with its ids.
 
     Args:
         pieces: read as needed, a few batches ahead.
         tokenizer: shared by the threads.
-        lengths: bytes per id.
-        end_of_text: id appended to a piece that ends a document; -1 appends none.
         workers: threads; 0 means one per available core.
     """
 
-    def encode(batch: list[Piece]) -> list[Encoded]:
+    def encode(batch: list[Piece]) -> list[tuple[Piece, Ids]]:
         encodings = tokenizer.encode_batch_fast([p.text for p in batch], add_special_tokens=False)
-        return [
-            _encoded(piece, encoding.ids, lengths, end_of_text)
-            for piece, encoding in zip(batch, encodings, strict=True)
-        ]
+        rows = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return list(zip(batch, rows, strict=True))
 
     workers = workers or _available_cores()
-    waiting: deque[Future[list[Encoded]]] = deque()  # at most two batches a worker
+    waiting: deque[Future[list[tuple[Piece, Ids]]]] = deque()  # at most two batches a worker
     with (
         # The library keeps to the calling thread, so that ``workers`` means what it says.
         mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"),
@@ -81,16 +54,6 @@ def encode_all(
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
-
-
-def _encoded(piece: Piece, ids: list[int], lengths: Ids, end_of_text: int) -> Encoded:
-    text = piece.text.encode()
-    row = np.array(ids, dtype=np.int32)
-    decoded = int(lengths[row].sum(dtype=np.int64))
-    if piece.ends and end_of_text >= 0:
-        row = np.append(row, np.int32(end_of_text))
-    kept = text if piece.split == "held_out" else b""
-    return Encoded(piece.split, row, kept, len(text), decoded)
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -31,10 +31,6 @@ class Prepared(Recipe):
 
     comparable = False
 
-    def provenance(self) -> dict[str, str | int]:
-        """Nothing is known."""
-        return {}
-
     def write(self, directory: Path, progress: bool) -> None:
         """Refuses: there is nothing to make tokens from."""
         raise ConfigError(

@@ -14,7 +14,7 @@ import numpy as np
 from llm_train.data.base import Ids, TokenSource, Windows
 from llm_train.data.order import keys, mix
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
-from llm_train.errors import ConfigError, check_at_least
+from llm_train.errors import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class RandomTokens(TokenSource):
     unmasked = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.vocabulary < 1 << 31:
-            raise ConfigError(f"vocabulary={self.vocabulary} must lie in 2 .. {(1 << 31) - 1}")
+        check_at_least(self, 2, "vocabulary", below=1 << 31)
         check_at_least(self, 2, "length", "held_out_length", hint=" tokens")
 
     def fingerprint(self) -> str:

@@ -30,6 +30,7 @@ def _plain(value: object) -> dict[str, object]:
         raise ConfigError(f"{value!r} in a recipe has no plain form; use numbers, text and lists")
     kind = type(value)
     ours = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    # Short names of our own classes, so that moving a module makes no recipe look changed.
     return {
         "class_path": kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}",
         **{

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llm_train.data.base import Document, Piece, Split, SplitName
-from llm_train.errors import ConfigError
+from llm_train.errors import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +15,7 @@ class _Fraction(Split):
     fraction: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.fraction < 1.0:
-            raise ConfigError(
-                f"fraction={self.fraction} must lie in [0, 1): the part of the text held out"
-            )
+        check_at_least(self, 0, "fraction", below=1, hint=": the part of the text held out")
 
     @property
     def holds_out(self) -> bool:
@@ -41,6 +38,7 @@ class HashSplit(_Fraction):
     def held_out(self, key: str) -> bool:
         """The side of the document called ``key``."""
         digest = hashlib.sha256(f"{self.salt}/{key}".encode("utf-8", "surrogateescape")).digest()
+        # Eight bytes of a hash are uniform in 0 .. 2**64 - 1. Names of files need not be UTF-8.
         return int.from_bytes(digest[:8], "big") < self.fraction * 2.0**64
 
     def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:

@@ -96,15 +96,15 @@ class Tokenize(Recipe):
                 for name in SPLITS
             }
             pieces = self.split.divide(lambda: self._documents(skipped))
-            for piece in encode_all(pieces, tokenizer, lengths, end_of_text, self.workers):
-                writers[piece.split].add(
-                    piece.ids,
-                    documents=1,
-                    text_bytes=piece.text_bytes,
-                    decoded_bytes=piece.decoded_bytes,
-                )
-                compressed.add(piece.text)
-                bar.update(piece.text_bytes)
+            for piece, ids in encode_all(pieces, tokenizer, self.workers):
+                text, decoded = piece.text.encode(), int(lengths[ids].sum(dtype=np.int64))
+                if piece.ends and boundary:
+                    ids = np.append(ids, np.int32(end_of_text))
+                counts = {"documents": 1, "text_bytes": len(text), "decoded_bytes": decoded}
+                writers[piece.split].add(ids, **counts)
+                if piece.split == "held_out":
+                    compressed.add(text)
+                bar.update(len(text))
         splits = {name: writer.stored() for name, writer in writers.items()}
         self._check(splits)
         Manifest(

@@ -203,6 +203,7 @@ class Task(Part, Trimmed, TaskBase):
 
     def on_fit_start(self) -> None:
         """Seeds each rank on its own; a resume on as many ranks restores the saved state."""
+        # Primes, so that no two pairs of rank and step that occur in practice share a seed.
         seed = self.derived.seed + 1_000_003 * self.trainer.global_rank
         seed += 7_919 * self.trainer.global_step
         random.seed(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
 import time
@@ -68,9 +66,7 @@ class Comparison:
         say(f"  {variant.name} on {variant.ranks}: {time.monotonic() - begun:.0f} s")
         found = trajectory.read(run_dir)
         try:
-            quiet = io.StringIO()  # DeepSpeed tells what it reads
-            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                return replace(found, weights=trajectory.weights(self.settings, run_dir))
+            return replace(found, weights=trajectory.weights(self.settings, run_dir))
         except LLMTrainError as error:
             say(f"    weights cannot be compared: {error}")
             return found

@@ -118,7 +118,7 @@ def judge(
     apart = measured(found, expected)
     for what in ("loss", "norm", "weights") if variant.same else ():
         value, limit = getattr(apart, what), getattr(allowed, what)
-        if value is not None and not value <= limit:
+        if value is not None and not value <= limit:  # NaN is out of tolerance too
             faults.append(f"{what} above {limit:.1e}")
     return Row(
         name=variant.name,

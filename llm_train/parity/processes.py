@@ -19,7 +19,7 @@ def command(*arguments: str, ranks: int = 0) -> list[str]:
     if not ranks:
         return [sys.executable, "-m", "llm_train", *arguments]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    port = str(find_free_network_port())
+    port = str(find_free_network_port())  # torchrun's own default serves one run a machine
     return [*launcher, "--master-port", port, "-m", "llm_train", *arguments]
 
 

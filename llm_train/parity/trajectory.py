@@ -45,7 +45,7 @@ def read(run_dir: Path) -> Trajectory:
     """The trajectory of the run in ``run_dir``."""
     lines = read_lines(run_dir / "metrics.jsonl")
     records = [record for record in merge(lines) if "train/loss" in record]
-    before = records[-1 - collectives.STEPS]
+    before = records[-1 - collectives.STEPS]  # counting in the last steps takes memory itself
     return Trajectory(
         loss=[record["train/loss"] for record in records],
         norm=[record["grad/norm"] for record in records],

@@ -108,7 +108,7 @@ class CostModel:
         held = strategy.state_bytes(work, mesh)
         transfers = tuple(t for t in strategy.transfers(work, mesh) if t.ranks > 1)
         kept = sum(found[key] for key in _STATE) + self.saved_by_compiler(policy, micro_batch)
-        # Tensor parallelism gathers the head's weight, and sums a whole gradient of it.
+        # Tensor parallelism gathers the head's weight (2 bytes) and sums its whole gradient (4).
         whole_head = (2 + 4) * math.prod(table) * (1 - 1 / mesh.tensor)
         return Candidate(
             strategy=strategy.described(mesh),
@@ -145,7 +145,7 @@ class CostModel:
         """
         peak_flops = self.device.peak_flops(self.settings.product_dtype)
         memory = speed.MEMORY_EFFICIENCY * self.device.bytes_per_second
-        each = micro_batches / 2 / tensor
+        each = micro_batches / 2 / tensor  # two micro-batches were simulated
         products = each * found["products"] / (speed.PRODUCTS_EFFICIENCY * peak_flops)
         attention = each * found["attention"] / (speed.ATTENTION_EFFICIENCY * peak_flops)
         # Recomputation is mostly products; its seconds are its share of the operations.

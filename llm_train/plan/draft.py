@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,11 @@ def plan(settings: Settings, gpu: str, json_path: str, *, devices: int, nodes: i
     problems = checks.problems(settings, running=False)
     if problems:
         raise ConfigError("\n".join(problems))
+    model = CostModel(settings, device)
     try:
-        result = draft(settings, device)
+        own, shown, values = configured(model)
+        budget = USABLE * device.memory
+        found = search(model, budget)
     except DataDependentOutputException as error:
         name = type(settings.task.optimizer_config).__name__
         raise ConfigError(
@@ -50,10 +53,16 @@ def plan(settings: Settings, gpu: str, json_path: str, *, devices: int, nodes: i
             "with an optimizer that keeps as much state, for instance AdamW"
         ) from error
     seconds = time.perf_counter() - started
-    say_sections(result.sections)
+    shown |= sections.searched(found, own, budget) | {"assumptions": sections.assumptions(device)}
+    say_sections(shown)
     say(f"\nplanned in {seconds:.1f} s; nothing was allocated")
+    values |= {
+        "fastest": [sections.plain(c) | model.totals(c) for c in found.fitting[:20]],
+        "too_large": [sections.plain(c) for c in found.beyond],
+        "refused": found.refused,
+        "planned_in_seconds": seconds,
+    }
     if json_path:
-        values = result.values | {"planned_in_seconds": seconds}
         Path(json_path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -66,22 +75,9 @@ def on_devices(settings: Settings, *, devices: int, nodes: int) -> Settings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A finished plan.
-
-    Attributes:
-        sections: for the terminal, by title.
-        values: the same as JSON values.
-    """
-
-    sections: dict[str, dict[str, str]]
-    values: dict[str, Any]
-
-
-def draft(settings: Settings, device: Device, *, searching: bool = True) -> Draft:
-    """Plans the configured run, and looks for a faster one."""
-    model = CostModel(settings, device)
+def configured(model: CostModel) -> tuple[Candidate, dict[str, sections.Rows], dict[str, Any]]:
+    """The configured run; what to show of it by title, and the same as JSON values."""
+    settings, device = model.settings, model.device
     policy, micro_batch = settings.task.construction.recompute, settings.batch.per_device
     own = model.candidate(settings.strategy, policy, micro_batch)
     activations = model.simulated(policy, micro_batch)
@@ -100,15 +96,7 @@ def draft(settings: Settings, device: Device, *, searching: bool = True) -> Draf
         "activations": activations,
         "not_kept_by_compiled_blocks": saving,
     }
-    if searching:
-        budget = USABLE * device.memory
-        found = search(model, budget)
-        shown |= sections.searched(found, own, budget)
-        values["fastest"] = [sections.plain(c) | model.totals(c) for c in found.fitting[:20]]
-        values["too_large"] = [sections.plain(c) for c in found.beyond]
-        values["refused"] = found.refused
-    shown["assumptions"] = sections.assumptions(device)
-    return Draft(sections=shown, values=values)
+    return own, shown, values
 
 
 def _rehearsed(model: CostModel, own: Candidate) -> Measured | None:

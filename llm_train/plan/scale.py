@@ -27,7 +27,7 @@ def at_depth(case: Case) -> Measured:
     layers = getattr(config, "layers", 0)
     period = case.recompute.period
     low = max(_SHALLOW, period)
-    low += (layers - low) % period
+    low += (layers - low) % period  # so that it ends like the deep one, a whole period apart
     high = low + period
     if layers <= high:
         return simulate(case)

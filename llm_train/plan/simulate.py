@@ -14,11 +14,13 @@ operator by operator, which keeps more than compiled ones do: ``compiled``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -29,7 +31,7 @@ from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.recompute.base import Recompute
 from llm_train.plan.watch import Measured, Watch, saved_bytes, watching
-from llm_train.runtime.sharded import local_part, tensor_bytes
+from llm_train.runtime.sharded import pieces, tensor_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
 
@@ -74,6 +76,7 @@ def simulate(case: Case) -> Measured:
     """Runs one optimizer step and returns what it took."""
     ranks = case.mesh.data_ranks * case.mesh.tensor
     group = fake_ranks(ranks) if case.strategy.cuts_network else nullcontext()
+    # A compiled update, as torchao's is, could not run on fake tensors.
     with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         network = _build(case, mode)
@@ -180,16 +183,7 @@ def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     values = [value for state in optimizer.state.values() for value in state.values()]
-    return [part for value in values if isinstance(value, Tensor) for part in _parts(value)]
-
-
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a sharded or quantized one is made of on this rank."""
-    tensor = local_part(tensor)
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _parts(getattr(tensor, name))]
+    return [part for value in values if isinstance(value, Tensor) for part in pieces(value)]
 
 
 def autocast(precision: str) -> torch.autocast:
@@ -197,12 +191,7 @@ def autocast(precision: str) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-@contextmanager
-def default_dtype(precision: str) -> Iterator[None]:
+def default_dtype(precision: str) -> AbstractContextManager[Any]:
     """What Lightning does around construction and forward where everything is bf16."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if precision == "bf16-true" else before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    plugin = HalfPrecision("bf16-true") if precision == "bf16-true" else Precision()
+    return plugin.module_init_context()

@@ -30,17 +30,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
+def pieces(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a sharded or quantized one is made of on this rank."""
+    tensor = local_part(tensor)
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [piece for name in names for piece in pieces(getattr(tensor, name))]
+
+
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes of the memory that holds ``tensor`` on this rank.
-
-    A DTensor is asked for its local part, a quantized tensor for the tensors it is made of.
 
     >>> import torch
     >>> tensor_bytes(torch.zeros(3, 5, dtype=torch.bfloat16))
     30
     """
-    tensor = local_part(tensor)
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
+    return sum(piece.numel() * piece.element_size() for piece in pieces(tensor))

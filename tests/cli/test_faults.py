@@ -167,8 +167,8 @@ MORE = {
                 },
             },
         ),
-        "data.recipe.init_args.split: fraction=5.0 must lie in [0, 1): the part of the text held "
-        "out",
+        "data.recipe.init_args.split: fraction=5.0 must be at least 0 and below 1: the part of the "
+        "text held out",
     ),
     "time of day for int": (
         put(*NET, layers="1:30"),

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from llm_train.cli.dispatch import load_settings
-from llm_train.plan.draft import draft, on_devices
+from llm_train.plan.cost_model import CostModel
+from llm_train.plan.draft import configured, on_devices
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
 from llm_train.runtime.devices import device_called
@@ -58,7 +59,7 @@ def planned(
     """Returns the configured numbers, and the simulated peak in GiB."""
     settings = load_settings(["-c", str(HERE / "published.yaml"), *overrides])
     settings = on_devices(settings, devices=devices, nodes=nodes)
-    values = draft(settings, device_called(gpu), searching=False).values
+    values = configured(CostModel(settings, device_called(gpu)))[2]
     highest = peak(values["simulated"])[1] - values["not_kept_by_compiled_blocks"]
     return values["configured"], highest / 2**30
 

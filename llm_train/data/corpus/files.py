@@ -112,6 +112,7 @@ class TextFiles(NamedFiles):
             yield read_document(file)
             return
         number, rest = 0, ""
+        # newline="" leaves line ends as they are: "\r\n" is part of the text.
         with file.path.open(encoding="utf-8", newline="") as stream:
             try:
                 while chunk := stream.read(_READ_CHARACTERS):

@@ -34,7 +34,7 @@ class JSONLines(NamedFiles):
     def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """Lines in order."""
         opener = gzip.open if file.path.suffix == ".gz" else open
-        with opener(file.path, "rb") as lines:
+        with opener(file.path, "rb") as lines:  # decoded one by one: a bad byte spoils one line
             for number, line in enumerate(lines, start=1):
                 yield self._document(f"{file.key}:{number}", line)
 

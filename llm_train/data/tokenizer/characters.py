@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import tokenizers
@@ -28,10 +27,6 @@ class Characters(Tokenizer):
     def boundary(self) -> str:
         """As configured."""
         return END_OF_TEXT if self.end_of_text else ""
-
-    def provenance(self) -> Mapping[str, str | int]:
-        """Nothing but the text, which the corpus answers for."""
-        return {}
 
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Collects the characters."""

@@ -62,6 +62,7 @@ class TrainBPE(Tokenizer):
             vocab_size=self.vocab_size,
             min_frequency=self.min_frequency,
             special_tokens=[END_OF_TEXT],
+            # The library lists them in no fixed order, and ids must not depend on it.
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )

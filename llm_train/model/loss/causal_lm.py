@@ -9,14 +9,13 @@ Shapes: B batch, T positions, D width, V padded vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm_train.errors import ConfigError
+from llm_train.errors import check_at_least
 from llm_train.model.loss.base import Loss, LossSum, Projection
 
 
@@ -35,11 +34,8 @@ class CausalLM(Loss):
     ignore_index: int = -100
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.z_loss) and self.z_loss >= 0.0):
-            raise ConfigError(
-                f"loss.z_loss={self.z_loss} is not a finite number >= 0; "
-                "write 0 for none, or 1e-4 as PaLM does"
-            )
+        hint = "; write 0 for none, or 1e-4 as PaLM does"
+        check_at_least(self, 0, "z_loss", prefix="loss.", hint=hint)
 
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""

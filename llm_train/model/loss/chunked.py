@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from llm_train.errors import ConfigError
+from llm_train.errors import check_at_least
 from llm_train.model.loss.base import LossSum, Projection, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.runtime.autocast import autocast_dtype
@@ -52,11 +52,8 @@ class ChunkedCausalLM(CausalLM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chunk_tokens < 1:
-            raise ConfigError(
-                f"loss.chunk_tokens={self.chunk_tokens} is not a positive number of positions; "
-                "write 1024, or use CausalLM to hold all logits at once"
-            )
+        hint = "; write 1024, or use CausalLM to hold all logits at once"
+        check_at_least(self, 1, "chunk_tokens", prefix="loss.", hint=hint)
 
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""

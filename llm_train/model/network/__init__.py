@@ -4,34 +4,18 @@ Usable in YAML as ``class_path``: ``Transformer``.
 """
 
 from llm_train.discovery import load
-from llm_train.model.network.base import (
-    ForwardFlops,
-    Initial,
-    LanguageModel,
-    Network,
-    Projection,
-    Readout,
-)
-from llm_train.model.network.cache import Cache, CachedLanguageModel
-from llm_train.model.network.flops import Counts
-from llm_train.model.network.init import initialise, materialise
-from llm_train.model.network.sample import generate
-from llm_train.model.network.transformer import Transformer
-
-__all__ = [
-    "Cache",
-    "CachedLanguageModel",
-    "Counts",
-    "ForwardFlops",
-    "Initial",
-    "LanguageModel",
-    "Network",
-    "Projection",
-    "Readout",
-    "Transformer",
-    "generate",
-    "initialise",
-    "materialise",
-]
+from llm_train.model.network.base import ForwardFlops as ForwardFlops
+from llm_train.model.network.base import Initial as Initial
+from llm_train.model.network.base import LanguageModel as LanguageModel
+from llm_train.model.network.base import Network as Network
+from llm_train.model.network.base import Projection as Projection
+from llm_train.model.network.base import Readout as Readout
+from llm_train.model.network.cache import Cache as Cache
+from llm_train.model.network.cache import CachedLanguageModel as CachedLanguageModel
+from llm_train.model.network.flops import Counts as Counts
+from llm_train.model.network.init import initialise as initialise
+from llm_train.model.network.init import materialise as materialise
+from llm_train.model.network.sample import generate as generate
+from llm_train.model.network.transformer import Transformer as Transformer
 
 load(__name__)

@@ -70,16 +70,12 @@ class Architecture:
         check_at_least(self, 1, "vocab_size", "layers", "width", "heads", "max_sequence")
         check_at_least(self, 1, "pad_vocab_to")
         check_at_least(self, 0, "kv_heads", "mlp_width", hint=" (0 derives it)")
-        for key in ("soft_cap", "init_std"):
-            value = getattr(self, key)
-            if not 0.0 <= value < math.inf:
-                raise ConfigError(f"{key}={value:g} must be a finite number of at least 0")
+        check_at_least(self, 0, "soft_cap", "init_std")
+        check_at_least(self, 0, "dropout", below=1)
         for key in ("rotary_base", "norm_eps"):
             value = getattr(self, key)
             if not 0.0 < value < math.inf:
                 raise ConfigError(f"{key}={value:g} must be a finite number above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout={self.dropout:g} must be at least 0 and below 1")
 
     @property
     def padded_vocab_size(self) -> int:

@@ -42,16 +42,8 @@ class LayerCache:
         return self._stored[0, :, :, :end], self._stored[1, :, :, :end]
 
 
-class Cache:
-    """One ``LayerCache`` for each block of a network."""
-
-    def __init__(self, layers: int, capacity: int) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(layers)]
-
-    @property
-    def length(self) -> int:
-        """Positions stored; between two forwards all blocks agree on it."""
-        return self.layers[0].length
+Cache = list[LayerCache]
+"""One for each block of a network; between two forwards all of them have one length."""
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:

@@ -151,7 +151,7 @@ class _Counter(TorchDispatchMode):
     ) -> object:
         kwargs, operator = kwargs or {}, func.overloadpacket
         if operator is not _ATTENTION:  # taken apart, it would not say that it is causal
-            with self:
+            with self:  # which a mode has left while it handles an operator: count the parts too
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts

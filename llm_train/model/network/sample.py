@@ -11,6 +11,7 @@ read the whole window again for each token, because every cached key carries its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice, takewhile
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) ->
         logits = torch.full_like(logits, float("-inf")).index_copy(0, kept, logits[kept])
     probabilities = torch.softmax(logits, dim=-1)
     if top_p < 1.0:
+        # Stable, so that of equally probable tokens the same ones are kept everywhere.
         ordered, order = torch.sort(probabilities, descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
         dropped = order[(before >= top_p) & (torch.arange(len(order)) > 0)]
@@ -43,7 +45,7 @@ def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) ->
     return probabilities
 
 
-def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache | None) -> Tensor:
+def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache) -> Tensor:
     """Logits (V,) on the CPU after ``tokens``; the network's mode is as before afterwards.
 
     Compiled blocks run eagerly: a growing cache is a new shape, and a new compilation, each token.
@@ -96,7 +98,6 @@ def generate(
     top_p: float = 1.0,
     stop: int | None = None,
     seed: int = 0,
-    use_cache: bool = True,
 ) -> Iterator[int]:
     """Continues a prompt.
 
@@ -109,7 +110,6 @@ def generate(
         top_p: choose among the likeliest tokens that together have this probability; 1 means all.
         stop: token that ends the text; it is not part of the result.
         seed: of the choices.
-        use_cache: False reads the whole context for each token, as a check.
 
     Returns:
         The new token ids, each as soon as it is known.
@@ -130,26 +130,21 @@ def generate(
         kept = restrict(logits, temperature=temperature, top_k=top_k, top_p=top_p)
         return int(torch.multinomial(kept, 1, generator=generator))
 
-    return _stream(network, prompt.tolist(), max_new_tokens, choose, stop, use_cache)
+    tokens = islice(_stream(network, prompt.tolist(), choose), max_new_tokens)
+    return takewhile(lambda token: token != stop, tokens)
 
 
 def _stream(
-    network: CachedLanguageModel,
-    context: list[int],
-    max_new_tokens: int,
-    choose: Callable[[Tensor], int],
-    stop: int | None,
-    use_cache: bool,
+    network: CachedLanguageModel, context: list[int], choose: Callable[[Tensor], int]
 ) -> Iterator[int]:
-    cache, unread = None, context
-    for _ in range(max_new_tokens):
+    """Tokens without end, each chosen when it is asked for."""
+    cache: Cache | None = None
+    unread = context
+    while True:
         if len(context) > network.max_positions:
             cache, context = None, context[-max(1, network.max_positions // 2) :]
         if cache is None:
-            cache = network.new_cache() if use_cache else None
-            unread = context
+            cache, unread = network.new_cache(), context
         token = choose(_read(network, unread, cache))
-        if token == stop:
-            return
         yield token
         context, unread = [*context, token], [token]

@@ -29,7 +29,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
-from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.cache import Cache, CachedLanguageModel, LayerCache
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes
 from llm_train.model.network.head import Head
@@ -166,11 +166,11 @@ class Decoder(CachedLanguageModel):
 
     def new_cache(self) -> Cache:
         """An empty cache of ``max_positions`` positions."""
-        return Cache(self.config.layers, self.max_positions)
+        return [LayerCache(self.max_positions) for _ in range(self.config.layers)]
 
     def forward(self, tokens: Tensor, readout: Readout[R], cache: Cache | None = None) -> R:
         """(B, T) -> whatever ``readout`` returns; ``tokens`` follow what ``cache`` holds."""
-        start = 0 if cache is None else cache.length
+        start = 0 if cache is None else cache[0].length
         end = start + tokens.shape[1]
         if end > self.max_positions:
             raise ConfigError(
@@ -180,9 +180,10 @@ class Decoder(CachedLanguageModel):
         x = self.embedding(tokens)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(torch.arange(start, end, device=tokens.device))
+        # The residual stream is in the dtype of products; norms compute in float32 by themselves.
         x = self.dropout(x.to(autocast_dtype(x)))
         for index, block in enumerate(self.layers):
-            x = block(x, self.rotary, None if cache is None else cache.layers[index])
+            x = block(x, self.rotary, None if cache is None else cache[index])
         out: R = self.head(self.norm(x), readout)
         return out
 

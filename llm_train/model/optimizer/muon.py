@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from llm_train.errors import ConfigError
 from llm_train.model.optimizer.groups import Group
 from llm_train.model.optimizer.newton_schulz import orthogonalize
 from llm_train.runtime.sharded import is_dtensor
@@ -90,11 +89,8 @@ class MuonWithAdamW(Optimizer):
 
     def _momentum(self, group: Group, parameter: Tensor) -> Tensor:
         """What Muon orthogonalizes, in the layout of the parameter."""
-        if parameter.ndim != 2:
-            raise ConfigError(
-                f"optimizer: MuonAdamW needs whole matrices, not shape {tuple(parameter.shape)} as "
-                "DeepSpeed's ZeRO makes them; use the FSDP or DDP strategy, or AdamW"
-            )
+        # The traits of MuonAdamW have kept it away from strategies that flatten, as ZeRO does.
+        assert parameter.ndim == 2, f"a matrix of shape {tuple(parameter.shape)}"
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
         if not state:

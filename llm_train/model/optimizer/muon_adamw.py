@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor, nn, optim
 
 from llm_train.context import OptimizerTraits
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 from llm_train.model.optimizer.adamw import AdamSettings, can_fuse
 from llm_train.model.optimizer.base import STEP_BYTES
 from llm_train.model.optimizer.groups import (
@@ -25,7 +25,7 @@ from llm_train.model.optimizer.groups import (
     dimensions,
     trainable,
 )
-from llm_train.model.optimizer.muon import MuonWithAdamW
+from llm_train.model.optimizer.muon import MUON_SETTINGS, MuonWithAdamW
 from llm_train.runtime.sharded import tensor_bytes
 
 
@@ -61,11 +61,8 @@ class MuonAdamW(AdamSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.newton_schulz_steps <= 20:
-            raise ConfigError(
-                f"optimizer.newton_schulz_steps={self.newton_schulz_steps} is not from 1 to 20; "
-                "a usual value is 5"
-            )
+        hint = "; a usual value is 5"
+        check_at_least(self, 1, "newton_schulz_steps", below=21, prefix="optimizer.", hint=hint)
 
     @property
     def traits(self) -> OptimizerTraits:
@@ -85,8 +82,7 @@ class MuonAdamW(AdamSettings):
                 "model.optimizer: MuonAdamW found no matrix in a numbered layer (layers.<i>.*); "
                 "keep the network's layers in a ModuleList, or use AdamW"
             )
-        keys = ("learning_rate_scaling", "momentum", "newton_schulz_steps", "newton_schulz_dtype")
-        muon = {key: getattr(self, key) for key in keys}
+        muon = {key: getattr(self, key) for key in MUON_SETTINGS}
         muon |= {"lr": self.muon_learning_rate, "weight_decay": self.muon_weight_decay}
         groups = [Group(params=hidden, algorithm="muon", **muon)]
         rest = [pair for pair in named if not is_muons(*pair)]

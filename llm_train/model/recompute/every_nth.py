@@ -9,7 +9,7 @@ from typing import Self
 
 from torch import nn
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.checkpointed import checkpoint_block
 
@@ -27,11 +27,8 @@ class EveryNth(Recompute):
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ConfigError(
-                f"recompute.n={self.n} is not a positive number of blocks; "
-                "write 2 for every second block, or use NoRecompute"
-            )
+        hint = "; write 2 for every second block, or use NoRecompute"
+        check_at_least(self, 1, "n", prefix="recompute.", hint=hint)
 
     def apply(self, blocks: Sequence[nn.Module]) -> None:
         """Makes blocks 0, n, 2n, ... recompute.

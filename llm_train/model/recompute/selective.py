@@ -28,6 +28,7 @@ import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -100,10 +101,6 @@ def _policy(kept: frozenset[OpOverload]) -> Callable[..., CheckpointPolicy]:
     return policy
 
 
-def _draws_random_numbers(overload: OpOverload) -> bool:
-    return torch.Tag.nondeterministic_seeded in overload.tags
-
-
 def _dropout_argument(overload: OpOverload) -> int:
     """Position of an operator's ``dropout_p``; -1 if it has none."""
     names = [argument.name for argument in overload._schema.arguments]
@@ -116,28 +113,20 @@ def _resolve(name: str) -> list[OpOverload]:
     Raises:
         ConfigError: there is no such operator, or it draws random numbers.
     """
-    namespace, _, rest = name.partition(".")
-    operator, _, overload = rest.partition(".")
     registered = {
         f"{full.replace('::', '.')}{'' if '.' in full else '.default'}"
         for full in torch._C._dispatch_get_all_op_names()
     }
-    wanted = (
-        [f"{namespace}.{operator}.{overload}"]
-        if overload
-        else sorted(full for full in registered if full.startswith(f"{namespace}.{operator}."))
-    )
-    if not wanted or not registered.issuperset(wanted):
+    wanted = sorted(full for full in registered if name in (full, full.rpartition(".")[0]))
+    if not wanted:
         short = registered | {full.rpartition(".")[0] for full in registered}
-        near = difflib.get_close_matches(name, short, n=3) or difflib.get_close_matches(
-            f"aten.{name}", short, n=3
-        )
+        near = difflib.get_close_matches(name, short, n=3)
+        near = near or difflib.get_close_matches(f"aten.{name}", short, n=3)
         hint = f"nearest: {', '.join(near)}" if near else "names look like aten.mm"
         raise ConfigError(f"recompute.save: {name!r} is not an operator of torch; {hint}")
-    packet = getattr(getattr(torch.ops, namespace), operator)
-    found = [getattr(packet, full.rpartition(".")[2]) for full in wanted]
+    found: list[OpOverload] = [attrgetter(full)(torch.ops) for full in wanted]
     for each in found:
-        if _draws_random_numbers(each) and _dropout_argument(each) < 0:
+        if torch.Tag.nondeterministic_seeded in each.tags and _dropout_argument(each) < 0:
             raise ConfigError(
                 f"recompute.save: {name!r} draws random numbers, so skipping it in the "
                 "recomputation would change every later dropout of the block; leave it out"

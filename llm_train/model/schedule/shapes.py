@@ -11,11 +11,15 @@ to 0.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from llm_train.errors import ConfigError
-from llm_train.model.schedule.base import Multiplier
+from llm_train.errors import ConfigError, check_at_least
+from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.units import Duration
+
+Shape = Callable[[float], float]
 
 
 def ramp(step: int, warmup_steps: int) -> float:
@@ -56,63 +60,53 @@ def cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def above(floor: float, factor: float) -> float:
-    """Maps a factor in [0, 1] into [floor, 1].
+def rise_and_fall(shape: Shape, rise: int, start: int, end: int, floor: float) -> Multiplier:
+    """Rises over ``rise`` steps and falls by ``shape`` from step ``start`` to ``floor`` at ``end``.
 
-    >>> [above(0.1, factor) for factor in (0.0, 1.0)]
-    [0.1, 1.0]
+    >>> at = rise_and_fall(linear, rise=2, start=1, end=5, floor=0.2)
+    >>> [round(at(step), 3) for step in (0, 1, 2, 5, 9)]
+    [0.5, 1.0, 0.8, 0.2, 0.2]
     """
-    return floor * (1.0 - factor) + factor
-
-
-def check_floor(floor: float) -> None:
-    """Checks that a floor is in [0, 1).
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    if not 0.0 <= floor < 1.0:
-        raise ConfigError(
-            f"schedule.floor={floor} is not a fraction of the peak in [0, 1); "
-            "write 0.1 for a tenth, or use Constant for no decay"
-        )
-
-
-def peak_step(warmup: Duration, total_steps: int, tokens_per_step: int) -> int:
-    """Returns the first step at the peak, from which the decay runs to the last step.
-
-    Raises:
-        ConfigError: if no step is left for the decay. (The only step of a run of one step is at the
-            peak.)
-    """
-    steps = warmup.steps(tokens_per_step)
-    peak = max(steps, 1) - 1
-    if peak > total_steps - 1 or (peak == total_steps - 1 and total_steps > 1):
-        raise ConfigError(
-            f"schedule.warmup={warmup} is {steps} steps and leaves none of the run's {total_steps} "
-            f"for the decay; warm up for at most {max(total_steps - 1, 1)} steps or train longer"
-        )
-    return peak
-
-
-def between(step: int, start: int, end: int) -> float:
-    """Returns the progress from ``start`` (0) to ``end`` (1), clamped; 0 if the two are the same.
-
-    >>> [between(step, 2, 6) for step in (0, 2, 3, 6, 9)]
-    [0.0, 0.0, 0.25, 1.0, 1.0]
-    >>> between(5, 3, 3)
-    0.0
-    """
-    # Clamped at the end, because torch's schedulers ask once for a step after the last.
-    return min(max(step - start, 0) / (end - start), 1.0) if end > start else 0.0
-
-
-def rise_and_fall(
-    shape: Callable[[float], float], warmup_steps: int, start: int, end: int, floor: float
-) -> Multiplier:
-    """Rises over ``warmup_steps`` and falls by ``shape`` from step ``start`` to step ``end``."""
 
     def multiplier(step: int) -> float:
-        return ramp(step, warmup_steps) * above(floor, shape(between(step, start, end)))
+        # Clamped at the end, because torch's schedulers ask once for a step after the last. In a
+        # run of one step the start is the end, and that step is at the peak.
+        progress = min(max(step - start, 0) / (end - start), 1.0) if end > start else 0.0
+        factor = shape(progress)
+        return ramp(step, rise) * (floor * (1.0 - factor) + factor)
 
     return multiplier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decaying(Schedule):
+    """Base of schedules that warm up and then fall to a floor, from the peak to the last step.
+
+    Attributes:
+        warmup: length W of the linear rise; ``0 steps`` starts at the peak.
+        floor: the last step's learning rate as a fraction of the peak.
+    """
+
+    warmup: Duration
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        hint = "; write 0.1 for a tenth of the peak, or use Constant for no decay"
+        check_at_least(self, 0, "floor", below=1, prefix="schedule.", hint=hint)
+
+    @abstractmethod
+    def fall(self, progress: float) -> float:
+        """The factor, from 1 at the peak (progress 0) to 0 at the end (1)."""
+
+    def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
+        """Returns the factor on the peak learning rate at each step."""
+        rise = self.warmup.steps(tokens_per_step)
+        peak, last = max(rise, 1) - 1, total_steps - 1
+        # The only step of a run of one step is at the peak.
+        if peak > last or peak == last > 0:
+            raise ConfigError(
+                f"schedule.warmup={self.warmup} is {rise} steps and leaves none of the run's "
+                f"{total_steps} for the decay; warm up for at most {max(last, 1)} steps or train "
+                "longer"
+            )
+        return rise_and_fall(self.fall, rise, peak, last, self.floor)

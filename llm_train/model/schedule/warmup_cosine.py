@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.shapes import check_floor, cosine, peak_step, rise_and_fall
+from llm_train.model.schedule.shapes import Decaying, cosine
 from llm_train.units import Duration
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine(Schedule):
+class WarmupCosine(Decaying):
     """The factor is ``min((step + 1) / W, 1)``, then ``floor + (1 - floor) (1 + cos(pi p)) / 2``.
 
     Here p runs from 0 at the first step at the peak, ``max(W, 1) - 1``, to 1 at the last step, so
@@ -29,11 +28,6 @@ class WarmupCosine(Schedule):
     warmup: Duration
     floor: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_floor(self.floor)
-
-    def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
-        """Returns the factor on the peak learning rate at each step."""
-        peak = peak_step(self.warmup, total_steps, tokens_per_step)
-        rise = self.warmup.steps(tokens_per_step)
-        return rise_and_fall(cosine, rise, peak, total_steps - 1, self.floor)
+    def fall(self, progress: float) -> float:
+        """On half a cosine wave."""
+        return cosine(progress)

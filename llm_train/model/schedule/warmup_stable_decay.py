@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_train.errors import ConfigError, check_choices
-from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.shapes import check_floor, cosine, linear, rise_and_fall, sqrt
+from llm_train.model.schedule.base import Multiplier
+from llm_train.model.schedule.shapes import Decaying, cosine, linear, rise_and_fall, sqrt
 from llm_train.units import Duration
 
 _SHAPES = {"linear": linear, "sqrt": sqrt, "cosine": cosine}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupStableDecay(Schedule):
+class WarmupStableDecay(Decaying):
     """The factor is ``min((step + 1) / W, 1)``, and decays over the last D steps.
 
     It is ``floor + (1 - floor) shape(p)`` there, with p = ``1/D, 2/D, ... 1``. The step before them
@@ -39,19 +39,21 @@ class WarmupStableDecay(Schedule):
         floor: the last step's learning rate as a fraction of the peak.
     """
 
-    warmup: Duration
     decay: Duration
     shape: Literal["linear", "sqrt", "cosine"] = "sqrt"
-    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        check_floor(self.floor)
+        super().__post_init__()
         check_choices(self, "schedule.")
         if self.decay.count < 1:
             raise ConfigError(
                 f"schedule.decay={self.decay} gives shape and floor no effect; "
                 "write at least 1 step, or use Constant"
             )
+
+    def fall(self, progress: float) -> float:
+        """By the configured shape."""
+        return _SHAPES[self.shape](progress)
 
     def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
         """Returns the factor on the peak learning rate at each step."""
@@ -64,5 +66,5 @@ class WarmupStableDecay(Schedule):
                 f"{max(warmup_steps, 1)} + {decay_steps} steps and the run has {total_steps}; "
                 "shorten one of them or train longer"
             )
-        last, shape = total_steps - 1, _SHAPES[self.shape]
-        return rise_and_fall(shape, warmup_steps, last - decay_steps, last, self.floor)
+        last = total_steps - 1
+        return rise_and_fall(self.fall, warmup_steps, last - decay_steps, last, self.floor)

@@ -47,7 +47,7 @@ class DDP(Strategy, DDPStrategy):
         )
         self.reduction = reduction
         self._bucket_bytes = bucket_cap_mb * 2**20
-        self._buckets: deterministic.Buckets | None = None
+        self._in_order: deterministic.Replicas | None = None
         self._last = True
 
     def traits(self, ranks: int) -> StrategyTraits:
@@ -64,8 +64,7 @@ class DDP(Strategy, DDPStrategy):
         if self.reduction == "fast":
             super().configure_ddp()
         else:
-            parameters = self.task.network.parameters()
-            self._buckets = deterministic.Buckets(parameters, self._bucket_bytes)
+            self._in_order = deterministic.Replicas(self.task.network.parameters())
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         """On the stream of the forwards, not on Lightning's side stream.
@@ -82,10 +81,10 @@ class DDP(Strategy, DDPStrategy):
 
     def backward(self, closure_loss: Any, *args: Any, **kwargs: Any) -> Any:
         """Sums gradients over ranks itself for reduction=deterministic, outside Lightning."""
-        if self._buckets is None:
+        if self._in_order is None:
             return super().backward(closure_loss, *args, **kwargs)
         result = super().backward(closure_loss / self.world_size, *args, **kwargs)
-        self._buckets.add(last=self._last)
+        self._in_order.add(last=self._last)
         return result
 
     # --- cost -------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 What is unusual: sums of floating-point numbers depend on their order, and every collective chooses
 its own. Micro-batch ``m`` of rank ``r`` of ``W`` is number ``k = m W + r`` of its step
 (``data/sampler.py``), and one process accumulates ``((g_0 + g_1) + g_2) + ...``. Here ranks do just
-that: after every micro-batch each rank receives its shard of every rank's gradient and folds them,
-in rank order, onto what the micro-batches before have left. Nothing is averaged: the loss is
-divided by ``W`` before the backward, which together with Lightning's division by the accumulation
-equals one process's division wherever one of the two numbers is a power of two
+that: after every micro-batch each rank receives every rank's gradient (under FSDP its shard of
+them) and adds them, in rank order, to what the micro-batches before have left. Nothing is averaged:
+the loss is divided by ``W`` before the backward, which together with Lightning's division by the
+accumulation equals one process's division wherever one of the two numbers is a power of two
 (``problems`` asks for that).
 
 The price is an exchange of all gradients after every micro-batch, without overlap with the
@@ -16,6 +16,8 @@ backward, and for the norm a gather of every gradient. It is for verification an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 
 from llm_train.context import Context
 from llm_train.errors import LLMTrainError
+from llm_train.model.optimizer.clipping import norm_of_norms
+from llm_train.runtime.sharded import whole
 
 Reduction = Literal["fast", "deterministic"]
 KEY = "reduction: deterministic"
@@ -66,84 +70,40 @@ def problems(context: Context, *, shards: bool = False) -> Iterator[str]:
         )
 
 
-def reduce_scatter(
-    output: Tensor, contributions: Tensor, before: Tensor | None, group: dist.ProcessGroup
-) -> None:
-    """``output`` (n,) = ((``before`` + c_0) + c_1) + ..., with c_r from rank r for this rank.
-
-    Args:
-        output: receives the sum.
-        contributions: (W n,) what this rank has for each rank.
-        before: (n,) the sum so far; None: there is none yet.
-        group: W ranks, added in their order.
-    """
-    received = torch.empty_like(contributions)
-    dist.all_to_all_single(received, contributions, group=group)
-    parts = received.view(group.size(), -1)  # (W, n)
-    if before is None:
-        output.copy_(parts[0])
-    else:
-        torch.add(before, parts[0], out=output)
-    for part in parts[1:]:
-        output.add_(part)
+def _in_order(before: Tensor | None, parts: Iterable[Tensor]) -> Tensor:
+    """((``before`` + c_0) + c_1) + ..., with ``before`` the sum so far, if there is one."""
+    return reduce(torch.add, parts if before is None else chain([before], parts))
 
 
-class Buckets:
-    """Gradients of replicated parameters, some at a time so that buffers stay small.
+class Replicas:
+    """Gradients of replicated parameters, one parameter at a time.
+
+    Every rank receives every rank's gradient and adds them itself: more traffic than a reduction
+    that is shared out, and nothing that could go wrong between buckets, padding and alignment.
 
     Args:
         parameters: whose gradients are summed; those that need none are left out.
-        bucket_bytes: a bucket takes parameters up to this, and at least one.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], bucket_bytes: int) -> None:
-        self._group: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
-        self._buckets: list[list[nn.Parameter]] = []
-        room = 0
-        for parameter in filter(lambda p: p.requires_grad, parameters):
-            size = parameter.numel() * parameter.element_size()
-            if not self._buckets or size > room:
-                self._buckets.append([])
-                room = bucket_bytes
-            self._buckets[-1].append(parameter)
-            room -= size
-        self._sums: list[Tensor | None] = [None] * len(self._buckets)
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._sums: dict[nn.Parameter, Tensor | None]
+        self._sums = {parameter: None for parameter in parameters if parameter.requires_grad}
 
     @torch.no_grad()
     def add(self, *, last: bool) -> None:
         """Takes the gradients of one micro-batch away; the last gives the sums of all back."""
-        for index, bucket in enumerate(self._buckets):
-            flat = self._take(bucket)  # (W n,)
-            total = flat.new_empty(flat.numel() // self._group.size())  # (n,)
-            reduce_scatter(total, flat, self._sums[index], self._group)
-            self._sums[index] = None if last else total
-            if last:
-                # Torch renamed it in 2.13 and warns of the old name.
-                gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-                gather(flat, total, group=self._group)
-                self._give_back(bucket, flat)
-
-    def _take(self, bucket: Sequence[nn.Parameter]) -> Tensor:
-        """The gradients of a bucket end to end, filled up to a multiple of the ranks."""
-        gradients = [parameter.grad.flatten() for parameter in bucket if parameter.grad is not None]
-        if len(gradients) < len(bucket):
-            raise LLMTrainError(
-                f"{KEY} needs a gradient of every parameter, and one got none; freeze it with "
-                "requires_grad_(False), or set reduction: fast"
-            )
-        flat = torch.cat(gradients)
-        for parameter in bucket:
-            parameter.grad = None
-        return nn.functional.pad(flat, (0, -flat.numel() % self._group.size()))
-
-    @staticmethod
-    def _give_back(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
-        """A tensor each, not views: kernels on GPUs choose their order by alignment."""
-        start = 0
-        for parameter in bucket:
-            end = start + parameter.numel()
-            parameter.grad = torch.empty_like(parameter).copy_(flat[start:end].view_as(parameter))
-            start = end
+        for parameter, before in self._sums.items():
+            if parameter.grad is None:
+                raise LLMTrainError(
+                    f"{KEY} needs a gradient of every parameter, and one got none; freeze it with "
+                    "requires_grad_(False), or set reduction: fast"
+                )
+            own = parameter.grad.contiguous()
+            parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, own)
+            total = _in_order(before, parts)
+            self._sums[parameter] = None if last else total
+            parameter.grad = total if last else None
 
 
 class _Ordered:
@@ -164,7 +124,9 @@ class _Ordered:
 
         ``Shards`` has asked for a plain sum.
         """
-        reduce_scatter(output_tensor, input_tensor, self._sum, group)
+        received = torch.empty_like(input_tensor)  # (W n,), of which every rank sent n
+        dist.all_to_all_single(received, input_tensor, group=group)
+        output_tensor.copy_(_in_order(self._sum, received.view(group.size(), -1)))
         self._sum = output_tensor if self.keep else None
 
 
@@ -199,10 +161,4 @@ class Shards:
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """``torch.nn.utils.get_total_norm`` of whole gradients, of which one at a time is gathered."""
-    from torch.distributed.tensor import DTensor
-
-    whole = (g.full_tensor() if isinstance(g, DTensor) else g for g in gradients)
-    norm: Tensor = torch.linalg.vector_norm(
-        torch.stack([torch._foreach_norm([g])[0] for g in whole])
-    )
-    return norm
+    return norm_of_norms([torch._foreach_norm([whole(gradient)])[0] for gradient in gradients])

@@ -32,7 +32,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from llm_train.context import Context, StrategyTraits
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 from llm_train.model.network.init import canonical_name
 from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
@@ -65,18 +65,15 @@ class LocalSGD(Strategy, DDPStrategy):
         outer_momentum: float = 0.0,
         timeout_minutes: float = 30.0,
     ) -> None:
-        if every < 1:
-            raise ConfigError(f"every={every} must be at least 1 optimizer step")
-        if outer_learning_rate <= 0:
-            given = f"outer_learning_rate={outer_learning_rate}"
-            raise ConfigError(f"{given} must be above 0; 1 is the mean, DiLoCo takes 0.7")
-        if not 0 <= outer_momentum < 1:
-            given = f"outer_momentum={outer_momentum}"
-            raise ConfigError(f"{given} must lie in [0, 1); 0 is none, DiLoCo takes 0.9")
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.every = every
         self.outer_learning_rate = outer_learning_rate
         self.outer_momentum = outer_momentum
+        check_at_least(self, 1, "every", hint=" optimizer step")
+        check_at_least(self, 0, "outer_momentum", below=1, hint="; 0 is none, DiLoCo takes 0.9")
+        if outer_learning_rate <= 0:
+            given = f"outer_learning_rate={outer_learning_rate}"
+            raise ConfigError(f"{given} must be above 0; 1 is the mean, DiLoCo takes 0.7")
         self._outer: Outer | None = None
         self._aside: list[Tensor] = []
 
@@ -233,6 +230,7 @@ class Outer:
         difference = torch.empty_like(self.agreed)
         buffers = map(self._pieces, (difference, self.agreed))
         for piece, agreed, parameter in zip(*buffers, self.parameters, strict=True):
+            # The replica began with the agreed weight as its dtype rounds it.
             piece.copy_(agreed.to(parameter.dtype)).sub_(parameter)
         dist.all_reduce(difference)
         difference /= dist.get_world_size()

@@ -195,9 +195,9 @@ def test_no_operator_waits_for_the_device(loss):
 
 
 def test_faulty_settings_are_refused():
-    with pytest.raises(ConfigError, match=r"loss\.z_loss=-1\.0 is not a finite number >= 0"):
+    with pytest.raises(ConfigError, match=r"loss\.z_loss=-1\.0 must be at least 0; write 0"):
         CausalLM(z_loss=-1.0)
     with pytest.raises(ConfigError, match=r"loss\.z_loss=nan"):
         ChunkedCausalLM(z_loss=float("nan"))
-    with pytest.raises(ConfigError, match=r"loss\.chunk_tokens=0 is not a positive number"):
+    with pytest.raises(ConfigError, match=r"loss\.chunk_tokens=0 must be at least 1; write 1024"):
         ChunkedCausalLM(chunk_tokens=0)

@@ -246,12 +246,6 @@ def test_resuming_is_bitwise(config, carry):
 def test_muon_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match="found no matrix in a numbered layer"):
         MuonAdamW(learning_rate=0.1).build(nn.Linear(2, 2).named_parameters())
-    flat = nn.Parameter(torch.ones(4))
-    optimizer = MuonAdamW(learning_rate=0.1).build(tiny().named_parameters())
-    optimizer.param_groups[0]["params"] = [flat]  # ZeRO does the same
-    flat.grad = torch.ones(4)
-    with pytest.raises(ConfigError, match=r"needs whole matrices, not shape \(4,\)"):
-        optimizer.step()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +270,7 @@ def test_faulty_numbers_are_refused(config, settings, message):
 def test_faulty_choices_are_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.fused='yes' is not one of auto, on, off"):
         AdamW(learning_rate=0.1, fused="yes")
-    with pytest.raises(ConfigError, match=r"newton_schulz_steps=0 is not from 1 to 20"):
+    with pytest.raises(ConfigError, match=r"newton_schulz_steps=0 must be at least 1 and below 21"):
         MuonAdamW(learning_rate=0.1, newton_schulz_steps=0)
     with pytest.raises(ConfigError, match=r"learning_rate_scaling='rms' is not one of original,"):
         MuonAdamW(learning_rate=0.1, learning_rate_scaling="rms")

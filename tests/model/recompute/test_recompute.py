@@ -220,7 +220,7 @@ def test_faulty_operator_names_are_refused(operator, message):
 
 
 def test_other_faulty_settings_are_refused():
-    with pytest.raises(ConfigError, match=r"recompute\.n=0 is not a positive number"):
+    with pytest.raises(ConfigError, match=r"recompute\.n=0 must be at least 1; write 2"):
         EveryNth(n=0)
     with pytest.raises(ConfigError, match=r"recompute\.n=5 is more than the network's 4 blocks"):
         built(EveryNth(n=5))

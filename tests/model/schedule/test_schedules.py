@@ -134,7 +134,9 @@ def test_phases_that_just_fit_are_not():
 
 def test_faulty_settings_are_refused():
     for schedule in (Linear, WarmupCosine):
-        with pytest.raises(ConfigError, match=r"schedule\.floor=1\.0 is not a fraction"):
+        with pytest.raises(
+            ConfigError, match=r"schedule\.floor=1\.0 must be at least 0 and below 1; write 0.1"
+        ):
             schedule(warmup=steps(1), floor=1.0)
     with pytest.raises(ConfigError, match=r"schedule\.floor=-0\.1"):
         WarmupStableDecay(warmup=steps(1), decay=steps(1), floor=-0.1)

@@ -1,4 +1,4 @@
-"""One rank of the test of buckets: sums known gradients in order, in buckets of any size."""
+"""One rank of the test of sums in order: adds up known gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llm_train.trainer.strategy.deterministic import Buckets
+from llm_train.trainer.strategy.deterministic import Replicas
 
 SHAPES = ((3, 5), (7,), (1,), (4, 4), (2, 3))
 ACCUMULATION = 3
@@ -34,20 +34,18 @@ def main(folder: Path) -> None:
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
     frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
     expected = in_order(ACCUMULATION * ranks)
-    for size in (1, 70, 10**6):  # bytes: one bucket each, a few buckets, or one for all
-        buckets = Buckets([*parameters, frozen], size)
-        for step in range(2):  # nothing of the first step may be left in the second
-            for micro in range(ACCUMULATION):
-                for parameter, gradient in zip(
-                    parameters, gradients(micro * ranks + rank), strict=True
-                ):
-                    assert parameter.grad is None or not micro  # the bucket has taken it
-                    parameter.grad = gradient
-                buckets.add(last=micro == ACCUMULATION - 1)
-            for parameter, sum_ in zip(parameters, expected, strict=True):
-                assert parameter.grad is not None
-                assert torch.equal(parameter.grad, sum_), (size, step)
-                assert parameter.grad.untyped_storage().nbytes() == 4 * parameter.numel()
+    summed = Replicas([*parameters, frozen])
+    for step in range(2):  # nothing of the first step may be left in the second
+        for micro in range(ACCUMULATION):
+            own = gradients(micro * ranks + rank)
+            for parameter, gradient in zip(parameters, own, strict=True):
+                assert parameter.grad is None or not micro  # it has been taken away
+                parameter.grad = gradient
+            summed.add(last=micro == ACCUMULATION - 1)
+        for parameter, sum_ in zip(parameters, expected, strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, sum_), step
+            assert parameter.grad.untyped_storage().nbytes() == 4 * parameter.numel()
     backwards = gradients(0)
     for number in reversed(range(1, ACCUMULATION * ranks)):
         backwards = [a + b for a, b in zip(backwards, gradients(number), strict=True)]

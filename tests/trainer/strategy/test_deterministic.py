@@ -189,7 +189,7 @@ def test_resumes_bitwise_on_other_ranks(
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_buckets_fold_in_order(ranks: int, fork_server: ForkServer, tmp_path: Path) -> None:
+def test_gradients_are_added_in_order(ranks: int, fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     script = Path(__file__).with_name("deterministic_worker.py")
     statuses = fork_server.run(str(tmp_path), ranks=ranks, log=log, script=str(script))

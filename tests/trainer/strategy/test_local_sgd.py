@@ -330,7 +330,7 @@ RULE = "is not a multiple of trainer.strategy.init_args.every=4"
         (
             {"trainer__strategy": local_sgd(every=4, outer_momentum=1.0)},
             "trainer.strategy: outer_momentum=1.0",
-            "must lie in [0, 1)",
+            "must be at least 0 and below 1",
         ),
     ],
 )
