@@ -26,7 +26,8 @@ from benchmarks.studies.modes import CHANGES
 from benchmarks.work import Job, write_tokens
 from llm_train.cli.dispatch import load_settings
 from llm_train.plan import speed
-from llm_train.plan.draft import draft
+from llm_train.plan.cost_model import CostModel
+from llm_train.plan.draft import configured
 from llm_train.plan.scale import peak
 from llm_train.runtime.devices import DEVICES, Device
 
@@ -35,7 +36,7 @@ OURS = {
     ("peers", "ours"): ("gpt2-124m", "blocks"),
     ("peers", "ours, one graph"): ("gpt2-124m", "network"),
     ("peers", "1B ours"): ("llama-1b-2048", "blocks"),
-    **{("modes", mode): ("gpt2-124m", mode) for mode in ("blocks", "graphs", "network")},
+    **{("modes", mode): ("gpt2-124m", mode) for mode in CHANGES},
     **{("throughput", name): (name, "blocks") for name in GPU},
 }
 
@@ -68,7 +69,7 @@ def planned(preset: Preset, mode: str, device: Device, directory: Path) -> dict[
     file.write_text(yaml.safe_dump(configuration(job, directory)))
     overrides = [*RECIPE, *preset.arguments(), *CHANGES[mode]]
     settings = load_settings(["-c", str(file), *overrides])
-    values = draft(settings, device, searching=False).values
+    _, _, values = configured(CostModel(settings, device))
     highest = peak(values["simulated"])[1] - values["not_kept_by_compiled_blocks"]
     return {**values["configured"], "peak_gib": highest / 2**30}
 
