@@ -8,6 +8,7 @@ state, loses the position in the data, and overwrites sharded files in place.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,22 +89,32 @@ class Checkpoints(pl.Callback):
             step = trainer.global_step
             _require_finite(trainer, run)
             stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
-            (stage / "state").mkdir(exist_ok=True)
-            trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
-            _keeper(trainer).save_state(stage / "state")
-            callback_state.write_tensors(trainer, stage)
-            random = random_state(trainer.strategy.root_device)
-            rank = {"random": random, "sums": run.sums.cpu()}
-            torch.save(rank, stage / _rank_file(trainer.global_rank))
-            kept = callback_state.collect(trainer)
-            trainer.strategy.barrier()  # the manifest lists what all ranks have written
-            _on_main(trainer, lambda: self._finish(trainer, stage, kept))
+            try:
+                self._fill(trainer, run, stage)
+            except CheckpointError as error:  # of all ranks
+                shutil.rmtree(stage, ignore_errors=True)
+                raise CheckpointError(f"cannot save step {step}: {error}") from error
+            _on_main(trainer, lambda: self._commit(trainer))
             self.last_saved = step
 
-    def _finish(self, trainer: pl.Trainer, stage: Path, kept: dict[str, Any]) -> None:
+    def _fill(self, trainer: pl.Trainer, run: RunState, stage: Path) -> None:
+        (stage / "state").mkdir(exist_ok=True)
+        trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
+        _keeper(trainer).save_state(stage / "state")
+        callback_state.write_tensors(trainer, stage)
+        random = random_state(trainer.strategy.root_device)
+        rank = {"random": random, "sums": run.sums.cpu()}
+        torch.save(rank, stage / _rank_file(trainer.global_rank))
+        kept = callback_state.collect(trainer)
+        trainer.strategy.barrier()  # the manifest lists what all ranks have written
+        _on_main(trainer, lambda: self._add_files(stage, kept))
+
+    def _add_files(self, stage: Path, kept: dict[str, Any]) -> None:
         callback_state.write(stage, kept)
         for name, text in self.files.items():
             (stage / name).write_text(text, encoding="utf-8")
+
+    def _commit(self, trainer: pl.Trainer) -> None:
         step, data, strategy = trainer.global_step, _data(trainer), _keeper(trainer)
         consumed = data.consumed + (step - data.steps_done) * self.metadata["samples_per_step"]
         position = {
