@@ -47,6 +47,7 @@ class Checkpoints(pl.Callback):
         files: text files to keep in each checkpoint, by name.
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
+        compare_replicas: whether ranks compare their copies before each save.
         resume_from: the checkpoint that was found.
         last_saved: the step of the last checkpoint, read or written.
     """
@@ -57,6 +58,7 @@ class Checkpoints(pl.Callback):
     files: Mapping[str, str]
     resume: str
     announce: Callable[[Found], None]
+    compare_replicas: bool = True
     resume_from: Path | None = None
     last_saved: int = 0
     _random_state: dict[str, Any] | None = None
@@ -91,6 +93,8 @@ class Checkpoints(pl.Callback):
         with run.stopwatch.paused():
             step = trainer.global_step
             _require_finite(trainer, run)
+            if self.compare_replicas:
+                _keeper(trainer).require_equal_replicas()
             stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
             try:
                 self._fill(trainer, run, stage)

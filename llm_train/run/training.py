@@ -123,6 +123,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
+        compare_replicas=settings.checkpoint.compare_replicas,
         # Called when training starts, by when ``table`` and ``trainer`` exist.
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=bool(resume)
