@@ -61,7 +61,7 @@ class RecordedRun:
         except ValueError as error:
             raise LLMTrainError(f"{derived} is not JSON: {error}; delete it or run again") from None
         return cls(
-            name=run_dir.resolve().name,
+            name=run_dir.absolute().name,
             records=records,
             lines=lines,
             derived=sections,
