@@ -19,6 +19,7 @@ from llm_train.runtime import yaml12
 from llm_train.units import Duration
 
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_MOST_SHOWN = 200  # characters of a value in a message
 _EXAMPLES: dict[Hint, str] = {
     int: "12",
     float: "0.1 or 3e-4",
@@ -146,7 +147,8 @@ class Walk:
         return loaded if self._option else value
 
     def _wrong(self, hint: Hint, value: object, path: str) -> str:
-        shown = value if isinstance(value, str) else yaml12.dump(value).strip()
+        shown = " ".join((value if isinstance(value, str) else yaml12.dump(value)).split())
+        shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
         allowed = self._choices.get(path, schema.choices_of(hint))
         rule = f"one of {', '.join(allowed)}" if path in self._choices else schema.describe(hint)
         way_out = "correct it or remove it"
