@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from llm_train.cli import schema
 from llm_train.cli.schema import Hint, Owner, Setting
+from llm_train.cli.secret_keys import literals
 from llm_train.cli.spelling import closest, nearest
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
@@ -74,6 +75,11 @@ class Walk:
         """
         for layer in layers:
             self._option = layer.option
+            # First and alone: another complaint about the same key could repeat the secret.
+            if written_out := list(
+                literals(_loaded(layer.values) if layer.option else layer.values)
+            ):
+                raise ConfigError("\n".join(written_out))
             self._settings(self._roots, layer.values, "")
         for key, setting in self._roots.items():
             if setting.required and schema.is_group(setting.hint):
@@ -235,6 +241,15 @@ class Walk:
 def join(path: str, key: object) -> str:
     """A dotted key below another one; "" is the top."""
     return f"{path}.{key}" if path else str(key)
+
+
+def _loaded(values: object) -> object:
+    """The values of an option as YAML reads them: a group may be written in one word."""
+    if isinstance(values, Mapping):
+        return {key: _loaded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_loaded(value) for value in values]
+    return yaml12.load_or_text(values) if isinstance(values, str) else values
 
 
 def _needed(hint: Hint) -> str:
