@@ -47,6 +47,7 @@ class Checkpoints(pl.Callback):
         files: text files to keep in each checkpoint, by name.
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
+        first_save: called on rank 0 with the step, once a run that began at 0 has a checkpoint.
         compare_replicas: whether ranks compare their copies before each save.
         resume_from: the checkpoint that was found.
         last_saved: the step of the last checkpoint, read or written.
@@ -58,6 +59,7 @@ class Checkpoints(pl.Callback):
     files: Mapping[str, str]
     resume: str
     announce: Callable[[Found], None]
+    first_save: Callable[[int], None]
     compare_replicas: bool = True
     resume_from: Path | None = None
     last_saved: int = 0
@@ -133,6 +135,8 @@ class Checkpoints(pl.Callback):
             "state_format": strategy.state_format,
         }
         self.store.commit(step, {**self.metadata, **position})
+        if not self.last_saved:
+            self.first_save(step)
 
     # --- resuming ---------------------------------------------------------------------------------
 

@@ -63,8 +63,9 @@ class Replicas:
         dist.all_gather_object(everyone, everyone[0])
         odd = _odd(list(self.tensors), everyone)
         raise LLMTrainError(
-            f"replicas differ at step {step}: {odd}, and nothing is saved of it; test the memory of "
-            "that rank's device, and resume from the last checkpoint (checkpoint.compare_replicas=false accepts it)"
+            f"replicas differ at step {step}: {odd}, and nothing is saved of it; test the "
+            "memory of that rank's device, and resume from the last checkpoint "
+            "(checkpoint.compare_replicas=false accepts such copies)"
         )
 
     def _sums(self) -> Tensor:
