@@ -30,6 +30,7 @@ class RunState:
             when a run resumes.
         gradient_norm: global norm before clipping, on the device; None before the first step. Owned
             by whoever clips: the strategy where its engine does, else the task.
+        skipped: steps left out since the start. Owned by ``SkipNotFinite``.
         held_out: results of the last validation by metric name. Owned by the task.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
@@ -44,6 +45,7 @@ class RunState:
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))
     gradient_norm: Tensor | None = None
+    skipped: int = 0
     held_out: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
     latest_step: int = 0

@@ -20,12 +20,24 @@ class Corrupt(pl.Callback):
     def __init__(self, what: str, rank: int, step: int) -> None:
         self.what, self.rank, self.step = what, rank, step
 
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
+        """For ``gradient``: NaN in every gradient of this rank."""
+        if self.what == "gradient" and (trainer.global_step, trainer.global_rank) == (
+            self.step,
+            self.rank,
+        ):
+            for parameter in module.network.parameters():
+                if parameter.grad is not None:
+                    local_part(parameter.grad).fill_(math.nan)
+
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         last = (index + 1) % trainer.accumulate_grad_batches == 0
         if (trainer.global_step, trainer.global_rank, last) != (self.step, self.rank, True):
+            return
+        if self.what == "gradient":
             return
         wrapped = trainer.optimizers[0]
         (state, *_) = getattr(wrapped, "optimizer", wrapped).state.values()

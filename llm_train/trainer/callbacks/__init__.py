@@ -4,9 +4,10 @@ from llm_train.discovery import load
 from llm_train.trainer.callbacks.averaging import EMA
 from llm_train.trainer.callbacks.garbage import GarbageCollection
 from llm_train.trainer.callbacks.metrics import Metrics
+from llm_train.trainer.callbacks.not_finite import SkipNotFinite
 from llm_train.trainer.callbacks.progress import Progress
 from llm_train.trainer.callbacks.signals import GracefulStop
 
-__all__ = ["EMA", "GarbageCollection", "GracefulStop", "Metrics", "Progress"]
+__all__ = ["EMA", "GarbageCollection", "GracefulStop", "Metrics", "Progress", "SkipNotFinite"]
 
 load(__name__, skip=("collectives", "forecast", "phases", "profile"))

@@ -30,7 +30,7 @@ from llm_train.runtime.stopwatch import Lap
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.strategy.base import require_strategy
-from llm_train.trainer.strategy.replicas import Replicas
+from llm_train.trainer.strategy.replicas import Copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,12 @@ class Metrics(EachStep):
             return
         sample.lap.wait()
         nats, tokens, stop, norm, *summed = sample.values.tolist()
+        metrics = {"grad/norm": norm, **sample.known}
         loss = nats / tokens if tokens else math.nan
-        metrics = {"train/loss": loss, "grad/norm": norm, **sample.known}
+        if not tokens and task.run_state.skipped:
+            loss = 0.0  # of no step; all of the interval were left out
+        else:
+            metrics["train/loss"] = loss
         metrics |= self._throughput(sample, task.derived)
         task.run_state.latest.update(metrics)
         task.run_state.latest_step = sample.step
@@ -148,7 +152,7 @@ class Metrics(EachStep):
         if stop and sample.step != task.derived.total_steps:
             halt(trainer)
 
-    def _copies(self, trainer: pl.Trainer) -> Replicas | None:
+    def _copies(self, trainer: pl.Trainer) -> Copies | None:
         return require_strategy(trainer.strategy).copies() if self.compare_replicas else None
 
     def _throughput(self, sample: _Sample, derived: Derived) -> dict[str, float]:

@@ -31,7 +31,7 @@ from llm_train.model.optimizer.clipping import global_norm
 from llm_train.run_state import TaskBase, task_of
 from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape, World
-from llm_train.trainer.strategy.replicas import Replicas
+from llm_train.trainer.strategy.replicas import Copies
 
 
 class Strategy(Costed, Part, LightningStrategy):
@@ -161,7 +161,7 @@ class Strategy(Costed, Part, LightningStrategy):
         optimizer.zero_grad(set_to_none=True)
         return result
 
-    def copies(self) -> Replicas | None:
+    def copies(self) -> Copies | None:
         """What must be the same on several ranks; None where nothing is, or it is made anew."""
         return None
 

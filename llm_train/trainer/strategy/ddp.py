@@ -17,7 +17,7 @@ from llm_train.trainer.strategy import deterministic
 from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
-from llm_train.trainer.strategy.replicas import Replicas
+from llm_train.trainer.strategy.replicas import Copies
 
 
 class DDP(Strategy, DDPStrategy):
@@ -88,9 +88,9 @@ class DDP(Strategy, DDPStrategy):
         self._in_order.add(last=self._last)
         return result
 
-    def copies(self) -> Replicas | None:
+    def copies(self) -> Copies | None:
         """Parameters and persistent buffers."""
-        return Replicas(self.task.network.state_dict()) if self.world_size > 1 else None
+        return Copies(self.task.network.state_dict()) if self.world_size > 1 else None
 
     # --- cost -------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.fsdp_cost import MeshCost
 from llm_train.trainer.strategy.mesh import MeshShape, World
-from llm_train.trainer.strategy.replicas import Replicas
+from llm_train.trainer.strategy.replicas import Copies
 
 _KEY = "trainer.strategy.init_args"
 
@@ -207,13 +207,13 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def copies(self) -> Replicas | None:
+    def copies(self) -> Copies | None:
         """The shards, between copies."""
         if self.replicas == 1:
             return None
         self.reshard()
         slots = self.world_size // self.replicas
-        return Replicas(self.task.network.state_dict(), self.global_rank % slots, slots)
+        return Copies(self.task.network.state_dict(), self.global_rank % slots, slots)
 
     # --- cost: bytes and collectives are in ``fsdp_cost`` -----------------------------------------
 

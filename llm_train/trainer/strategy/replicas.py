@@ -23,7 +23,7 @@ _PRIME = 1_048_573  # the largest below 2^20: 8,192 squares add up exactly in fl
 
 
 @dataclass(frozen=True, eq=False)
-class Replicas:
+class Copies:
     """What this rank holds that others should hold as well.
 
     Args:

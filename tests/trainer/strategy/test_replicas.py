@@ -11,7 +11,7 @@ import torch
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
-from llm_train.trainer.strategy.replicas import _PRIME, Replicas, _odd
+from llm_train.trainer.strategy.replicas import _PRIME, Copies, _odd
 
 WORKER = Path(__file__).parents[2] / "checkpoint" / "corrupt_worker.py"
 pytestmark = pytest.mark.distributed
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 @pytest.mark.parametrize("count", [8, 7])
 def test_every_bit_shows(dtype: torch.dtype, count: int) -> None:
     weights = torch.randn(count, dtype=dtype)
-    replicas = Replicas({"weights": weights})
+    replicas = Copies({"weights": weights})
     before = replicas.packed(torch.device("cpu"))
     assert before[1] == before[0] ** 2 < _PRIME**2
     octets = weights.view(torch.uint8)
