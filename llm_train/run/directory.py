@@ -30,6 +30,7 @@ _WRITTEN = (
     "wandb",
     "lightning_logs",
     "profile",
+    "*traceback.txt",
 )
 
 
