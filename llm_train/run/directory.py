@@ -36,6 +36,7 @@ _WRITTEN = (
     "wandb",
     "lightning_logs",
     "profile",
+    "*traceback.txt",
 )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -47,8 +48,13 @@ class _Representer(SafeRepresenter):
         node.value = re.sub(r"^(-?[0-9]+)e", r"\1.0e", node.value)
         return node
 
+    def represent_enum(self, data: Enum) -> Node:
+        node: Node = self.represent_data(data.value)
+        return node
+
 
 _Representer.add_representer(float, _Representer.represent_float)
+_Representer.add_multi_representer(Enum, _Representer.represent_enum)  # Lightning's defaults
 
 
 def _yaml() -> YAML:
