@@ -266,3 +266,12 @@ def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_save(tmp_path, fa
     with failing(os, "rmdir", errno.EACCES):
         assert save(store, 400) == store.newest().path
     assert "cannot delete the old checkpoint" in caplog.text
+
+
+def test_a_checkpoint_whose_link_leads_nowhere_is_named_and_stays(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    old = save(store, 200)
+    (tmp_path / "step-00000400").symlink_to("not-mounted")
+    assert store.newest() == Found(old, [(tmp_path / "step-00000400", "no manifest.json")])
+    assert save(store, 600) == store.newest().path
+    assert store.steps() == [400, 600]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 import llm_train
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import LLMTrainError
+from llm_train.runtime.lease import Lease
 from llm_train.testing.command import Outcome, run
 from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -34,7 +36,8 @@ def fit(folder: Path, *arguments: str) -> Outcome:
 
 def linked(path: Path) -> Path:
     """Moves ``path`` to another folder, leaves a link, and returns where it is now."""
-    target = path.parents[len(path.parts) - 2] / path.parent / f"disk-of-{path.name}"
+    outside = next(parent for parent in path.parents if parent.name.startswith("test_"))
+    target = outside / f"disk-of-{path.name}"
     path.rename(target)
     path.symlink_to(target)
     return target
@@ -109,6 +112,16 @@ def test_auto_starts_where_only_a_link_was_prepared(tmp_path: Path) -> None:
     (tmp_path / "parent" / "run" / "checkpoints").symlink_to(tmp_path / "disk")
     assert fit(tmp_path / "parent" / "run", "--resume", "auto").code == 0
     assert CheckpointStore(tmp_path / "disk").steps() == [2, 4, 6]
+
+
+def test_reading_a_run_needs_no_lease(folder: Path) -> None:
+    with Lease(folder=folder).held():
+        (line,) = fit(folder).errors
+        assert f"pid {os.getpid()}, since" in line
+        assert line.endswith("--trainer.default_root_dir=FOLDER")
+        assert run("validate", "-c", str(folder.parent.parent / "c.yaml")).code == 0
+        assert run("report", str(folder)).code == 0
+    assert not (folder / "earlier").exists()
 
 
 def test_a_run_that_lost_its_folder_stops_writing(tmp_path: Path) -> None:
