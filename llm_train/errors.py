@@ -1,8 +1,8 @@
 """The errors that a user can cause, with one class for each kind of input.
 
 Every message is one line that names the key, the value, the rule and the way out. The command line
-prints the message as it is, without a traceback. Any other exception that escapes is a bug and
-keeps its traceback.
+prints the message as it is, without a traceback. Any other exception that escapes becomes one line
+as well, and its traceback goes to a file of the run.
 """
 
 import math

@@ -69,6 +69,8 @@ def replaced(settings: Settings) -> Iterator[str]:
 
 def values(settings: Settings) -> Iterator[str]:
     """Arguments that Lightning would refuse only when the run starts, or never."""
+    if abs(settings.seed) >= 1 << 63:
+        yield f"seed={str(settings.seed)[:30]} does not fit into 64 bits; take a shorter number"
     clip = settings.trainer_args.get("gradient_clip_val")
     if clip is not None and clip < 0:
         yield f"trainer.gradient_clip_val={clip} must not be negative; remove it for no clipping"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from llm_train.checkpoint import manifest, tensors
-from llm_train.errors import CheckpointError
+from llm_train.errors import CheckpointError, check_at_least
+from llm_train.runtime.structure import structure
 
 # What a position in the data, a number of steps and an optimizer's state depend on, and the keys
 # that set it.
@@ -21,12 +23,45 @@ _FIXED = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Position:
+    """The position in the data."""
+
+    consumed: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "consumed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunMetadata:
+    """What a resume reads of a manifest's metadata."""
+
+    step: int
+    world_size: int
+    strategy: str
+    state_format: str
+    data: _Position
+    seed: int
+    sequence: int
+    samples_per_step: int
+    optimizer: str
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "step")
+        check_at_least(self, 1, "world_size", "samples_per_step")
+
+
 @runtime_checkable
 class KeepsState(Protocol):
     """A strategy that writes and reads the state of a run, every rank its part."""
 
     state_format: str
     also_reads: tuple[str, ...]
+
+    def require_equal_replicas(self) -> None:
+        """Ends the run where ranks hold different copies of the same tensor."""
 
     def save_state(self, directory: Path) -> None:
         """Writes weights and optimizer state."""
@@ -84,11 +119,18 @@ def require_weights(path: Path, metadata: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: an earlier version wrote it through DeepSpeed.
     """
-    if metadata["state_format"] == "deepspeed":
+    if metadata.get("state_format") == "deepspeed":
         raise CheckpointError(
             f"{path} holds DeepSpeed's own files, which earlier versions wrote and this one does "
             "not read; finish that run with the version that began it, or start a new run"
         )
+    try:
+        structure(_RunMetadata, metadata)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path / manifest.NAME} is not one of a run: metadata: {error}; resume from another "
+            "checkpoint"
+        ) from None
 
 
 def load_weights(path: Path, network: torch.nn.Module) -> None:

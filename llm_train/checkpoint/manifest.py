@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_train.errors import CheckpointError
+from llm_train.errors import CheckpointError, check_at_least
 from llm_train.runtime import disk
+from llm_train.runtime.structure import structure
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -37,6 +38,9 @@ class FileRecord:
     bytes: int
     crc32: int
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "bytes", "crc32")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
@@ -52,6 +56,12 @@ class CheckpointManifest:
     sequence: int
     metadata: Mapping[str, Any]
     files: Mapping[str, FileRecord]
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "sequence")
+        for name in self.files:
+            if name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"{name} does not lie in the checkpoint")
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
@@ -93,11 +103,11 @@ def read(path: Path) -> CheckpointManifest:
         )
     if crc32 != _crc32_of(body):
         raise CheckpointError(f"{NAME} does not match its own checksum")
-    return CheckpointManifest(
-        sequence=body["sequence"],
-        metadata=body["metadata"] if "metadata" in body else body["facts"],  # until November 2026
-        files={name: FileRecord(**record) for name, record in body["files"].items()},
-    )
+    try:
+        body.setdefault("metadata", body.get("facts"))  # its name until November 2026
+        return structure(CheckpointManifest, body)
+    except ValueError as error:
+        raise CheckpointError(f"{NAME} is not one of a checkpoint: {error}") from None
 
 
 def problems(path: Path) -> list[str]:

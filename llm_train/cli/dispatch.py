@@ -16,10 +16,12 @@ import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_train import __version__, verbs
 from llm_train.cli.spelling import nearest
+from llm_train.cli.unexpected import unexpected
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime.launch import find_launch
 from llm_train.verbs.base import Verb
@@ -42,8 +44,14 @@ KEYS = (
 _GRACE_SECONDS = 60.0
 
 
+def _write(line: str) -> None:
+    """Writes one line of a refusal."""
+    sys.stderr.write(f"llm-train: error: {line}\n")
+    sys.stderr.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs one verb and exits: 0 done, 2 wrong input, 128 + n after signal n."""
+    """Runs one verb and exits: 0 done, 1 unexpected, 2 wrong input, 128 + n after signal n."""
     try:
         code = _attempt(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -61,13 +69,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _attempt(arguments: list[str]) -> str | int | None:
     """Runs one verb and returns its exit status."""
+    run_dirs: list[Path] = []
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, run_dirs)
     except LLMTrainError as error:
         _report(str(error))
         return 2
     except SystemExit as end:  # after --help, or the parser's --print_config
         return end.code
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # from a library, or a fault of ours
+        _write(unexpected(error, run_dirs))
+        return 1
 
 
 def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
@@ -80,10 +94,13 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     return parser.load_settings(arguments, allow_import)
 
 
-def _load(arguments: Sequence[str], *, allow_import: Sequence[str]) -> Settings:
+def _load(
+    arguments: Sequence[str], *, allow_import: Sequence[str], run_dirs: list[Path]
+) -> Settings:
     if allow_import and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
     settings = load_settings(arguments, allow_import)
+    run_dirs.append(settings.run_dir)
     _quieten_libraries()  # after the import of Lightning, which sets its own level
     return settings
 
@@ -103,11 +120,10 @@ def _report(message: str) -> None:
         time.sleep(_GRACE_SECONDS)
         prefix = f"rank {launch.rank}: "
     for line in message.splitlines():
-        sys.stderr.write(f"llm-train: error: {prefix}{line}\n")
-    sys.stderr.flush()
+        _write(f"{prefix}{line}")
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], run_dirs: list[Path]) -> int:
     name = arguments[0] if arguments else "--help"
     summaries = verbs.summaries()
     if name in ("-h", "--help"):
@@ -122,7 +138,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"{name!r} is not a verb; {nearest(name, list(summaries))}")
     verb = verbs.find(name)
     flags = _flags(verb, name, summaries[name], arguments[1:])
-    return verb.run(flags, partial(_load, allow_import=flags.allow_import))
+    return verb.run(flags, partial(_load, allow_import=flags.allow_import, run_dirs=run_dirs))
 
 
 def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argparse.Namespace:

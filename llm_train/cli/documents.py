@@ -72,7 +72,7 @@ def _read(file: str) -> dict[str, Any]:
         if twice:
             raise ConfigError("\n".join(twice))
         value = yaml12.load(text)
-    except (yaml12.YAMLError, UnicodeDecodeError) as error:
+    except (yaml12.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"-c {file} is not valid YAML: {yaml12.where(error)}") from error
     if not isinstance(value, dict):
         kind = "is empty" if value is None else f"holds a {type(value).__name__}"

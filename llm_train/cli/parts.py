@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llm_train.cli.secret_keys import revealed
 from llm_train.errors import ConfigError, LLMTrainError
 
 _EXTRAS = ("tensorboard", "wandb", "deepspeed", "datasets")
@@ -33,13 +34,13 @@ class Builder:
     def __call__(self, kind: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
         """Builds ``kind``, unless a part of it failed already."""
         if not self._collecting:
-            return kind(*arguments, **settings)
+            return kind(*arguments, **revealed(settings))
         place = next((key for key, chosen in self._chosen.items() if chosen is kind), "")
         self._chosen.pop(place, None)
         if any(_holds_failure(value) for value in settings.values()):
             return _FAILED
         try:
-            return kind(*arguments, **settings)
+            return kind(*arguments, **revealed(settings))
         except Exception as error:  # whatever a named class raises is about its settings
             self._failures[_describe(place, kind.__name__, error)] = error
             return _FAILED

@@ -122,7 +122,7 @@ def is_group(kind: Hint) -> TypeGuard[type]:
 def families(hint: Hint) -> list[type[object]]:
     """The classes in a type whose subclasses a ``class_path`` may name."""
     if get_origin(hint) is collections.abc.Callable:
-        return families(get_args(hint)[-1])
+        return families(get_args(hint)[-1]) if get_args(hint) else []
     if isinstance(hint, type) and get_origin(hint) is None:
         return [] if hint in (*_WORDS, dict, list, tuple) else [hint]
     return [family for part in get_args(hint) for family in families(part)]
@@ -151,7 +151,8 @@ def _subclasses(hint: Hint) -> list[type]:
 def arguments_of_call(hint: Hint) -> int:
     """How many arguments a class gets from whoever calls it, besides its settings."""
     calls = [part for part in parts(hint) if get_origin(part) is collections.abc.Callable]
-    return len(get_args(calls[0])[0]) if calls else 0
+    given = get_args(calls[0])[:1] if calls else ()
+    return len(given[0]) if given and given[0] is not ... else 0
 
 
 def describe(hint: Hint) -> str:

@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 from llm_train.cli import schema
 from llm_train.cli.schema import Hint, Owner, Setting
+from llm_train.cli.secret_keys import literals
 from llm_train.cli.spelling import closest, nearest
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
 
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_MOST_SHOWN = 200  # characters of a value in a message
 _EXAMPLES: dict[Hint, str] = {
     int: "12",
     float: "0.1 or 3e-4",
@@ -73,6 +75,11 @@ class Walk:
         """
         for layer in layers:
             self._option = layer.option
+            # First and alone: another complaint about the same key could repeat the secret.
+            if written_out := list(
+                literals(_loaded(layer.values) if layer.option else layer.values)
+            ):
+                raise ConfigError("\n".join(written_out))
             self._settings(self._roots, layer.values, "")
         for key, setting in self._roots.items():
             if setting.required and schema.is_group(setting.hint):
@@ -146,7 +153,8 @@ class Walk:
         return loaded if self._option else value
 
     def _wrong(self, hint: Hint, value: object, path: str) -> str:
-        shown = value if isinstance(value, str) else yaml12.dump(value).strip()
+        shown = " ".join((value if isinstance(value, str) else yaml12.dump(value)).split())
+        shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
         allowed = self._choices.get(path, schema.choices_of(hint))
         rule = f"one of {', '.join(allowed)}" if path in self._choices else schema.describe(hint)
         way_out = "correct it or remove it"
@@ -233,6 +241,15 @@ class Walk:
 def join(path: str, key: object) -> str:
     """A dotted key below another one; "" is the top."""
     return f"{path}.{key}" if path else str(key)
+
+
+def _loaded(values: object) -> object:
+    """The values of an option as YAML reads them: a group may be written in one word."""
+    if isinstance(values, Mapping):
+        return {key: _loaded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_loaded(value) for value in values]
+    return yaml12.load_or_text(values) if isinstance(values, str) else values
 
 
 def _needed(hint: Hint) -> str:

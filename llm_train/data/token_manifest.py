@@ -15,9 +15,11 @@ from typing import Any
 from llm_train.data.base import SPLITS, SplitName
 from llm_train.errors import DataError
 from llm_train.runtime import disk
+from llm_train.runtime.structure import structure
 
 FILE_NAME = "manifest.json"
 VERSION = 1
+DTYPES = {"uint16": 2, "uint32": 4}  # bytes of a stored token id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,20 @@ class Manifest:
         """Every file of the directory but the manifest."""
         return [*self.others, *(shard for name in SPLITS for shard in self.splits[name].shards)]
 
+    def __post_init__(self) -> None:
+        """Compares what the fields say with one another: each of them decides what is read."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype} is not one of {', '.join(DTYPES)}")
+        for file in self.files:
+            if Path(file.name).name != file.name:
+                raise ValueError(f"{file.name} is not the name of a file in its directory")
+        for name, split in self.splits.items():
+            held = sum(shard.bytes for shard in split.shards)
+            if held != split.tokens * DTYPES[self.dtype]:
+                raise ValueError(
+                    f"splits.{name}: {split.tokens} tokens of {self.dtype} do not take {held} bytes"
+                )
+
     def save(self, directory: Path) -> None:
         """Writes the manifest under its name in one step."""
         disk.write_manifest(directory / FILE_NAME, dataclasses.asdict(self))
@@ -103,19 +119,13 @@ class Manifest:
                     f"{path} has format version {plain['version']}, this program reads {VERSION}; "
                     "prepare again with --force"
                 )
-            plain["splits"] = {name: _split(plain["splits"][name]) for name in SPLITS}
-            plain["others"] = [StoredFile(**file) for file in plain["others"]]
             # By field: earlier manifests of this version have two more that nobody read.
-            return cls(**{field.name: plain[field.name] for field in dataclasses.fields(cls)})
+            return structure(cls, plain)
         except FileNotFoundError:
             raise DataError(
                 f"no prepared tokens in {directory}; run `llm-train prepare -c CONFIG`"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path} is not a manifest of token shards ({error!r}); prepare again with --force"
             ) from None
-
-
-def _split(plain: dict[str, Any]) -> StoredSplit:
-    return StoredSplit(**{**plain, "shards": [StoredFile(**file) for file in plain["shards"]]})

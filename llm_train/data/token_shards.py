@@ -78,8 +78,17 @@ class TokenShards(TokenSource):
 
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
-        lengths: Ids = np.load(self.folder / TOKEN_BYTES, allow_pickle=False)
-        return lengths
+        path, expected = self.folder / TOKEN_BYTES, self.vocab_size()
+        try:
+            lengths: Ids = np.load(path, mmap_mode="r", allow_pickle=False)  # no pickled objects
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is unreadable: {error}; prepare again with --force") from None
+        if lengths.shape != (expected,) or lengths.dtype.kind not in "iu":
+            raise DataError(
+                f"{path} holds {lengths.dtype} {lengths.shape}, not one integer for each of "
+                f"{expected} ids; prepare again with --force"
+            )
+        return np.array(lengths)
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts, tokenizer and the compressors' bits per byte."""

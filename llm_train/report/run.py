@@ -58,14 +58,18 @@ class RecordedRun:
             raise LLMTrainError(f"{metrics} holds no metrics yet; the first log point writes some")
         try:
             sections = json.loads(derived.read_text("utf-8")) if derived.exists() else {}
-        except ValueError as error:
-            raise LLMTrainError(f"{derived} is not JSON: {error}; delete it or run again") from None
+            if not all(isinstance(section, dict) for section in sections.values()):
+                raise ValueError("its sections are not mappings")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise LLMTrainError(
+                f"{derived} is not a table of a run: {error}; delete it or run again"
+            ) from None
         return cls(
-            name=run_dir.resolve().name,
+            name=run_dir.absolute().name,
             records=records,
             lines=lines,
             derived=sections,
-            config=config.read_text("utf-8") if config.exists() else "",
+            config=config.read_text("utf-8", errors="replace") if config.exists() else "",
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from llm_train.errors import ConfigError
 from llm_train.verbs.base import Load, Verb
 
 
@@ -19,6 +20,11 @@ class Plan(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Prints memory, time and traffic."""
+        if min(flags.devices, flags.nodes) < 0:
+            raise ConfigError(
+                f"--devices={flags.devices} and --nodes={flags.nodes} are counts; leave out what "
+                "the configuration says"
+            )
         settings = load(flags.settings)
 
         from llm_train.plan.draft import plan

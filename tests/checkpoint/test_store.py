@@ -1,6 +1,7 @@
 """The store equals a plain model of its rules and survives every kind of damage."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.checkpoint import manifest
+from llm_train.checkpoint.compatibility import require_weights
 from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.errors import CheckpointError
 
@@ -145,6 +147,38 @@ def test_every_flipped_bit_of_the_manifest_is_seen_or_harmless(tmp_path):
         file.write_bytes(bad)
         if not manifest.problems(path):
             assert manifest.read(path) == written
+
+
+FORGED = [
+    *({"sequence": -1}, {"sequence": "x"}, {"files": [1]}, {"files": {"a": {"bytes": -1}}}),
+    *({"files": {"../a": {"bytes": 1, "crc32": 1}}}, {"metadata": None}),
+]
+
+
+@pytest.mark.parametrize("values", FORGED)
+def test_a_forged_manifest_with_a_right_checksum_is_refused(tmp_path, values):
+    path = save(CheckpointStore(tmp_path), 1)
+    body = {**json.loads((path / manifest.NAME).read_text()), **values}
+    del body["crc32"]
+    (path / manifest.NAME).write_text(json.dumps({**body, "crc32": manifest._crc32_of(body)}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is not one of a checkpoint: "):
+        manifest.read(path)
+
+
+GOOD = {
+    **dict.fromkeys(("step", "world_size", "seed", "sequence", "samples_per_step"), 1),
+    **dict.fromkeys(("strategy", "state_format", "optimizer"), "x"),
+    "data": {"consumed": 1, "fingerprint": ""},
+}
+
+
+@pytest.mark.parametrize("values", [{"step": -1}, {"data": {"consumed": "x"}}, {"seed": True}])
+def test_forged_metadata_of_a_run_is_refused(values):
+    require_weights(Path(), GOOD)
+    with pytest.raises(CheckpointError, match=f"{next(iter(values))}.*; resume from another"):
+        require_weights(Path(), {**GOOD, **values})
+    with pytest.raises(CheckpointError, match="it has no step"):
+        require_weights(Path(), {n: v for n, v in GOOD.items() if n != "step"})
 
 
 def test_old_damage_is_not_reported_once_a_newer_one_is_good(tmp_path):

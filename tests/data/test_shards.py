@@ -158,3 +158,34 @@ def test_manifest_with_a_field_missing(shards: Path) -> None:
     (shards / "manifest.json").write_text(json.dumps(plain))
     with pytest.raises(DataError, match="not a manifest"):
         verify(shards)
+
+
+def test_manifest_with_wrong_types(shards: Path) -> None:
+    path = shards / "manifest.json"
+    good = json.loads(path.read_text())
+    split = good["splits"]["train"]
+    forged = {
+        "dtype=float32": {"dtype": "float32"},
+        "dtype=17": {"dtype": 17},
+        "splits.train: ": {"dtype": "uint32"},
+        "splits.train.tokens=many": {
+            "splits": {**good["splits"], "train": {**split, "tokens": "many"}}
+        },
+        "is not the name of a file": {"others": [{**good["others"][0], "name": "../escape"}]},
+        "splits=": {"splits": {"train": split}},
+        "skipped=": {"skipped": [1]},
+    }
+    for message, values in forged.items():
+        path.write_text(json.dumps({**good, **values}))
+        with pytest.raises(DataError, match=f"{message}.*; prepare again with --force"):
+            verify(shards)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="prepare again with --force"):
+        verify(shards)
+
+
+@pytest.mark.parametrize("values", [np.array([object()]), np.zeros(3), np.zeros(3, dtype=int)])
+def test_byte_lengths_that_are_no_integers_of_the_vocabulary(shards: Path, values: object) -> None:
+    np.save(shards / "token_bytes.npy", values, allow_pickle=True)
+    with pytest.raises(DataError, match=r"token_bytes\.npy .*; prepare again with --force"):
+        TokenShards(path=str(shards)).token_bytes()

@@ -222,7 +222,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
         write_report(only_events)
     run = written(tmp_path / "b", [{"step": 1, "train/loss": 1.0}])
     (run / "derived.json").write_text("{")
-    with pytest.raises(LLMTrainError, match=r"^\S+derived\.json is not JSON: "):
+    with pytest.raises(LLMTrainError, match=r"^\S+derived\.json is not a table of a run: "):
         write_report(run)
     (run / "derived.json").unlink()
     monkeypatch.setitem(__import__("sys").modules, "altair", None)

@@ -43,7 +43,7 @@ class JSONLines(NamedFiles):
             row = json.loads(line.decode("utf-8")) if line.strip() else None
         except UnicodeDecodeError:
             return Skipped(key, "not UTF-8")
-        except ValueError:
+        except (ValueError, RecursionError):
             return Skipped(key, "not JSON")
         if row is None:
             return Skipped(key, "empty")

@@ -46,7 +46,7 @@ def planned(path: Path, run: Mapping[str, object]) -> dict[str, float]:
         if values["simulated"] is not None:  # else the tensors are not in torch's hands alone
             predicted |= {part: configured["bytes"][part] for part in PARTS}
         about = {key: configured[key] for key in run}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"--plan={path} is not what plan --json writes ({type(error).__name__}); "
             f"make it with: llm-train plan -c FILE.yaml --json {path}"

@@ -8,6 +8,7 @@ ignores.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class JSONLMetrics(RunLogger):
         directory: where the file is written; "": the run directory.
     """
 
+    require: Callable[[], object] = staticmethod(lambda: None)  # raises once writing must stop
     _checked = False  # whether a line that a kill has torn was looked for
 
     @property
@@ -71,6 +73,7 @@ class JSONLMetrics(RunLogger):
         """Does nothing: the resolved configuration is a file alongside this one."""
 
     def _append(self, head: records.Record, values: records.Record) -> None:
+        self.require()
         if not self._checked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _remove_torn_line(self.path)

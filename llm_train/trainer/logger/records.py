@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,56 @@ def encode(record: Record) -> bytes:
 def read_lines(path: Path) -> list[Record]:
     """Every whole line of the file, in order, events among metrics.
 
-    A last line without a newline was cut by a kill and is dropped; so is any line that is not JSON,
-    with a warning.
+    A last line without a newline was cut by a kill and is dropped; so is any line that no logger of
+    ours can have written, with one warning for all of them.
     """
     *lines, _torn = path.read_bytes().split(b"\n")
     records: list[Record] = []
+    odd: list[int] = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            items = record.items()
-        except (ValueError, AttributeError):
-            _log.warning("%s line %d is not a JSON object; skipped", path, number)
-            continue
-        # A name is what ``encode`` made of a number; a list or a mapping cannot be looked up.
-        records.append({k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in items})
+            items = json.loads(line).items()
+            # A name is what ``encode`` made of a number; a list cannot be looked up.
+            record = {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in items}
+            _require_record(record)
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ):
+            odd.append(number)
+        else:
+            records.append(record)
+    if odd:
+        others = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        _log.warning(
+            "%s: line %d%s skipped: not a step with its metrics, or an event; remove it or "
+            "restore the file",
+            path,
+            odd[0],
+            others,
+        )
     return records
+
+
+def _require_record(record: Record) -> None:
+    """Raises unless readers can compute with the record's step, time and metrics."""
+    numbers = {"step": record["step"]}
+    if "time" in record:
+        datetime.fromisoformat(record["time"])
+    if "event" not in record:  # the details of an event are shown as they are
+        numbers |= {name: value for name, value in record.items() if name != "time"}
+    elif not isinstance(record["event"], str):
+        raise TypeError("the name of an event is text")
+    if type(record["step"]) is not int or not 0 <= record["step"] < 1 << 53:
+        raise ValueError("a step is counted from 0")
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} is not a number")
+        float(value)  # JSON's integers have no end
 
 
 def merge(lines: Iterable[Record]) -> list[Record]:

@@ -149,7 +149,7 @@ class WandB(RunLogger):
             _probe(self._timeout_seconds)
         run = wandb.init(
             project=self._project,
-            name=self._run_name or directory.resolve().name,
+            name=self._run_name or directory.absolute().name,
             id=_stable_id(directory / ID_FILE_NAME),
             resume="allow",
             dir=str(directory),

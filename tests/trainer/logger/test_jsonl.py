@@ -81,14 +81,20 @@ def test_a_torn_last_line_is_dropped_and_later_removed(tmp_path):
         assert [record["a"] for record in read_metrics(path)] == [1.0, 2.0]
 
 
-def test_a_line_that_is_not_json_is_skipped_with_a_warning(tmp_path, caplog):
+ODD = [
+    *("\0\0", "17", "[" * 100_000, '{"a": 1}', '{"step": "x"}', '{"step": -1}', '{"step": true}'),
+    *('{"step": 1, "a": null}', '{"step": 1, "a": "b"}', '{"step": 1, "time": "yesterday"}'),
+    *('{"event": 3, "step": 1}', '{"step": 1, "a": 1' + "0" * 400 + "}"),
+]
+
+
+def test_lines_that_no_logger_wrote_are_skipped_with_one_warning(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n\x00\x00\xff\n17\n{"step": 2}\n')
+    path.write_text("\n".join(['{"step": 1}', *ODD, '{"step": 2}', ""]))
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
-    assert [record.message.split(" line ")[1] for record in caplog.records] == [
-        "2 is not a JSON object; skipped",
-        "3 is not a JSON object; skipped",
-    ]
+    [warning] = caplog.messages
+    assert f"{path}: line 2 and {len(ODD) - 1} more" in warning
+    assert "remove" in warning
 
 
 def test_only_rank_zero_writes(tmp_path, monkeypatch):
