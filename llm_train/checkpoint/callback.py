@@ -8,6 +8,7 @@ state, loses the position in the data, and overwrites sharded files in place.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.run_state import RunState, task_of
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)  # hashed by identity, as Lightning's callbacks are
@@ -79,32 +82,55 @@ class Checkpoints(pl.Callback):
         ``WeightAveraging`` puts its average in the place of the weights.
         """
         if trainer.global_step != self.last_saved:
-            self.save(trainer, task_of(pl_module).run_state)
+            self.save(trainer, task_of(pl_module).run_state, last=True)
 
-    def save(self, trainer: pl.Trainer, run: RunState) -> None:
-        """Stages, fills and commits the checkpoint of the current step; collective over ranks."""
+    def save(self, trainer: pl.Trainer, run: RunState, *, last: bool = False) -> None:
+        """Saves the current step; collective over ranks.
+
+        A disk may be full for an hour: only the last checkpoint of a run must succeed.
+        """
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused():
-            step = trainer.global_step
             _require_finite(trainer, run)
-            stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
-            (stage / "state").mkdir(exist_ok=True)
-            trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
+            try:
+                self._write(trainer, run, trainer.global_step)
+            except CheckpointError as error:
+                if last:
+                    raise
+                _log.warning("%s; training goes on, and the next save tries again", error)
+
+    def _write(self, trainer: pl.Trainer, run: RunState, step: int) -> None:
+        """Stages, fills and commits a checkpoint; all ranks raise if one of them cannot."""
+        # Here, because a verb that saves nothing can do without what it imports.
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
+        (stage / "state").mkdir(exist_ok=True)
+        trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
+        failure: BaseException | None = None
+        try:
             _keeper(trainer).save_state(stage / "state")
             callback_state.write_tensors(trainer, stage)
             random = random_state(trainer.strategy.root_device)
+            kept = callback_state.collect(trainer)
             rank = {"random": random, "sums": run.sums.cpu()}
             torch.save(rank, stage / _rank_file(trainer.global_rank))
-            kept = callback_state.collect(trainer)
-            trainer.strategy.barrier()  # the manifest lists what all ranks have written
-            _on_main(trainer, lambda: self._finish(trainer, stage, kept))
-            self.last_saved = step
+        # torch's writers raise RuntimeError for a short write; DCP's is the same on all ranks.
+        except (OSError, RuntimeError, CheckpointException) as error:
+            failure = error
+        # No rank goes on before all have written, since the manifest lists what they wrote.
+        failed = torch.tensor(float(failure is not None), device=trainer.strategy.root_device)
+        if int(trainer.strategy.reduce(failed, reduce_op="sum")):
+            raise self.store.failure(step, failure) from failure
+        _on_main(trainer, lambda: self._finish(trainer, stage, kept))
+        self.last_saved = step
 
     def _finish(self, trainer: pl.Trainer, stage: Path, kept: dict[str, Any]) -> None:
-        callback_state.write(stage, kept)
-        for name, text in self.files.items():
-            (stage / name).write_text(text, encoding="utf-8")
         step, data, strategy = trainer.global_step, _data(trainer), _keeper(trainer)
+        with self.store.surfaced(step):
+            callback_state.write(stage, kept)
+            for name, text in self.files.items():
+                (stage / name).write_text(text, encoding="utf-8")
         consumed = data.consumed + (step - data.steps_done) * self.metadata["samples_per_step"]
         position = {
             "step": step,

@@ -49,7 +49,8 @@ class _Representer(SafeRepresenter):
         return node
 
     def represent_enum(self, data: Enum) -> Node:
-        return self.represent_data(data.value)
+        node: Node = self.represent_data(data.value)
+        return node
 
 
 _Representer.add_representer(float, _Representer.represent_float)
