@@ -81,8 +81,7 @@ class Peer:
             return
         assert self._log is not None
         self._process.wait()
-        last = [text for text in self._log.read_text().splitlines() if text.strip()]
-        self.error = last[-1][:200] if last else f"exit {self._process.returncode}"
+        self.error = cause(self._log.read_text()) or f"exit {self._process.returncode}"
         print(f"  {self.name}: {self.error}", file=sys.stderr)
 
     @property
@@ -100,6 +99,18 @@ class Peer:
         """Half the distance between the quartiles, in milliseconds."""
         low, _, high = statistics.quantiles(self.milliseconds, n=4)
         return (high - low) / 2
+
+
+def cause(log: str) -> str:
+    """The line of a log that says why a process died, or else its last one.
+
+    Of the last traceback it is the first line of the exception; torch's compiler adds advice to it.
+    """
+    lines = [line for line in log.splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    after = lines[starts[-1] + 1 :] if starts else []
+    unindented = [line for line in after if not line.startswith((" ", "\t"))]
+    return (unindented or lines[-1:] or [""])[0][:200]
 
 
 def start_all(directory: str | Path, peers: Iterable[Peer]) -> list[Peer]:

@@ -7,9 +7,11 @@ Written are the constants of ``benchmarks/roofline.py`` and ``llm_train/plan/spe
 table of ``docs/performance.md`` that follows from them. What was assumed about them in prose, there
 and at the constants, is for whoever writes them to mend: the command ends by naming the lines.
 
-Kernels at the presets' shapes give the roofline's fractions, weighed by the time that each takes.
-The planner's matrix products are those of whole steps, whose other parts are what the roofline
-says: the ``throughput`` study gives their time.
+Kernels at the presets' shapes on an H200 give the constants. Products have an inverse fraction of
+``a + b (bytes over bandwidth) / (FLOPs over peak)``, and attention one of ``a + b / head + c /
+(head sequence)``; both are fitted by least squares of relative errors. The fraction of the memory
+is weighed by the time that each kernel takes, and needs element-wise ones: the optimizer's alone
+would speak for all. How much slower products are in a step is for ``benchmarks.planned`` to say.
 """
 
 from __future__ import annotations
@@ -21,35 +23,72 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.draw import read
 from benchmarks.judge import Row, Rows
+from benchmarks.roofline import H200, preset
 from benchmarks.studies.environment import ROOT
+from benchmarks.studies.fractions import products
 
 ROOFLINE = "benchmarks/roofline.py"
 SPEED = "llm_train/plan/speed.py"
 PAGE = "docs/performance.md"
-PRODUCTS, ATTENTION, MEMORY = "MATMUL_EFFICIENCY", "ATTENTION_EFFICIENCY", "MEMORY_EFFICIENCY"
-PLACES = {PRODUCTS: ROOFLINE, ATTENTION: SPEED, MEMORY: SPEED}
+PRODUCTS, MEMORY = "MATMUL_EFFICIENCY", "MEMORY_EFFICIENCY"
+PRODUCT_FIT = ("PRODUCTS_EFFICIENCY", "PRODUCTS_BANDWIDTH")
+ATTENTION_FIT = ("ATTENTION_COST", "ATTENTION_WIDTH", "ATTENTION_AREA")
+PLACES = {PRODUCTS: ROOFLINE, **dict.fromkeys((MEMORY, *PRODUCT_FIT, *ATTENTION_FIT), SPEED)}
 
 
-def reached(rows: Sequence[Row]) -> float | None:
+def reached(rows: Sequence[Row]) -> float:
     """The fraction of the peak over rows together: work at the peak over time taken."""
-    if not rows:
-        return None
     ideal = sum(row["fraction"] * row["milliseconds"] for row in rows)
     return float(ideal / sum(row["milliseconds"] for row in rows))
 
 
+def fitted(rows: Sequence[Row], terms: Sequence[tuple[float, ...]]) -> list[float]:
+    """Factors of the terms of each row's inverse fraction; none where rows are too much alike."""
+    shares = np.array(terms) * np.array([row["fraction"] for row in rows])[:, None]
+    if np.linalg.matrix_rank(shares) < shares.shape[1]:
+        return []
+    factors: list[float] = np.linalg.lstsq(shares, np.ones(len(rows)))[0].tolist()
+    return factors
+
+
+def product_terms(row: Row) -> tuple[float, float]:
+    """One, and the time of its reads and writes over that of its operations, both at the peak."""
+    network = preset(row["preset"])[0]
+    name = row["case"].removeprefix(f"{row['preset']} ")
+    inputs, outputs = next(shape for matrix, *shape in products(network) if matrix == name)
+    count = row["amount"] / (6 * inputs * outputs)  # its rows; forward and both gradients
+    moved = 6 * (count * inputs + inputs * outputs + count * outputs)
+    return 1, moved / H200.bytes_per_second / (row["amount"] / H200.peak_flops("bf16"))
+
+
+def attention_terms(row: Row) -> tuple[float, float, float]:
+    """One, over the width of a head, and over width x sequence."""
+    network, sequence, _ = preset(row["preset"])
+    return 1, 1 / network.head_dim, 1 / (network.head_dim * sequence)
+
+
 def measured(rows: Rows) -> dict[str, float]:
-    """Constant -> measured fraction, for those that have rows."""
+    """Constant -> measured value, for those that have rows."""
     found = [row for row in rows.of("fractions") if "fraction" in row]
-    parts = {
-        PRODUCTS: [row for row in found if row["part"] == "products"],
-        ATTENTION: fastest([row for row in found if row["part"] == "attention"]),
-        MEMORY: [row for row in found if row["part"] in ("element-wise", "optimizer")],
-    }
-    reaches = {name: reached(of) for name, of in parts.items()}
-    return {name: round(value, 2) for name, value in reaches.items() if value is not None}
+
+    def of(*parts: str) -> list[Row]:
+        return [row for row in found if row["part"] in parts]
+
+    values = {}
+    if multiplied := of("products"):
+        values[PRODUCTS] = reached(multiplied)
+        factors = fitted(multiplied, [product_terms(row) for row in multiplied])
+        values |= {name: 1 / x for name, x in zip(PRODUCT_FIT, factors, strict=False)}
+    if attended := fastest(of("attention")):
+        factors = fitted(attended, [attention_terms(row) for row in attended])
+        values |= dict(zip(ATTENTION_FIT, factors, strict=False))
+    if of("element-wise"):
+        values[MEMORY] = reached(of("element-wise", "optimizer"))
+    return {name: float(f"{value:.3g}") for name, value in values.items()}
 
 
 def fastest(rows: Sequence[Row]) -> list[Row]:
@@ -64,7 +103,7 @@ def fastest(rows: Sequence[Row]) -> list[Row]:
 
 def replaced(text: str, constant: str, value: float) -> str:
     """A program's text with another value of a constant at the beginning of a line."""
-    new, count = re.subn(rf"(?m)^{constant} = [0-9.]+$", f"{constant} = {value:g}", text)
+    new, count = re.subn(rf"(?m)^{constant} = [0-9.]+$", f"{constant} = {value!r}", text)
     assert count == 1, f"{constant} stands {count} times at the beginning of a line"
     return new
 
@@ -95,10 +134,10 @@ def main() -> None:
     if not values:
         sys.exit("there are no rows of the study fractions; scripts/gpu_measure.sh 4 measures them")
     for constant, value in values.items():
-        print(f"{constant} = {value:g} in {PLACES[constant]}")
+        print(f"{constant} = {value!r} in {PLACES[constant]}")
     if arguments.write:
         write(values)
-        print(f"written; prose about assumptions: grep -n assumed {ROOFLINE} {SPEED} {PAGE}")
+        print(f"written; for you to mend: what {ROOFLINE}, {SPEED} and {PAGE} say of them")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class Study:
 
 STUDIES = [
     Study(name="numerics", least=1, most=9),
-    Study(name="peers", least=1.5, most=9),
-    Study(name="modes", least=1, most=4),
-    Study(name="fractions", least=0.5, most=2),
+    Study(name="peers", least=2, most=9),
+    Study(name="modes", least=1.7, most=4),
+    Study(name="fractions", least=0.7, most=2),
     Study(name="shakespeare", least=0.7, most=4),
     Study(name="throughput", least=2, most=16),
     Study(name="memory", least=1.5, most=5),

@@ -1,9 +1,9 @@
 """Compares ``llm-train plan`` with measurements: python -m benchmarks.planned RESULTS.jsonl ...
 
 Every row of ours on a known device is planned with the settings it ran with, on the machine where
-this runs, which needs no device. Ratios are planned over measured. The last line gives the fraction
-of the peak that matrix products must have reached for the measured times, if the other parts took
-what the planner says: the planner's ``PRODUCTS_EFFICIENCY``.
+this runs, which needs no device. Ratios are planned over measured. The last line gives the factor
+by which products must have been slower than kernels alone for the measured times, if the other
+parts took what the planner says: the planner's ``IN_A_STEP``.
 """
 
 from __future__ import annotations
@@ -74,20 +74,18 @@ def planned(preset: Preset, mode: str, device: Device, directory: Path) -> dict[
     return {**values["configured"], "peak_gib": highest / 2**30}
 
 
-def products_fraction(found: dict[str, Any], row: Row) -> float:
-    """Of the peak, by matrix products, where all else took what was planned."""
-    seconds = row["milliseconds"] / 1000
+def in_a_step(found: dict[str, Any], row: Row) -> float:
+    """Of the rates of products alone, where all else took what was planned."""
     products = found["seconds"]["matrix products"]
     others = found["seconds"]["step"] - products
-    at_peak = products * speed.PRODUCTS_EFFICIENCY
-    return float(at_peak / (seconds - others))
+    return float(products * speed.IN_A_STEP / (row["milliseconds"] / 1000 - others))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", type=Path)
     rows = read(parser.parse_args().results)
-    fractions = []
+    factors = []
     print(f"{'case':28} {'tokens/s':>9} {'planned':>9} {'ratio':>6} {'GiB':>6} {'planned':>8}")
     with tempfile.TemporaryDirectory() as directory:
         for row, preset, mode in ours(rows):
@@ -97,16 +95,14 @@ def main() -> None:
                 continue
             found = planned(preset, mode, device, Path(directory))
             rate, planned_rate = row["tokens_per_s"], found["tokens_per_second"]
-            fractions.append(products_fraction(found, row))
+            factors.append(in_a_step(found, row))
             print(
                 f"{row['study'] + ' ' + row['case']:28} {rate:9,.0f} {planned_rate:9,.0f} "
                 f"{planned_rate / rate:6.2f} {row['peak_gib']:6.1f} {found['peak_gib']:8.1f}"
             )
-    if fractions:
-        middle = statistics.median(fractions)
-        print(
-            f"matrix products reach {middle:.2f} of the peak; assumed {speed.PRODUCTS_EFFICIENCY}"
-        )
+    if factors:
+        middle = statistics.median(factors)
+        print(f"products in a step: {middle:.2f} of alone; assumed {speed.IN_A_STEP}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ PUBLIC = {
     "load_settings": ["files", "options", "allow_import"],
     "notes": ["settings"],
     "problems": ["settings", "running"],
-    "table": ["settings"],
+    "table": ["settings", "device"],
     "validate": ["settings", "checkpoint"],
 }
 

@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.roofline import PRESETS, preset
 from benchmarks.studies.common import Settings
 from llm_train.model.network import Transformer
-from llm_train.model.network.fused import widths
 from llm_train.model.optimizer import AdamW
 from llm_train.runtime.devices import DEVICES
 
@@ -49,7 +48,8 @@ def milliseconds(work: Callable[[], object], *, warm_up: int = 5) -> float:
 
 def products(network: Transformer) -> Iterable[tuple[str, int, int]]:
     """Names, inputs and outputs of a network's matrix products."""
-    width, kv_width, hidden = widths(network)
+    width, hidden = network.width, network.hidden
+    kv_width = network.head_dim * network.key_value_heads
     gated = 2 if network.activation == "swiglu" else 1
     yield "query, key, value", width, width + 2 * kv_width
     yield "attention's output", width, width

@@ -22,7 +22,7 @@ CHANGES = {
 
 def main() -> None:
     settings = Settings.from_arguments()
-    if settings.done(*MODES) or not settings.has(60, "blocks"):
+    if settings.done(*MODES) or not settings.has(95, "blocks"):
         return
     preset = settings.presets["gpt2-124m"]
     parts = 1 if (settings.versions["memory_gib"] or 0) > _ROOMY_GIB else 2

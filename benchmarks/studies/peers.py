@@ -96,8 +96,8 @@ def measure(settings: Settings, group: list[Peer], preset: Preset) -> None:
 def main() -> None:
     settings = Settings.from_arguments()
     for name, size, peers, least in (
-        ("gpt2-124m", 12, small, 75),
-        ("llama-1b-2048", 2, large, 75),
+        ("gpt2-124m", 12, small, 110),
+        ("llama-1b-2048", 2, large, 90),
     ):
         preset = at(settings.presets[name], 2 if settings.rehearse else size)
         first = "ours" if peers is small else "1B ours"

@@ -65,7 +65,9 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
 def _attention(settings: Settings, derived: Derived, device: torch.device) -> str:
     """The kernel that torch chooses on ``device``, if it is here to be asked about."""
     task = settings.task
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return task.attention  # one kernel; asking for its name would import the compiler
+    if not torch.cuda.is_available():
         return f"{task.attention}; there is no device here to ask"
     kernels = task.attention_kernels(settings.precision, derived.sequence, device)
     return ", ".join(kernels) or "unknown"

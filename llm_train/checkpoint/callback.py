@@ -9,16 +9,18 @@ state, loses the position in the data, and overwrites sharded files in place.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.serialization import default_restore_location
 
-from llm_train.checkpoint import callback_state, manifest
+from llm_train.checkpoint import callback_state, group_state, manifest
 from llm_train.checkpoint.compatibility import (
     KeepsState,
     load_weights,
@@ -26,9 +28,10 @@ from llm_train.checkpoint.compatibility import (
     require_same_run,
 )
 from llm_train.checkpoint.random_state import random_state, set_random_state
-from llm_train.checkpoint.store import CheckpointStore, Found
+from llm_train.checkpoint.store import CheckpointStore, Found, SaveFailed
 from llm_train.data.module import TokenData
 from llm_train.errors import CheckpointError, LLMTrainError
+from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
 
 T = TypeVar("T")
@@ -47,6 +50,8 @@ class Checkpoints(pl.Callback):
         files: text files to keep in each checkpoint, by name.
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
+        first_save: called on rank 0 with the step, once a run that began at 0 has a checkpoint.
+        compare_replicas: whether ranks compare their copies before each save.
         resume_from: the checkpoint that was found.
         last_saved: the step of the last checkpoint, read or written.
     """
@@ -57,9 +62,12 @@ class Checkpoints(pl.Callback):
     files: Mapping[str, str]
     resume: str
     announce: Callable[[Found], None]
+    first_save: Callable[[int], None]
+    compare_replicas: bool = True
     resume_from: Path | None = None
     last_saved: int = 0
     _random_state: dict[str, Any] | None = None
+    _built: list[Group] = field(default_factory=list)  # what the optimizer's groups began with
 
     # --- saving -----------------------------------------------------------------------------------
 
@@ -92,9 +100,11 @@ class Checkpoints(pl.Callback):
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused():
             _require_finite(trainer, run)
+            if self.compare_replicas:
+                _keeper(trainer).require_equal_replicas()
             try:
                 self._write(trainer, run, trainer.global_step)
-            except CheckpointError as error:
+            except SaveFailed as error:
                 if last:
                     raise
                 _log.warning("%s; training goes on, and the next save tries again", error)
@@ -113,8 +123,14 @@ class Checkpoints(pl.Callback):
             callback_state.write_tensors(trainer, stage)
             random = random_state(trainer.strategy.root_device)
             kept = callback_state.collect(trainer)
-            rank = {"random": random, "sums": run.sums.cpu()}
+            groups = group_state.changes(trainer.optimizers[0].param_groups, self._built)
+            rank = {"random": random, "sums": run.sums.cpu(), "groups": groups}
             torch.save(rank, stage / _rank_file(trainer.global_rank))
+        except LLMTrainError as error:  # of all ranks
+            if not isinstance(error.__cause__, CheckpointException):  # no fault of the disk
+                shutil.rmtree(stage, ignore_errors=True)
+                raise CheckpointError(f"cannot save step {step}: {error}") from error
+            failure = error
         # torch's writers raise RuntimeError for a short write; DCP's is the same on all ranks.
         except (OSError, RuntimeError, CheckpointException) as error:
             failure = error
@@ -140,6 +156,8 @@ class Checkpoints(pl.Callback):
             "state_format": strategy.state_format,
         }
         self.store.commit(step, {**self.metadata, **position})
+        if not self.last_saved:
+            self.first_save(step)
 
     # --- resuming ---------------------------------------------------------------------------------
 
@@ -159,6 +177,7 @@ class Checkpoints(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores all but the random state, which starting the loaders would still change."""
+        self._built = group_state.values(trainer.optimizers[0].param_groups)
         path = self.resume_from
         if path is None:
             return
@@ -171,17 +190,19 @@ class Checkpoints(pl.Callback):
         self.last_saved = metadata["step"]
 
     def _restore_rank(self, trainer: pl.Trainer, sums: Tensor, path: Path, ranks: int) -> None:
-        """Restores this rank's random state and sums, if the same number of ranks saved them."""
-        rank = trainer.global_rank
-        if ranks == trainer.world_size:
-            own = torch.load(path / _rank_file(rank), weights_only=True)
+        """Restores what this rank saved; of another number of ranks, what all have in common."""
+        rank, same = trainer.global_rank, ranks == trainer.world_size
+        own = _load_rank(path, rank if same else 0)
+        if "groups" in own:  # since December 2026
+            group_state.restore(trainer.optimizers[0].param_groups, self._built, own["groups"])
+        if same:
             sums.copy_(own["sums"])
             self._random_state = own["random"]
             return
         # Sums of another number of ranks cannot be split by rank, so rank 0 takes them all.
         sums.zero_()
         for other in range(ranks) if rank == 0 else ():
-            sums += torch.load(path / _rank_file(other), weights_only=True)["sums"].to(sums)
+            sums += _load_rank(path, other)["sums"].to(sums)
 
 
 @dataclass(eq=False)
@@ -233,15 +254,16 @@ def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     A failure that only rank 0 knew of would leave the others waiting for it until the timeout.
     """
     result: T | None = None
-    failure = ""
+    failure, kind = "", CheckpointError
     if trainer.is_global_zero:
         try:
             result = action()
         except Exception as error:
             failure = str(error) or type(error).__name__
-    result, failure = trainer.strategy.broadcast((result, failure))
+            kind = SaveFailed if isinstance(error, SaveFailed) else CheckpointError
+    result, failure, kind = trainer.strategy.broadcast((result, failure, kind))
     if failure:
-        raise CheckpointError(failure)
+        raise kind(failure)
     return cast(T, result)
 
 
@@ -258,6 +280,18 @@ def _set_loop_position(trainer: pl.Trainer, step: int) -> None:
         optimizer["step"][scope].update(ready=step, completed=step)
     state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
     trainer.fit_loop.load_state_dict(state)
+
+
+def _load_rank(path: Path, rank: int) -> dict[str, Any]:
+    """What a rank saved; what lay on its device comes to this rank's."""
+
+    def place(storage: Any, where: str) -> Any:
+        return default_restore_location(storage, where.partition(":")[0])  # type: ignore[no-untyped-call]
+
+    found: dict[str, Any] = torch.load(
+        path / _rank_file(rank), weights_only=True, map_location=place
+    )
+    return found
 
 
 def _rank_file(rank: int) -> str:

@@ -59,8 +59,15 @@ def write(directory: Path, kept: dict[str, Any]) -> None:
     """Writes what ``collect`` found, on one rank.
 
     Raises:
-        CheckpointError: it could not be loaded again; later would be too late to learn that.
+        CheckpointError: it could not be loaded again; later would be too late to learn that. Or
+            what a hook put aside is not finite, an average of the weights for instance.
     """
+    for name, value in kept.items():
+        # Not what ``state_dict`` returns: the best score of a monitor that has seen none is inf.
+        aside = value if name != "callbacks" and isinstance(value, dict) else {}
+        tensors = {key: tensor for key, tensor in aside.items() if isinstance(tensor, Tensor)}
+        for key, count in dcp.not_finite(tensors).items():
+            raise CheckpointError(f"{name}.{key} of a callback holds {count} that are not finite")
     torch.save(kept, directory / FILE)
     try:
         torch.load(directory / FILE, weights_only=True)

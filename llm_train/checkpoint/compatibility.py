@@ -60,6 +60,9 @@ class KeepsState(Protocol):
     state_format: str
     also_reads: tuple[str, ...]
 
+    def require_equal_replicas(self) -> None:
+        """Ends the run where ranks hold different copies of the same tensor."""
+
     def save_state(self, directory: Path) -> None:
         """Writes weights and optimizer state."""
 

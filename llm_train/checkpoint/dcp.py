@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,9 @@ from torch.distributed.checkpoint import metadata, state_dict_loader, state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
+from llm_train.checkpoint.fragments import FlatFragment
 from llm_train.errors import CheckpointError
+from llm_train.runtime.sharded import local_part
 
 _SCALARS = "optimizer_scalars.json"
 _COPIED_AHEAD = 10_000_000  # bytes on their way from the device to a file; DCP's default
@@ -73,7 +76,11 @@ def write(
         tensors: by key.
         scalars: by parameter, what is no tensor.
         own: set where the scalars of this rank are no other rank's.
+
+    Raises:
+        CheckpointError: on all ranks, before anything is written, if a number is not finite on any.
     """
+    _require_finite(tensors)
     # DCP copies ahead in a stream of its own wherever there is a GPU, also for tensors on the host.
     ahead = _COPIED_AHEAD if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
     with _quiet():
@@ -106,6 +113,44 @@ def keys(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{directory} holds no .metadata: not a checkpoint of this kind"
         ) from error
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers of this rank's part of each tensor are NaN or infinite; good ones left out.
+
+    The extremes of a tensor show both, and cannot overflow as a sum of squares could. That is one
+    pass over the memory (8.5 GiB/s on one core, a fifth of the time of the checksums) and one wait
+    for the device per dtype.
+    """
+    found = {key: _numbers(tensor) for key, tensor in tensors.items()}
+    extremes: dict[object, list[Tensor]] = defaultdict(list)  # by what can be stacked
+    for part in (part for parts in found.values() for part in parts):
+        extremes[part.device, part.dtype] += torch.aminmax(part)
+    if all(bool(torch.stack(kind).isfinite().all()) for kind in extremes.values()):
+        return {}
+    counts = {key: sum(int((~p.isfinite()).sum()) for p in parts) for key, parts in found.items()}
+    return {key: count for key, count in counts.items() if count}
+
+
+def _numbers(tensor: Tensor) -> list[Tensor]:
+    parts = tensor.parts if isinstance(tensor, FlatFragment) else [local_part(tensor).detach()]
+    return [part for part in parts if part.is_floating_point() and part.numel()]
+
+
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    everyone = [not_finite(tensors)]
+    if dist.is_initialized():
+        everyone *= dist.get_world_size()
+        dist.all_gather_object(everyone, everyone[0])
+    wrong = [(key, n, rank) for rank, own in enumerate(everyone) for key, n in own.items()]
+    if wrong:
+        (key, count, rank), *others = wrong
+        more = f" (and {sum(n for _, n, _ in others)} more in other tensors)" if others else ""
+        raise CheckpointError(
+            f"{key} holds {count} numbers that are not finite on rank {rank}{more}; resume from "
+            "the last checkpoint with a lower learning rate or a longer warmup (a constant buffer "
+            "that is meant to be infinite needs persistent=False)"
+        )
 
 
 @contextmanager

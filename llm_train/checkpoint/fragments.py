@@ -80,6 +80,11 @@ class FlatFragment(Tensor):
         }
         return self
 
+    @property
+    def parts(self) -> list[Tensor]:
+        """The elements, box by box; empty where this rank has none."""
+        return list(self._parts.values())
+
     @classmethod
     def __torch_dispatch__(cls, operator: object, *rest: object) -> NoReturn:
         raise NotImplementedError(f"{operator} of a fragment of a tensor")

@@ -16,9 +16,10 @@ step 300 continues from 300. One process (rank 0) writes; any number may read.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,15 @@ from typing import Any, NamedTuple
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.manifest import CheckpointManifest
-from llm_train.errors import CheckpointError
+from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.runtime import disk
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
+
+
+class SaveFailed(CheckpointError):
+    """Reports a save that the file system refused, and that may succeed when tried again."""
 
 
 class _Entry(NamedTuple):
@@ -62,11 +67,13 @@ class CheckpointStore:
         root: the folder that holds them, usually ``<run directory>/checkpoints``.
         keep_last: how many of the newest to keep; at least 1.
         keep_every: steps; checkpoints at multiples are kept for ever. 0: none.
+        require: raises once the run may no longer write here.
     """
 
     root: Path
     keep_last: int = 2
     keep_every: int = 0
+    require: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         assert self.keep_last > 0, "settings refuse to delete every checkpoint"
@@ -79,8 +86,8 @@ class CheckpointStore:
         """
         staging = self._staging(step)
         with self.surfaced(step):
-            if staging.exists():
-                shutil.rmtree(staging)
+            self.require()
+            disk.discard(staging)
             staging.mkdir(parents=True)
         return staging
 
@@ -97,14 +104,20 @@ class CheckpointStore:
         """
         staging, final = self._staging(step), self.root / _name(step)
         assert not (staging / manifest.NAME).exists(), f"{manifest.NAME} is the store's own name"
-        with self.surfaced(step):
-            self._finish_replacements()
-            sequence = max((entry.sequence for entry in self._entries()), default=-1) + 1
-            files = manifest.record_files(staging)
-            about = CheckpointManifest(sequence=sequence, metadata=dict(metadata), files=files)
-            manifest.write(staging, about)
-            disk.rename(staging, final.with_suffix(".new") if final.exists() else final)
-            self._finish_replacements()
+        try:
+            with self.surfaced(step):
+                self._finish_replacements()
+                sequence = max((entry.sequence for entry in self._entries()), default=-1) + 1
+                files = manifest.record_files(staging)
+                about = CheckpointManifest(sequence=sequence, metadata=dict(metadata), files=files)
+                manifest.write(staging, about)
+                self.require()
+                disk.rename(staging, final.with_suffix(".new") if os.path.lexists(final) else final)
+                self._finish_replacements()
+        finally:  # after a failure; else it has another name by now
+            with suppress(LLMTrainError):  # the run that took over may be saving the same step
+                self.require()
+                shutil.rmtree(staging, ignore_errors=True)
         self._prune()
         return final
 
@@ -147,7 +160,9 @@ class CheckpointStore:
                 f"{path} does not exist or is not a directory; give a checkpoint, a run directory "
                 "or its checkpoints folder"
             )
-        elif (path / manifest.NAME).exists() or _NAME.match(path.resolve().name):
+        elif (path / manifest.NAME).exists() or _NAME.match(
+            os.path.basename(os.path.abspath(path))
+        ):
             problems = manifest.problems(path)
             found = Found(None, [(path, manifest.summary(problems))]) if problems else Found(path)
         else:
@@ -155,25 +170,39 @@ class CheckpointStore:
             found = CheckpointStore(inner if inner.is_dir() else path).newest()
         if found.path is None:
             listed = ", ".join(f"{skipped.name} ({reason})" for skipped, reason in found.skipped)
+            remedy = "; fit without --resume starts over" if where == "auto" else ""
             raise CheckpointError(
-                f"{path} holds no complete checkpoint; found: {listed or 'nothing'}"
+                f"{path} holds no complete checkpoint; found: {listed or 'nothing'}{remedy}"
             )
         return found
 
     def clean(self) -> None:
         """Removes what interrupted saves and deletions left, and finishes interrupted replacements.
 
-        Only the process that writes may call it, and not while it is saving.
+        Only the process that writes may call it, and not while it is saving. What cannot be removed
+        is somebody else's and in nobody's way.
+
+        Raises:
+            CheckpointError: the folder can never hold a checkpoint.
         """
+        if os.path.lexists(self.root) and not self.root.is_dir():
+            raise CheckpointError(
+                f"{self.root} is not a folder, or a link to one that does not exist; make or mount "
+                "what it leads to, or remove it"
+            )
         self._finish_replacements()
         for path in (*self.root.glob(".staging-*"), *self.root.glob(".deleting-*")):
-            shutil.rmtree(path)
+            try:
+                disk.discard(path)
+            except OSError as error:
+                _log.warning("cannot remove %s, which an interrupted save left: %s", path, error)
 
     def _entries(self) -> list[_Entry]:
         """Every directory with a checkpoint's name, oldest first."""
         entries: list[_Entry] = []
         for path in self.root.glob("step-*"):
-            if (match := _NAME.match(path.name)) and path.is_dir():
+            # A link that leads nowhere now, to a disk that is not mounted, is a damaged checkpoint.
+            if (match := _NAME.match(path.name)) and (path.is_dir() or path.is_symlink()):
                 sequence = -1
                 with suppress(CheckpointError):
                     sequence = manifest.read(path).sequence
@@ -188,7 +217,8 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Deletes what the rules do not keep; a failure is logged, for the new one is in place."""
         for entry in self._entries()[: -self.keep_last]:
-            if self.keep_every and entry.step % self.keep_every == 0:
+            kept = self.keep_every and entry.step % self.keep_every == 0
+            if kept or entry.path.is_symlink():  # somebody has given a link's checkpoint a home
                 continue
             try:
                 disk.remove(entry.path, self._grave(entry.path))
@@ -211,9 +241,10 @@ class CheckpointStore:
         try:
             yield
         except OSError as error:
+            self.require()  # where the folder was lost, that is the cause
             raise self.failure(step, error) from error
 
-    def failure(self, step: int, error: BaseException | None) -> CheckpointError:
+    def failure(self, step: int, error: BaseException | None) -> SaveFailed:
         """Removes the stage of a save that failed, and says what is left.
 
         Args:
@@ -224,7 +255,7 @@ class CheckpointStore:
         with suppress(OSError):  # before the stage is removed
             space = f" ({shutil.disk_usage(self.root).free / 2**20:,.1f} MiB free)"
         shutil.rmtree(self._staging(step), ignore_errors=True)
-        return CheckpointError(
+        return SaveFailed(
             f"cannot save step {step} in {self.root}{space}: {_reason(error)}; "
             "the checkpoints saved before are untouched"
         )

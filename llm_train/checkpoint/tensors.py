@@ -1,7 +1,7 @@
 """Parameters and optimizer state as one flat dictionary of named tensors.
 
-Optimizer state is stored under the name of its parameter, not its position in a group, and the
-hyper-parameters of the groups are not stored at all: on resume they come from the configuration.
+Optimizer state is stored under the name of its parameter, not its position in a group. What groups
+hold is not stored here: on resume it comes from the configuration, but for ``group_state``.
 A file written by one strategy on some ranks therefore loads into any other on any number of ranks.
 """
 

@@ -143,11 +143,12 @@ class CostModel:
             micro_batches: of the step.
             tokens: of a micro-batch.
         """
-        peak_flops = self.device.peak_flops(self.settings.product_dtype)
+        dtype = self.settings.product_dtype
         memory = speed.MEMORY_EFFICIENCY * self.device.bytes_per_second
+        copied = speed.COPY_EFFICIENCY * self.device.bytes_per_second
         each = micro_batches / 2 / tensor  # two micro-batches were simulated
-        products = each * found["products"] / (speed.PRODUCTS_EFFICIENCY * peak_flops)
-        attention = each * found["attention"] / (speed.ATTENTION_EFFICIENCY * peak_flops)
+        products = each * speed.products_seconds(found, self.device, dtype)
+        attention = each * speed.attention_seconds(found, self.device, dtype)
         # Recomputation is mostly products; its seconds are its share of the operations.
         total = speed.operations(found)
         again = 1 - speed.operations(plain) / total if total else 0.0
@@ -157,24 +158,30 @@ class CostModel:
             "matrix products": products * (1 - again),
             "attention": attention * (1 - again),
             "recomputation": (products + attention) * again,
-            "element-wise": micro_batches * self._moved(found, plain, tokens) / tensor / memory,
+            "element-wise": micro_batches * self._elementwise(found, plain, tokens) / tensor,
+            # All but the first are added to what is there: cast, read twice and written.
+            "gradients": (4 * micro_batches - 3) * found["gradients"] / tensor / copied,
             "optimizer": updated / memory,
             "communication": sum(
                 speed.transfer_seconds(t, self.device, self.settings.devices) for t in transfers
             ),
         }
         launches = found["operators"] / 2 / (speed.FASTER_LAUNCHES if self.compiled else 1)
+        parts["gaps"] = micro_batches * launches * speed.GAP_SECONDS
         idle = micro_batches * launches * speed.OPERATOR_SECONDS - sum(parts.values())
         return parts | {"waiting for the host": max(0.0, idle)}
 
-    def _moved(self, found: Measured, plain: Measured, tokens: int) -> float:
-        """Bytes that element-wise work of a micro-batch moves; recomputed work moves them again."""
+    def _elementwise(self, found: Measured, plain: Measured, tokens: int) -> float:
+        """Seconds of a micro-batch's element-wise work; recomputed work moves its bytes again."""
+        bandwidth = self.device.bytes_per_second
         fused = self.settings.task.network_config.fused_bytes()
         if not self.compiled or fused is None:
-            return (speed.FUSED if self.compiled else 1) * found["moved"] / 2
+            moved = (speed.FUSED if self.compiled else 1) * found["moved"] / 2
+            return moved / (speed.COPY_EFFICIENCY * bandwidth)
         # What a policy recomputes of element-wise work, as a share of every block's.
         share = min(1.0, max(0.0, (found["moved"] - plain["moved"]) / plain["moved_forward"]))
-        return (fused.elementwise + fused.loss + share * fused.blocks_forward) * tokens
+        moved = (fused.elementwise + fused.loss + share * fused.blocks_forward) * tokens
+        return moved / (speed.MEMORY_EFFICIENCY * bandwidth)
 
     def simulated(self, policy: Recompute, micro_batch: int) -> Measured:
         """A step of two micro-batches on one device, whatever its memory."""

@@ -108,9 +108,11 @@ def duration(candidate: Candidate, totals: dict[str, float]) -> Rows:
 def assumptions(device: Device) -> Rows:
     """What the numbers rest on, the same for every device and run."""
     return {
-        "matrix products": f"{speed.PRODUCTS_EFFICIENCY:.0%} of the dense peak",
-        "attention": f"{speed.ATTENTION_EFFICIENCY:.0%} of it, causal",
-        "memory": f"{speed.MEMORY_EFFICIENCY:.0%} of {device.bytes_per_second / 1e12:.3g} TB/s",
+        "matrix products": f"{speed.PRODUCTS_EFFICIENCY * speed.IN_A_STEP:.0%} of the dense peak, "
+        "less what their reads and writes cost",
+        "attention": "by head width and sequence, as cuDNN on an H200",
+        "memory": f"{speed.MEMORY_EFFICIENCY:.0%} of {device.bytes_per_second / 1e12:.3g} TB/s, "
+        f"{speed.COPY_EFFICIENCY:.0%} by plain operators",
         "links": f"{speed.LINK_EFFICIENCY:.0%} of {device.link / 1e9:,.0f} GB/s within a node and "
         f"{device.network / 1e9:,.1f} GB/s a GPU between nodes, one direction",
         "overlap": "none: communication is added to computation",

@@ -43,7 +43,10 @@ Measured = dict[str, float]
 ``saved``."""
 
 _GROUP = ("process_group", "group_name")
-_COUNTED = ("products", "attention", "moved", "moved_forward", "operators")
+_COUNTED = (
+    *("products", "moved_by_products", "attention", "attention over width", "attention over area"),
+    *("moved", "moved_forward", "operators"),
+)
 _VIEWS_OF_ONE = ("detach", "alias", "lift_fresh", "view", "_unsafe_view", "device", "new_empty")
 _COLLECTIVES = {
     "allreduce_": "all-reduce",
@@ -61,11 +64,12 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         found: most bytes alive in each phase (``peak PHASE``), and before the update: operations of
-            matrix ``products``, and of ``attention`` at its causal cost; bytes that all other
-            operators read and write, each on its own as without a compiler (``moved``, and of it
-            ``moved_forward`` in the blocks' forward); how many ``operators`` there were, views not
-            counted. Whole tensors that are gathered or reduced: ``sent COLLECTIVE RANKS`` in bytes
-            and ``calls COLLECTIVE RANKS``.
+            matrix ``products``, and bytes that these read and write; operations of ``attention`` at
+            its causal cost, the same divided by the width of a head, and by width x sequence; bytes
+            that all other operators read and write, each on its own as without a compiler
+            (``moved``, and of it ``moved_forward`` in the blocks' forward); how many ``operators``
+            there were, views not counted. Whole tensors that are gathered or reduced: ``sent
+            COLLECTIVE RANKS`` in bytes and ``calls COLLECTIVE RANKS``.
         live: bytes alive now.
         blind: whether operators are not to be counted.
     """
@@ -166,14 +170,27 @@ class Watch(TorchDispatchMode):
         if name in _COLLECTIVES:
             self._communicate(_COLLECTIVES[name], func, args)
         elif "dot_product" in name and "attention" in name:
-            self.found["attention"] += _attention_flops(name, args)
+            self._attend(name, args)
         elif func._overloadpacket in flop_registry:
             formula = flop_registry[func._overloadpacket]
             self.found["products"] += formula(*args, out_val=results[0])
+            self.found["moved_by_products"] += _size(args, results)
+        elif name == "add_" and self._phase == "head" and len(_tensors(args)) == 2:
+            # A chunk of the loss adds its share of the weight's gradient, as a product can itself.
+            self.found["moved_by_products"] += _size(args)
         elif alone and name not in _VIEWS_OF_ONE:
-            size = sum(t.nbytes for t in {id(t): t for t in (*_tensors(args), *results)}.values())
+            size = _size(args, results)
             self.found["moved"] += size
             self.found["moved_forward"] += size if self._phase.startswith("forward") else 0
+
+    def _attend(self, name: str, args: tuple[Any, ...]) -> None:
+        """Causal cost, half of all pairs; backward twice the forward (it recomputes the scores)."""
+        backward = "backward" in name
+        query, key, value = (tensor.shape for tensor in (args[1:4] if backward else args[:3]))
+        flops = attention_flops(query, key, value) // 2 * (2 if backward else 1)
+        self.found["attention"] += flops
+        self.found["attention over width"] += flops / query[-1]
+        self.found["attention over area"] += flops / (query[-1] * key[-2])
 
     def _communicate(self, kind: str, func: Any, args: tuple[Any, ...]) -> None:
         names = [argument.name for argument in func._schema.arguments]
@@ -218,11 +235,9 @@ def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _attention_flops(name: str, args: tuple[Any, ...]) -> int:
-    """Causal cost, half of all pairs; backward twice the forward (it recomputes the scores)."""
-    backward = "backward" in name
-    query, key, value = (tensor.shape for tensor in (args[1:4] if backward else args[:3]))
-    return attention_flops(query, key, value) // 2 * (2 if backward else 1)
+def _size(*trees: object) -> int:
+    """Bytes of all tensors in them, each once."""
+    return sum(t.nbytes for t in {id(t): t for t in _tensors(trees)}.values())
 
 
 def saved_bytes(module: nn.Module, *args: Any, **kwargs: Any) -> int:

@@ -65,7 +65,7 @@ class RecordedRun:
                 f"{derived} is not a table of a run: {error}; delete it or run again"
             ) from None
         return cls(
-            name=run_dir.resolve().name,
+            name=run_dir.absolute().name,
             records=records,
             lines=lines,
             derived=sections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +13,20 @@ from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.store import Found
+from llm_train.errors import CheckpointError
 from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
+from llm_train.trainer.logger.records import read_lines
 
+CHECKPOINTS = "checkpoints"
 EARLIER = "earlier"
 RECORDS = "records"
+FIRST_SAVE = "first_save"
+_TRACES = (CHECKPOINTS, "config.yaml", "metrics.jsonl", "derived.json", RECORDS, EARLIER)
 _WRITTEN = (
-    "checkpoints",
+    CHECKPOINTS,
     "metrics.jsonl",
     "config.yaml",
     "derived.json",
@@ -40,39 +46,86 @@ def record(
     loggers: Sequence[Logger],
     found: Found,
     *,
-    resume: bool,
+    resume: str,
 ) -> None:
     """Says and writes what is about to run, once for the directory and once for the date."""
+    run_dir = settings.run_dir
+    if resume == "auto" and found.path is None:
+        _require_nothing_lost(run_dir)
     for path, reason in found.skipped:
         say(f"\nskipped {path}: {reason}")
     if found.path is not None:
         say(f"\nresuming from {found.path}")
         _show_changes(found.path, settings)
-    run_dir = settings.run_dir
     # A checkpoint of another run begins a run here, and what was here before is no part of it.
-    if not resume or (found.path and run_dir.resolve() not in found.path.resolve().parents):
+    if not resume or (resume != "auto" and not _is_own(run_dir, found.path)):
         _set_aside(run_dir)
+    event, step = "start", 0
+    if found.path is not None:
+        event, step = "resume", int(manifest.read(found.path).metadata["step"])
+    # The event comes first: without it, the other files would be those of a run that lost its own.
+    log_event(loggers, event, step)
     (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    event, step = "start", 0
-    if found.path is not None:
-        event, step = "resume", int(manifest.read(found.path).metadata["step"])
     for logger in loggers:
         logger.log_hyperparams(settings.plain)
-    log_event(loggers, event, step)
+
+
+def _require_nothing_lost(run_dir: Path) -> None:
+    """Refuses to start over where a run may have saved checkpoints that cannot be seen now.
+
+    A run that was killed before its first save has none to lose and simply starts again.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    events = {line.get("event") for line in read_lines(metrics)} if metrics.is_file() else set()
+    if "start" in events and not events & {FIRST_SAVE, "resume"}:
+        say(f"\nthe run in {run_dir} was not saved before it ended; starting at step 0")
+        return
+    checkpoints = run_dir / CHECKPOINTS
+    prepared = checkpoints.is_symlink() and not _inside(checkpoints)  # for a first start
+    left = [name for name in _TRACES if os.path.lexists(run_dir / name)]
+    if left and not (prepared and left == [CHECKPOINTS]):
+        raise CheckpointError(
+            f"--resume auto finds no checkpoint in {checkpoints}, but there was a run in "
+            f"{run_dir}; found: {', '.join(left)}; bring its checkpoints back, or leave out "
+            "--resume to start over"
+        )
+
+
+def _is_own(run_dir: Path, checkpoint: Path | None) -> bool:
+    """Whether a checkpoint is one of this run folder's, however its path was written."""
+    own = (path for path in (run_dir / CHECKPOINTS).glob("step-*") if path.is_dir())
+    return checkpoint is not None and any(path.samefile(checkpoint) for path in own)
+
+
+def _inside(checkpoints: Path) -> list[Path]:
+    """What a folder of checkpoints holds, without what ``_set_aside`` left in it."""
+    if not checkpoints.is_dir():
+        return []
+    return [path for path in checkpoints.iterdir() if not path.name.startswith(EARLIER)]
 
 
 def _set_aside(run_dir: Path) -> None:
     """Moves what an earlier run wrote, and nothing else, to a folder of its own."""
     left = [path for pattern in _WRITTEN for path in run_dir.glob(pattern)]
-    if not any(path.name in ("checkpoints", "metrics.jsonl") for path in left):
+    inside = _inside(run_dir / CHECKPOINTS)
+    if not inside and not any(path.name == "metrics.jsonl" for path in left):
         return
-    folder = run_dir / EARLIER / _stamp()
+    stamp = _stamp()
+    folder = run_dir / EARLIER / stamp
     folder.mkdir(parents=True)
     for path in left:
-        path.rename(folder / path.name)
+        if path.name == CHECKPOINTS and path.is_symlink():
+            # The link serves the new run, too, and what it leads to stays on that file system.
+            target = path / f"{EARLIER}-{stamp}"
+            target.mkdir()
+            for inner in inside:
+                inner.rename(target / inner.name)
+            (folder / path.name).symlink_to(os.path.realpath(target))
+        else:
+            path.rename(folder / path.name)
     say(
         f"\nmoved the run that was in {run_dir} to {folder} (--resume auto would have continued it)"
     )

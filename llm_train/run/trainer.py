@@ -44,6 +44,7 @@ def build_trainer(
         flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
         full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
         peak_flops=_peak(settings),
+        compare_replicas=settings.checkpoint.compare_replicas,
     )
     loggers = [] if metrics is None else [metrics, *settings.loggers]
     attach(loggers, settings.run_dir)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
 from llm_train.run.trainer import build_trainer
+from llm_train.runtime.lease import Lease
 from llm_train.settings import Settings
+from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_metrics
 
@@ -67,6 +70,11 @@ class Run:
     table: dict[str, dict[str, Any]]
     trainer: pl.Trainer
 
+    @cached_property
+    def lease(self) -> Lease:
+        """Held while the run trains, so that no other writes into its folder."""
+        return Lease(folder=self.settings.run_dir)
+
     def watch(self, callback: pl.Callback, *, first: bool = False) -> None:
         """Adds a callback: before all others, or after all but the one that saves.
 
@@ -78,7 +86,8 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
-        with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
+        lease = self.lease.held() if trainer.is_global_zero else nullcontext()
+        with lease, _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
             trainer.fit(task, datamodule=self.settings.data)
         number = _leave_process_group(trainer, task.run_state.stop_signal)
         step = trainer.global_step
@@ -112,8 +121,14 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
+    metrics = JSONLMetrics()
+
+    def require_lease() -> None:
+        run.lease.require()
+
+    metrics.require = require_lease
     saver = Checkpoints(
-        store=_store(settings, derived),
+        store=replace(_store(settings, derived), require=require_lease),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
         metadata={
             "seed": derived.seed,
@@ -123,15 +138,18 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         },
         files=directory.files_for_checkpoints(settings),
         resume=resume,
-        # Called when training starts, by when ``table`` and ``trainer`` exist.
+        compare_replicas=settings.checkpoint.compare_replicas,
+        # Called when training starts, by when ``table``, ``trainer`` and ``run`` exist.
         announce=lambda found: directory.record(
-            settings, table, trainer.loggers, found, resume=bool(resume)
+            settings, table, trainer.loggers, found, resume=resume
         ),
+        first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
     with _as_config_error():
-        trainer = build_trainer(settings, derived, [saver], JSONLMetrics())
+        trainer = build_trainer(settings, derived, [saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
-    return Run(settings=settings, derived=derived, table=table, trainer=trainer)
+    run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
+    return run
 
 
 def validate(settings: Settings, checkpoint: str = "auto") -> Result:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _CHUNK_BYTES = 4 << 20
@@ -31,12 +32,19 @@ def rename(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def discard(path: Path) -> None:
+    """Removes a directory, a file or a link, if it is there; what a link leads to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
 def remove(path: Path, grave: Path) -> None:
     """Removes a directory; under its own name it is whole until it is gone."""
-    if grave.exists():
-        shutil.rmtree(grave)
+    discard(grave)
     os.replace(path, grave)
-    shutil.rmtree(grave)
+    discard(grave)
 
 
 def replace(source: Path, target: Path, grave: Path) -> None:
@@ -44,11 +52,13 @@ def replace(source: Path, target: Path, grave: Path) -> None:
 
     A ``grave`` that cannot be emptied is left behind: the new directory is in its place.
     """
-    shutil.rmtree(grave, ignore_errors=True)
-    if target.exists():
+    with suppress(OSError):
+        discard(grave)
+    if os.path.lexists(target):
         os.replace(target, grave)
     rename(source, target)
-    shutil.rmtree(grave, ignore_errors=True)
+    with suppress(OSError):
+        discard(grave)
 
 
 def write_manifest(path: Path, content: object) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in an installed
 from benchmarks import fractions, record_tests
 from benchmarks.judge import Rows
 from benchmarks.studies.environment import ROOT
+from benchmarks.studies.fractions import products
 from benchmarks.studies.numerics import cases, distance
 
 
@@ -22,21 +23,49 @@ def row(case: str, part: str, milliseconds: float, fraction: float, **more: Any)
 
 
 ROWS = [
-    row("a", "products", 1, 0.5),
-    row("b", "products", 3, 0.9),
-    row("p attention, flash", "attention", 4, 0.3, preset="p"),
-    row("p attention, cudnn", "attention", 2, 0.6, preset="p"),
-    row("q attention, cudnn", "attention", 2, 0.4, preset="q"),
+    row("gpt2-124m up", "products", 1, 0.5, preset="gpt2-124m", amount=1e9),
+    row("gpt2-124m down", "products", 3, 0.9, preset="gpt2-124m", amount=1e9),
+    row("gpt2-124m AdamW", "optimizer", 3, 0.4),
     row("norm", "element-wise", 1, 0.8),
     row("copy", "copy", 1, 0.95),
 ]
 
 
-def test_fractions_are_weighed_by_time_and_the_faster_kernel_counts() -> None:
-    # (0.5 x 1 + 0.9 x 3) / 4; of p's kernels cuDNN's: (0.6 x 2 + 0.4 x 2) / 4; a copy is no part.
-    expected = {fractions.PRODUCTS: 0.8, fractions.ATTENTION: 0.5, fractions.MEMORY: 0.8}
-    assert fractions.measured(Rows(ROWS)) == expected
-    assert fractions.measured(Rows(ROWS[:1])) == {fractions.PRODUCTS: 0.5}
+def test_fractions_are_weighed_by_time_and_the_optimizer_alone_says_nothing_of_the_memory() -> None:
+    # (0.5 x 1 + 0.9 x 3) / 4; (0.4 x 3 + 0.8 x 1) / 4; a copy is no part.
+    assert fractions.measured(Rows(ROWS)) == {fractions.PRODUCTS: 0.8, fractions.MEMORY: 0.5}
+    assert fractions.measured(Rows(ROWS[:3])) == {fractions.PRODUCTS: 0.8}
+
+
+def test_a_fit_finds_the_constants_that_rows_were_made_with() -> None:
+    presets = ("gpt2-124m", "llama-1b", "llama-3b", "llama-8b")
+    shapes = [
+        row(
+            f"{name} {matrix}",
+            "products",
+            1,
+            0.0,
+            preset=name,
+            amount=6.0 * 4096 * inputs * outputs,
+        )
+        for name in presets
+        for matrix, inputs, outputs in products(fractions.preset(name)[0])
+    ]
+    heads = [row(f"{name} attention", "attention", 1, 0.0, preset=name) for name in presets]
+    for one in shapes:
+        intensity = fractions.product_terms(one)[1]
+        one["fraction"] = 1 / (1 / 0.9 + intensity / 1.25)
+    for one in heads:
+        network, sequence, _ = fractions.preset(one["preset"])
+        one["fraction"] = 1 / (1.5 + 60 / network.head_dim + 1e5 / network.head_dim / sequence)
+    found = fractions.measured(Rows([*shapes, *heads]))
+    assert [found[name] for name in fractions.PRODUCT_FIT] == [0.9, 1.25]
+    assert [found[name] for name in fractions.ATTENTION_FIT] == [1.5, 60, 1e5]
+
+
+def test_the_faster_kernel_of_a_preset_counts() -> None:
+    rows = [row("a", "attention", 4, 0.3, preset="p"), row("b", "attention", 2, 0.6, preset="p")]
+    assert fractions.fastest(rows) == rows[1:]
 
 
 def test_every_constant_stands_once_where_it_is_replaced() -> None:

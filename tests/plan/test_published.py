@@ -72,7 +72,7 @@ def usable(gpu: str) -> float:
 def test_llama_8b_on_one_h200() -> None:
     pytest.importorskip("torchao")
     found, gib = planned([*LLAMA, "--batch.per_device=2"], 1, 1, "h200")
-    assert found["tokens_per_second"] == pytest.approx(10_471, rel=0.25)
+    assert found["tokens_per_second"] == pytest.approx(10_471, rel=0.15)
     assert gib == pytest.approx(80.7, rel=0.15)
 
 
@@ -86,7 +86,7 @@ def test_llama_8b_sharded_over_h200(
     pytest.importorskip("torchao")
     sizes = [f"--batch.tokens={32_768 * ranks}", f"--batch.per_device={micro_batch}"]
     found, gib = planned([*LLAMA, *sizes, "--trainer.strategy=fsdp"], ranks, 1, "h200")
-    assert found["tokens_per_second"] == pytest.approx(rate, rel=0.25)
+    assert found["tokens_per_second"] == pytest.approx(rate, rel=0.15)
     # Ours keeps whole gradients while it accumulates and reduces once; published runs need less.
     assert published < gib < 1.2 * published
 
@@ -94,14 +94,14 @@ def test_llama_8b_sharded_over_h200(
 @pytest.mark.slow
 def test_mpt_7b_on_eight_h100() -> None:
     found, gib = planned([*MPT, "--batch.per_device=6"], 8, 1, "h100")
-    assert found["tokens_per_second"] == pytest.approx(85_144, rel=0.25)
+    assert found["tokens_per_second"] == pytest.approx(85_144, rel=0.15)
     assert gib < usable("h100")
 
 
 @pytest.mark.slow
 def test_tinyllama_on_sixteen_a100_40() -> None:
     found, gib = planned([*TINY, "--batch.per_device=8"], 8, 2, "a100-40")
-    assert found["tokens_per_second"] == pytest.approx(16 * 24_000, rel=0.25)
+    assert found["tokens_per_second"] == pytest.approx(16 * 24_000, rel=0.15)
     assert gib < usable("a100-40")
     _, twice = planned([*TINY, "--batch.per_device=16"], 8, 2, "a100-40")
     assert twice > usable("a100-40")

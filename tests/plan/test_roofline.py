@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llm_train.model.network import Counts, Transformer
+from llm_train.plan.speed import attention_efficiency
 from llm_train.runtime.devices import device_called
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +42,17 @@ def test_gpt2_by_hand() -> None:
     found = script.roofline(GPT2, device, **STEP)
     attention, head = 6 * 12 * 768 * 1024, 6 * 50304 * 768
     assert (attention, head) == (56_623_104, 231_800_832)
-    # 16 D + 5 * 4 D a layer, 9 D outside, two bytes each; AdamW moves 34 bytes a parameter.
-    elementwise, loss = 2 * 768 * (12 * 36 + 9), 2 * 3 * 50304
-    assert (elementwise, loss) == (677_376, 301_824)
+    # 16 D + 5 * 4 D + 2 * 3 D a layer, 9 D outside, two bytes each; AdamW moves 34 a parameter.
+    elementwise, loss = 2 * 768 * (12 * 42 + 9), 2 * 3 * 50304
+    assert (elementwise, loss) == (787_968, 301_824)
+    # Biases of query, key and value, of the output, and of the feed-forward part.
+    biased = replace(GPT2, bias=True).fused_bytes().elementwise
+    assert biased - elementwise == 12 * 2 * 768 * (3 + 1 + 4 + 1)
     update = 34 * 123_568_128 / 524_288
     products, memory = 1e15 * script.MATMUL_EFFICIENCY, 5e12 * script.MEMORY_EFFICIENCY
     expected = {
         "blocks": (509_607_936, 0, 509_607_936 / products),
-        "attention": (attention, 0, attention / (1e15 * script.ATTENTION_EFFICIENCY)),
+        "attention": (attention, 0, attention / (1e15 * attention_efficiency(64, 1024))),
         "head and loss": (head, loss, head / products + loss / memory),
         "element-wise": (0, elementwise, elementwise / memory),
         "optimizer": (0, update, update / memory),
@@ -81,7 +85,7 @@ def test_a_gated_rotary_network_with_few_key_heads_by_hand() -> None:
     assert script.block_parameters(network) == blocks
     assert script.parameters(network) == blocks + 2 * 100 * 64
     fused = network.fused_bytes()
-    assert fused.elementwise == 2 * (16 * 64 + 8 * 96 + 4 * (64 + 16) + 9 * 64)
+    assert fused.elementwise == 2 * (16 * 64 + 8 * 96 + 4 * (64 + 16) + 2 * (64 + 2 * 16) + 9 * 64)
     assert fused.blocks_forward == 2 * (8 * 64 + 3 * 96 + 2 * (64 + 16))
     assert fused.loss == 600
     assert script.optimizer_bytes(network) == 34 * script.parameters(network)

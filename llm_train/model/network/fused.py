@@ -38,12 +38,14 @@ def fused_bytes(network: Architecture) -> FusedBytes:
     - Activation: forward M + M, backward 2 M + M (reads input and gradient); gated forward 2 M + M,
       backward 3 M + 2 M.
     - Rotary positions on queries and keys: forward and backward each (D + K) + (D + K).
+    - Gradients of query, key and value made one: backward 2 (D + 2 K).
+    - Biases: backward reads the gradient of each product's output, D + 2 K, D, M or 2 M, and D.
 
     Outside the layers 4 D + 5 D: embedding (reads a row, writes the stream; backward reads the
     gradient, and reads and writes a row of the weight's), and the last norm 2 D forward, 2 D
     backward. The loss is one fused kernel over the logits: it reads them for the normaliser, reads
-    them again for the gradient and writes the gradient in their place, 3 V. Dropout, biases and
-    QK-norm are not counted.
+    them again for the gradient and writes the gradient in their place, 3 V. Dropout and QK-norm are
+    not counted.
     """
     width, hidden = network.width, network.hidden
     kv_width = network.head_dim * network.key_value_heads
@@ -51,7 +53,11 @@ def fused_bytes(network: Architecture) -> FusedBytes:
     each_way = 8 * width
     each_way += 2 * (width + kv_width) if network.positions == "rotary" else 0
     blocks_forward = network.layers * (each_way + forward * hidden)
-    blocks_backward = network.layers * (each_way + backward * hidden)
+    outputs = width + 2 * kv_width
+    joined = 2 * outputs
+    if network.bias:
+        joined += outputs + 2 * width + (backward - forward) * hidden  # 2 M where it is gated
+    blocks_backward = network.layers * (each_way + backward * hidden + joined)
     return FusedBytes(
         elementwise=_BF16 * (blocks_forward + blocks_backward + 9 * width),
         blocks_forward=_BF16 * blocks_forward,

@@ -29,6 +29,8 @@ from llm_train.runtime.startup import compile_seconds, seconds_since_start
 from llm_train.runtime.stopwatch import Lap
 from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.logger.base import log_event
+from llm_train.trainer.strategy.base import require_strategy
+from llm_train.trainer.strategy.replicas import Replicas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class _Sample:
     step: int
     steps: int  # since the log point before
     lap: Lap
-    values: Tensor  # (4,): nats, tokens, wish to stop, gradient norm
+    values: Tensor  # (4 + ...): nats, tokens, wish to stop, gradient norm; sums of copies
     known: dict[str, float]  # metrics that the host has without waiting
 
 
@@ -50,6 +52,7 @@ class Metrics(EachStep):
         full_flops_per_token: the same with attention over all pairs, as nanoGPT and PaLM count.
         peak_flops: dense peak of one device in the compute dtype, FLOP/s; 0 where unknown.
         late: read one interval late; ``None``: on every device but the CPU, which is its own host.
+        compare_replicas: end the run where ranks hold different copies of the same tensor.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class Metrics(EachStep):
         full_flops_per_token: float = 0.0,
         peak_flops: float = 0.0,
         late: bool | None = None,
+        compare_replicas: bool = False,
     ) -> None:
         self.flops_per_token = flops_per_token
         self.full_flops_per_token = full_flops_per_token
         self.peak_flops = peak_flops
         self.late = late
+        self.compare_replicas = compare_replicas
         self._steps_at_lap = 0
         self._first_step = 0
         self._pending: _Sample | None = None
@@ -97,7 +102,10 @@ class Metrics(EachStep):
         sums, norm = task.run_state.sums, task.run_state.gradient_norm
         stop = torch.full_like(sums[:1], float(task.run_state.stop_signal != 0))
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
-        found = trainer.strategy.reduce(torch.cat([sums, stop, norm]), reduce_op="sum")
+        packed = [sums, stop, norm]
+        if (copies := self._copies(trainer)) is not None:
+            packed.append(copies.packed(sums.device))
+        found = trainer.strategy.reduce(torch.cat(packed), reduce_op="sum")
         # One number on all ranks where they reduce gradients, and exactly that is then the mean.
         found[3] /= trainer.world_size
         sums.zero_()
@@ -121,7 +129,7 @@ class Metrics(EachStep):
         if sample is None:
             return
         sample.lap.wait()
-        nats, tokens, stop, norm = sample.values.tolist()
+        nats, tokens, stop, norm, *summed = sample.values.tolist()
         loss = nats / tokens if tokens else math.nan
         metrics = {"train/loss": loss, "grad/norm": norm, **sample.known}
         metrics |= self._throughput(sample, task.derived)
@@ -135,8 +143,13 @@ class Metrics(EachStep):
                 "recover from this; lower model.optimizer's learning rate or lengthen the warmup, "
                 "and resume from a checkpoint before it"
             )
+        if (copies := self._copies(trainer)) is not None:
+            copies.require_equal(summed, sample.step)
         if stop and sample.step != task.derived.total_steps:
             halt(trainer)
+
+    def _copies(self, trainer: pl.Trainer) -> Replicas | None:
+        return require_strategy(trainer.strategy).copies() if self.compare_replicas else None
 
     def _throughput(self, sample: _Sample, derived: Derived) -> dict[str, float]:
         seconds = sample.lap.seconds

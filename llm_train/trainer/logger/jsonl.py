@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class JSONLMetrics(RunLogger):
         directory: where the file is written; "": the run directory.
     """
 
+    require: Callable[[], object] = staticmethod(lambda: None)  # raises once writing must stop
     _checked = False  # whether a line that a kill has torn was looked for
     _unwritten = b""  # lines that the disk did not take
 
@@ -77,6 +79,7 @@ class JSONLMetrics(RunLogger):
         """Does nothing: the resolved configuration is a file alongside this one."""
 
     def _append(self, head: records.Record, values: records.Record) -> None:
+        self.require()
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         lines = self._unwritten + records.encode({**head, "time": now, **values})
         try:

@@ -152,7 +152,7 @@ class WandB(RunLogger):
         left = max(1.0, self._timeout_seconds - (time.monotonic() - begun))
         run = wandb.init(
             project=self._project,
-            name=self._run_name or directory.resolve().name,
+            name=self._run_name or directory.absolute().name,
             id=_stable_id(directory / ID_FILE_NAME),
             resume="allow",
             dir=str(directory),

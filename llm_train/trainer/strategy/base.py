@@ -31,6 +31,7 @@ from llm_train.model.optimizer.clipping import global_norm
 from llm_train.run_state import TaskBase, task_of
 from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape, World
+from llm_train.trainer.strategy.replicas import Replicas
 
 
 class Strategy(Costed, Part, LightningStrategy):
@@ -159,6 +160,20 @@ class Strategy(Costed, Part, LightningStrategy):
         result = super().optimizer_step(optimizer, *args, **kwargs)
         optimizer.zero_grad(set_to_none=True)
         return result
+
+    def copies(self) -> Replicas | None:
+        """What must be the same on several ranks; None where nothing is, or it is made anew."""
+        return None
+
+    def require_equal_replicas(self) -> None:
+        """Compares them, with one reduction and one wait for the device.
+
+        Raises:
+            LLMTrainError: they differ; on all ranks.
+        """
+        if (copies := self.copies()) is not None:
+            summed = self.reduce(copies.packed(self.root_device), reduce_op="sum")
+            copies.require_equal(summed.tolist(), self.task.trainer.global_step)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from llm_train.trainer.strategy import deterministic
 from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape
+from llm_train.trainer.strategy.replicas import Replicas
 
 
 class DDP(Strategy, DDPStrategy):
@@ -86,6 +87,10 @@ class DDP(Strategy, DDPStrategy):
         result = super().backward(closure_loss / self.world_size, *args, **kwargs)
         self._in_order.add(last=self._last)
         return result
+
+    def copies(self) -> Replicas | None:
+        """Parameters and persistent buffers."""
+        return Replicas(self.task.network.state_dict()) if self.world_size > 1 else None
 
     # --- cost -------------------------------------------------------------------------------------
 

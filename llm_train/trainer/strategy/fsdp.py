@@ -29,6 +29,7 @@ from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared
 from llm_train.trainer.strategy.fsdp_cost import MeshCost
 from llm_train.trainer.strategy.mesh import MeshShape, World
+from llm_train.trainer.strategy.replicas import Replicas
 
 _KEY = "trainer.strategy.init_args"
 
@@ -205,6 +206,14 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         for module in self.task.network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    def copies(self) -> Replicas | None:
+        """The shards, between copies."""
+        if self.replicas == 1:
+            return None
+        self.reshard()
+        slots = self.world_size // self.replicas
+        return Replicas(self.task.network.state_dict(), self.global_rank % slots, slots)
 
     # --- cost: bytes and collectives are in ``fsdp_cost`` -----------------------------------------
 

@@ -37,6 +37,7 @@ from llm_train.model.network.init import canonical_name
 from llm_train.trainer.strategy.base import Strategy
 from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Workload
 from llm_train.trainer.strategy.mesh import MeshShape, World
+from llm_train.trainer.strategy.replicas import Replicas
 from llm_train.units import nearest
 
 
@@ -120,6 +121,14 @@ class LocalSGD(Strategy, DDPStrategy):
         if (self.task.trainer.global_step + 1) % self.every == 0:
             self._outer.agree(self.outer_learning_rate, self.outer_momentum)
         return result
+
+    def copies(self) -> Replicas | None:
+        """The agreed weights, their momentum, and persistent buffers."""
+        assert self._outer is not None, "setup() comes first"
+        network = self.task.network
+        own = {canonical_name(name) for name, _ in network.named_parameters()}
+        buffers = {key: t for key, t in network.state_dict().items() if key not in own}
+        return Replicas(self._outer.tensors() | buffers) if self.world_size > 1 else None
 
     # --- scoring ----------------------------------------------------------------------------------
 

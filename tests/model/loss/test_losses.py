@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from llm_train.errors import ConfigError
 from llm_train.model.loss import CausalLM, ChunkedCausalLM
+from llm_train.model.loss.chunked import _chunk
 from llm_train.model.network.base import Projection
 
 B, T, D, V, VOCAB = 3, 7, 8, 48, 41
@@ -173,6 +174,25 @@ def test_the_chunked_loss_never_holds_all_logits(cap):
         run(ChunkedCausalLM(z_loss=0.1, chunk_tokens=chunk_tokens), *arguments)
     assert plain.elements == B * T * V
     assert chunked.elements == chunk_tokens * V
+
+
+def test_a_traced_chunk_is_bitwise_the_same_and_scatters_nothing():
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph.code)
+        return graph.forward
+
+    loss, arguments = ChunkedCausalLM(z_loss=0.1, chunk_tokens=8), example(VOCAB)
+    traced = torch.compile(_chunk, dynamic=False, backend=backend)
+    (_, expected), (_, found) = (
+        run(scorer, *arguments) for scorer in (loss, partial(loss._score, chunk=traced))
+    )
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a, b)
+    assert graphs
+    # Inductor would end a kernel at a scatter, and write float32 gradients for the next.
+    assert not any("scatter" in code for code in graphs)
 
 
 def test_without_gradients_nothing_but_the_loss_is_computed():
