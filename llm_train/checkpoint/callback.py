@@ -8,6 +8,7 @@ state, loses the position in the data, and overwrites sharded files in place.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,13 +28,15 @@ from llm_train.checkpoint.compatibility import (
     require_same_run,
 )
 from llm_train.checkpoint.random_state import random_state, set_random_state
-from llm_train.checkpoint.store import CheckpointStore, Found
+from llm_train.checkpoint.store import CheckpointStore, Found, SaveFailed
 from llm_train.data.module import TokenData
 from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)  # hashed by identity, as Lightning's callbacks are
@@ -87,45 +90,63 @@ class Checkpoints(pl.Callback):
         ``WeightAveraging`` puts its average in the place of the weights.
         """
         if trainer.global_step != self.last_saved:
-            self.save(trainer, task_of(pl_module).run_state)
+            self.save(trainer, task_of(pl_module).run_state, last=True)
 
-    def save(self, trainer: pl.Trainer, run: RunState) -> None:
-        """Stages, fills and commits the checkpoint of the current step; collective over ranks."""
+    def save(self, trainer: pl.Trainer, run: RunState, *, last: bool = False) -> None:
+        """Saves the current step; collective over ranks.
+
+        A disk may be full for an hour: only the last checkpoint of a run must succeed.
+        """
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused():
-            step = trainer.global_step
             _require_finite(trainer, run)
             if self.compare_replicas:
                 _keeper(trainer).require_equal_replicas()
-            stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
             try:
-                self._fill(trainer, run, stage)
-            except CheckpointError as error:  # of all ranks
-                shutil.rmtree(stage, ignore_errors=True)
-                raise CheckpointError(f"cannot save step {step}: {error}") from error
-            _on_main(trainer, lambda: self._commit(trainer))
-            self.last_saved = step
+                self._write(trainer, run, trainer.global_step)
+            except SaveFailed as error:
+                if last:
+                    raise
+                _log.warning("%s; training goes on, and the next save tries again", error)
 
-    def _fill(self, trainer: pl.Trainer, run: RunState, stage: Path) -> None:
+    def _write(self, trainer: pl.Trainer, run: RunState, step: int) -> None:
+        """Stages, fills and commits a checkpoint; all ranks raise if one of them cannot."""
+        # Here, because a verb that saves nothing can do without what it imports.
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
         (stage / "state").mkdir(exist_ok=True)
         trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
-        _keeper(trainer).save_state(stage / "state")
-        callback_state.write_tensors(trainer, stage)
-        random = random_state(trainer.strategy.root_device)
-        groups = group_state.changes(trainer.optimizers[0].param_groups, self._built)
-        rank = {"random": random, "sums": run.sums.cpu(), "groups": groups}
-        torch.save(rank, stage / _rank_file(trainer.global_rank))
-        kept = callback_state.collect(trainer)
-        trainer.strategy.barrier()  # the manifest lists what all ranks have written
-        _on_main(trainer, lambda: self._add_files(stage, kept))
+        failure: BaseException | None = None
+        try:
+            _keeper(trainer).save_state(stage / "state")
+            callback_state.write_tensors(trainer, stage)
+            random = random_state(trainer.strategy.root_device)
+            kept = callback_state.collect(trainer)
+            groups = group_state.changes(trainer.optimizers[0].param_groups, self._built)
+            rank = {"random": random, "sums": run.sums.cpu(), "groups": groups}
+            torch.save(rank, stage / _rank_file(trainer.global_rank))
+        except LLMTrainError as error:  # of all ranks
+            if not isinstance(error.__cause__, CheckpointException):  # no fault of the disk
+                shutil.rmtree(stage, ignore_errors=True)
+                raise CheckpointError(f"cannot save step {step}: {error}") from error
+            failure = error
+        # torch's writers raise RuntimeError for a short write; DCP's is the same on all ranks.
+        except (OSError, RuntimeError, CheckpointException) as error:
+            failure = error
+        # No rank goes on before all have written, since the manifest lists what they wrote.
+        failed = torch.tensor(float(failure is not None), device=trainer.strategy.root_device)
+        if int(trainer.strategy.reduce(failed, reduce_op="sum")):
+            raise self.store.failure(step, failure) from failure
+        _on_main(trainer, lambda: self._finish(trainer, stage, kept))
+        self.last_saved = step
 
-    def _add_files(self, stage: Path, kept: dict[str, Any]) -> None:
-        callback_state.write(stage, kept)
-        for name, text in self.files.items():
-            (stage / name).write_text(text, encoding="utf-8")
-
-    def _commit(self, trainer: pl.Trainer) -> None:
+    def _finish(self, trainer: pl.Trainer, stage: Path, kept: dict[str, Any]) -> None:
         step, data, strategy = trainer.global_step, _data(trainer), _keeper(trainer)
+        with self.store.surfaced(step):
+            callback_state.write(stage, kept)
+            for name, text in self.files.items():
+                (stage / name).write_text(text, encoding="utf-8")
         consumed = data.consumed + (step - data.steps_done) * self.metadata["samples_per_step"]
         position = {
             "step": step,
@@ -233,15 +254,16 @@ def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     A failure that only rank 0 knew of would leave the others waiting for it until the timeout.
     """
     result: T | None = None
-    failure = ""
+    failure, kind = "", CheckpointError
     if trainer.is_global_zero:
         try:
             result = action()
         except Exception as error:
             failure = str(error) or type(error).__name__
-    result, failure = trainer.strategy.broadcast((result, failure))
+            kind = SaveFailed if isinstance(error, SaveFailed) else CheckpointError
+    result, failure, kind = trainer.strategy.broadcast((result, failure, kind))
     if failure:
-        raise CheckpointError(failure)
+        raise kind(failure)
     return cast(T, result)
 
 

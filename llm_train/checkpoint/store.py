@@ -34,6 +34,10 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
 
 
+class SaveFailed(CheckpointError):
+    """Reports a save that the file system refused, and that may succeed when tried again."""
+
+
 class _Entry(NamedTuple):
     """One checkpoint directory; sorts by when it was committed, damaged manifests first."""
 
@@ -81,7 +85,7 @@ class CheckpointStore:
             CheckpointError: the directory cannot be made.
         """
         staging = self._staging(step)
-        with self._surfaced(step):
+        with self.surfaced(step):
             self.require()
             disk.discard(staging)
             staging.mkdir(parents=True)
@@ -101,7 +105,7 @@ class CheckpointStore:
         staging, final = self._staging(step), self.root / _name(step)
         assert not (staging / manifest.NAME).exists(), f"{manifest.NAME} is the store's own name"
         try:
-            with self._surfaced(step):
+            with self.surfaced(step):
                 self._finish_replacements()
                 sequence = max((entry.sequence for entry in self._entries()), default=-1) + 1
                 files = manifest.record_files(staging)
@@ -228,15 +232,44 @@ class CheckpointStore:
         return self.root / f".deleting-{path.name}"
 
     @contextmanager
-    def _surfaced(self, step: int) -> Iterator[None]:
+    def surfaced(self, step: int) -> Iterator[None]:
+        """Turns an error of the file system into one line, and gives the stage's space back.
+
+        Raises:
+            CheckpointError: there was one.
+        """
         try:
             yield
         except OSError as error:
             self.require()  # where the folder was lost, that is the cause
-            raise CheckpointError(
-                f"cannot save step {step} in {self.root}: {error}; "
-                "the checkpoints saved before are untouched"
-            ) from error
+            raise self.failure(step, error) from error
+
+    def failure(self, step: int, error: BaseException | None) -> SaveFailed:
+        """Removes the stage of a save that failed, and says what is left.
+
+        Args:
+            step: of the save.
+            error: why; None: another process knows.
+        """
+        space = ""
+        with suppress(OSError):  # before the stage is removed
+            space = f" ({shutil.disk_usage(self.root).free / 2**20:,.1f} MiB free)"
+        shutil.rmtree(self._staging(step), ignore_errors=True)
+        return SaveFailed(
+            f"cannot save step {step} in {self.root}{space}: {_reason(error)}; "
+            "the checkpoints saved before are untouched"
+        )
+
+
+def _reason(error: BaseException | None) -> str:
+    """The error of the file system behind what a library raised."""
+    while error is not None and not isinstance(error, OSError):
+        wrapped = getattr(error, "failures", {})
+        inner = next((each[0] for each in wrapped.values()), None) if wrapped else None
+        if inner is None and not (error.__cause__ or error.__context__):
+            return f"a file could not be written whole ({' '.join(str(error).split())[:200]})"
+        error = inner or error.__cause__ or error.__context__
+    return "another rank could not write its part" if error is None else str(error)
 
 
 def _name(step: int) -> str:

@@ -7,6 +7,8 @@ ignores.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +20,9 @@ from llm_train.trainer.logger import records
 from llm_train.trainer.logger.base import RunLogger
 
 FILE_NAME = "metrics.jsonl"
+_MOST_UNWRITTEN = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class JSONLMetrics(RunLogger):
@@ -29,6 +34,7 @@ class JSONLMetrics(RunLogger):
 
     require: Callable[[], object] = staticmethod(lambda: None)  # raises once writing must stop
     _checked = False  # whether a line that a kill has torn was looked for
+    _unwritten = b""  # lines that the disk did not take
 
     @property
     def path(self) -> Path:
@@ -74,13 +80,25 @@ class JSONLMetrics(RunLogger):
 
     def _append(self, head: records.Record, values: records.Record) -> None:
         self.require()
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        lines = self._unwritten + records.encode({**head, "time": now, **values})
+        try:
+            self._write(lines)
+            self._unwritten = b""
+        except OSError as error:  # a full disk must not end a run
+            self._checked = False  # what was written of the line is removed first
+            if not self._unwritten:
+                _log.warning("cannot write %s: %s; its lines wait for space", self.path, error)
+            self._unwritten = lines[-_MOST_UNWRITTEN:]
+
+    def _write(self, lines: bytes) -> None:
         if not self._checked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _remove_torn_line(self.path)
             self._checked = True
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with open(self.path, "ab", buffering=0) as file:
-            file.write(records.encode({**head, "time": now, **values}))
+            if file.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _remove_torn_line(path: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -66,7 +67,7 @@ class WandB(RunLogger):
         tags: tuple[str, ...] = (),
         entity: str = "",
         mode: Mode = "auto",
-        init_timeout_seconds: float = 20.0,
+        init_timeout_seconds: float = 4.0,
         directory: str = "",
     ) -> None:
         super().__init__(directory)
@@ -143,10 +144,12 @@ class WandB(RunLogger):
 
         directory = self.directory
         directory.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
         if self.mode == "online":
             if not _key_is_configured():  # wandb would ask the terminal for one
                 raise RuntimeError("no API key in WANDB_API_KEY or netrc")
             _probe(self._timeout_seconds)
+        left = max(1.0, self._timeout_seconds - (time.monotonic() - begun))
         run = wandb.init(
             project=self._project,
             name=self._run_name or directory.absolute().name,
@@ -158,8 +161,8 @@ class WandB(RunLogger):
             tags=self._tags or None,
             entity=self._entity or None,
             settings=wandb.Settings(
-                init_timeout=self._timeout_seconds,
-                login_timeout=self._timeout_seconds,
+                init_timeout=left,
+                login_timeout=left,
                 finish_timeout=self._timeout_seconds,
                 console="off",  # standard output stays as it is
                 silent=self.mode == "offline",
@@ -183,15 +186,19 @@ def _server() -> str:
 
 
 def _probe(timeout_seconds: float) -> None:
-    """Raises unless the server answers, whatever it answers.
+    """Raises unless the server answers a query, be it with a refusal.
 
     A start that failed leaves wandb's service behind, which may wait for the network when the
     process ends; so it is not started when there is nobody to talk to. Proxies are respected.
     """
+    query = Request(f"{_server()}/graphql", b'{"query": "{serverInfo{__typename}}"}')
+    query.add_header("Content-Type", "application/json")
     try:
-        urlopen(_server(), timeout=timeout_seconds).close()
+        urlopen(query, timeout=timeout_seconds).close()
     except HTTPError as answer:
         answer.close()
+        if answer.code >= 500:  # wandb itself would try again for longer than its time budget
+            raise
 
 
 def _key_is_configured() -> bool:
