@@ -39,7 +39,7 @@ _NAME = re.compile(r"^\.lease-([0-9]{8,})(\.ended)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
+class LeaseHolder:
     """What a lease says of its holder.
 
     Attributes:
@@ -58,7 +58,7 @@ class Holder:
     since: str = "a moment ago"
 
     @classmethod
-    def here(cls) -> Holder:
+    def here(cls) -> LeaseHolder:
         """This process."""
         pid, now = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         host = socket.gethostname()
@@ -143,7 +143,7 @@ class Lease:
 
     def _create(self, number: int) -> int:
         """Takes ``number`` and returns it, or 0 where another process was faster."""
-        path, about = self._path(number), json.dumps(asdict(Holder.here()))
+        path, about = self._path(number), json.dumps(asdict(LeaseHolder.here()))
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -159,11 +159,11 @@ class Lease:
                 (self.folder / name).unlink(missing_ok=True)
         return number
 
-    def _free(self, number: int) -> Holder | None:
+    def _free(self, number: int) -> LeaseHolder | None:
         """Who held ``number`` and does no more, nobody included; None: look again."""
         path = self._path(number)
         if not number or path.with_suffix(".ended").exists():
-            return Holder()
+            return LeaseHolder()
         try:
             holder = _read(path)
             if holder.gone or (holder.kernel != _kernel() and self._is_silent(holder, path)):
@@ -174,7 +174,7 @@ class Lease:
             pass
         return None
 
-    def _is_silent(self, holder: Holder, path: Path) -> bool:
+    def _is_silent(self, holder: LeaseHolder, path: Path) -> bool:
         """Watches a holder that cannot be seen until it touches its file, or has not for long."""
         seen, began, told = path.stat().st_mtime, time.monotonic(), False
         while (watched := time.monotonic() - began) < self.stale_seconds:
@@ -195,7 +195,7 @@ class Lease:
         with tempfile.TemporaryFile(dir=self.folder) as file:
             return os.fstat(file.fileno()).st_mtime
 
-    def _refusal(self, holder: Holder, path: Path) -> LLMTrainError:
+    def _refusal(self, holder: LeaseHolder, path: Path) -> LLMTrainError:
         silent = max(0.0, self._now() - path.stat().st_mtime)
         return LLMTrainError(
             f"{self.folder} is in use by another run: {holder}, last heartbeat {silent:.0f} s ago; "
@@ -209,11 +209,11 @@ class Lease:
                 os.utime(path)
 
 
-def _read(path: Path) -> Holder:
+def _read(path: Path) -> LeaseHolder:
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        return LeaseHolder(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        return Holder()
+        return LeaseHolder()
 
 
 def _kernel() -> str:
