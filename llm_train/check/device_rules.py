@@ -98,8 +98,9 @@ def present(settings: Settings) -> Iterator[str]:
             f"{kind.type.upper()} devices; give sbatch --gpus-per-node instead of --gpus-per-task"
         )
     elif here < needed:
+        fewer = "fewer trainer.devices, or " if here else ""
         yield (
             f"trainer.accelerator={settings.trainer_args.get('accelerator')} needs {needed} "
-            f"{kind.type.upper()} devices and this machine has {here}; set trainer.devices, or "
+            f"{kind.type.upper()} devices and this machine has {here}; set {fewer}"
             "trainer.accelerator=cpu"
         )

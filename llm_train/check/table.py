@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
+from llm_train.model.network import sdpa
 from llm_train.runtime.devices import device_named
 from llm_train.settings import Settings
 from llm_train.units import Duration, Scaling
@@ -69,7 +70,8 @@ def _attention(settings: Settings, derived: Derived, device: torch.device) -> st
         return task.attention  # one kernel; asking for its name would import the compiler
     if not torch.cuda.is_available():
         return f"{task.attention}; there is no device here to ask"
-    kernels = task.attention_kernels(settings.precision, derived.sequence, device)
+    network, precision = task.network_config, settings.precision
+    kernels = sdpa.chosen(task.attention, network, derived.sequence, precision, device)
     return ", ".join(kernels) or "unknown"
 
 

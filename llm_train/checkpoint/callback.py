@@ -27,12 +27,12 @@ from llm_train.checkpoint.compatibility import (
     require_loadable,
     require_same_run,
 )
-from llm_train.checkpoint.random_state import random_state, set_random_state
 from llm_train.checkpoint.store import CheckpointStore, Found, SaveFailed
 from llm_train.data.module import TokenData
 from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
+from llm_train.runtime.random_state import random_state, set_random_state
 
 T = TypeVar("T")
 

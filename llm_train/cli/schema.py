@@ -185,6 +185,11 @@ def parts(hint: Hint) -> list[Hint]:
     return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
 
 
+def admits_null(hint: Hint) -> bool:
+    """Whether null is a value of the type, or the type is not known."""
+    return any(part in (None, type(None), Any, object) for part in parts(hint))
+
+
 def choices_of(hint: Hint) -> list[str]:
     """Values that the Literals of a type allow."""
     literals = [part for part in parts(hint) if get_origin(part) is Literal]

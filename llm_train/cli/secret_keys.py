@@ -31,14 +31,15 @@ def literals(value: object, path: str = "", *, secret: bool = False) -> Iterator
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             yield from literals(inner, f"{path}[{index}]", secret=secret)
-    elif isinstance(value, bool) or value in (None, ""):
-        return
-    elif secret and not _REFERENCE.match(str(value)):
+    elif not isinstance(value, str) or not value:
+        return  # no secret is a number
+    elif secret and not _REFERENCE.match(value):
         yield (
             f"{path} is a secret, which would be copied into config.yaml, checkpoints and loggers; "
-            "write '${NAME}', and put the secret into the environment variable NAME"
+            "remove it where the service reads a variable of its own (WANDB_API_KEY), else write "
+            "'${NAME}', and put the secret into the environment variable NAME"
         )
-    elif isinstance(value, str) and _PASSWORD_IN_URL.search(value):
+    elif _PASSWORD_IN_URL.search(value):
         yield (
             f"{path} has a password in its address, which would be copied into config.yaml and "
             "checkpoints; leave it out, and configure it where that service is logged into"

@@ -20,6 +20,7 @@ from llm_train.runtime import yaml12
 from llm_train.units import Duration
 
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_EMPTY = "give it one, or remove the key"
 _MOST_SHOWN = 200  # characters of a value in a message
 _EXAMPLES: dict[Hint, str] = {
     int: "12",
@@ -110,9 +111,12 @@ class Walk:
                 of = f" of {owner.__name__}" if isinstance(owner, type) else ""
                 self._say(f"{inner} is not a setting{of}; {way_out}")
                 continue
-            if value is not None:  # null is what a key without a value gives, and sets nothing
-                self._given.add(inner)
             setting = known[key]
+            if value is not None:
+                self._given.add(inner)
+            elif not setting.required and not schema.admits_null(setting.hint):
+                self._say(f"{inner} has no value; {_EMPTY}")  # all lines below it are comments
+                continue
             if schema.is_group(setting.hint):
                 self._settings(setting.hint, value, inner)
             elif value is not None or not setting.required:
@@ -180,6 +184,8 @@ class Walk:
             self._say(self._wrong(hint, value, path))
             return
         arguments = value.get("init_args") or {}
+        if "init_args" in value and value["init_args"] is None:
+            self._say(f"{path}.init_args has no value; {_EMPTY}")
         stray = {name: value[name] for name in value if name not in _CLASS_KEYS}
         if stray and self._option:  # --model.optimizer.learning_rate
             arguments, stray = {**arguments, **stray}, {}

@@ -10,12 +10,10 @@ on the device in ``run.sums`` until a log point reads them (``trainer/callbacks/
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 
-import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
@@ -43,6 +41,7 @@ from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Multiplier, Schedule
 from llm_train.run_state import TaskBase
 from llm_train.runtime.devices import KINDS
+from llm_train.runtime.random_state import seed_generators
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.strategy.base import Strategy, require_strategy
 
@@ -180,35 +179,15 @@ class Task(Part, Trimmed, TaskBase):
     def kernels(self, device: torch.device) -> AbstractContextManager[None]:
         """Context of a run, in which the configured kernel computes attention.
 
-        It covers the whole run and not only a forward, since recomputation in backward must choose
-        the same kernel.
+        It covers the whole run, since recomputation in backward must choose the same kernel.
         """
         return sdpa.attention_kernel(self.attention, device)
-
-    def attention_kernels(self, precision: str, sequence: int, device: torch.device) -> list[str]:
-        """Kernels that will compute attention in training; empty where that is not known.
-
-        Args:
-            precision: trainer.precision by its full name.
-            sequence: positions of a sample.
-            device: of the run.
-
-        Raises:
-            ConfigError: the configured kernel cannot.
-        """
-        with without_memory():
-            network = self.network_config.build()
-        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-        return sdpa.chosen(self.attention, network, sequence, dtype, device)
 
     def on_fit_start(self) -> None:
         """Seeds each rank on its own; a resume on as many ranks restores the saved state."""
         # Primes, so that no two pairs of rank and step that occur in practice share a seed.
-        seed = self.derived.seed + 1_000_003 * self.trainer.global_rank
-        seed += 7_919 * self.trainer.global_step
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that libraries draw from
-        torch.manual_seed(seed)
+        offset = 1_000_003 * self.trainer.global_rank + 7_919 * self.trainer.global_step
+        seed_generators(self.derived.seed + offset)
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -225,7 +204,6 @@ class Task(Part, Trimmed, TaskBase):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Objective of a micro-batch (B, T + 1) over its B T target slots; -1 marks no token."""
         tokens = batch.long()
-        slots = tokens[:, 1:].numel()
         targets = self.strategy.own_targets(tokens[:, 1:])
         if not self._unmasked:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
@@ -238,7 +216,7 @@ class Task(Part, Trimmed, TaskBase):
         self.run_state.sums[1].add_(sums.tokens)
         if not self._unmasked:
             self._valid += sums.tokens
-        return sums.objective / slots
+        return sums.objective / tokens[:, 1:].numel()
 
     def optimizer_step(
         self,

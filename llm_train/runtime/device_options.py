@@ -41,8 +41,8 @@ class DeviceOptions:
     nccl: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.nccl:
-            if not name.startswith(("NCCL_", "TORCH_NCCL_")):
+        for name in map(str, self.nccl):
+            if not name.startswith(("NCCL_", "TORCH_NCCL_")) or "=" in name:
                 raise ConfigError(
                     f"device.nccl.{name} is no variable of NCCL; give NCCL_... or TORCH_NCCL_..."
                 )

@@ -322,8 +322,8 @@ def test_devices_are_asked_for_only_when_a_run_starts(tmp_path: Path) -> None:
     file = file_of(tmp_path, trainer__accelerator="gpu", trainer__devices=2)
     assert run("check", "-c", file).code == 0
     assert refused("fit", "-c", file) == [
-        "trainer.accelerator=gpu needs 2 CUDA devices and this machine has 0; set trainer.devices, "
-        "or trainer.accelerator=cpu"
+        "trainer.accelerator=gpu needs 2 CUDA devices and this machine has 0; set "
+        "trainer.accelerator=cpu"
     ]
 
 

@@ -341,3 +341,15 @@ def test_verbs(arguments: list[str], message: str, tmp_path: Path) -> None:
     verb, *rest = arguments
     lines = refused(verb, *(a.format(file=file) for a in rest))
     assert essence(lines) == essence([message])
+
+
+@pytest.mark.parametrize(
+    "text", ["device:", "validate_every:", "model: {loss: }", "model: {network: {init_args: }}"]
+)
+def test_a_key_without_a_value_is_named(text: str, tmp_path: Path) -> None:
+    """All lines below it may be comments."""
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    (tmp_path / "more.yaml").write_text(text)
+    lines = refused("check", "-c", str(file), "-c", str(tmp_path / "more.yaml"))
+    assert len(lines) == 1
+    assert "has no value; give it one, or remove the key" in lines[0]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_train.model.task import Task
+from llm_train.model.network import sdpa
 from llm_train.testing.command import essence, refused, run
 from llm_train.testing.configs import tiny, write
 from llm_train.trainer.logger.records import read_metrics
@@ -86,7 +86,7 @@ def test_old_devices_are_refused_when_a_run_starts(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
-    monkeypatch.setattr(Task, "attention_kernels", lambda *_: [])  # a real device would be asked
+    monkeypatch.setattr(sdpa, "chosen", lambda *_: [])  # a real device would be asked
     file = file_of(tmp_path, **ON_GPU)
     assert run("check", "-c", file).code == 0
     assert refused("fit", "-c", file) == [

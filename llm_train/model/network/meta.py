@@ -60,3 +60,14 @@ class _Unfilled(TorchFunctionMode):
         if filler and "tensor" in given and given["tensor"].is_meta:
             return given["tensor"]
         return func(*args, **given)
+
+
+def allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Gives the parameters of ``module`` that have no memory some; tied ones stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.is_meta and parameter not in made:
+                whole = torch.empty_like(parameter, device=device, dtype=dtype)
+                made[parameter] = nn.Parameter(whole, parameter.requires_grad)
+            owner.register_parameter(name, made.get(parameter, parameter))

@@ -34,7 +34,8 @@ from torch.utils._pytree import tree_map
 
 from llm_train.context import Context
 from llm_train.errors import ConfigError
-from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.network.meta import without_memory
 
 Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient"]
 
@@ -55,14 +56,15 @@ _LONGEST_PROBE = 2048  # positions; no kernel's rules look at more
 
 def problems(kernel: Kernel, context: Context) -> Iterator[str]:
     """A kernel that is not installed, that nothing would use, or that cannot compute in fp32."""
+    if kernel != "auto" and (kind := context.accelerator.type) != "cuda":
+        yield f"model.attention={kernel} has no effect on {kind}, which has one kernel; remove it"
+        return
     if kernel == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
         yield (
             f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
             "install FlashAttention 3, or write auto"
         )
-    if kernel != "auto" and (kind := context.accelerator.type) != "cuda":
-        yield f"model.attention={kernel} has no effect on {kind}, which has one kernel; remove it"
-    elif kernel in ("cudnn", "flash", "flash3") and not context.precision.startswith("bf16"):
+    if kernel in ("cudnn", "flash", "flash3") and not context.precision.startswith("bf16"):
         yield (
             f"model.attention={kernel} computes in 16 bits alone, and "
             f"trainer.precision={context.precision}; set trainer.precision=bf16-mixed, or write "
@@ -149,26 +151,25 @@ def _known_to_compile_caches() -> Iterator[None]:
 
 
 def chosen(
-    kernel: Kernel,
-    network: LanguageModel,
-    sequence: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    kernel: Kernel, config: Network, sequence: int, precision: str, device: torch.device
 ) -> list[str]:
-    """Names of the kernels that train ``network`` on ``device``; empty where that is not known.
+    """Names of the kernels that train a network on ``device``; empty where that is not known.
 
     Torch itself is asked, about the calls that the network makes.
 
     Args:
         kernel: what was asked for.
-        network: on the meta device.
+        config: of the network.
         sequence: positions of a sample.
-        dtype: of queries, keys and values.
+        precision: trainer.precision by its full name.
         device: of the run.
 
     Raises:
         ConfigError: ``kernel`` cannot compute one of the calls.
     """
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    with without_memory():
+        network = config.build()
 
     def real(leaf: Any) -> Any:  # a leaf of arguments is anything
         if not isinstance(leaf, Tensor):

@@ -12,6 +12,7 @@ against the class's signature while parsing::
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +60,17 @@ class TorchOptimizer(Optimizer):
 
     def _make(self, parameters: Iterable[object]) -> optim.Optimizer:
         try:
-            return self.optimizer(parameters)
+            made = self.optimizer(parameters)
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"optimizer.optimizer refused the parameters or its arguments: {reason}; "
                 "see the class's documentation (for Muon on matrices use MuonAdamW)"
             ) from error
+        closure = inspect.signature(type(made).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ConfigError(
+                f"optimizer.optimizer={type(made).__name__} computes the loss several times a "
+                "step, which training here does not; choose another one, for instance AdamW"
+            )
+        return made

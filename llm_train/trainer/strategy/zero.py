@@ -28,6 +28,7 @@ from torch import nn
 from llm_train.context import Context, StrategyTraits
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.meta import allocate
 from llm_train.trainer.strategy.base import Strategy, from_word
 from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.trainer.strategy.zero_cost import StageCost
@@ -212,7 +213,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         mixed = self.precision_plugin.precision == "bf16-mixed"
         swapper: Any = None  # of NVMe; its host memory is meant for the whole network
         for part in (*network.blocks(), network):
-            _allocate(part, self.root_device, torch.bfloat16 if mixed else torch.float32)
+            allocate(part, self.root_device, torch.bfloat16 if mixed else torch.float32)
             made = deepspeed.zero.Init(
                 module=part,
                 remote_device=self.remote_device,
@@ -275,17 +276,6 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     @property
     def _on_cuda(self) -> bool:
         return self.root_device.type == "cuda"
-
-
-def _allocate(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Gives the parameters of ``module`` that have no memory some; tied ones stay tied."""
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if parameter.is_meta and parameter not in made:
-                whole = torch.empty_like(parameter, device=device, dtype=dtype)
-                made[parameter] = nn.Parameter(whole, parameter.requires_grad)
-            owner.register_parameter(name, made.get(parameter, parameter))
 
 
 def import_deepspeed(device: str) -> None:

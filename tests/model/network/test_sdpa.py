@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer
-from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import attention_kernel, chosen
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -61,9 +60,7 @@ def test_torch_says_which_kernel_a_network_will_get(dropout, kernel):
     config = Transformer(
         vocab_size=61, layers=2, width=16, heads=2, max_sequence=16, dropout=dropout
     )
-    with without_memory():
-        network = config.build()
-    assert chosen("auto", network, 16, torch.float32, CPU) == [kernel]
+    assert chosen("auto", config, 16, "32-true", CPU) == [kernel]
 
 
 @pytest.mark.slow  # a C++ compiler runs

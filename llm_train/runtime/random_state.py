@@ -34,3 +34,10 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and device.type in state:
         torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+def seed_generators(seed: int) -> None:
+    """Starts all generators of this process from ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that libraries draw from
+    torch.manual_seed(seed)
