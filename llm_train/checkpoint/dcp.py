@@ -93,7 +93,9 @@ def write(
 def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
     with _quiet():
-        state_dict_loader.load(dict(tensors), storage_reader=Reader(directory))
+        reader = Reader(directory)
+        reader.read_metadata()  # torch 2.11 would lose the reason for a refusal
+        state_dict_loader.load(dict(tensors), storage_reader=reader)
 
 
 def read_scalars(directory: Path, own: str = "") -> dict[str, dict[str, Any]]:

@@ -114,7 +114,8 @@ class Profile(EachStep):
         if device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         once = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
-        profiler = profile(activities=activities, schedule=once)
+        # There is one cycle; torch 2.11 warns unless it is told to keep the events of all.
+        profiler = profile(activities=activities, schedule=once, acc_events=True)
         profiler.start()  # before anything remembers it: what has not started must not be stopped
         phases = Phases(trainer.profiler, device)  # type: ignore[attr-defined]
         trainer.profiler = phases  # type: ignore[attr-defined]
