@@ -1,6 +1,7 @@
 """AdamW, any torch optimizer and Muon each equal torch's own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -276,3 +277,9 @@ def test_faulty_choices_are_refused():
         MuonAdamW(learning_rate=0.1, learning_rate_scaling="rms")
     with pytest.raises(ConfigError, match=r"newton_schulz_dtype='fp8' is not one of auto, float32"):
         MuonAdamW(learning_rate=0.1, newton_schulz_dtype="fp8")
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    config = TorchOptimizer(optimizer=partial(torch.optim.LBFGS, lr=0.1))
+    with pytest.raises(ConfigError, match=r"optimizer\.optimizer=LBFGS computes the loss several"):
+        config.build(nn.Linear(2, 2).named_parameters())
