@@ -92,7 +92,7 @@ def attention_efficiency(head: int, sequence: int) -> float:
     """Of the dense peak of Hopper, by attention alone.
 
     >>> round(attention_efficiency(64, 1024), 2), round(attention_efficiency(128, 4096), 2)
-    (0.23, 0.45)
+    (0.23, 0.44)
     """
     return 1 / (ATTENTION_COST + ATTENTION_WIDTH / head + ATTENTION_AREA / (head * sequence))
 

@@ -190,5 +190,7 @@ def test_files_of_earlier_versions_are_refused(strategy: type) -> None:
 
 def test_a_format_of_another_strategy_is_refused() -> None:
     metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
+    metadata |= {"step": 1, "data": {"consumed": 8, "fingerprint": ""}, "seed": 7, "sequence": 16}
+    metadata |= {"samples_per_step": 8, "optimizer": "AdamW"}
     with pytest.raises(CheckpointError, match="ZeRO cannot read; resume with trainer"):
         require_loadable(Path("runs/x/step-00000001"), metadata, ZeRO(), 2)
