@@ -39,13 +39,6 @@ def build_trainer(
         keep_freed_memory()
     arguments = dict(settings.trainer_args)
     wanted = settings.trainer_args.get("devices")
-    counts = settings.task.counts
-    meter = Metrics(
-        flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
-        full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
-        peak_flops=_peak(settings),
-        compare_replicas=settings.checkpoint.compare_replicas,
-    )
     loggers = [] if metrics is None else [metrics, *settings.loggers]
     attach(loggers, settings.run_dir)
     arguments.update(
@@ -69,7 +62,12 @@ def build_trainer(
         # on torch 2.11 once they are sharded; nor are their changes counted, which shadows need.
         inference_mode=False,
         default_root_dir=str(settings.run_dir),
-        callbacks=[meter, *settings.callbacks, GracefulStop(), GarbageCollection()],
+        callbacks=[
+            _meter(settings, derived),
+            *settings.callbacks,
+            GracefulStop(),
+            GarbageCollection(),
+        ],
         logger=loggers or False,
     )
     if settings.trainer_args.get("enable_progress_bar") is not False:
@@ -83,6 +81,16 @@ def build_trainer(
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
     _bind(settings, derived, trainer.global_rank)
     return trainer
+
+
+def _meter(settings: Settings, derived: Derived) -> Metrics:
+    counts = settings.task.counts
+    return Metrics(
+        flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
+        full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
+        peak_flops=_peak(settings),
+        compare_replicas=settings.checkpoint.compare_replicas,
+    )
 
 
 def _bind(settings: Settings, derived: Derived, rank: int) -> None:
