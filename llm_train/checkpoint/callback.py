@@ -193,7 +193,7 @@ class Checkpoints(pl.Callback):
         """Restores what this rank saved; of another number of ranks, what all have in common."""
         rank, same = trainer.global_rank, ranks == trainer.world_size
         own = _load_rank(path, rank if same else 0)
-        if "groups" in own:  # since December 2026
+        if "groups" in own:  # earlier versions saved none
             group_state.restore(trainer.optimizers[0].param_groups, self._built, own["groups"])
         if same:
             sums.copy_(own["sums"])

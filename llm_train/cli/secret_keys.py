@@ -27,19 +27,21 @@ def literals(value: object, path: str = "", *, secret: bool = False) -> Iterator
     if isinstance(value, Mapping):
         for key, inner in value.items():
             place = f"{path}.{key}" if path else str(key)
-            yield from literals(inner, place, secret=secret or looks_secret(str(key)))
+            # A number at "token" is a slip for a count of tokens, and is told so as one.
+            own = looks_secret(str(key)) and not (key == "token" and isinstance(inner, int))
+            yield from literals(inner, place, secret=secret or own)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             yield from literals(inner, f"{path}[{index}]", secret=secret)
-    elif not isinstance(value, str) or not value:
-        return  # no secret is a number
-    elif secret and not _REFERENCE.match(value):
+    elif isinstance(value, bool) or value in (None, ""):
+        return
+    elif secret and not _REFERENCE.match(str(value)):
         yield (
             f"{path} is a secret, which would be copied into config.yaml, checkpoints and loggers; "
             "remove it where the service reads a variable of its own (WANDB_API_KEY), else write "
             "'${NAME}', and put the secret into the environment variable NAME"
         )
-    elif _PASSWORD_IN_URL.search(value):
+    elif isinstance(value, str) and _PASSWORD_IN_URL.search(value):
         yield (
             f"{path} has a password in its address, which would be copied into config.yaml and "
             "checkpoints; leave it out, and configure it where that service is logged into"

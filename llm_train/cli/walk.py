@@ -112,7 +112,8 @@ class Walk:
                 self._say(f"{inner} is not a setting{of}; {way_out}")
                 continue
             setting = known[key]
-            if value is not None:
+            words = self._option and str in schema.parts(setting.hint)
+            if value is not None and (words or self._structured(value) is not None):
                 self._given.add(inner)
             elif not setting.required and not schema.admits_null(setting.hint):
                 self._say(f"{inner} has no value; {_EMPTY}")  # all lines below it are comments

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llm_train.cli.secret_keys import literals
 from llm_train.testing.command import refused
 from llm_train.testing.configs import part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -70,3 +71,8 @@ def test_a_variable_that_is_not_set(tmp_path: Path) -> None:
     config["trainer"]["logger"]["dict_kwargs"] = {"password": "${NOT_SET_HERE}"}
     line = refused("check", "-c", str(write(tmp_path / "c.yaml", config)))[0]
     assert "NOT_SET_HERE is not set" in line
+
+
+def test_a_number_is_a_secret_too_but_not_at_a_slip_for_tokens() -> None:
+    assert list(literals({"logger": {"password": 12345678}}))
+    assert not list(literals({"batch": {"token": 4096}}))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.ranks import llm_train
+
+if TYPE_CHECKING:
+    from tests.gpu.conftest import Runs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,35 +49,27 @@ def ran(trace: Path) -> set[str]:
     } - {""}
 
 
-def trained(run_dir: Path, kernel: str, **overrides: Any) -> dict[int, float]:
+def trained(runs: Runs, name: str, kernel: str, compiled: str) -> dict[int, float]:
     """Losses of a run in a process of its own, in which the kernel that ran was reported."""
-    settings = {
-        "trainer__accelerator": "gpu",
-        "trainer__devices": 1,
-        "trainer__precision": "bf16-mixed",
-        "model__network__init_args__width": 128,
-        "model__network__init_args__dropout": 0.0,
-        "model__attention": kernel,
-        "checkpoint__every": "0 steps",
-        **overrides,
-    }
-    path = write(run_dir.with_suffix(".yaml"), tiny(run_dir, steps=14, **settings))
-    llm_train("fit", "-c", str(path), "--profile")
+    runs.configure(
+        name, model__attention=kernel, model__compile=compiled, checkpoint__every="0 steps"
+    )
+    curve = runs.train(name, "--profile", ranks=0)
     expected = PREFERRED if kernel == "auto" else kernel
-    assert ran(run_dir / "profile" / "trace.json.gz") == {expected}
-    derived = json.loads((run_dir / "derived.json").read_text())
+    assert ran(runs.folder / name / "profile" / "trace.json.gz") == {expected}
+    derived = json.loads((runs.folder / name / "derived.json").read_text())
     assert derived["network"]["attention"] == expected
-    return losses(run_dir)
+    return curve
 
 
 @pytest.mark.parametrize("compiled", ["none", "blocks"])
 def test_each_kernel_runs_where_it_is_asked_for(
-    compiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(runs.folder / "cache"))
     again = ["flash"] if compiled == "blocks" else []  # from the cache
     found = [
-        trained(tmp_path / f"{number}-{kernel}", kernel, model__compile=compiled)
+        trained(runs, f"{number}-{kernel}", kernel, compiled)
         for number, kernel in enumerate(["auto", *KERNELS, *again])
     ]
     for curve in found[1:]:
@@ -91,17 +85,10 @@ def test_each_kernel_runs_where_it_is_asked_for(
     ],
 )
 def test_a_kernel_that_cannot_is_refused(
-    kernel: str, overrides: dict[str, Any], tmp_path: Path
+    kernel: str, overrides: dict[str, Any], runs: Runs
 ) -> None:
-    settings = {
-        "trainer__accelerator": "gpu",
-        "trainer__devices": 1,
-        "trainer__precision": "bf16-mixed",
-        "model__attention": kernel,
-        **overrides,
-    }
-    path = write(tmp_path / "c.yaml", tiny(tmp_path / "run", **settings))
-    done = llm_train("check", "-c", str(path), check=False)
+    runs.configure("refused", model__attention=kernel, **overrides)
+    done = llm_train("check", "-c", str(runs.folder / "refused.yaml"), check=False)
     assert done.returncode == 2
     assert f"model.attention={kernel}" in done.stderr
     assert "write auto" in done.stderr
