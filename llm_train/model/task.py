@@ -5,7 +5,7 @@ gradient is rescaled once if some of them do not count; the learning rate is set
 number instead of by a stateful scheduler; gradients are clipped here rather than by Lightning's
 precision plugin (which refuses some combinations it could do); and nothing is logged with
 ``self.log`` while training, because each call costs host time and a synchronisation. Metrics gather
-on the device in ``run.sums`` until a log point reads them (``trainer/callbacks/metrics.py``).
+on the device in ``run_state.sums`` until a log point reads them (``trainer/callbacks/metrics.py``).
 """
 
 from __future__ import annotations
