@@ -49,6 +49,7 @@ class ForkServer:
     """Runs the command line, or a script, in forked processes."""
 
     def __init__(self) -> None:
+        self.seconds = 0.0
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(_IMPORTED))
         with mock.patch.dict(os.environ, {**environment(), "DS_ACCELERATOR": "cpu"}):
             forkserver.ensure_running()
@@ -61,8 +62,9 @@ class ForkServer:
             ranks: how many; 0 is one process without a launcher.
             log: file for standard output and error.
             **options: ``metrics`` and ``step`` send a signal ``delay_seconds`` (0) after the file
-                ``metrics`` shows ``step``: ``signal`` (SIGKILL) to the ranks ``victims`` (all),
-                ``repeat`` (1) times. ``launcher`` (torchrun) is who started the ranks, as far as
+                ``metrics`` shows ``step``, or ``file`` once that exists: ``signal`` (SIGKILL) to
+                the ranks ``victims`` (all), ``repeat`` (1) times; ``seconds`` says how long the
+                ranks needed after it. ``launcher`` (torchrun) is who started the ranks, as far as
                 they can tell: ``ranks.launched_as``. ``script`` is a file to run instead of the
                 command line, ``cwd`` the directory to run in, ``environment`` are further
                 variables, and ``errors`` is a file for standard error alone.
@@ -75,15 +77,18 @@ class ForkServer:
         ]
         for child in children:
             child.start()
-        if "step" in options:
-            _wait_for_step(Path(options["metrics"]), options["step"], children[0])
+        if "step" in options or "file" in options:
+            _wait_for(options, children[0])
             time.sleep(options.get("delay_seconds", 0.0))
             for _ in range(options.get("repeat", 1)):
                 for rank in options.get("victims", range(len(children))):
                     with suppress(ProcessLookupError):  # it has ended by itself
                         os.kill(children[rank].pid or 0, options.get("signal", signal.SIGKILL))
                 time.sleep(0.02)
-        return _reap(children)
+        signalled = time.monotonic()
+        statuses = _reap(children)
+        self.seconds = time.monotonic() - signalled
+        return statuses
 
     def command(self, *arguments: str, folder: Path, **options: Any) -> Outcome:
         """What a process of its own, without a launcher, leaves behind; ``folder`` keeps it."""
@@ -139,12 +144,19 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         os._exit(code)
 
 
-def _wait_for_step(metrics: Path, step: int, first: ForkServerProcess) -> None:
-    """Returns when ``step`` is logged, or when the first child has ended by itself."""
+def _wait_for(options: dict[str, Any], first: ForkServerProcess) -> None:
+    """Returns when it is time for the signal, or when the first child has ended by itself."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and first.exitcode is None:
-        last = read_lines(metrics)[-1:] if metrics.exists() else []
-        # An event may be the start or resume that makes the records before it those of another run.
-        if any("event" not in record and record["step"] >= step for record in last):
+        if "file" in options:
+            if Path(options["file"]).exists():
+                return
+        elif _is_logged(Path(options["metrics"]), options["step"]):
             return
         time.sleep(0.002)
+
+
+def _is_logged(metrics: Path, step: int) -> bool:
+    last = read_lines(metrics)[-1:] if metrics.exists() else []
+    # An event may be the start or resume that makes the records before it those of another run.
+    return any("event" not in record and record["step"] >= step for record in last)
