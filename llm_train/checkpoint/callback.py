@@ -97,6 +97,7 @@ class Checkpoints(pl.Callback):
 
         A disk may be full for an hour: only the last checkpoint of a run must succeed.
         """
+        run.watch.mark("a save", trainer.global_step)
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused():
             _require_finite(trainer, run)

@@ -36,6 +36,7 @@ _WRITTEN = (
     "wandb",
     "lightning_logs",
     "profile",
+    "stacks",
     "*traceback.txt",
 )
 

@@ -29,7 +29,8 @@ from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
-from llm_train.runtime.watch_peers import Peers, meet
+from llm_train.runtime.watch import Watched
+from llm_train.runtime.watch_peers import meet
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -86,27 +87,34 @@ class Run:
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0 if first else len(callbacks) - 1, callback)
 
-    def _meet(self) -> Peers | None:
-        """The other ranks of the run, before they have a process group."""
+    def _watched(self) -> Watched:
+        """What the watcher looks after; the ranks meet here, before they have a process group."""
         trainer, strategy = self.trainer, self.settings.strategy
+        watched = Watched(
+            folder=self.settings.run_dir,
+            options=self.settings.watch,
+            slow_seconds=(strategy.timeout or default_pg_timeout).total_seconds(),
+            release=self.lease.release,
+        )
         if trainer.world_size == 1:
-            return None
+            return watched
         assert isinstance(strategy, ParallelStrategy), "there are several ranks"
         environment = strategy.cluster_environment
         assert environment is not None, "the Trainer connects it"
-        return meet(
+        peers = meet(
             self.settings.launch,
             environment,
             rank=trainer.global_rank,
             ranks=trainer.world_size,
             timeout=strategy.timeout or default_pg_timeout,
         )
+        return replace(watched, peers=peers)
 
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
-        with lease, task.run_state.watch.running(self._meet()):
+        with lease, task.run_state.watch.running(self._watched()):
             with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
                 trainer.fit(task, datamodule=self.settings.data)
             _leave_process_group(trainer)
