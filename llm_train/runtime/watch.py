@@ -12,18 +12,12 @@ A signal that comes before the first step ends the processes at once: there is n
 
 The same thread reports once a second how far this rank has come, and ends the process when a rank
 is lost (``watch_judge.py``, ``watch_end.py``): whichever rank is to blame is named first.
-
-SIGUSR1 is notice of a time limit to come, given by a scheduler that starts the run again if it ends
-with 128 + SIGUSR1. It never acts at once, and it is ignored until training starts, so that the exit
-status says truly that a checkpoint newer than the start was saved.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import socket
 import threading
 import time
 import traceback
@@ -31,8 +25,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from select import select
-from types import FrameType
 
 from llm_train.errors import LLMTrainError
 from llm_train.runtime.watch_clock import Clock
@@ -40,6 +32,7 @@ from llm_train.runtime.watch_end import end, write_error
 from llm_train.runtime.watch_judge import Judge, cut_off, described
 from llm_train.runtime.watch_options import WatchOptions
 from llm_train.runtime.watch_peers import Member, Peers, Standing, Verdict
+from llm_train.runtime.watch_signals import OVER, Signals
 
 _BEAT_SECONDS = 1.0
 _HASTE_SECONDS = 0.02  # between two looks while somebody waits
@@ -47,14 +40,7 @@ _LEAVE_SECONDS = 3.0  # what a process has to end in by itself
 _JUDGE_SECONDS = 5.0  # what it may take to find out which rank has failed
 _SAME_SECONDS = 1.5  # between errors that all ranks raise at the same place
 _PART_SECONDS = 5.0
-_OVER = b"\0"
 
-_AT_ONCE: dict[int, Callable[[int, FrameType | None], object] | signal.Handlers] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-}
-# A scheduler signals the whole job and the launcher passes its copy on: one wish, not two.
-_IMPATIENCE_SECONDS = 3.0
 # What the end of one rank looks like on the others.
 _BY_OTHERS = re.compile("gloo|nccl|connection|peer|broken pipe|tcpstore|timed out|watchdog", re.I)
 
@@ -90,12 +76,11 @@ class Watch:
         self.number = 0
         self.passed = 0
         self._watched = Watched()
-        self._thread: threading.Thread | None = None
+        self._signals = Signals()
         self._turn = threading.Condition()
         self._frozen = False
         self._target: int | None = None
         self._leaving = False
-        self._first = 0.0
         self._marks, self._phase, self._step = 0, "start-up", 0
         self._clock = Clock()
         self._verdict: Verdict | None = None
@@ -109,18 +94,12 @@ class Watch:
     @contextmanager
     def running(self, watched: Watched) -> Iterator[None]:
         """Watches while the context lasts."""
-        self._watched, main = watched, threading.current_thread() is threading.main_thread()
-        wake, heard = socket.socketpair()
-        with wake, heard:
-            for end_ in (wake, heard):
-                end_.setblocking(False)
-            self._thread = threading.Thread(target=self._watch, args=(heard,), daemon=True)
-            before = {n: signal.signal(n, self._handle) for n in _AT_ONCE} if main else {}
-            # The interpreter writes a signal's number here even while the main thread is blocked
-            # in C, in a collective for instance, so that no handler in Python can run.
-            descriptor = signal.set_wakeup_fd(wake.fileno()) if main else -1
-            self._thread.start()
-            threading.Thread(target=self._guard, daemon=True).start()
+        self._watched = watched
+        with self._signals.heard() as heard:
+            thread = threading.Thread(target=self._watch, args=(heard,), daemon=True)
+            thread.start()
+            if watched.peers:
+                threading.Thread(target=self._guard, daemon=True).start()
             try:
                 yield
                 self._over = True
@@ -130,14 +109,8 @@ class Watch:
                         self._failed(error, watched.peers)
                 raise
             finally:
-                if main:
-                    signal.set_wakeup_fd(descriptor)
-                wake.send(_OVER)
-                self._thread.join(_PART_SECONDS + _LEAVE_SECONDS)
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-                if main and signal.getsignal(signal.SIGUSR1) == self._handle:
-                    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+                self._signals.tell(OVER)
+                thread.join(_PART_SECONDS + _LEAVE_SECONDS)
 
     def mark(self, phase: str, step: int) -> None:
         """Says that the main thread gets on."""
@@ -150,10 +123,9 @@ class Watch:
         Raises:
             SystemExit: all ranks end before any of them has begun.
         """
-        if self._thread and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, self._handle)
+        self._signals.begin()
         if self.boundary():
-            self._leaving = False
+            self._signals.leave = 0
             raise SystemExit(128 + self.number)
 
     def boundary(self) -> bool:
@@ -171,19 +143,6 @@ class Watch:
         with self._turn:
             self.number = self.number or number
             self._turn.wait_for(lambda: self._frozen)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread, when that is next in Python; the watcher has heard before."""
-        if self._leaving:
-            self._leaving = False
-            raise SystemExit(128 + self.number)
-        if number not in _AT_ONCE:
-            return
-        self._first = self._first or time.monotonic()
-        if time.monotonic() - self._first > _IMPATIENCE_SECONDS:
-            # Not Lightning's handler, which would wait for the other ranks inside the signal.
-            signal.signal(number, _AT_ONCE[number])
-            signal.raise_signal(number)
 
     def _failed(self, error: Exception, peers: Peers) -> None:
         """Finds out whose fault an error is; returns if this rank has to say it.
@@ -213,17 +172,14 @@ class Watch:
 
     # --- the watcher ------------------------------------------------------------------------------
 
-    def _watch(self, heard: socket.socket) -> None:
+    def _watch(self, heard: Callable[[float], bytes]) -> None:
         rank = self._watched.peers.rank if self._watched.peers else 0
         judge = Judge(rank, self._watched.options, self._watched.slow_seconds)
         while not self._leaving:
             hasty = (self._frozen and self._target is None) or judge.suspects
-            select([heard], [], [], _HASTE_SECONDS if hasty else _BEAT_SECONDS)
-            told = b""
-            with suppress(BlockingIOError):
-                told = heard.recv(64)
+            told = heard(_HASTE_SECONDS if hasty else _BEAT_SECONDS)
             try:
-                if _OVER in told:
+                if OVER in told:
                     return self._part()
                 self._hear(told[0] if told else 0)
                 self._verdict = self._verdict or (None if self._leaving else self._look(judge))
@@ -272,6 +228,7 @@ class Watch:
             self._turn.notify_all()
         if target == 0:
             self._leaving = True
+            self._signals.leave = self.number
             os.kill(os.getpid(), self.number)  # for the handler to raise in the main thread
             _later(_LEAVE_SECONDS, 128 + self.number)
 
@@ -329,12 +286,3 @@ def _later(seconds: float, status: int) -> None:
     timer = threading.Timer(seconds, os._exit, [status])
     timer.daemon = True
     timer.start()
-
-
-def _forget() -> None:
-    # A loader's worker is a copy of this process, and its signals are not the run's.
-    with suppress(ValueError):
-        signal.set_wakeup_fd(-1)
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -20,16 +20,17 @@ class GracefulStop(EachStep):
     """Turns SIGINT, SIGTERM or SIGUSR1 into an orderly end; a later second one acts at once."""
 
     def __init__(self) -> None:
-        self._validation_due = False  # the last one was broken off
+        self._validation_due = False  # it was broken off
+        self._repeats = False  # the one that was broken off before
         self._first_step = 0
 
     def state_dict(self) -> dict[str, bool]:
         """A run that continues repeats the validation that was broken off."""
-        return {"validation_due": self._validation_due}
+        return {"validation_due": self._validation_due or self._repeats}
 
     def load_state_dict(self, state_dict: Mapping[str, bool]) -> None:
         """Undoes ``state_dict``."""
-        self._validation_due = state_dict["validation_due"]
+        self._repeats = state_dict["validation_due"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes Lightning's handlers and its broadcast per micro-batch."""
@@ -41,8 +42,15 @@ class GracefulStop(EachStep):
         """From here on there is something to save; repeats a validation that was broken off."""
         task_of(pl_module).run_state.watch.begin()
         self._first_step = trainer.global_step
-        if self._validation_due:
-            self._validation_due = False
+        self._repeat(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a run that was done but for its last validation, nothing else is left."""
+        self._repeat(trainer)
+
+    def _repeat(self, trainer: pl.Trainer) -> None:
+        if self._repeats:
+            self._repeats = False
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
