@@ -23,27 +23,34 @@ EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", RANKS)
 def test_three_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
-    kill_and_compare(strategy, fork_server, tmp_path, kills=3)
+    alongside = strategy in ("single", "fsdp", "zero2")
+    kill_and_compare(strategy, fork_server, tmp_path, kills=3, asynchronous=alongside)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("strategy", RANKS)
-def test_twenty_kills(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
-    kill_and_compare(strategy, fork_server, tmp_path, kills=20)
+def test_twenty_kills(
+    strategy: str, asynchronous: bool, fork_server: ForkServer, tmp_path: Path
+) -> None:
+    kill_and_compare(strategy, fork_server, tmp_path, kills=20, asynchronous=asynchronous)
 
 
-def kill_and_compare(strategy: str, fork_server: ForkServer, folder: Path, *, kills: int) -> None:
+def kill_and_compare(
+    strategy: str, fork_server: ForkServer, folder: Path, *, kills: int, asynchronous: bool
+) -> None:
     """Trains twice, without and with ``kills`` kills, and compares everything recorded."""
     ranks, steps = RANKS[strategy], STEPS[kills]
     log = folder / "log.txt"
     arguments = {}
-    for name in ("alone", "killed"):
+    for name in ("alone", "killed"):  # the second one saves while it trains
         config = tiny(
             folder / name,
             steps=steps,
             checkpoint__every="3 steps",
             checkpoint__keep_last=2,
+            checkpoint__asynchronous=name == "killed" and asynchronous,
             validate_every="7 steps",
             trainer__strategy=strategy,
         )
