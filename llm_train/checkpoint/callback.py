@@ -91,7 +91,7 @@ class Checkpoints(pl.Callback):
         A disk may be full for an hour: only the last checkpoint of a run must succeed.
         """
         run.flush()  # a loss that is not finite must be known before anything is saved
-        with run.stopwatch.paused():
+        with run.stopwatch.paused("saving"):
             _require_finite(trainer, run)
             if self.compare_replicas:
                 content.keeper(trainer).require_equal_replicas()
