@@ -91,7 +91,7 @@ class Checkpoints(pl.Callback):
         Only the last checkpoint of a run must succeed, and is waited for.
         """
         run.flush()  # a loss that is not finite must be known before anything is saved
-        with run.stopwatch.paused():
+        with run.stopwatch.paused("saving"):
             self.writer.settle()
             if trainer.global_step == self.writer.saved:
                 return

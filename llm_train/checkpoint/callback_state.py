@@ -68,7 +68,8 @@ def write(directory: Path, kept: dict[str, Any]) -> None:
         tensors = {key: tensor for key, tensor in aside.items() if isinstance(tensor, Tensor)}
         for key, count in dcp.not_finite(tensors).items():
             raise CheckpointError(f"{name}.{key} of a callback holds {count} that are not finite")
-    torch.save(kept, directory / FILE)
+    with open(directory / FILE, "wb") as file:
+        torch.save(kept, file)
     try:
         torch.load(directory / FILE, weights_only=True)
     except pickle.UnpicklingError as error:

@@ -57,7 +57,8 @@ class Content:
         for folder, state in self.states.items():
             dcp.write(stage / folder, state, group)
         rank = dist.get_rank() if dist.is_initialized() else 0
-        torch.save(self.rank, stage / _rank_file(rank))
+        with open(stage / _rank_file(rank), "wb") as file:  # torch's own says less when it fails
+            torch.save(self.rank, file)
 
     def finish(self, stage: Path, files: Mapping[str, str]) -> None:
         """Writes what is the same for all ranks, on one of them."""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from llm_train.checkpoint import dcp
 from llm_train.checkpoint.content import Content
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.testing.attach import attached
+from llm_train.testing.checkpoints import tensors_of
 from llm_train.testing.command import run
 from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -28,17 +28,10 @@ STRATEGIES: dict[str, tuple[int, object]] = {
     "fsdp": (2, "fsdp"),
     "zero1": (2, "zero1"),
     "zero3": (2, "zero3"),
-    "LocalSGD": (2, part("LocalSGD", every=3)),
+    "LocalSGD": (2, part("LocalSGD", every=2)),
     "tensor": (2, part("FSDP", tensor=2)),
     "hsdp": (4, part("FSDP", replicas=2)),
 }
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    metas = dcp.keys(path / "state").items()
-    tensors = {key: torch.empty(m.size, dtype=m.properties.dtype) for key, m in metas}
-    dcp.read(path / "state", tensors)
-    return tensors
 
 
 @pytest.mark.distributed
@@ -49,7 +42,7 @@ def test_training_changes_nothing_of_what_is_being_written(
     """Two steps are made before the writing begins."""
     ranks, written = STRATEGIES[strategy]
     log = tmp_path / "log.txt"
-    options: dict[str, Any] = {"trainer__strategy": written, "steps": 5}
+    options: dict[str, Any] = {"trainer__strategy": written, "steps": 6}
     if strategy in ("single", "ddp", "fsdp"):
         options["trainer__callbacks"] = [part("EMA", decay=0.5)]  # has tensors of its own
     if strategy == "tensor":  # which must divide
@@ -61,7 +54,7 @@ def test_training_changes_nothing_of_what_is_being_written(
         statuses = fork_server.run(*arguments, ranks=ranks, log=log, script=WORKER)
         assert set(statuses) == {0}, log.read_text()
     one, other = (tmp_path / name / "checkpoints" for name in ("waiting", "asynchronous"))
-    for step in (2, 4, 5):
+    for step in (2, 4, 6):
         expected, found = (tensors_of(root / f"step-{step:08d}") for root in (one, other))
         assert expected.keys() == found.keys()
         assert all(found[key].equal(value) for key, value in expected.items()), step
@@ -74,8 +67,8 @@ def test_training_changes_nothing_of_what_is_being_written(
     arguments = ["fit", "-c", str(write(tmp_path / "resumed.yaml", resumed))]
     arguments += ["--resume", str(other / "step-00000002")]
     assert set(fork_server.run(*arguments, ranks=ranks, log=log)) == {0}, log.read_text()
-    expected = tensors_of(one / "step-00000005")
-    found = tensors_of(tmp_path / "resumed" / "checkpoints" / "step-00000005")
+    expected = tensors_of(one / "step-00000006")
+    found = tensors_of(tmp_path / "resumed" / "checkpoints" / "step-00000006")
     assert all(found[key].equal(value) for key, value in expected.items())
 
 
