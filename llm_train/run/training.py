@@ -29,6 +29,7 @@ from llm_train.run import directory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
+from llm_train.runtime.quiet import without_advice
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -93,7 +94,7 @@ class Run:
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
-            with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
+            with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
                 trainer.fit(task, datamodule=self.settings.data)
             number = _leave_process_group(trainer, task.run_state.stop_signal)
         step = trainer.global_step
@@ -154,7 +155,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
@@ -183,7 +184,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         )
     scoring = settings.strategy.validating(settings.world)
     settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
         with _in_use(settings, trainer):
@@ -238,10 +239,11 @@ def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _as_config_error() -> Iterator[None]:
-    """Reports a combination that only Lightning knows about like any other wrong setting."""
+def _lightning() -> Iterator[None]:
+    """Hides its advice, and reports a combination that only it knows like any wrong setting."""
     try:
-        yield
+        with without_advice():
+            yield
     except MisconfigurationException as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
