@@ -203,7 +203,7 @@ def rehearse(settings: Settings, callback: pl.Callback) -> None:
     """
     settings.device.prepare(settings.accelerator)
     derived = settings.derive()
-    with tempfile.TemporaryDirectory() as folder, _as_config_error():
+    with tempfile.TemporaryDirectory() as folder, _lightning():
         elsewhere = {"default_root_dir": folder, "logger": False, "enable_progress_bar": False}
         settings = replace(settings, trainer_args={**settings.trainer_args, **elsewhere})
         trainer = build_trainer(settings, derived, [], JSONLMetrics())
