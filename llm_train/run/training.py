@@ -5,6 +5,7 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -131,22 +132,20 @@ class Run:
         )
 
 
-def build(settings: Settings, *, resume: str = "", spent: float = 0.0) -> Run:
+def build(settings: Settings, *, resume: str = "") -> Run:
     """Checks the settings and constructs the Trainer; nothing is trained or written yet.
 
     Args:
         settings: what was configured.
         resume: "auto" for the newest complete checkpoint of the run directory, or the path of a
             checkpoint or of a run; "" starts at step 0.
-        spent: seconds that this process has lived for the run already.
 
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
     times = JSONLMetrics(str(settings.run_dir))
     times.file_name = LEDGER
-    ledger = settings.task.run_state.ledger = Ledger(spent, times.log_event)
-    ledger.switch("start_up/build")
+    settings.task.run_state.ledger = Ledger(times.log_event)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
     settings.device.prepare(settings.accelerator)
@@ -213,6 +212,25 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
     _leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
     return Result(step=step, path=path, metrics=_held_out(settings.task.run_state.held_out))
+
+
+def rehearse(settings: Settings, callback: pl.Callback) -> None:
+    """Trains as ``fit`` would, with one more callback that ends it, and writes nothing that stays.
+
+    Args:
+        settings: what was configured.
+        callback: comes first.
+    """
+    settings.device.prepare(settings.accelerator)
+    derived = settings.derive()
+    with tempfile.TemporaryDirectory() as folder, _lightning():
+        elsewhere = {"default_root_dir": folder, "logger": False, "enable_progress_bar": False}
+        settings = replace(settings, trainer_args={**settings.trainer_args, **elsewhere})
+        trainer = build_trainer(settings, derived, [], JSONLMetrics())
+        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+        with no_sanity_check(), _in_use(settings, trainer):
+            trainer.fit(settings.task, datamodule=settings.data)
+    _leave_process_group(trainer)
 
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
