@@ -17,6 +17,7 @@ from torch import Tensor
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
 
 
@@ -41,6 +42,8 @@ class RunState:
             ``GracefulStop``.
         stopwatch: measures training time on the device. Owned by the task; ``Metrics`` takes its
             laps, and whoever stops training for a while pauses it.
+        ledger: where the wall time of this process goes. Owned by whoever builds the run; anybody
+            may name an interval.
     """
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))
@@ -53,6 +56,7 @@ class RunState:
     flush: Callable[[], None] = lambda: None  # nothing is on its way
     stop_signal: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class TaskBase(pl.LightningModule):

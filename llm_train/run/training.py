@@ -6,8 +6,8 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,13 @@ from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.derived import Derived
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
+from llm_train.runtime.ledger import LEDGER, Ledger
+from llm_train.runtime.quiet import without_advice
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -86,10 +88,14 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
+        ledger = task.run_state.ledger
+        ledger.switch("start_up/lease")
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
-        with lease, _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
-            trainer.fit(task, datamodule=self.settings.data)
-        number = _leave_process_group(trainer, task.run_state.stop_signal)
+        with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
+            ledger.switch("start_up/process_group")
+            with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                trainer.fit(task, datamodule=self.settings.data)
+            number = _leave_process_group(trainer, task.run_state.stop_signal)
         step = trainer.global_step
         metrics = _held_out(task.run_state.held_out)
         complete = step >= self.derived.total_steps
@@ -105,17 +111,22 @@ class Run:
         )
 
 
-def build(settings: Settings, *, resume: str = "") -> Run:
+def build(settings: Settings, *, resume: str = "", spent: float = 0.0) -> Run:
     """Checks the settings and constructs the Trainer; nothing is trained or written yet.
 
     Args:
         settings: what was configured.
         resume: "auto" for the newest complete checkpoint of the run directory, or the path of a
             checkpoint or of a run; "" starts at step 0.
+        spent: seconds that this process has lived for the run already.
 
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
+    times = JSONLMetrics(str(settings.run_dir))
+    times.file_name = LEDGER
+    ledger = settings.task.run_state.ledger = Ledger(spent, times.log_event)
+    ledger.switch("start_up/build")
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
     settings.device.prepare(settings.accelerator)
@@ -126,7 +137,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     def require_lease() -> None:
         run.lease.require()
 
-    metrics.require = require_lease
+    metrics.require = times.require = require_lease
     saver = Checkpoints(
         store=replace(_store(settings, derived), require=require_lease),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -145,7 +156,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
@@ -174,7 +185,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         )
     scoring = settings.strategy.validating(settings.world)
     settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
         with _in_use(settings, trainer):
@@ -189,6 +200,16 @@ def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
+def _ended(ledger: Ledger, complete: Callable[[], bool]) -> Iterator[None]:
+    """Closes the ledger while the run still holds its folder, however it ends."""
+    try:
+        yield
+    finally:
+        with suppress(LLMTrainError):  # the folder was lost, which is being said already
+            ledger.end(complete=complete())
+
+
+@contextmanager
 def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
     """What the process is told about the device while a run lasts."""
     device = trainer.strategy.root_device
@@ -200,10 +221,11 @@ def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _as_config_error() -> Iterator[None]:
-    """Reports a combination that only Lightning knows about like any other wrong setting."""
+def _lightning() -> Iterator[None]:
+    """Hides its advice, and reports a combination that only it knows like any wrong setting."""
     try:
-        yield
+        with without_advice():
+            yield
     except MisconfigurationException as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error

@@ -44,9 +44,10 @@ class Fit(Verb):
         settings = load(flags.settings)
 
         from llm_train.run.training import build
+        from llm_train.runtime import startup
         from llm_train.runtime.terminal import say_sections
 
-        run = build(settings, resume=flags.resume)
+        run = build(settings, resume=flags.resume, spent=startup.claim())
         _watch(run, flags)
         say_sections(run.table)
         return _conclude(run, run.fit())

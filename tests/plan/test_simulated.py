@@ -136,7 +136,7 @@ def test_a_compiled_block_keeps_less(positions: str) -> None:
         (8, FSDP(replicas=2, reshard_after_forward=False)),
         (6, FSDP(tensor=2)),
     ],
-    ids=str,
+    ids=["sharded", "hybrid", "tensor"],
 )
 def test_shards_are_those_of_the_formula(ranks: int, strategy: FSDP) -> None:
     settings, mesh = preset("quickstart"), strategy.mesh_shape(ranks)
