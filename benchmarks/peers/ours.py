@@ -94,8 +94,8 @@ def write_shards(tokens: str, vocab: int) -> None:
     import numpy as np
     import tokenizers
 
-    from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, dtype_for
-    from llm_train.data.token_manifest import VERSION, Manifest
+    from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
+    from llm_train.data.token_manifest import VERSION, Manifest, sums_name
 
     directory = Path(tokens + ".shards")
     if (directory / "manifest.json").exists():
@@ -107,7 +107,7 @@ def write_shards(tokens: str, vocab: int) -> None:
     np.save(directory / TOKEN_BYTES, np.ones(vocab, dtype=np.int32))
     splits = {}
     for name, part in (("train", ids[:-10_000]), ("held_out", ids[-10_000:])):
-        with ShardWriter(directory, name, dtype_for(vocab), 1 << 30) as writer:
+        with ShardWriter(directory, name, vocab, 1 << 30) as writer:
             writer.add(part, documents=1)
         splits[name] = writer.stored()
     Manifest(
@@ -116,7 +116,7 @@ def write_shards(tokens: str, vocab: int) -> None:
         vocab_size=vocab,
         end_of_text=-1,
         splits=splits,
-        others=[],
+        others=[describe_file(directory / sums_name(name)) for name in splits],
         recipe={},
         provenance={},
         skipped={},
