@@ -15,7 +15,11 @@ from llm_train.testing.attach import attached
 
 
 class Corrupt(pl.Callback):
-    """Changes one number of a rank after a step: weight, moment (both to inf), or bit."""
+    """Changes one number of a rank after a step: weight, moment (both to inf), or bit.
+
+    ``spike`` makes all weights of all ranks a hundred times as large, if the step's data are those
+    that it has in a run that never went back.
+    """
 
     def __init__(self, what: str, rank: int, step: int) -> None:
         self.what, self.rank, self.step = what, rank, step
@@ -35,6 +39,13 @@ class Corrupt(pl.Callback):
         self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         last = (index + 1) % trainer.accumulate_grad_batches == 0
+        if self.what == "spike":
+            data = trainer.datamodule
+            there = self.step * data.share.samples_per_step
+            if last and (trainer.global_step, data.consumed_at(self.step)) == (self.step, there):
+                for parameter in module.network.parameters():
+                    local_part(parameter.detach()).mul_(100)
+            return
         if (trainer.global_step, trainer.global_rank, last) != (self.step, self.rank, True):
             return
         if self.what == "gradient":
