@@ -24,7 +24,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
-from llm_train.run import directory
+from llm_train.run import directory, memory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
@@ -93,7 +93,8 @@ class Run:
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
-            with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+            too_small = memory.explained(self.settings, trainer)
+            with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
                 trainer.fit(task, datamodule=self.settings.data)
             number = _leave_process_group(trainer, task.run_state.stop_signal)
         step = trainer.global_step
@@ -129,6 +130,7 @@ def build(settings: Settings, *, resume: str = "", spent: float = 0.0) -> Run:
     ledger.switch("start_up/build")
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()

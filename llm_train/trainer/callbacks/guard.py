@@ -34,8 +34,8 @@ _RECENT = 1000  # steps in which ``limit`` counts
 class Guard(Part, pl.Callback):
     """Finds steps whose loss or gradient is not finite or a spike, on all ranks alike.
 
-    A spike lies ``sigmas`` standard deviations above the line through the last ``window`` steps, by
-    medians. Each becomes an event that names the step's samples, by their position in the order of
+    A spike lies more than ``sigmas`` standard deviations above the line through the last ``window``
+    steps (``spikes``). Each becomes an event that names the step's samples, by their position in the order of
     the data, and for what is not finite the first module whose output is not.
 
     Args:
@@ -186,10 +186,10 @@ class Guard(Part, pl.Callback):
         log_event(trainer.loggers, "skipped", step, reason=reason, samples=samples, module=where)
         self._acted = [*(earlier for earlier in self._acted if earlier > step - _RECENT), step]
         if len(self._acted) > self.limit:
+            first = f"; first module whose output is not finite: {where}" if where else ""
             raise LLMTrainError(
                 f"step {step}: {reason}, and Guard has acted {self.limit} times in {_RECENT} steps "
-                f"already; first module whose output is not finite: {where or 'none'}; lower "
-                "model.optimizer's learning rate, or raise the limit of Guard"
+                f"already{first}; lower model.optimizer's learning rate, or raise the limit of Guard"
             )
         if self.policy == "rollback":
             self._back_from = step
