@@ -50,7 +50,9 @@ class Fit(Verb):
         from llm_train.runtime import startup
         from llm_train.runtime.terminal import say, say_sections
 
-        run = build(settings, resume=flags.resume, spent=startup.claim())
+        imported = startup.claim()
+        run = build(settings, resume=flags.resume)
+        run.settings.task.run_state.ledger.imported(imported)
         if (now := run.settings.batch.per_device) != (before := settings.batch.per_device):
             say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)

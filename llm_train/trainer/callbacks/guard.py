@@ -35,8 +35,8 @@ class Guard(Part, pl.Callback):
     """Finds steps whose loss or gradient is not finite or a spike, on all ranks alike.
 
     A spike lies more than ``sigmas`` standard deviations above the line through the last ``window``
-    steps (``spikes``). Each becomes an event that names the step's samples, by their position in the order of
-    the data, and for what is not finite the first module whose output is not.
+    steps (``spikes``). Each becomes an event that names the step's samples, by their position in
+    the order of the data, and for what is not finite the first module whose output is not.
 
     Args:
         policy: log writes the event only (spike); skip leaves out the update, on all ranks
@@ -99,16 +99,16 @@ class Guard(Part, pl.Callback):
     # --- its own state ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Both curves, and when it acted; collective over ranks, as saving is."""
+        """Both curves, and when it acted or has yet to; collective over ranks, as saving is."""
         self._read()
         curves = {name: list(curve) for name, curve in self._curves.items()}
-        return {"curves": curves, "acted": self._acted}
+        return {"curves": curves, "acted": self._acted, "back_from": self._back_from}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of a longer or shorter window, what there is of the newest."""
         for name, values in state_dict["curves"].items():
             self._curves[name] = Curve(self.window, values)
-        self._acted = list(state_dict["acted"])
+        self._acted, self._back_from = list(state_dict["acted"]), state_dict["back_from"]
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Guard(Part, pl.Callback):
             first = f"; first module whose output is not finite: {where}" if where else ""
             raise LLMTrainError(
                 f"step {step}: {reason}, and Guard has acted {self.limit} times in {_RECENT} steps "
-                f"already{first}; lower model.optimizer's learning rate, or raise the limit of Guard"
+                f"already{first}; lower model.optimizer's learning rate or raise Guard's limit"
             )
         if self.policy == "rollback":
             self._back_from = step
