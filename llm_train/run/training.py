@@ -28,7 +28,7 @@ from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
-from llm_train.run import directory
+from llm_train.run import directory, memory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
@@ -115,7 +115,8 @@ class Run:
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
             with task.run_state.watch.running(self._meet()):
-                with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                too_small = memory.explained(self.settings, trainer)
+                with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
                     trainer.fit(task, datamodule=self.settings.data)
                 _leave_process_group(trainer)
         step, number = trainer.global_step, task.run_state.stop_signal
@@ -149,6 +150,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     settings.task.run_state.ledger = Ledger(times.log_event)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
