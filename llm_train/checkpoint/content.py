@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.serialization import default_restore_location
 
-from llm_train.checkpoint import callback_state, group_state, manifest
+from llm_train.checkpoint import callback_state, dcp, group_state, manifest
 from llm_train.checkpoint.compatibility import KeepsState
 from llm_train.data.module import TokenData
 from llm_train.model.optimizer.groups import Group
@@ -160,9 +160,9 @@ def _load_rank(path: Path, rank: int) -> dict[str, Any]:
     def place(storage: Any, where: str) -> Any:
         return default_restore_location(storage, where.partition(":")[0])  # type: ignore[no-untyped-call]
 
-    found: dict[str, Any] = torch.load(
-        path / _rank_file(rank), weights_only=True, map_location=place
-    )
+    file = path / _rank_file(rank)
+    with dcp.readable(file):
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location=place)
     return found
 
 
