@@ -291,6 +291,8 @@ class Task(Part, Trimmed, TaskBase):
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the held-out loss over all ranks for callbacks and loggers."""
+        if self.trainer.sanity_checking:  # it was broken off, on all ranks alike
+            return
         total = self.trainer.strategy.reduce(self._held_out_sums.clone(), reduce_op="sum")
         nats, tokens, text = total.tolist()
         if tokens == 0:

@@ -47,7 +47,9 @@ class Fit(Verb):
         from llm_train.runtime import startup
         from llm_train.runtime.terminal import say_sections
 
-        run = build(settings, resume=flags.resume, spent=startup.claim())
+        imported = startup.claim()
+        run = build(settings, resume=flags.resume)
+        run.settings.task.run_state.ledger.imported(imported)
         _watch(run, flags)
         say_sections(run.table)
         return _conclude(run, run.fit())
