@@ -203,9 +203,9 @@ def _load_rank(path: Path, rank: int) -> dict[str, Any]:
     def place(storage: Any, where: str) -> Any:
         return default_restore_location(storage, where.partition(":")[0])  # type: ignore[no-untyped-call]
 
-    found: dict[str, Any] = torch.load(
-        path / _rank_file(rank), weights_only=True, map_location=place
-    )
+    file = path / _rank_file(rank)
+    with dcp.readable(file):
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location=place)
     return found
 
 
