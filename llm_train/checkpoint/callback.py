@@ -171,7 +171,12 @@ class Checkpoints(pl.Callback):
             if self.remote is not None and trainer.is_global_zero:
                 self.remote.offer(self.resume_from)  # its upload may have failed
 
-    def restore(self, trainer: pl.Trainer, path: Path, batch: Tensor) -> None:
+    def earlier(self, step: int, before: int) -> Path:
+        """The checkpoint to go back to from ``step``, the same on all ranks (``back_from``)."""
+        self.writer.settle()
+        return Ranks().on_main(lambda: self.writer.store.back_from(step, before))
+
+    def restore(self, trainer: pl.Trainer, path: Path, batch: Tensor, *, consumed: int = 0) -> None:
         """Takes a run that is under way back to a checkpoint of its own; collective over ranks.
 
         To be called where this callback saves: in ``on_train_batch_start``, before the first
@@ -180,17 +185,20 @@ class Checkpoints(pl.Callback):
 
         Args:
             trainer: that trains.
-            path: of the checkpoint, complete and of as many ranks.
+            path: of the checkpoint, complete; of another number of ranks, the random state stays.
             batch: the micro-batch that was fetched; that of the checkpoint's next step replaces it.
+            consumed: the sample to go on with; 0: as the checkpoint has it.
         """
         run = task_of(trainer.lightning_module).run_state
         run.flush()
         with run.stopwatch.paused():
             self.writer.settle()
             random = content.restore(trainer, path, self._built)
+            data = content.data_of(trainer)
+            data.consumed = consumed or data.consumed
             content.restart_data(trainer, batch)
-            assert random is not None, "a checkpoint of as many ranks holds the state of each"
-            set_random_state(random, trainer.strategy.root_device)
+            if random is not None:  # of as many ranks
+                set_random_state(random, trainer.strategy.root_device)
         self.writer.saved = trainer.global_step
 
 

@@ -85,7 +85,8 @@ def restore(trainer: pl.Trainer, path: Path) -> None:
     A validation scores the weights that a hook left as the checkpoint's own, as Lightning does.
     """
     device = trainer.strategy.root_device
-    kept = torch.load(path / FILE, weights_only=True, map_location=device)
+    with dcp.readable(path / FILE):
+        kept = torch.load(path / FILE, weights_only=True, map_location=device)
     kept[_VERSION] = version("lightning")
     if _any_has(trainer, "on_load_checkpoint"):
         module = trainer.lightning_module

@@ -97,7 +97,7 @@ def take(
 
 
 def _position(trainer: pl.Trainer, samples_per_step: int) -> dict[str, Any]:
-    step, data, strategy = trainer.global_step, _data(trainer), keeper(trainer)
+    step, data, strategy = trainer.global_step, data_of(trainer), keeper(trainer)
     consumed = data.consumed + (step - data.steps_done) * samples_per_step
     return {
         "step": step,
@@ -117,7 +117,7 @@ def restore(trainer: pl.Trainer, path: Path, built: Sequence[Group]) -> dict[str
     """
     metadata = manifest.read(path).metadata
     keeper(trainer).load_state(path / "state", with_optimizer=True)
-    _data(trainer).restore(metadata["data"], steps_done=metadata["step"])
+    data_of(trainer).restore(metadata["data"], steps_done=metadata["step"])
     _set_loop_position(trainer, metadata["step"])
     callback_state.restore(trainer, path)
     return _restore_rank(trainer, path, built, metadata["world_size"])
@@ -130,7 +130,7 @@ def restart_data(trainer: pl.Trainer, batch: Tensor) -> None:
         trainer: before the first micro-batch of an optimizer step.
         batch: that micro-batch; its content is replaced.
     """
-    data, loop = _data(trainer), trainer.fit_loop
+    data, loop = data_of(trainer), trainer.fit_loop
     fetcher, progress = loop._data_fetcher, loop.epoch_loop.batch_progress
     loader = trainer.train_dataloader
     assert fetcher is not None
@@ -155,7 +155,8 @@ def keeper(trainer: pl.Trainer) -> KeepsState:
     return strategy
 
 
-def _data(trainer: pl.Trainer) -> TokenData:
+def data_of(trainer: pl.Trainer) -> TokenData:
+    """The data module, which knows the position in the data."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # not declared
     assert isinstance(data, TokenData), "a position in the data is saved of our data module only"
     return data
@@ -202,9 +203,9 @@ def _load_rank(path: Path, rank: int) -> dict[str, Any]:
     def place(storage: Any, where: str) -> Any:
         return default_restore_location(storage, where.partition(":")[0])  # type: ignore[no-untyped-call]
 
-    found: dict[str, Any] = torch.load(
-        path / _rank_file(rank), weights_only=True, map_location=place
-    )
+    file = path / _rank_file(rank)
+    with dcp.readable(file):
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location=place)
     return found
 
 

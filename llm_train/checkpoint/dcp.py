@@ -60,8 +60,10 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: object, **kwargs: object) -> metadata.Metadata:
         """Parses ``.metadata`` with the restricted unpickler."""
-        content = (Path(self.path) / ".metadata").read_bytes()
-        return cast(metadata.Metadata, _RecordsOnly(io.BytesIO(content)).load())
+        path = Path(self.path) / ".metadata"
+        content = io.BytesIO(path.read_bytes())
+        with readable(path):
+            return cast(metadata.Metadata, _RecordsOnly(content).load())
 
 
 def write(directory: Path, state: RankState, group: dist.ProcessGroup | None = None) -> None:
@@ -97,21 +99,32 @@ def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_scalars(directory: Path, own: str = "") -> dict[str, dict[str, Any]]:
     """What ``write`` stored that is no tensor."""
-    return cast(dict[str, Any], json.loads((directory / f"{own}{_SCALARS}").read_text()))
+    path = directory / f"{own}{_SCALARS}"
+    with readable(path):
+        return cast(dict[str, Any], json.loads(path.read_text()))
 
 
 def keys(directory: Path) -> dict[str, Any]:
     """What is stored in ``directory``: DCP's records of shapes and dtypes by key.
 
     Raises:
-        CheckpointError: nothing of this format is there.
+        CheckpointError: nothing of this format is there, or it claims more than there is.
     """
     try:
-        return dict(Reader(directory).read_metadata().state_dict_metadata)
+        found: dict[str, Any] = dict(Reader(directory).read_metadata().state_dict_metadata)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory} holds no .metadata: not a checkpoint of this kind"
         ) from error
+    # What is claimed here is allocated before it is read.
+    claimed = sum(int(m.size.numel()) * m.properties.dtype.itemsize for m in found.values())
+    held = sum(file.stat().st_size for file in directory.glob("*.distcp"))
+    if claimed > held:
+        raise CheckpointError(
+            f"{directory} claims {claimed:,} bytes of tensors in {held:,} bytes of files; it is "
+            "damaged or hostile: take another checkpoint"
+        )
+    return found
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -154,6 +167,24 @@ def _require_finite(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | No
             "the last checkpoint with a lower learning rate or a longer warmup (a constant buffer "
             "that is meant to be infinite needs persistent=False)"
         )
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged or hostile file makes its reader raise into one line.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # pickle alone documents that it may raise any of them
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise CheckpointError(
+            f"{path} cannot be read ({reason}); it is damaged or hostile: take another checkpoint"
+        ) from error
 
 
 @contextmanager

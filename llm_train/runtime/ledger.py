@@ -34,18 +34,22 @@ class Ledger:
     """Adds up seconds by name and writes them down.
 
     Args:
-        spent: seconds that the process had lived before; they belong to the first name.
         write: takes the name of an event, the step and details, as ``log_event`` does.
     """
 
-    def __init__(self, spent: float = 0.0, write: Callable[..., None] = _nowhere) -> None:
+    def __init__(self, write: Callable[..., None] = _nowhere) -> None:
         self._write = write
-        self._now = "start_up/imports"
-        self._since = self._born = self._written = time.monotonic() - spent
+        self._now = "start_up/build"
+        self._since = self._born = self._written = time.monotonic()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._compiled = compile_seconds()
         self._step = self._steps = 0
         self._begun = False
+
+    def imported(self, seconds: float) -> None:
+        """The process had lived for so long when the run began to be built."""
+        self._seconds["start_up/imports"] += seconds
+        self._born -= seconds
 
     def switch(self, name: str) -> str:
         """From now on time belongs to ``name``; returns what it belonged to."""

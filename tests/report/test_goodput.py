@@ -111,7 +111,8 @@ def test_a_ledger_names_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr("llm_train.runtime.ledger.time.monotonic", lambda: float(next(ticks)))
     written: list[dict[str, Any]] = []
-    ledger = Ledger(10.0, lambda event, step, **rest: written.append({"event": event, **rest}))
+    ledger = Ledger(lambda event, step, **rest: written.append({"event": event, **rest}))
+    ledger.imported(10.0)
     ledger.begin(0)
     with ledger.during("data_wait"):
         next(ticks)
@@ -125,5 +126,5 @@ def test_a_ledger_names_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.end(complete=True)
     assert sum(sum(row["seconds"].values()) for row in written) == next(ticks) - 1 + 10
     assert [row["steps"] for row in written] == [0, 1, 0]
-    assert written[0]["seconds"] == {"start_up/imports": 11.0, "steps": 1.0}
+    assert written[0]["seconds"] == {"start_up/imports": 10.0, "start_up/build": 1.0, "steps": 1.0}
     assert written[1]["seconds"]["data_wait"] == 5.0 - 3.0

@@ -256,10 +256,14 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
+        engine, run = self.deepspeed_engine, self.task.run_state
+        before = engine.global_steps
         result = super(Strategy, self).optimizer_step(*args, **kwargs)
-        norm = self.deepspeed_engine.get_global_grad_norm()
+        norm = engine.get_global_grad_norm()
         if norm is not None:
-            self.task.run_state.gradient_norm = torch.as_tensor(norm)
+            run.gradient_norm = torch.as_tensor(norm)
+        if engine.global_steps > before:  # not a micro-batch before the step's last
+            run.judge()
         return result
 
     def state(self) -> RankState:
