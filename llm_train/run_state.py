@@ -17,7 +17,9 @@ from torch import Tensor
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
+from llm_train.runtime.watch import Watch
 
 
 @dataclass(kw_only=True)
@@ -37,10 +39,14 @@ class RunState:
         start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
         flush: publishes the log point that is not yet copied from the device; collective over
             ranks. Owned by ``Metrics``; ``Checkpoints`` calls it before it saves.
-        stop_signal: number of the signal that asked for an end; 0 is none. Owned by
+        stop_signal: number of the signal that ended the run, on all ranks; 0 is none. Owned by
             ``GracefulStop``.
+        watch: hears signals and agrees with the other ranks on an end. Owned by ``Run``;
+            ``GracefulStop`` passes its boundaries.
         stopwatch: measures training time on the device. Owned by the task; ``Metrics`` takes its
             laps, and whoever stops training for a while pauses it.
+        ledger: where the wall time of this process goes. Owned by whoever builds the run; anybody
+            may name an interval.
     """
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))
@@ -52,7 +58,9 @@ class RunState:
     start_up: dict[str, float] = field(default_factory=dict)
     flush: Callable[[], None] = lambda: None  # nothing is on its way
     stop_signal: int = 0
+    watch: Watch = field(default_factory=Watch)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class TaskBase(pl.LightningModule):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from llm_train.check import device_rules, trainer_rules
+from llm_train.data import Prepared
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
 
@@ -55,8 +56,11 @@ def _sound(settings: Settings) -> tuple[Settings, list[str]]:
 
 def notes(settings: Settings) -> list[str]:
     """What is not wrong but must be done before the run can start."""
-    if settings.data.source.prepared:
+    source, recipe = settings.data.source, settings.data.recipe
+    if source.prepared:
         return []
+    if isinstance(recipe, Prepared):
+        return [f"data not here yet: copy them to {source.folder}, or set data.recipe to make them"]
     return ["data not prepared yet: run llm-train prepare with the same options"]
 
 

@@ -1,4 +1,4 @@
-"""Saves and restores a run between two optimizer steps: weights, optimizer, data, RNG, callbacks.
+"""Saves and restores a run between two optimizer steps; what is saved stands in ``content``.
 
 A checkpoint of step N is written when step N is over with its logging and validation: at the start
 of the next micro-batch, or at the end of training. So nothing of step N needs repeating after a
@@ -18,21 +18,14 @@ from typing import Any, TypeVar, cast
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.serialization import default_restore_location
 
-from llm_train.checkpoint import callback_state, group_state, manifest
-from llm_train.checkpoint.compatibility import (
-    KeepsState,
-    load_weights,
-    require_loadable,
-    require_same_run,
-)
+from llm_train.checkpoint import callback_state, content, group_state, manifest
+from llm_train.checkpoint.compatibility import load_weights, require_loadable, require_same_run
 from llm_train.checkpoint.store import CheckpointStore, Found, SaveFailed
-from llm_train.data.module import TokenData
 from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
-from llm_train.runtime.random_state import random_state, set_random_state
+from llm_train.runtime.random_state import set_random_state
 
 T = TypeVar("T")
 
@@ -98,10 +91,10 @@ class Checkpoints(pl.Callback):
         A disk may be full for an hour: only the last checkpoint of a run must succeed.
         """
         run.flush()  # a loss that is not finite must be known before anything is saved
-        with run.stopwatch.paused():
+        with run.stopwatch.paused("saving"):
             _require_finite(trainer, run)
             if self.compare_replicas:
-                _keeper(trainer).require_equal_replicas()
+                content.keeper(trainer).require_equal_replicas()
             try:
                 self._write(trainer, run, trainer.global_step)
             except SaveFailed as error:
@@ -114,18 +107,11 @@ class Checkpoints(pl.Callback):
         # Here, because a verb that saves nothing can do without what it imports.
         from torch.distributed.checkpoint.api import CheckpointException
 
-        stage = Path(_on_main(trainer, lambda: self.store.stage(step)))
-        (stage / "state").mkdir(exist_ok=True)
-        trainer.strategy.barrier()  # nobody writes into a stage that rank 0 still empties
+        # Nobody writes into the stage before rank 0 has emptied it.
+        stage = Path(_on_main(trainer, lambda: self._stage(step)))
         failure: BaseException | None = None
         try:
-            _keeper(trainer).save_state(stage / "state")
-            callback_state.write_tensors(trainer, stage)
-            random = random_state(trainer.strategy.root_device)
-            kept = callback_state.collect(trainer)
-            groups = group_state.changes(trainer.optimizers[0].param_groups, self._built)
-            rank = {"random": random, "sums": run.sums.cpu(), "groups": groups}
-            torch.save(rank, stage / _rank_file(trainer.global_rank))
+            kept = content.write(trainer, stage, self._built)
         except LLMTrainError as error:  # of all ranks
             if not isinstance(error.__cause__, CheckpointException):  # no fault of the disk
                 shutil.rmtree(stage, ignore_errors=True)
@@ -141,21 +127,18 @@ class Checkpoints(pl.Callback):
         _on_main(trainer, lambda: self._finish(trainer, stage, kept))
         self.last_saved = step
 
-    def _finish(self, trainer: pl.Trainer, stage: Path, kept: dict[str, Any]) -> None:
-        step, data, strategy = trainer.global_step, _data(trainer), _keeper(trainer)
+    def _stage(self, step: int) -> Path:
+        stage = self.store.stage(step)
         with self.store.surfaced(step):
-            callback_state.write(stage, kept)
-            for name, text in self.files.items():
-                (stage / name).write_text(text, encoding="utf-8")
-        consumed = data.consumed + (step - data.steps_done) * self.metadata["samples_per_step"]
-        position = {
-            "step": step,
-            "data": {**data.state_dict(), "consumed": consumed},
-            "world_size": trainer.world_size,
-            "strategy": type(strategy).__name__,
-            "state_format": strategy.state_format,
-        }
-        self.store.commit(step, {**self.metadata, **position})
+            (stage / "state").mkdir()
+        return stage
+
+    def _finish(self, trainer: pl.Trainer, stage: Path, kept: dict[str, Any]) -> None:
+        step = trainer.global_step
+        with self.store.surfaced(step):
+            content.finish(stage, kept, self.files)
+        where = content.position(trainer, self.metadata["samples_per_step"])
+        self.store.commit(step, {**self.metadata, **where})
         if not self.last_saved:
             self.first_save(step)
 
@@ -170,7 +153,7 @@ class Checkpoints(pl.Callback):
         found = self.store.resolve(self.resume) if self.resume else Found(None)
         if found.path is not None:
             metadata = manifest.read(found.path).metadata
-            require_loadable(found.path, metadata, _keeper(trainer), trainer.world_size)
+            require_loadable(found.path, metadata, content.keeper(trainer), trainer.world_size)
             require_same_run(found.path, metadata, self.metadata)
         self.announce(found)
         return found.path
@@ -181,28 +164,29 @@ class Checkpoints(pl.Callback):
         path = self.resume_from
         if path is None:
             return
-        metadata = manifest.read(path).metadata
-        _keeper(trainer).load_state(path / "state", with_optimizer=True)
-        _data(trainer).restore(metadata["data"], steps_done=metadata["step"])
-        _set_loop_position(trainer, metadata["step"])
-        callback_state.restore(trainer, path)
-        self._restore_rank(trainer, task_of(pl_module).run_state.sums, path, metadata["world_size"])
-        self.last_saved = metadata["step"]
+        self._random_state = content.restore(trainer, path, self._built)
+        self.last_saved = trainer.global_step
 
-    def _restore_rank(self, trainer: pl.Trainer, sums: Tensor, path: Path, ranks: int) -> None:
-        """Restores what this rank saved; of another number of ranks, what all have in common."""
-        rank, same = trainer.global_rank, ranks == trainer.world_size
-        own = _load_rank(path, rank if same else 0)
-        if "groups" in own:  # earlier versions saved none
-            group_state.restore(trainer.optimizers[0].param_groups, self._built, own["groups"])
-        if same:
-            sums.copy_(own["sums"])
-            self._random_state = own["random"]
-            return
-        # Sums of another number of ranks cannot be split by rank, so rank 0 takes them all.
-        sums.zero_()
-        for other in range(ranks) if rank == 0 else ():
-            sums += _load_rank(path, other)["sums"].to(sums)
+    def restore(self, trainer: pl.Trainer, path: Path, batch: Tensor) -> None:
+        """Takes a run that is under way back to a checkpoint of its own; collective over ranks.
+
+        To be called where this callback saves: in ``on_train_batch_start``, before the first
+        micro-batch of an optimizer step. Weights, optimizer, its groups, sums, callbacks, random
+        state, the position in the data and the loop's counters are what they were then.
+
+        Args:
+            trainer: that trains.
+            path: of the checkpoint, complete and of as many ranks.
+            batch: the micro-batch that was fetched; that of the checkpoint's next step replaces it.
+        """
+        run = task_of(trainer.lightning_module).run_state
+        run.flush()
+        with run.stopwatch.paused():
+            random = content.restore(trainer, path, self._built)
+            content.restart_data(trainer, batch)
+            assert random is not None, "a checkpoint of as many ranks holds the state of each"
+            set_random_state(random, trainer.strategy.root_device)
+        self.last_saved = trainer.global_step
 
 
 @dataclass(eq=False)
@@ -221,18 +205,6 @@ class Restored(pl.Callback):
         """Loads weights and callback state."""
         load_weights(self.path, task_of(pl_module).network)
         callback_state.restore(trainer, self.path)
-
-
-def _keeper(trainer: pl.Trainer) -> KeepsState:
-    strategy = trainer.strategy
-    assert isinstance(strategy, KeepsState), "check refuses strategies that cannot save exactly"
-    return strategy
-
-
-def _data(trainer: pl.Trainer) -> TokenData:
-    data = trainer.datamodule  # type: ignore[attr-defined]  # not declared
-    assert isinstance(data, TokenData), "a position in the data is saved of our data module only"
-    return data
 
 
 def _require_finite(trainer: pl.Trainer, run: RunState) -> None:
@@ -265,34 +237,3 @@ def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
     if failure:
         raise kind(failure)
     return cast(T, result)
-
-
-def _set_loop_position(trainer: pl.Trainer, step: int) -> None:
-    """Makes Lightning's progress counters say that ``step`` optimizer steps are done."""
-    state = trainer.fit_loop.state_dict()
-    micro = step * trainer.accumulate_grad_batches
-    batches = {"ready": micro, "started": micro, "processed": micro, "completed": micro}
-    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    for scope in ("current", "total"):
-        state["epoch_loop.batch_progress"][scope].update(batches)
-        state["epoch_progress"][scope].update(epoch)
-        optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-        optimizer["step"][scope].update(ready=step, completed=step)
-    state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
-    trainer.fit_loop.load_state_dict(state)
-
-
-def _load_rank(path: Path, rank: int) -> dict[str, Any]:
-    """What a rank saved; what lay on its device comes to this rank's."""
-
-    def place(storage: Any, where: str) -> Any:
-        return default_restore_location(storage, where.partition(":")[0])  # type: ignore[no-untyped-call]
-
-    found: dict[str, Any] = torch.load(
-        path / _rank_file(rank), weights_only=True, map_location=place
-    )
-    return found
-
-
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:05d}.pt"

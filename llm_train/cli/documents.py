@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_train.cli.spelling import expanded
 from llm_train.cli.walk import Layer
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
@@ -37,6 +38,7 @@ def spell_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"{name} needs a value; write {name}=VALUE")
+        value = expanded(value)
         if name in ("-c", "--config"):
             files.append(value)
         else:
@@ -64,6 +66,8 @@ def layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
 
 
 def _read(file: str) -> dict[str, Any]:
+    if Path(file).is_dir():
+        raise ConfigError(f"-c {file} is a directory; name a file in it")
     if not Path(file).is_file():
         raise ConfigError(f"-c {file}: no such file; configs/ holds the ready-made ones")
     try:
@@ -71,7 +75,7 @@ def _read(file: str) -> dict[str, Any]:
         twice = [f"{problem} of {file}; remove one" for problem in yaml12.duplicates(text)]
         if twice:
             raise ConfigError("\n".join(twice))
-        value = yaml12.load(text)
+        value = expanded(yaml12.load(text))
     except (yaml12.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"-c {file} is not valid YAML: {yaml12.where(error)}") from error
     if not isinstance(value, dict):

@@ -167,8 +167,9 @@ class Task(Part, Trimmed, TaskBase):
 
     def setup(self, stage: str) -> None:
         """Puts the accumulators and the clock on the device."""
+        self.run_state.ledger.switch("start_up/network")  # which is built next
         device = self.trainer.strategy.root_device
-        self.run_state.stopwatch = Stopwatch(device)
+        self.run_state.stopwatch = Stopwatch(device, self.run_state.ledger)
         wide = torch.float64 if KINDS[device.type].float64 else torch.float32
         self.run_state.sums = torch.zeros(2, dtype=wide, device=device)
         self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
@@ -188,6 +189,7 @@ class Task(Part, Trimmed, TaskBase):
         # Primes, so that no two pairs of rank and step that occur in practice share a seed.
         offset = 1_000_003 * self.trainer.global_rank + 7_919 * self.trainer.global_step
         seed_generators(self.derived.seed + offset)
+        self.run_state.ledger.switch("start_up/data")  # whose loaders start next
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -289,6 +291,8 @@ class Task(Part, Trimmed, TaskBase):
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the held-out loss over all ranks for callbacks and loggers."""
+        if self.trainer.sanity_checking:  # it was broken off, on all ranks alike
+            return
         total = self.trainer.strategy.reduce(self._held_out_sums.clone(), reduce_op="sum")
         nats, tokens, text = total.tolist()
         if tokens == 0:

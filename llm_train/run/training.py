@@ -5,9 +5,10 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +17,22 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ParallelStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from llm_train import check as checks
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.derived import Derived
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
+from llm_train.runtime.ledger import LEDGER, Ledger
+from llm_train.runtime.quiet import without_advice
+from llm_train.runtime.watch_peers import Peers, meet
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -83,19 +89,40 @@ class Run:
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0 if first else len(callbacks) - 1, callback)
 
+    def _meet(self) -> Peers | None:
+        """The other ranks of the run, before they have a process group."""
+        trainer, strategy = self.trainer, self.settings.strategy
+        if trainer.world_size == 1:
+            return None
+        assert isinstance(strategy, ParallelStrategy), "there are several ranks"
+        environment = strategy.cluster_environment
+        assert environment is not None, "the Trainer connects it"
+        return meet(
+            self.settings.launch,
+            environment,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+            timeout=strategy.timeout or default_pg_timeout,
+        )
+
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
+        ledger = task.run_state.ledger
+        ledger.switch("start_up/lease")
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
-        with lease, _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
-            trainer.fit(task, datamodule=self.settings.data)
-        number = _leave_process_group(trainer, task.run_state.stop_signal)
-        step = trainer.global_step
+        with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
+            ledger.switch("start_up/process_group")
+            with task.run_state.watch.running(self._meet()):
+                with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                    trainer.fit(task, datamodule=self.settings.data)
+                _leave_process_group(trainer)
+        step, number = trainer.global_step, task.run_state.stop_signal
         metrics = _held_out(task.run_state.held_out)
-        complete = step >= self.derived.total_steps
+        complete = step >= self.derived.total_steps and not number
         if complete and "val/loss" not in metrics:  # a finished run was resumed
             for record in read_metrics(self.settings.run_dir / "metrics.jsonl"):
-                metrics |= _held_out(record)
+                metrics |= _held_out(record) if record["step"] == step else {}
         return Result(
             step=step,
             path=self.settings.run_dir,
@@ -116,6 +143,9 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
+    times = JSONLMetrics(str(settings.run_dir))
+    times.file_name = LEDGER
+    settings.task.run_state.ledger = Ledger(times.log_event)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
     settings.device.prepare(settings.accelerator)
@@ -126,7 +156,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     def require_lease() -> None:
         run.lease.require()
 
-    metrics.require = require_lease
+    metrics.require = times.require = require_lease
     saver = Checkpoints(
         store=replace(_store(settings, derived), require=require_lease),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -145,7 +175,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
@@ -174,7 +204,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         )
     scoring = settings.strategy.validating(settings.world)
     settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
         with _in_use(settings, trainer):
@@ -184,8 +214,37 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
     return Result(step=step, path=path, metrics=_held_out(settings.task.run_state.held_out))
 
 
+def rehearse(settings: Settings, callback: pl.Callback) -> None:
+    """Trains as ``fit`` would, with one more callback that ends it, and writes nothing that stays.
+
+    Args:
+        settings: what was configured.
+        callback: comes first.
+    """
+    settings.device.prepare(settings.accelerator)
+    derived = settings.derive()
+    with tempfile.TemporaryDirectory() as folder, _lightning():
+        elsewhere = {"default_root_dir": folder, "logger": False, "enable_progress_bar": False}
+        settings = replace(settings, trainer_args={**settings.trainer_args, **elsewhere})
+        trainer = build_trainer(settings, derived, [], JSONLMetrics())
+        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+        with no_sanity_check(), _in_use(settings, trainer):
+            trainer.fit(settings.task, datamodule=settings.data)
+    _leave_process_group(trainer)
+
+
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+@contextmanager
+def _ended(ledger: Ledger, complete: Callable[[], bool]) -> Iterator[None]:
+    """Closes the ledger while the run still holds its folder, however it ends."""
+    try:
+        yield
+    finally:
+        with suppress(LLMTrainError):  # the folder was lost, which is being said already
+            ledger.end(complete=complete())
 
 
 @contextmanager
@@ -200,10 +259,11 @@ def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _as_config_error() -> Iterator[None]:
-    """Reports a combination that only Lightning knows about like any other wrong setting."""
+def _lightning() -> Iterator[None]:
+    """Hides its advice, and reports a combination that only it knows like any wrong setting."""
     try:
-        yield
+        with without_advice():
+            yield
     except MisconfigurationException as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
@@ -217,7 +277,7 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
     )
 
 
-def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
+def _leave_process_group(trainer: pl.Trainer) -> None:
     """Ends communication before the interpreter shuts down, which gloo's threads could crash.
 
     DTensor's caches hold the mesh, and the mesh its groups, so that gloo's threads outlive
@@ -225,14 +285,9 @@ def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
     drop a tensor. If the interpreter begins to shut down meanwhile, the thread is made to exit
     inside a C++ destructor, and the process dies with "terminate called without an active
     exception".
-
-    Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
-    may have reached only some of them.
     """
     if torch.distributed.is_initialized():
-        highest = torch.tensor(number, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-        number = int(highest)
+        # Nobody leaves while others may still be served by its process.
+        torch.distributed.all_reduce(torch.zeros(1, device=trainer.strategy.root_device))
         torch.distributed.destroy_process_group()
         time.sleep(_LET_GO_SECONDS)  # this releases the GIL, so that such a thread can finish
-    return number

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -45,10 +46,44 @@ _IMPORTED = (
 )
 
 
+@dataclass(frozen=True)
+class Job:
+    """Ranks that run.
+
+    Attributes:
+        children: their processes, in order of rank.
+    """
+
+    children: Sequence[ForkServerProcess]
+
+    @property
+    def running(self) -> bool:
+        """Whether no rank has ended yet."""
+        return all(child.exitcode is None for child in self.children)
+
+    def send(self, number: int = signal.SIGKILL, victims: Sequence[int] = ()) -> None:
+        """Sends a signal to the ranks ``victims``; to all if none is given."""
+        for rank in victims or range(len(self.children)):
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(self.children[rank].pid or 0, number)
+
+    def wait(self) -> list[int]:
+        """Exit statuses in order of rank; like torchrun, ends the others soon after a failure."""
+        give_up = float("inf")
+        while any(child.exitcode is None for child in self.children):
+            if any(child.exitcode for child in self.children):
+                give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
+            if time.monotonic() > give_up:
+                self.send()
+            time.sleep(0.005)
+        return [child.exitcode or 0 for child in self.children]
+
+
 class ForkServer:
     """Runs the command line, or a script, in forked processes."""
 
     def __init__(self) -> None:
+        self.seconds = 0.0
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(_IMPORTED))
         with mock.patch.dict(os.environ, {**environment(), "DS_ACCELERATOR": "cpu"}):
             forkserver.ensure_running()
@@ -61,12 +96,27 @@ class ForkServer:
             ranks: how many; 0 is one process without a launcher.
             log: file for standard output and error.
             **options: ``metrics`` and ``step`` send a signal ``delay_seconds`` (0) after the file
-                ``metrics`` shows ``step``: ``signal`` (SIGKILL) to the ranks ``victims`` (all),
-                ``repeat`` (1) times. ``launcher`` (torchrun) is who started the ranks, as far as
+                ``metrics`` shows ``step``, or ``file`` once that exists: ``signal`` (SIGKILL) to
+                the ranks ``victims`` (all), ``repeat`` (1) times; ``seconds`` says how long the
+                ranks needed after it. ``launcher`` (torchrun) is who started the ranks, as far as
                 they can tell: ``ranks.launched_as``. ``script`` is a file to run instead of the
                 command line, ``cwd`` the directory to run in, ``environment`` are further
                 variables, and ``errors`` is a file for standard error alone.
         """
+        job = self.start(*arguments, ranks=ranks, log=log, **options)
+        if "step" in options or "file" in options:
+            _wait_for(options, job)
+            time.sleep(options.get("delay_seconds", 0.0))
+            for _ in range(options.get("repeat", 1)):
+                job.send(options.get("signal", signal.SIGKILL), options.get("victims", ()))
+                time.sleep(0.02)
+        signalled = time.monotonic()
+        statuses = job.wait()
+        self.seconds = time.monotonic() - signalled
+        return statuses
+
+    def start(self, *arguments: str, ranks: int, log: Path, **options: Any) -> Job:
+        """Starts what ``run`` runs, and returns at once."""
         request = {**options, "arguments": arguments, "ranks": ranks, "log": log}
         port = find_free_network_port()
         children = [
@@ -75,15 +125,7 @@ class ForkServer:
         ]
         for child in children:
             child.start()
-        if "step" in options:
-            _wait_for_step(Path(options["metrics"]), options["step"], children[0])
-            time.sleep(options.get("delay_seconds", 0.0))
-            for _ in range(options.get("repeat", 1)):
-                for rank in options.get("victims", range(len(children))):
-                    with suppress(ProcessLookupError):  # it has ended by itself
-                        os.kill(children[rank].pid or 0, options.get("signal", signal.SIGKILL))
-                time.sleep(0.02)
-        return _reap(children)
+        return Job(children)
 
     def command(self, *arguments: str, folder: Path, **options: Any) -> Outcome:
         """What a process of its own, without a launcher, leaves behind; ``folder`` keeps it."""
@@ -92,19 +134,6 @@ class ForkServer:
             path.write_text("")
         (code,) = self.run(*arguments, ranks=0, log=out, errors=err, **options)
         return Outcome(code, out.read_text(), err.read_text())
-
-
-def _reap(children: Sequence[ForkServerProcess]) -> list[int]:
-    """Exit statuses in order of rank; like torchrun, ends the others soon after one has failed."""
-    give_up = float("inf")
-    while any(child.exitcode is None for child in children):
-        if any(child.exitcode for child in children):
-            give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
-        if time.monotonic() > give_up:
-            for child in children:
-                child.kill()
-        time.sleep(0.005)
-    return [child.exitcode or 0 for child in children]
 
 
 def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
@@ -139,12 +168,19 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         os._exit(code)
 
 
-def _wait_for_step(metrics: Path, step: int, first: ForkServerProcess) -> None:
-    """Returns when ``step`` is logged, or when the first child has ended by itself."""
+def _wait_for(options: dict[str, Any], job: Job) -> None:
+    """Returns when it is time for the signal, or when a rank has ended by itself."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and first.exitcode is None:
-        last = read_lines(metrics)[-1:] if metrics.exists() else []
-        # An event may be the start or resume that makes the records before it those of another run.
-        if any("event" not in record and record["step"] >= step for record in last):
+    while time.monotonic() < deadline and job.running:
+        if "file" in options:
+            if Path(options["file"]).exists():
+                return
+        elif _is_logged(Path(options["metrics"]), options["step"]):
             return
         time.sleep(0.002)
+
+
+def _is_logged(metrics: Path, step: int) -> bool:
+    last = read_lines(metrics)[-1:] if metrics.exists() else []
+    # An event may be the start or resume that makes the records before it those of another run.
+    return any("event" not in record and record["step"] >= step for record in last)

@@ -44,9 +44,12 @@ class Fit(Verb):
         settings = load(flags.settings)
 
         from llm_train.run.training import build
+        from llm_train.runtime import startup
         from llm_train.runtime.terminal import say_sections
 
+        imported = startup.claim()
         run = build(settings, resume=flags.resume)
+        run.settings.task.run_state.ledger.imported(imported)
         _watch(run, flags)
         say_sections(run.table)
         return _conclude(run, run.fit())

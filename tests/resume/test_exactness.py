@@ -84,7 +84,7 @@ def test_a_fresh_run_moves_only_what_runs_write(tmp_path: Path) -> None:
         assert run("fit", "-c", str(file)).code == 0
     assert file.is_file()
     (earlier,) = (directory / "earlier").iterdir()
-    written = {"checkpoints", "metrics.jsonl", "config.yaml", "derived.json"}
+    written = {"checkpoints", "metrics.jsonl", "ledger.jsonl", "config.yaml", "derived.json"}
     assert {path.name for path in earlier.iterdir()} == written
 
 

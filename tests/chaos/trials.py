@@ -1,0 +1,33 @@
+"""A trial is a test with a seed: the same seed draws the same faults, whenever it runs.
+
+The default suite runs the first trials of a row and ``make chaos`` all of them; with ``SHARD=3`` it
+takes every eighth, from the third on. ``make chaos TRIAL=kill-ddp-17`` repeats a single one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+SHARDS = 8
+
+
+def trials(row: str, number: int, *values: Any, short: int = 0) -> list[Any]:
+    """The parameters of a row's tests: ``values``, and then the seed.
+
+    Args:
+        row: what the names of its trials begin with.
+        number: how many trials it has in all.
+        *values: what all of them share.
+        short: how many of them the default suite runs.
+    """
+    seeds = [seed for seed in range(number) if _in_shard(seed)]
+    marks = {s: [pytest.mark.chaos, *[pytest.mark.faults] * (s >= short)] for s in seeds}
+    return [pytest.param(*values, s, id=f"{row}-{s}", marks=marks[s]) for s in seeds]
+
+
+def _in_shard(seed: int) -> bool:
+    shard = int(os.environ.get("SHARD") or 0)
+    return not shard or seed % SHARDS == shard - 1
