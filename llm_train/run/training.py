@@ -24,6 +24,7 @@ from llm_train import check as checks
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
@@ -160,16 +161,19 @@ def build(settings: Settings, *, resume: str = "") -> Run:
 
     metrics.require = times.require = require_lease
     saver = Checkpoints(
-        store=replace(_store(settings, derived), require=require_lease),
+        writer=Writer(
+            store=replace(_store(settings, derived), require=require_lease),
+            metadata={
+                "seed": derived.seed,
+                "samples_per_step": derived.samples_per_step,
+                "sequence": derived.sequence,
+                "optimizer": type(settings.task.optimizer_config).__name__,
+            },
+            files=directory.files_for_checkpoints(settings),
+        ),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
-        metadata={
-            "seed": derived.seed,
-            "samples_per_step": derived.samples_per_step,
-            "sequence": derived.sequence,
-            "optimizer": type(settings.task.optimizer_config).__name__,
-        },
-        files=directory.files_for_checkpoints(settings),
         resume=resume,
+        asynchronous=settings.checkpoint.asynchronous,
         compare_replicas=settings.checkpoint.compare_replicas,
         # Called when training starts, by when ``table``, ``trainer`` and ``run`` exist.
         announce=lambda found: directory.record(

@@ -1,8 +1,11 @@
-"""Runs that nobody interrupts, for comparison."""
+"""Runs that nobody interrupts, for comparison; and a mark that no payload may leave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,8 +14,25 @@ import pytest
 from llm_train.testing.fork_server import ForkServer, Job
 from tests.chaos.jobs import launcher, require_end
 
+# What a refusal may take, of the processor and of memory that no trial before has taken.
+SECONDS, MEBIBYTES = 30.0, 500
+SHARDS = 8
 Start = Callable[[Path, str, int], Callable[[], Job]]
 Unbroken = Callable[[str, int], Path]
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # before those that passed are left out
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
+    """Leaves the trials of one shard, every eighth, of those that were asked for."""
+    yield
+    shard = int(os.environ.get("SHARD") or 0)
+    if shard:
+        config.hook.pytest_deselected(
+            items=[i for n, i in enumerate(items) if n % SHARDS != shard - 1]
+        )
+        items[:] = items[shard - 1 :: SHARDS]
 
 
 @pytest.fixture
@@ -32,3 +52,13 @@ def unbroken(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
         return folder / "run"
 
     return made
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """A file that must never exist, and limits on what a trial takes."""
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield tmp_path / "mark"
+    assert not (tmp_path / "mark").exists()
+    assert time.process_time() - began < SECONDS
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEBIBYTES * 1024

@@ -204,7 +204,7 @@ class Guard(Part, pl.Callback):
         spike, self._back_from = self._back_from, 0
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # not declared
         (saver,) = (callback for callback in callbacks if isinstance(callback, Checkpoints))
-        acted, path = self._acted, saver.earlier(trainer, spike, self.before)
+        acted, path = self._acted, saver.earlier(spike, self.before)
         consumed = content.data_of(trainer).consumed_at(spike + self.beyond)
         first = manifest.read(path).metadata["data"]["consumed"]
         saver.restore(trainer, path, batch, consumed=consumed)
