@@ -32,6 +32,7 @@ class CheckpointPolicy:
         every: distance between checkpoints; 0 steps writes one at the end only.
         keep_last: how many of the newest are kept.
         keep_every: checkpoints at multiples of this are kept for good; 0 steps keeps none.
+        asynchronous: training goes on while a checkpoint is written, from a copy in host memory.
         compare_replicas: ranks compare their copies of weights, bit by bit, before each save and at
             each log point, and end the run where they differ (ddp, hsdp, LocalSGD).
     """
@@ -39,6 +40,7 @@ class CheckpointPolicy:
     every: Duration = _NEVER
     keep_last: int = 2
     keep_every: Duration = _NEVER
+    asynchronous: bool = False
     compare_replicas: bool = True
 
     def __post_init__(self) -> None:
