@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG := configs/quickstart.yaml
 RUN := runs/quickstart
+# What `make chaos` has done, trial by trial; what has passed is not repeated.
+FAULTS := runs/chaos.jsonl
 # Two cores are shared by all ranks of a test, and by nothing else.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-dist test-faults test-slow test-gpu test-floor test-pythons elastic rehearse bench bench-gpu check fix \
+.PHONY: help setup train test test-dist chaos test-slow test-gpu test-floor test-pythons elastic rehearse bench bench-gpu check fix \
 	configs docs clean
 
 help: ## list the targets
@@ -36,8 +38,9 @@ test: $(STAMP) ## the default test suite
 test-dist: $(STAMP) ## only the tests with several processes
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'distributed and not gpu and not faults'
 
-test-faults: $(STAMP) ## kill and resume at 20 random points per strategy
-	$(TEST_ENV) $(BIN)/python -m pytest -m faults
+chaos: $(STAMP) ## the matrix of faults; SHARD=1 to 8 for an eighth, TRIAL=kill-ddp-17 for one of it
+	$(TEST_ENV) SHARD=$(SHARD) RESULTS=$(FAULTS) $(BIN)/python -m pytest -m 'chaos or faults' \
+		$(if $(TRIAL),-k '[$(TRIAL)]',-p benchmarks.record_tests)
 
 elastic: $(STAMP) ## a checkpoint of every strategy into every other
 	$(TEST_ENV) $(BIN)/python -m benchmarks.elastic --out runs/elastic

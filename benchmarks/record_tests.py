@@ -47,6 +47,7 @@ class Recorder:
             "case": report.nodeid,
             "outcome": report.outcome,
             "seconds": round(report.duration, 2),
+            **dict(report.user_properties),  # what a test counted with ``record_property``
         }
         if not report.passed:
             row["error"] = report.longreprtext[-3000:]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,22 @@ from torch import nn
 from llm_train.derived import Derived
 from llm_train.runtime.devices import Kind
 from llm_train.units import Batch, Duration
+
+
+class Finding(NamedTuple):
+    """What ``llm-train doctor`` found.
+
+    Attributes:
+        about: what was looked at.
+        text: what it is like.
+        state: whether a run can live with it.
+        remedy: what to do; "" where nothing is wrong, or where the text says it.
+    """
+
+    about: str
+    text: str
+    state: Literal["ok", "warning", "failed"] = "ok"
+    remedy: str = ""
 
 
 class Part:
@@ -31,6 +47,10 @@ class Part:
 
     def problems(self, context: Context) -> Iterator[str]:
         """What is wrong with this part here, one line each: key, value, rule, way out."""
+        yield from ()
+
+    def examine(self) -> Iterator[Finding]:
+        """What the world outside is like, as far as this part depends on it, in bounded time."""
         yield from ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,6 @@ from jsonargparse._common import parsing_settings
 import llm_train
 from llm_train.testing.configs import VOCAB, tiny, write
 from llm_train.testing.ranks import environment
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-]
 
 # What semantic versioning covers, with the parameters of what can be called.
 PUBLIC = {
@@ -60,8 +55,13 @@ def test_importing_costs_nothing() -> None:
     assert done.stdout == b"set()\n"
 
 
-def test_a_run_and_its_checkpoint_in_one_process(tmp_path: Path) -> None:
+def test_a_run_and_its_checkpoint_in_one_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = dict(parsing_settings)
+    lightning = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(lightning, "handlers", [caplog.handler])
+    caplog.set_level(logging.INFO, lightning.name)
     file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
     options = {"budget": "4 steps", "model.optimizer.init_args.betas": [0.9, 0.99]}
     settings = llm_train.load_settings(file, options=options)
@@ -95,6 +95,8 @@ def test_a_run_and_its_checkpoint_in_one_process(tmp_path: Path) -> None:
     assert float(scored.nats / scored.tokens) == pytest.approx(float(nats), rel=1e-5)
     with pytest.raises(llm_train.CheckpointError, match="trained on tokens without a tokenizer"):
         list(pretrained.generate("a"))
+    assert caplog.messages == [], "devices and tips, which the command line hides too"
+    assert (lightning.level, lightning.handlers) == (logging.INFO, [caplog.handler])
     assert parsing_settings == before, "whoever else uses the parser finds it as it was"
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.pytorch.accelerators import Accelerator
 
 from llm_train.check.trainer_rules import ACCELERATORS
 from llm_train.runtime.devices import KINDS, kind_here
@@ -17,8 +16,8 @@ def devices(settings: Settings) -> Iterator[str]:
     """Accelerator, devices and nodes, as far as they can be judged without any."""
     accelerator = settings.trainer_args.get("accelerator", "auto")
     if accelerator not in ACCELERATORS:
-        kind = type(accelerator).__name__ if isinstance(accelerator, Accelerator) else accelerator
-        yield f"trainer.accelerator={kind} is not one of {', '.join(ACCELERATORS)}; choose one"
+        known = ", ".join(ACCELERATORS)
+        yield f"trainer.accelerator={accelerator} is not one of {known}; choose one"
     elif accelerator in ("auto", "gpu") and kind_here() not in ("", *KINDS):
         yield (
             f"trainer.accelerator={accelerator} finds {kind_here()}, on which nothing here has "

@@ -55,8 +55,11 @@ def _sound(settings: Settings) -> tuple[Settings, list[str]]:
 
 def notes(settings: Settings) -> list[str]:
     """What is not wrong but must be done before the run can start."""
-    if settings.data.source.prepared:
+    source, recipe = settings.data.source, settings.data.recipe
+    if source.prepared:
         return []
+    if not recipe.comparable:  # it makes none
+        return [f"data not here yet: copy them to {source.folder}, or set data.recipe to make them"]
     return ["data not prepared yet: run llm-train prepare with the same options"]
 
 

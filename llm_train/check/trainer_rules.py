@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.settings import Settings
@@ -36,7 +38,7 @@ REPLACED = {
     "limit_predict_batches": "there is no predict loop; generate writes text",
     "use_distributed_sampler": "ranks share samples by index",
     "reload_dataloaders_every_n_epochs": "there is one endless epoch",
-    "fast_dev_run": "use --budget='2 steps'",
+    "fast_dev_run": "add -c configs/overlay-smoke.yaml, ten steps of a small network",
     "barebones": "every part of a run is needed",
     "enable_model_summary": "the derived table counts parameters",
     "sync_batchnorm": "there is no batch normalisation",
@@ -71,6 +73,11 @@ def values(settings: Settings) -> Iterator[str]:
     """Arguments that Lightning would refuse only when the run starts, or never."""
     if abs(settings.seed) >= 1 << 63:
         yield f"seed={str(settings.seed)[:30]} does not fit into 64 bits; take a shorter number"
+    limit = settings.trainer_args.get("max_time")
+    try:
+        Timer(duration=limit)
+    except (MisconfigurationException, TypeError):
+        yield f"trainer.max_time={limit} is not DD:HH:MM:SS; write 00:00:05:00 for five minutes"
     clip = settings.trainer_args.get("gradient_clip_val")
     if clip is not None and clip < 0:
         yield f"trainer.gradient_clip_val={clip} must not be negative; remove it for no clipping"

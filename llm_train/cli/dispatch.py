@@ -7,20 +7,18 @@ cost no torch.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import select
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_train import __version__, verbs
-from llm_train.cli.spelling import nearest
+from llm_train.cli.spelling import expanded, nearest
 from llm_train.cli.unexpected import unexpected
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime.launch import find_launch
@@ -101,7 +99,6 @@ def _load(
         sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
     settings = load_settings(arguments, allow_import)
     run_dirs.append(settings.run_dir)
-    _quieten_libraries()  # after the import of Lightning, which sets its own level
     return settings
 
 
@@ -163,6 +160,9 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
         if not verb.takes_settings:
             sys.exit(0)
     flags, rest = parser.parse_known_args(arguments)
+    for action in parser._actions:
+        if str(action.metavar).endswith(("PATH", "FILE")):
+            setattr(flags, action.dest, expanded(getattr(flags, action.dest)))
     flags.settings = rest
     known = [option for action in parser._actions for option in action.option_strings]
     if verb.takes_settings:
@@ -182,16 +182,3 @@ class _FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
-def _quieten_libraries() -> None:
-    """Hides advice that does not apply here; real warnings of the libraries stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Windows of a memory map are read faster than a worker process can hand them over.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # The last step is always a log point.
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    # Held-out sums are already those of all ranks when they are logged.
-    warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
-    warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")

@@ -139,7 +139,7 @@ def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
         import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
-    jsonargparse.set_loader(MODE, yaml12.load, exceptions=(yaml12.YAMLError,))
+    jsonargparse.set_loader(MODE, documents.load, exceptions=(yaml12.YAMLError,))
     jsonargparse.set_dumper(MODE, yaml12.dump)
     try:
         yield allowed

@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     Attributes:
         hint: its type; Any if unknown.
         required: whether it has no default.
-        default: what it is at the top level when nothing is given.
+        default: what it is when nothing is given.
         help: what the top level says of it.
     """
 
@@ -70,6 +70,7 @@ def _settings_of(owner: type) -> dict[str, Setting]:
             if found.annotation is inspect.Parameter.empty or isinstance(found.annotation, str)
             else found.annotation,
             found.default is inspect.Parameter.empty,
+            found.default,
         )
         for found in get_signature_parameters(owner)
     }
@@ -117,6 +118,20 @@ def is_group(kind: Hint) -> TypeGuard[type]:
     if not isinstance(kind, type) or inspect.isabstract(kind):
         return False
     return dataclasses.is_dataclass(kind) or issubclass(kind, GROUPS)
+
+
+def is_list(hint: Hint) -> bool:
+    """Whether a list may stand there."""
+    lists = (list, tuple, collections.abc.Iterable, collections.abc.Sequence)
+    return any(get_origin(part) in lists or part in (*lists, Any) for part in parts(hint))
+
+
+def is_finite(value: object) -> bool:
+    """Whether no number in a value, which may be a list or a mapping, is infinite or NaN."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return all(map(is_finite, inner))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def families(hint: Hint) -> list[type[object]]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from llm_train.cli import schema
 from llm_train.cli.schema import Hint, Owner, Setting
 from llm_train.cli.secret_keys import literals
-from llm_train.cli.spelling import closest, nearest
+from llm_train.cli.spelling import closest, nearest, texts
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
@@ -78,7 +78,7 @@ class Walk:
             self._option = layer.option
             # First and alone: another complaint about the same key could repeat the secret.
             if written_out := list(
-                literals(_loaded(layer.values) if layer.option else layer.values)
+                literals(texts(yaml12.load_or_text, layer.values) if layer.option else layer.values)
             ):
                 raise ConfigError("\n".join(written_out))
             self._settings(self._roots, layer.values, "")
@@ -107,8 +107,8 @@ class Walk:
         for key, value in values.items():
             inner = join(path, key)
             if key not in known:
-                way_out = nearest(str(key), list(known))
                 of = f" of {owner.__name__}" if isinstance(owner, type) else ""
+                way_out = nearest(str(key), list(known), _listing(path, owner))
                 self._say(f"{inner} is not a setting{of}; {way_out}")
                 continue
             setting = known[key]
@@ -121,7 +121,7 @@ class Walk:
             if schema.is_group(setting.hint):
                 self._settings(setting.hint, value, inner)
             elif value is not None or not setting.required:
-                self._value(setting.hint, value, inner)
+                self._value(setting, value, inner)
 
     def _find_missing(self) -> None:
         for path, (owner, from_call) in self._owners.items():
@@ -138,27 +138,39 @@ class Walk:
 
     # --- values -----------------------------------------------------------------------------------
 
-    def _value(self, hint: Hint, value: object, path: str) -> None:
+    def _value(self, setting: Setting, value: object, path: str) -> None:
         """A value that is no group: a class, a list of classes, or something plain."""
+        hint = setting.hint
         structured = self._structured(value) if schema.families(hint) else None
-        if isinstance(structured, list):
-            for index, item in enumerate(structured):
+        items = structured if isinstance(structured, list) else []
+        if any(isinstance(item, str | Mapping) for item in items):  # classes, and not numbers
+            if not schema.is_list(hint):
+                self._say(f"{path} takes one value, not a list; remove the dash or the brackets")
+                return
+            for index, item in enumerate(items):
                 self._class(hint, item, f"{path}[{index}]")
         elif self._option and f"{path}[0]" in self.chosen:
             pass  # --trainer.callbacks.duration belongs to the last class of the list
+        elif path == "trainer.accelerator" and isinstance(structured, Mapping):  # words only
+            self._say(self._wrong(hint, value, path))
         elif isinstance(structured, Mapping) or (
             isinstance(structured, str) and str not in schema.parts(hint)
         ):
             self._class(hint, structured, path)
         elif not schema.accepts(hint, value):
             self._say(self._wrong(hint, value, path))
+        elif str not in schema.parts(hint) and (
+            schema.is_finite(texts(yaml12.load_or_text, value)) < schema.is_finite(setting.default)
+        ):  # a part for which infinity means something has it for a default
+            self._say(f"{path}={value} is not finite; write {_EXAMPLES[float]}, for instance")
 
     def _structured(self, value: object) -> object:
         loaded: object = yaml12.load_or_text(value) if isinstance(value, str) else value
         return loaded if self._option else value
 
     def _wrong(self, hint: Hint, value: object, path: str) -> str:
-        shown = " ".join((value if isinstance(value, str) else yaml12.dump(value)).split())
+        text = value if isinstance(value, str) else yaml12.dump(value, flow=True)
+        shown = " ".join(text.split())
         shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
         allowed = self._choices.get(path, schema.choices_of(hint))
         rule = f"one of {', '.join(allowed)}" if path in self._choices else schema.describe(hint)
@@ -201,11 +213,16 @@ class Walk:
                 f"same or an earlier file; known: {', '.join(schema.class_names(hint))}"
             )
             return
-        if stray:
-            self._say(f"{', '.join(stray)} must stand under {path}.init_args; indent accordingly")
-        if path in self.chosen:
+        if owner := self.chosen.get(path):
+            known = schema.settings_of(owner)
+            for name in stray:
+                way_out = nearest(
+                    name, [*_CLASS_KEYS, *known], _listing(f"{path}.init_args", owner)
+                )
+                way_out = "indent accordingly" if name in known else way_out
+                self._say(f"{join(path, name)}: settings stand under {path}.init_args; {way_out}")
             from_call = schema.arguments_of_call(hint)
-            self._settings(self.chosen[path], arguments, f"{path}.init_args", from_call)
+            self._settings(owner, arguments, f"{path}.init_args", from_call)
 
     def _find(self, hint: Hint, name: str, key: str) -> object:
         """The class or function called ``name``; None if it cannot be used."""
@@ -247,16 +264,16 @@ class Walk:
 
 def join(path: str, key: object) -> str:
     """A dotted key below another one; "" is the top."""
-    return f"{path}.{key}" if path else str(key)
+    shown = str(key) if str(key).strip() else f"'{key}'"
+    return f"{path}.{shown}" if path else shown
 
 
-def _loaded(values: object) -> object:
-    """The values of an option as YAML reads them: a group may be written in one word."""
-    if isinstance(values, Mapping):
-        return {key: _loaded(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_loaded(value) for value in values]
-    return yaml12.load_or_text(values) if isinstance(values, str) else values
+def _listing(path: str, owner: Owner) -> str:
+    """The option that lists the settings of what stands at a key."""
+    key, _, inner = path.partition(".init_args")
+    if inner or key == path or not isinstance(owner, type):
+        return "--help"
+    return f"--{key.partition('[')[0]}.help={owner.__name__}"
 
 
 def _needed(hint: Hint) -> str:

@@ -19,11 +19,32 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import trainer as trainer_module
 from torch import Tensor
 
+from llm_train.runtime.ledger import DATA_WAIT, Ledger
+
 _NOTHING = nullcontext()
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning's own does nothing either, but opens a generator for each of its actions."""
+    """Lightning's own does nothing either, but opens a generator for each of its actions.
+
+    Args:
+        ledger: is told when the loop fetches a batch, the one action that starts and stops.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        super().__init__()
+        self._ledger = ledger or Ledger()
+        self._before = ""
+
+    def start(self, action_name: str) -> None:
+        """Begins to fetch a batch."""
+        if action_name.endswith(".train_dataloader_next"):
+            self._before = self._ledger.switch(DATA_WAIT)
+
+    def stop(self, action_name: str) -> None:
+        """Has fetched a batch."""
+        if action_name.endswith(".train_dataloader_next"):
+            self._ledger.switch(self._before)
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
         """One context for all actions."""

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from llm_train.errors import LLMTrainError
+from llm_train.report.goodput import Goodput
+from llm_train.runtime.ledger import LEDGER
 from llm_train.trainer.logger.records import Record, merge, read_lines
 
 
@@ -34,6 +36,7 @@ class RecordedRun:
         lines: every line of the metrics file, events and superseded records included.
         derived: section -> name -> printable value.
         config: resolved configuration as text; "" when there is none.
+        goodput: where wall time went; without rows when no ledger is there.
     """
 
     name: str
@@ -41,12 +44,13 @@ class RecordedRun:
     lines: list[Record]
     derived: dict[str, dict[str, object]]
     config: str
+    goodput: Goodput
 
     @classmethod
     def read(cls, run_dir: Path) -> RecordedRun:
         """Reads a run directory."""
-        metrics, derived, config = (
-            run_dir / name for name in ("metrics.jsonl", "derived.json", "config.yaml")
+        metrics, derived, config, ledger = (
+            run_dir / name for name in ("metrics.jsonl", "derived.json", "config.yaml", LEDGER)
         )
         if not metrics.is_file():
             raise LLMTrainError(
@@ -70,6 +74,7 @@ class RecordedRun:
             lines=lines,
             derived=sections,
             config=config.read_text("utf-8", errors="replace") if config.exists() else "",
+            goodput=Goodput.of(read_lines(ledger) if ledger.is_file() else [], lines),
         )
 
     @property

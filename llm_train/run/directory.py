@@ -28,6 +28,7 @@ _TRACES = (CHECKPOINTS, "config.yaml", "metrics.jsonl", "derived.json", RECORDS,
 _WRITTEN = (
     CHECKPOINTS,
     "metrics.jsonl",
+    "ledger.jsonl",
     "config.yaml",
     "derived.json",
     "report.html",

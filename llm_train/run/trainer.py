@@ -75,7 +75,7 @@ def build_trainer(
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
     if arguments.get("profiler") is None:
-        arguments["profiler"] = NoProfiler()
+        arguments["profiler"] = NoProfiler(settings.task.run_state.ledger)
     trainer = pl.Trainer(**arguments)
     trim(trainer)  # a search for arguments that Lightning repeats for every batch
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"

@@ -5,9 +5,10 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,17 @@ from torch.distributed.constants import default_pg_timeout
 from llm_train import check as checks
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
+from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
-from llm_train.run import directory
+from llm_train.run import directory, memory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
+from llm_train.runtime.ledger import LEDGER, Ledger
+from llm_train.runtime.quiet import without_advice
 from llm_train.runtime.watch import Watched
 from llm_train.runtime.watch_peers import meet
 from llm_train.settings import Settings
@@ -113,11 +118,16 @@ class Run:
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
+        ledger = task.run_state.ledger
+        ledger.switch("start_up/lease")
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
-        with lease, task.run_state.watch.running(self._watched()):
-            with _as_config_error(), no_sanity_check(), _in_use(self.settings, trainer):
-                trainer.fit(task, datamodule=self.settings.data)
-            _leave_process_group(trainer)
+        with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
+            ledger.switch("start_up/process_group")
+            with task.run_state.watch.running(self._watched()):
+                too_small = memory.explained(self.settings, trainer)
+                with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                    trainer.fit(task, datamodule=self.settings.data)
+                _leave_process_group(trainer)
         step, number = trainer.global_step, task.run_state.stop_signal
         metrics = _held_out(task.run_state.held_out)
         complete = step >= self.derived.total_steps and not number
@@ -144,8 +154,12 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
+    times = JSONLMetrics(str(settings.run_dir))
+    times.file_name = LEDGER
+    settings.task.run_state.ledger = Ledger(times.log_event)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
@@ -154,18 +168,28 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     def require_lease() -> None:
         run.lease.require()
 
-    metrics.require = require_lease
+    metrics.require = times.require = require_lease
+    store = replace(_store(settings, derived), require=require_lease)
+    remote = None
+    if settings.checkpoint.remote:
+        remote = Remote(url=settings.checkpoint.remote, store=store)
+        store = replace(store, in_use=remote.uses)
     saver = Checkpoints(
-        store=replace(_store(settings, derived), require=require_lease),
+        writer=Writer(
+            store=store,
+            committed=(lambda path: None) if remote is None else remote.offer,
+            metadata={
+                "seed": derived.seed,
+                "samples_per_step": derived.samples_per_step,
+                "sequence": derived.sequence,
+                "optimizer": type(settings.task.optimizer_config).__name__,
+            },
+            files=directory.files_for_checkpoints(settings),
+        ),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
-        metadata={
-            "seed": derived.seed,
-            "samples_per_step": derived.samples_per_step,
-            "sequence": derived.sequence,
-            "optimizer": type(settings.task.optimizer_config).__name__,
-        },
-        files=directory.files_for_checkpoints(settings),
         resume=resume,
+        remote=remote,
+        asynchronous=settings.checkpoint.asynchronous,
         compare_replicas=settings.checkpoint.compare_replicas,
         # Called when training starts, by when ``table``, ``trainer`` and ``run`` exist.
         announce=lambda found: directory.record(
@@ -173,7 +197,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
@@ -202,7 +226,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         )
     scoring = settings.strategy.validating(settings.world)
     settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
-    with _as_config_error():
+    with _lightning():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
         with _in_use(settings, trainer):
@@ -212,8 +236,37 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
     return Result(step=step, path=path, metrics=_held_out(settings.task.run_state.held_out))
 
 
+def rehearse(settings: Settings, callback: pl.Callback) -> None:
+    """Trains as ``fit`` would, with one more callback that ends it, and writes nothing that stays.
+
+    Args:
+        settings: what was configured.
+        callback: comes first.
+    """
+    settings.device.prepare(settings.accelerator)
+    derived = settings.derive()
+    with tempfile.TemporaryDirectory() as folder, _lightning():
+        elsewhere = {"default_root_dir": folder, "logger": False, "enable_progress_bar": False}
+        settings = replace(settings, trainer_args={**settings.trainer_args, **elsewhere})
+        trainer = build_trainer(settings, derived, [], JSONLMetrics())
+        trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+        with no_sanity_check(), _in_use(settings, trainer):
+            trainer.fit(settings.task, datamodule=settings.data)
+    _leave_process_group(trainer)
+
+
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+@contextmanager
+def _ended(ledger: Ledger, complete: Callable[[], bool]) -> Iterator[None]:
+    """Closes the ledger while the run still holds its folder, however it ends."""
+    try:
+        yield
+    finally:
+        with suppress(LLMTrainError):  # the folder was lost, which is being said already
+            ledger.end(complete=complete())
 
 
 @contextmanager
@@ -228,10 +281,11 @@ def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _as_config_error() -> Iterator[None]:
-    """Reports a combination that only Lightning knows about like any other wrong setting."""
+def _lightning() -> Iterator[None]:
+    """Hides its advice, and reports a combination that only it knows like any wrong setting."""
     try:
-        yield
+        with without_advice():
+            yield
     except MisconfigurationException as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error

@@ -1,10 +1,19 @@
-"""Silences the messages of torchao's import that concern kernels and names that we do not use."""
+"""Hides messages of libraries that do not apply here; their real warnings stay."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_ADVICE = (
+    "does not have many workers",  # windows of a memory map are read faster than handed over
+    "is smaller than the logging interval",  # the last step is always a log point
+    "It is recommended to use .self.log.*sync_dist",  # held-out sums are those of all ranks
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+)
 
 
 @contextmanager
@@ -19,3 +28,18 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Hides what Lightning tells everybody who trains: devices, tips, and advice on settings."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*({'|'.join(_ADVICE)})")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in loggers.items():
+                logger.setLevel(level)

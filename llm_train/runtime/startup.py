@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 _IMPORTED = time.monotonic()
+_UNCLAIMED = [True]
 
 
 def seconds_since_start() -> float:
@@ -22,6 +23,11 @@ def seconds_since_start() -> float:
         return float(Path("/proc/uptime").read_text().split()[0]) - started
     except (OSError, ValueError, IndexError):
         return time.monotonic() - _IMPORTED
+
+
+def claim() -> float:
+    """Seconds since this process started, for the first run in it that asks; 0 for others."""
+    return seconds_since_start() if _UNCLAIMED and _UNCLAIMED.pop() else 0.0
 
 
 def compile_seconds() -> float:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+from llm_train.runtime.ledger import Ledger
+
 _Mark = float | torch.Event
 _HOST = torch.device("cpu")
 
@@ -40,10 +42,13 @@ class Stopwatch:
 
     Args:
         device: whose time is measured; the kind of device that trains, not any that is there.
+        ledger: is told what each pause is for.
     """
 
-    def __init__(self, device: torch.device = _HOST) -> None:
+    def __init__(self, device: torch.device = _HOST, ledger: Ledger | None = None) -> None:
         self._device = device
+        self._ledger = ledger or Ledger()
+        self._before = ""
         self._start = self._mark()
         self._runs: list[tuple[_Mark, _Mark]] = []
 
@@ -54,18 +59,20 @@ class Stopwatch:
         self._start, self._runs = now, []
         return lap
 
-    def pause(self) -> None:
-        """Leaves out what happens from here to ``resume``."""
+    def pause(self, name: str = "pause") -> None:
+        """Leaves out what happens from here to ``resume``; ``name`` says what that is."""
+        self._before = self._ledger.switch(name)
         self._runs.append((self._start, self._mark()))
 
     def resume(self) -> None:
         """Runs again after ``pause``."""
+        self._ledger.switch(self._before)
         self._start = self._mark()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, name: str = "pause") -> Iterator[None]:
         """Leaves out what happens inside the block."""
-        self.pause()
+        self.pause(name)
         try:
             yield
         finally:

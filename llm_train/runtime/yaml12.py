@@ -94,8 +94,8 @@ def load_or_text(text: str) -> Any:
         return text
 
 
-def dump(value: Any) -> str:
-    """Writes a value in blocks, keys in their order.
+def dump(value: Any, *, flow: bool = False) -> str:
+    """Writes a value, keys in their order, in blocks or in brackets.
 
     >>> print(dump({"b": "3e-4", "a": ["yes", 1]}), end="")
     b: '3e-4'
@@ -103,8 +103,9 @@ def dump(value: Any) -> str:
     - yes
     - 1
     """
-    stream = io.StringIO()
-    _yaml().dump(value, stream)
+    stream, yaml = io.StringIO(), _yaml()
+    yaml.default_flow_style = flow
+    yaml.dump(value, stream)
     return stream.getvalue().removesuffix("...\n")
 
 

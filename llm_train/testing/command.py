@@ -54,6 +54,6 @@ def refused(*arguments: str) -> list[str]:
 
 def essence(lines: list[str]) -> list[tuple[str, str, str]]:
     """What a message must get right: the key, the value it shows, and the way out."""
-    found = [re.match(r"([\w.\[\]-]*)(=[^ ;,]*)?", line) for line in lines]
+    found = [re.match(r"([\w.'\[\]-]*)(=[^ ;,]*)?", line) for line in lines]
     ways_out = [line.rpartition("; ")[2] for line in lines]
     return [(m[1], m[2] or "", out) for m, out in zip(found, ways_out, strict=True) if m]

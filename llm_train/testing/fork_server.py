@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -30,6 +31,7 @@ from llm_train.testing.ranks import environment, launched_as
 from llm_train.trainer.logger.records import read_lines
 
 _GRACE_SECONDS = 5.0
+_SPOKEN_SECONDS = 0.5  # once rank 0 has refused something, the others only wait to be ended
 # What a run would otherwise import late, in every rank; what is not installed is passed over.
 _IMPORTED = (
     "llm_train.run.training",
@@ -43,6 +45,40 @@ _IMPORTED = (
     "pytest",  # which is the main module where the tests run
     "llm_train.testing.warm",
 )
+
+
+@dataclass(frozen=True)
+class Job:
+    """Ranks that run.
+
+    Attributes:
+        children: their processes, in order of rank.
+    """
+
+    children: Sequence[ForkServerProcess]
+
+    @property
+    def running(self) -> bool:
+        """Whether no rank has ended yet."""
+        return all(child.exitcode is None for child in self.children)
+
+    def send(self, number: int = signal.SIGKILL, victims: Sequence[int] = ()) -> None:
+        """Sends a signal to the ranks ``victims``; to all if none is given."""
+        for rank in victims or range(len(self.children)):
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(self.children[rank].pid or 0, number)
+
+    def wait(self) -> list[int]:
+        """Exit statuses in order of rank; like torchrun, ends the others soon after a failure."""
+        give_up = float("inf")
+        while any(child.exitcode is None for child in self.children):
+            if any(child.exitcode for child in self.children):
+                grace = _SPOKEN_SECONDS if self.children[0].exitcode == 2 else _GRACE_SECONDS
+                give_up = min(give_up, time.monotonic() + grace)
+            if time.monotonic() > give_up:
+                self.send()
+            time.sleep(0.005)
+        return [child.exitcode or 0 for child in self.children]
 
 
 class ForkServer:
@@ -69,6 +105,20 @@ class ForkServer:
                 command line, ``cwd`` the directory to run in, ``environment`` are further
                 variables, and ``errors`` is a file for standard error alone.
         """
+        job = self.start(*arguments, ranks=ranks, log=log, **options)
+        if "step" in options or "file" in options:
+            _wait_for(options, job)
+            time.sleep(options.get("delay_seconds", 0.0))
+            for _ in range(options.get("repeat", 1)):
+                job.send(options.get("signal", signal.SIGKILL), options.get("victims", ()))
+                time.sleep(0.02)
+        signalled = time.monotonic()
+        statuses = job.wait()
+        self.seconds = time.monotonic() - signalled
+        return statuses
+
+    def start(self, *arguments: str, ranks: int, log: Path, **options: Any) -> Job:
+        """Starts what ``run`` runs, and returns at once."""
         request = {**options, "arguments": arguments, "ranks": ranks, "log": log}
         port = find_free_network_port()
         children = [
@@ -77,18 +127,7 @@ class ForkServer:
         ]
         for child in children:
             child.start()
-        if "step" in options or "file" in options:
-            _wait_for(options, children[0])
-            time.sleep(options.get("delay_seconds", 0.0))
-            for _ in range(options.get("repeat", 1)):
-                for rank in options.get("victims", range(len(children))):
-                    with suppress(ProcessLookupError):  # it has ended by itself
-                        os.kill(children[rank].pid or 0, options.get("signal", signal.SIGKILL))
-                time.sleep(0.02)
-        signalled = time.monotonic()
-        statuses = _reap(children)
-        self.seconds = time.monotonic() - signalled
-        return statuses
+        return Job(children)
 
     def command(self, *arguments: str, folder: Path, **options: Any) -> Outcome:
         """What a process of its own, without a launcher, leaves behind; ``folder`` keeps it."""
@@ -97,19 +136,6 @@ class ForkServer:
             path.write_text("")
         (code,) = self.run(*arguments, ranks=0, log=out, errors=err, **options)
         return Outcome(code, out.read_text(), err.read_text())
-
-
-def _reap(children: Sequence[ForkServerProcess]) -> list[int]:
-    """Exit statuses in order of rank; like torchrun, ends the others soon after one has failed."""
-    give_up = float("inf")
-    while any(child.exitcode is None for child in children):
-        if any(child.exitcode for child in children):
-            give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
-        if time.monotonic() > give_up:
-            for child in children:
-                child.kill()
-        time.sleep(0.005)
-    return [child.exitcode or 0 for child in children]
 
 
 def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
@@ -144,10 +170,10 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         os._exit(code)
 
 
-def _wait_for(options: dict[str, Any], first: ForkServerProcess) -> None:
-    """Returns when it is time for the signal, or when the first child has ended by itself."""
+def _wait_for(options: dict[str, Any], job: Job) -> None:
+    """Returns when it is time for the signal, or when a rank has ended by itself."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and first.exitcode is None:
+    while time.monotonic() < deadline and job.running:
         if "file" in options:
             if Path(options["file"]).exists():
                 return

@@ -19,7 +19,7 @@ class Check(Verb):
 
         check.require_sound(settings, running=False)
         say_sections(check.table(settings))
-        for note in check.notes(settings):
+        for note in (notes := check.notes(settings)):
             say(f"\nnote: {note}")
-        say("\nno problems found")
+        say("\nno problems found" + ", but fit needs what the note says first" * bool(notes))
         return 0

@@ -20,13 +20,15 @@ class Report(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Draws the run and names every file it has."""
-        from llm_train.report import write_report
+        from llm_train.report import RecordedRun, write_report
         from llm_train.run.directory import EARLIER
-        from llm_train.runtime.terminal import say
+        from llm_train.runtime.terminal import say, section
 
         run_dir = Path(flags.run)
+        times = RecordedRun.read(run_dir).goodput.table()
         write_report(run_dir)
-        say(f"{run_dir} holds:")
+        say(section("where the time went", times))
+        say(f"\n{run_dir} holds:")
         for file in sorted(run_dir.rglob("*")):
             depth = file.relative_to(run_dir).parts
             if depth[0] == EARLIER:

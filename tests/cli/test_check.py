@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from llm_train.check import REPLACED
 from llm_train.testing.command import essence, refused, run
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import part, tiny, write
 from llm_train.trainer.strategy import known_words
 
 ARGS = "model__network__init_args__"
@@ -213,11 +213,11 @@ def test_muon_under_zero(tmp_path: Path) -> None:
 
 
 def test_what_only_lightning_knows_is_one_line_too(tmp_path: Path) -> None:
-    outcome = run("fit", "-c", file_of(tmp_path, trainer__max_time="soon"))
+    twice = [part("lightning.pytorch.plugins.Precision")] * 2
+    outcome = run("fit", "-c", file_of(tmp_path, trainer__plugins=twice))
     assert outcome.code == 2
-    assert outcome.errors == [
-        "trainer: Lightning refuses these settings: `Timer(duration='soon')` is not a valid "
-        "duration. Expected a string in the format DD:HH:MM:SS."
+    assert [line.partition(": Received")[0] for line in outcome.errors] == [
+        "trainer: Lightning refuses these settings"
     ]
     assert not (tmp_path / "run").exists()
 
@@ -269,8 +269,13 @@ def test_data_that_are_not_prepared_are_a_note_for_check_only(tmp_path: Path) ->
     file = file_of(tmp_path, data__source=data)
     outcome = run("check", "-c", file)
     assert (outcome.code, outcome.err) == (0, "")
-    note = "note: data not prepared yet: run llm-train prepare with the same options"
-    assert note in outcome.out
+    assert (
+        f"note: data not here yet: copy them to {tmp_path}/tokens, or set data.recipe"
+        in outcome.out
+    )
+    assert "no problems found, but fit needs what the note says first" in outcome.out
+    made = run("check", "-c", file_of(tmp_path, data__source=data, data__recipe=PREPARED))
+    assert "note: data not prepared yet: run llm-train prepare with the same options" in made.out
     assert refused("fit", "-c", file) == [
         f"data.source.path={tmp_path}/tokens: no prepared tokens in {tmp_path}/tokens; "
         "run `llm-train prepare -c CONFIG`"

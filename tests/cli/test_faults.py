@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,39 @@ MORE = {
     ),
     "settings beside class_path": (
         put("model", "optimizer", learning_rate=0.1),
-        "learning_rate; indent accordingly",
+        "model.optimizer.learning_rate; indent accordingly",
+    ),
+    "unknown setting beside class_path": (
+        put("model", "network", layerz=3),
+        "model.network.layerz; did you mean layers?",
+    ),
+    "one of many unknown settings": (
+        put(*NET, foo=3),
+        "model.network.init_args.foo; see --model.network.help=Transformer",
+    ),
+    "empty key": (
+        put("batch", **{"": 1}),
+        "batch.''; known: tokens, sequence, per_device, scaling",
+    ),
+    "list of one part": (
+        put("model", optimizer=["AdamW"]),
+        "model.optimizer; remove the dash or the brackets",
+    ),
+    "accelerator as a class": (
+        put("trainer", accelerator={"class_path": "CPUAcceleratr"}),
+        "trainer.accelerator={class_path: CPUAcceleratr} is not one of auto, cpu, gpu, cuda, mps",
+    ),
+    "number that is none": (
+        put("model", optimizer=sgd(lr=math.nan)),
+        "model.optimizer.init_args.optimizer.init_args.lr=nan; write 0.1 or 3e-4, for instance",
+    ),
+    "decay beyond zero": (
+        put("model", "optimizer", "init_args", weight_decay=100.0),
+        "model.optimizer; lower the decay below 100",
+    ),
+    "time without its form": (
+        put("trainer", max_time="5 minutes"),
+        "trainer.max_time=5; write 00:00:05:00 for five minutes",
     ),
     "no class": (put("model", network=None), "model.network; add it"),
     "item of a list": (

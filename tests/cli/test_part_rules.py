@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_train.testing.command import essence, refused, run
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import part, tiny, write
 
 KEY = "trainer.strategy.init_args"
 ON_GPU: dict[str, Any] = {"trainer__accelerator": "gpu", "trainer__devices": 1}
@@ -92,6 +92,11 @@ def test_each_rule(name: str, tmp_path: Path) -> None:
         zero(stage=1, offload_optimizer="cpu"),
         zero(offload_optimizer="cpu", offload_parameters="cpu"),
         zero(offload_optimizer="nvme", offload_parameters="nvme", nvme_path="/nvme"),
+        {
+            "model__optimizer": part(
+                "TorchOptimizer", optimizer=part("torch.optim.AdamW", lr=0.1, betas=[0.9, 0.99])
+            )
+        },
         {"model__compile": "network"},
         {"model__compile": "network", "trainer__strategy": "ddp", "trainer__devices": 2},
         {**ON_GPU, "model__compile": "graphs", "batch__per_device": 8},

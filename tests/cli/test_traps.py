@@ -93,6 +93,20 @@ def test_words_that_yaml_1_1_takes_for_booleans(tmp_path: Path) -> None:
     assert load_settings(["-c", str(file)]).task.optimizer_config.fused == "on"
 
 
+def test_a_path_may_begin_with_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "tiny.yaml", tiny(Path("~/run")))
+    source = "--data.source={class_path: TokenShards, init_args: {path: $HOME/tokens}}"
+    found = load_settings(["-c", "~/tiny.yaml", source])
+    assert (found.run_dir, found.data.source.folder) == (tmp_path / "run", tmp_path / "tokens")
+    option = "--trainer.default_root_dir=${HOME}"
+    assert load_settings(["-c=~/tiny.yaml", option]).run_dir == tmp_path
+    (line,) = refused("check", "-c", "$NOWHERE/tiny.yaml")
+    assert line == "$NOWHERE/tiny.yaml: there is no such variable; set it, or write it out"
+    missing = run("fit", "-c", "~/tiny.yaml", "--resume=~/none").errors
+    assert missing[0].startswith(f"{tmp_path}/none does not exist")
+
+
 @pytest.mark.parametrize("spelling", [["-c", "{}"], ["-c={}"], ["-c{}"], ["--config={}"]])
 def test_spellings_of_the_option(tmp_path: Path, spelling: list[str]) -> None:
     file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
@@ -217,7 +231,8 @@ def test_resuming_a_complete_run_repeats_its_result(tmp_path: Path) -> None:
 # --- help -----------------------------------------------------------------------------------------
 
 
-def test_help_lists_what_has_an_effect(tmp_path: Path) -> None:
+def test_help_lists_what_has_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     outcome = run("fit", "--help")
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()

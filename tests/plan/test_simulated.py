@@ -17,9 +17,9 @@ from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.cost_model import weights_of
+from llm_train.plan.operators import saved_bytes
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
-from llm_train.plan.watch import saved_bytes
 from llm_train.settings import Settings
 from llm_train.testing import configs
 from llm_train.trainer.strategy import FSDP, MeshShape, SingleDevice
@@ -136,7 +136,7 @@ def test_a_compiled_block_keeps_less(positions: str) -> None:
         (8, FSDP(replicas=2, reshard_after_forward=False)),
         (6, FSDP(tensor=2)),
     ],
-    ids=str,
+    ids=["sharded", "hybrid", "tensor"],
 )
 def test_shards_are_those_of_the_formula(ranks: int, strategy: FSDP) -> None:
     settings, mesh = preset("quickstart"), strategy.mesh_shape(ranks)

@@ -117,6 +117,15 @@ def test_the_page_says_what_the_files_say(tmp_path):
         "<script>alert(1)</script>": {"a & b": '"<img src=http://x>"'},
     }
     (run / "derived.json").write_text(json.dumps(derived))
+    times = {
+        "event": "begin",
+        "step": 0,
+        "time": at(0),
+        "steps": 0,
+        "seconds": {"start_up/data": 3},
+    }
+    end = {**times, "event": "end", "step": 9, "time": at(4), "steps": 9, "seconds": {"steps": 4}}
+    (run / "ledger.jsonl").write_text(json.dumps(times) + "\n" + json.dumps(end) + "\n")
     (run / "config.yaml").write_text("seed: 1337  # <b>not bold</b>\n")
     html, picture = write_report(run)
     assert (html, picture) == (run / "report.html", run / "report.png")
@@ -136,6 +145,8 @@ def test_the_page_says_what_the_files_say(tmp_path):
     assert cells["peak memory"] == "1.25 GiB"
     assert cells["running time"] == "0:00:21"  # 110 steps and 100 steps; the pause does not count
     assert cells["resumes"] == "1"
+    assert cells["start up: data"] == "3.0 s (42.86%)"
+    assert cells["effective training time ratio"] == "57.1%"
     assert cells["tokens per step"] == "16 x 128 = 2,048"
     assert cells["a & b"] == '"<img src=http://x>"'
     assert "resume at step 100: path <x> & y" in cells.values()

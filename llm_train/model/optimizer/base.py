@@ -18,6 +18,8 @@ STEP_BYTES = 4
 # Classes of torch.optim that look at whole matrices, at all parameters together, or, as Adagrad,
 # keep state from their construction on, which DeepSpeed's merging of groups would lose.
 _NOT_ON_FLAT_FRAGMENTS = (optim.Adafactor, optim.Adagrad, optim.LBFGS, optim.Muon, optim.SparseAdam)
+# Classes of torch.optim that divide each gradient, decay included, by its own size.
+_BOUNDED = ("Adadelta", "Adagrad", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop")
 
 
 class Optimizer(Part, ABC):
@@ -29,8 +31,9 @@ class Optimizer(Part, ABC):
         return OptimizerTraits(name=type(self).__name__)
 
     def problems(self, context: Context) -> Iterator[str]:
-        """Parameters that it refuses, and flat fragments where it needs whole matrices."""
+        """Parameters that it refuses, weight decay beyond zero, flat fragments."""
         built = context.torch_optimizer
+        yield from _decay(built, context.batch.scaling.factor(context.batch.tokens))
         if not context.strategy.flattens:
             return
         way_out = "set trainer.strategy to ddp or fsdp, or use AdamW"
@@ -69,3 +72,15 @@ class Optimizer(Part, ABC):
             optimizer.step()
             state = optimizer.state[stand_in].values()
             return sum(tensor_bytes(value) for value in state if isinstance(value, Tensor))
+
+
+def _decay(optimizer: optim.Optimizer, factor: float) -> Iterator[str]:
+    """Decay that takes a whole weight or more per step, at the peak of the learning rate."""
+    for group in optimizer.param_groups:
+        rate, decay = float(group["lr"]) * factor, group.get("weight_decay", 0.0)
+        bounded = type(optimizer).__name__ in _BOUNDED and not group.get("decoupled_weight_decay")
+        if rate * decay >= 1.0 and not bounded:
+            yield (
+                f"model.optimizer: learning rate {rate:g} x weight decay {decay:g} takes "
+                f"{rate * decay:g} of each weight in one step; lower the decay below {1 / rate:g}"
+            )

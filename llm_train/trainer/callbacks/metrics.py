@@ -67,8 +67,16 @@ class Metrics(EachStep):
         self.late = late
         self.compare_replicas = compare_replicas
         self._steps_at_lap = 0
-        self._first_step = 0
+        self._last_step = 0
         self._pending: _Sample | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begins the part of a start in which the last callback looks for a checkpoint."""
+        task_of(pl_module).run_state.ledger.switch("start_up/restore")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins the part in which it loads the checkpoint."""
+        task_of(pl_module).run_state.ledger.switch("start_up/restore")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock when everything is built."""
@@ -77,24 +85,33 @@ class Metrics(EachStep):
             self.late = trainer.strategy.root_device.type != "cpu"
         task.run_state.flush = lambda: self._flush(trainer, task)
         task.run_state.stopwatch.lap()
-        self._steps_at_lap = self._first_step = trainer.global_step
+        task.run_state.ledger.begin(trainer.global_step)
+        self._steps_at_lap = self._last_step = trainer.global_step
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes a sample when the last optimizer step of an interval is done."""
         task = task_of(pl_module)
         step = trainer.global_step
-        if step == self._first_step + 1:
+        if not task.run_state.start_up:
             _log_first_step(trainer, task)
+        if step <= self._last_step:  # the run went back to an earlier one
+            task.run_state.stopwatch.lap()
+            self._steps_at_lap = step
+        self._last_step = step
         last = step == task.derived.total_steps
-        if step % task.derived.log_every and not last:
-            return
-        self._flush(trainer, task)
-        self._pending = self._take(trainer, task)
-        if last or not self.late:
+        if step % task.derived.log_every == 0 or last:
             self._flush(trainer, task)
+            self._pending = self._take(trainer, task)
+            if last or not self.late:
+                self._flush(trainer, task)
+        task.run_state.ledger.step_done(step)
         if last:
             # Or Lightning would not validate a last step that is no multiple of validate_every.
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What follows is no step."""
+        task_of(pl_module).run_state.ledger.switch("end")
 
     def _take(self, trainer: pl.Trainer, task: TaskBase) -> _Sample:
         sums, norm = task.run_state.sums, task.run_state.gradient_norm
@@ -125,7 +142,8 @@ class Metrics(EachStep):
         sample, self._pending = self._pending, None
         if sample is None:
             return
-        sample.lap.wait()
+        with task.run_state.ledger.device():
+            sample.lap.wait()
         nats, tokens, norm, *summed = sample.values.tolist()
         metrics = {"grad/norm": norm, **sample.known}
         loss = nats / tokens if tokens else math.nan
@@ -170,7 +188,7 @@ class Metrics(EachStep):
         """Stops the throughput clock."""
         task = task_of(pl_module)
         self._flush(trainer, task)
-        task.run_state.stopwatch.pause()
+        task.run_state.stopwatch.pause("validation")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the held-out results and starts the clock again."""

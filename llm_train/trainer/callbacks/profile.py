@@ -91,7 +91,7 @@ class Profile(EachStep):
                 phases.restart()
             elif step == last:
                 self._stop(trainer)
-                with task_of(pl_module).run_state.stopwatch.paused():
+                with task_of(pl_module).run_state.stopwatch.paused("profile"):
                     self._publish(profiler, seconds)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

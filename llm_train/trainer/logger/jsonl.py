@@ -32,6 +32,7 @@ class JSONLMetrics(RunLogger):
         directory: where the file is written; "": the run directory.
     """
 
+    file_name = FILE_NAME
     require: Callable[[], object] = staticmethod(lambda: None)  # raises once writing must stop
     _checked = False  # whether a line that a kill has torn was looked for
     _unwritten = b""  # lines that the disk did not take
@@ -39,7 +40,7 @@ class JSONLMetrics(RunLogger):
     @property
     def path(self) -> Path:
         """The file written to."""
-        return self.directory / FILE_NAME
+        return self.directory / self.file_name
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ import os
 import secrets
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from urllib.request import Request, urlopen
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from llm_train.context import Finding
 from llm_train.errors import ConfigError
 from llm_train.trainer.logger.base import RunLogger
 
@@ -119,6 +120,21 @@ class WandB(RunLogger):
     ) -> None:
         """Stores the configuration with the run."""
         self._safely(lambda run: run.config.update(params, allow_val_change=True))  # type: ignore[no-untyped-call]
+
+    def examine(self) -> Iterator[Finding]:
+        """Whether the server answers, where the run would be online."""
+        if self.mode != "online":
+            yield Finding("W&B", f"{self.mode}; nothing is sent")
+            return
+        try:
+            if not _key_is_configured():
+                raise RuntimeError("no API key in WANDB_API_KEY or netrc")
+            _probe(self._timeout_seconds)
+            yield Finding("W&B", f"{_server()} answers")
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            remedy = "without it the run goes on offline: wandb sync sends its files later"
+            yield Finding("W&B", f"{_server()}: {reason}", "warning", remedy)
 
     def _safely(self, action: Callable[[Run], None]) -> None:
         """Runs ``action`` on the run; a failure leads down the ladder, never out of here."""

@@ -1,0 +1,73 @@
+"""What is installed, and which devices are here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata, requires
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from llm_train.context import Finding
+from llm_train.settings import Settings
+
+_NAMED = ("torch", "lightning", "deepspeed")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)+")
+_FREE = 0.9  # of a device that nobody else uses; its context takes some
+
+
+def versions(settings: Settings) -> Iterator[Finding]:
+    """Versions that logs of a failure should name, and packages that are not as required."""
+    shown = [f"python {platform.python_version()}"]
+    shown += [f"{name} {found}" for name in _NAMED if (found := _version(name))]
+    if settings.accelerator.type == "cuda" and settings.accelerator.count:
+        shown.append(f"CUDA {torch.version.cuda or torch.version.hip}")
+        shown += [f"driver {driver}"] if (driver := _driver()) else []
+        shown.append(f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")  # type: ignore[no-untyped-call]
+    yield Finding("versions", ", ".join(shown))
+    for requirement in map(Requirement, (_version("llm-train") and requires("llm-train")) or ()):
+        found = _version(requirement.name)
+        optional = requirement.marker is not None
+        if (not found and optional) or found in requirement.specifier:
+            continue
+        yield Finding(
+            "versions",
+            f"{requirement.name} {found or 'is not installed'}, needed: {requirement.specifier}",
+            "warning" if optional else "failed",
+            f"pip install '{requirement.name}{requirement.specifier}'",
+        )
+
+
+def devices(settings: Settings) -> Iterator[Finding]:
+    """The devices that ranks of this node will use, and whether somebody else is on them."""
+    kind = settings.accelerator
+    if kind.type != "cuda":
+        yield Finding("devices", f"{settings.devices} x {kind.type}, {os.cpu_count()} processors")
+        return
+    for index in settings.context().here:
+        free, total = torch.cuda.mem_get_info(index)
+        text = f"{index}: {torch.cuda.get_device_name(index)}, {free / 2**30:.1f} GiB free"
+        if free < _FREE * total:
+            remedy = "another process uses it: look for it with nvidia-smi"
+            yield Finding("devices", f"{text} of {total / 2**30:.1f}", "warning", remedy)
+        else:
+            yield Finding("devices", text)
+
+
+def _version(name: str) -> str:
+    with suppress(PackageNotFoundError):
+        return str(metadata(name)["Version"])
+    return ""
+
+
+def _driver() -> str:
+    """NVIDIA's, as the kernel module says it."""
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="ascii", errors="replace")
+        return next(filter(_NUMBER.fullmatch, text.split()), "")
+    return ""

@@ -1,0 +1,155 @@
+"""A small run that is started again and again, and what must come out of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from llm_train.checkpoint import dcp, manifest
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.testing.checkpoints import tensors_of
+from llm_train.testing.configs import tiny, write
+from llm_train.testing.fork_server import ForkServer, Job
+from llm_train.trainer.logger.records import read_lines, read_metrics
+
+# strategy -> ranks; 0 is a plain process without a launcher
+RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
+EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
+EVERY = 8  # steps from one save to the next
+PATIENCE_SECONDS = 120.0
+
+
+def launcher(
+    fork_server: ForkServer, folder: Path, strategy: str, steps: int
+) -> Callable[..., Job]:
+    """What a supervisor would start again and again: the same command each time."""
+    ranks = RANKS[strategy]
+    config = tiny(
+        folder / "run",
+        steps=steps,
+        batch__per_device=1 if ranks else 2,  # four micro-batches a step
+        checkpoint__every=f"{EVERY} steps",
+        validate_every="7 steps",
+        trainer__strategy=strategy,
+    )
+    arguments = ["fit", "-c", str(write(folder / "c.yaml", config)), "--resume", "auto"]
+    return partial(fork_server.start, *arguments, ranks=ranks, log=folder / "log.txt")
+
+
+def require_end(job: Job, folder: Path) -> None:
+    assert set(job.wait()) == {0}, (folder / "log.txt").read_text()
+
+
+def until(job: Job, true: Callable[[], bool]) -> None:
+    """Returns when something is true, or when a rank has ended by itself."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while job.running and not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def logged(run_dir: Path) -> list[int]:
+    """The steps in the metrics, in the order in which they were made, repeated ones included."""
+    metrics = run_dir / "metrics.jsonl"
+    lines = read_lines(metrics) if metrics.exists() else []
+    return [line["step"] for line in lines if "event" not in line]
+
+
+class Killed(NamedTuple):
+    """What became of a start that was killed: exit statuses, and whether it was inside a save."""
+
+    statuses: list[int]
+    inside_save: bool
+
+
+def kill(fit: Callable[[], Job], run_dir: Path, moment: str, draw: random.Random) -> Killed:
+    """Starts a run and kills all of it.
+
+    Args:
+        fit: starts it.
+        run_dir: its folder.
+        moment: "time" for any, "step" soon after one of the next, "save" inside a save.
+        draw: where the random numbers come from.
+    """
+    saved = newest(run_dir)
+    reached = step_of(saved) if saved else 0
+    lines = len(logged(run_dir))
+
+    def steps() -> list[int]:  # of this start
+        return logged(run_dir)[lines:]
+
+    def saving() -> bool:  # what an earlier start left is gone before the first step
+        return bool(steps()) and any((run_dir / "checkpoints").glob(".*"))
+
+    job = fit()
+    if moment == "save":
+        wanted = reached + EVERY * draw.randint(0, 1) + 1
+        until(job, lambda: max(steps(), default=0) >= wanted and saving())
+        time.sleep(draw.uniform(0, 0.015))
+    elif moment == "step":
+        wanted = reached + draw.randint(1, 20)
+        until(job, lambda: max(steps(), default=0) >= wanted)
+        time.sleep(draw.uniform(0, 0.01))
+    else:
+        time.sleep(draw.uniform(0, 2.5))
+    job.send()
+    return Killed(job.wait(), saving())
+
+
+# --- what must be the same ------------------------------------------------------------------------
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def newest(run_dir: Path) -> Path | None:
+    found = CheckpointStore(run_dir / "checkpoints").newest()
+    assert found.skipped == []
+    return found.path
+
+
+def require_same(checkpoint: Path | None, expected: Path) -> None:
+    """Compares a checkpoint with the one of the unbroken run at the same step, bit by bit."""
+    if checkpoint is None:
+        return
+    other = expected / "checkpoints" / checkpoint.name
+    first, second = (manifest.read(path) for path in (checkpoint, other))
+    assert first.metadata == second.metadata
+    assert first.files.keys() == second.files.keys()
+    # The configuration names the run's folder; the order of tensors in a file is DCP's affair.
+    for name in first.files.keys() - {"config.yaml"}:
+        if not name.startswith("state/"):
+            assert (checkpoint / name).read_bytes() == (other / name).read_bytes(), name
+    found, wanted = tensors_of(checkpoint), tensors_of(other)
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        assert torch.equal(bits(tensor), bits(wanted[name])), name
+    assert dcp.read_scalars(checkpoint / "state") == dcp.read_scalars(other / "state")
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def require_unbroken(run_dir: Path, expected: Path) -> None:
+    """Compares a run that has ended with an unbroken one: metrics by step, and the last state."""
+    assert recorded(run_dir) == recorded(expected)
+    last = newest(run_dir)
+    assert last is not None
+    assert last.name == max(path.name for path in (expected / "checkpoints").iterdir())
+    require_same(last, expected)
+
+
+def recorded(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """What is in the metrics and must be the same, by step."""
+    return {
+        record["step"]: {key: record[key] for key in EXACT if key in record}
+        for record in read_metrics(run_dir / "metrics.jsonl")
+    }
