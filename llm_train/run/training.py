@@ -5,6 +5,7 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.quiet import without_advice
 from llm_train.runtime.watch import Watched
+from llm_train.runtime.watch_end import RECORDER
 from llm_train.runtime.watch_peers import meet
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
@@ -106,6 +108,8 @@ class Run:
         assert isinstance(strategy, ParallelStrategy), "there are several ranks"
         environment = strategy.cluster_environment
         assert environment is not None, "the Trainer connects it"
+        if self.settings.accelerator.type == "cuda":
+            os.environ.setdefault(RECORDER, "2000")  # collectives
         peers = meet(
             self.settings.launch,
             environment,
