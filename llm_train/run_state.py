@@ -32,7 +32,9 @@ class RunState:
             when a run resumes.
         gradient_norm: global norm before clipping, on the device; None before the first step. Owned
             by whoever clips: the strategy where its engine does, else the task.
-        skipped: steps left out since the start. Owned by ``SkipNotFinite``.
+        judge: called when ``gradient_norm`` of a step is known, by whoever clips; before the update
+            where the task clips. Owned by ``Guard``.
+        skipped: steps left out since the start. Owned by ``Guard``.
         held_out: results of the last validation by metric name. Owned by the task.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
@@ -51,6 +53,7 @@ class RunState:
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))
     gradient_norm: Tensor | None = None
+    judge: Callable[[], None] = lambda: None  # nobody wants to know
     skipped: int = 0
     held_out: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)

@@ -146,6 +146,10 @@ class TokenData(Part, pl.LightningDataModule):
         self.consumed = int(state["consumed"])
         self.steps_done = steps_done
 
+    def consumed_at(self, step: int) -> int:
+        """Samples that the run has consumed, or passed over, when ``step`` steps are done."""
+        return self.consumed + (step - self.steps_done) * self.share.samples_per_step
+
     def train_dataloader(self) -> TokenLoader:
         """Loader of this rank's micro-batches from the current position to the end of the run."""
         sampler = MicroBatches(

@@ -23,11 +23,13 @@ from torch.distributed.constants import default_pg_timeout
 from llm_train import check as checks
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
+from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
-from llm_train.run import directory
+from llm_train.run import directory, memory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
@@ -114,7 +116,8 @@ class Run:
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
             with task.run_state.watch.running(self._meet()):
-                with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                too_small = memory.explained(self.settings, trainer)
+                with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
                     trainer.fit(task, datamodule=self.settings.data)
                 _leave_process_group(trainer)
         step, number = trainer.global_step, task.run_state.stop_signal
@@ -148,6 +151,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     settings.task.run_state.ledger = Ledger(times.log_event)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
@@ -157,17 +161,27 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         run.lease.require()
 
     metrics.require = times.require = require_lease
+    store = replace(_store(settings, derived), require=require_lease)
+    remote = None
+    if settings.checkpoint.remote:
+        remote = Remote(url=settings.checkpoint.remote, store=store)
+        store = replace(store, in_use=remote.uses)
     saver = Checkpoints(
-        store=replace(_store(settings, derived), require=require_lease),
+        writer=Writer(
+            store=store,
+            committed=(lambda path: None) if remote is None else remote.offer,
+            metadata={
+                "seed": derived.seed,
+                "samples_per_step": derived.samples_per_step,
+                "sequence": derived.sequence,
+                "optimizer": type(settings.task.optimizer_config).__name__,
+            },
+            files=directory.files_for_checkpoints(settings),
+        ),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
-        metadata={
-            "seed": derived.seed,
-            "samples_per_step": derived.samples_per_step,
-            "sequence": derived.sequence,
-            "optimizer": type(settings.task.optimizer_config).__name__,
-        },
-        files=directory.files_for_checkpoints(settings),
         resume=resume,
+        remote=remote,
+        asynchronous=settings.checkpoint.asynchronous,
         compare_replicas=settings.checkpoint.compare_replicas,
         # Called when training starts, by when ``table``, ``trainer`` and ``run`` exist.
         announce=lambda found: directory.record(

@@ -31,6 +31,7 @@ from llm_train.testing.ranks import environment, launched_as
 from llm_train.trainer.logger.records import read_lines
 
 _GRACE_SECONDS = 5.0
+_SPOKEN_SECONDS = 0.5  # once rank 0 has refused something, the others only wait to be ended
 # What a run would otherwise import late, in every rank; what is not installed is passed over.
 _IMPORTED = (
     "llm_train.run.training",
@@ -72,7 +73,8 @@ class Job:
         give_up = float("inf")
         while any(child.exitcode is None for child in self.children):
             if any(child.exitcode for child in self.children):
-                give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
+                grace = _SPOKEN_SECONDS if self.children[0].exitcode == 2 else _GRACE_SECONDS
+                give_up = min(give_up, time.monotonic() + grace)
             if time.monotonic() > give_up:
                 self.send()
             time.sleep(0.005)

@@ -67,7 +67,7 @@ class Metrics(EachStep):
         self.late = late
         self.compare_replicas = compare_replicas
         self._steps_at_lap = 0
-        self._first_step = 0
+        self._last_step = 0
         self._pending: _Sample | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -86,14 +86,18 @@ class Metrics(EachStep):
         task.run_state.flush = lambda: self._flush(trainer, task)
         task.run_state.stopwatch.lap()
         task.run_state.ledger.begin(trainer.global_step)
-        self._steps_at_lap = self._first_step = trainer.global_step
+        self._steps_at_lap = self._last_step = trainer.global_step
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes a sample when the last optimizer step of an interval is done."""
         task = task_of(pl_module)
         step = trainer.global_step
-        if step == self._first_step + 1:
+        if not task.run_state.start_up:
             _log_first_step(trainer, task)
+        if step <= self._last_step:  # the run went back to an earlier one
+            task.run_state.stopwatch.lap()
+            self._steps_at_lap = step
+        self._last_step = step
         last = step == task.derived.total_steps
         if step % task.derived.log_every == 0 or last:
             self._flush(trainer, task)
