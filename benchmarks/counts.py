@@ -21,7 +21,7 @@ from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.recompute import EveryBlock, NoRecompute, Selective
 from llm_train.parity.trajectory import counted
-from llm_train.plan.watch import saved_bytes
+from llm_train.plan.operators import saved_bytes
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import command, environment
 

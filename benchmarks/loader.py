@@ -1,15 +1,21 @@
 """Measures how fast the main process makes batches, and how long a training step waits for them.
 
-The speed is in tokens per second of CPU time, so that a busy machine does not change the figure;
-the files are in the page cache. The wait is measured with a simulated GPU: each step sleeps as long
-as a device would take for the tokens at a given rate, as the main process does when it waits for a
-device, and the loader works in between.
+The speed is in tokens per second of CPU time, so that a busy machine changes the figure little;
+the files are in the page cache. Next to it stand the speed of the first batches, whose blocks are
+verified on the way, and the ratio to plain maps of all shards, which take turns with ours, verify
+nothing and die of SIGBUS where a file shrinks. The wait is measured with a simulated GPU: each step
+sleeps as long as a device would take for the tokens at a given rate, as the main process does when
+it waits for a device, and the loader works in between.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,30 +26,85 @@ from benchmarks.work import write_tokens
 from llm_train.data.module import TokenData
 from llm_train.data.sampler import Share
 from llm_train.data.token_shards import TokenShards
+from llm_train.data.windows import Tokens
+from llm_train.runtime.maps import map_file
 
 SEQUENCE = 1024
 SAMPLES = (4, 12, 16, 64)  # per micro-batch
+SHARDS = (1, 54, 1000)
+ROUNDS = 9
+
+
+class PlainMaps(Tokens):
+    """Reads windows as slices of maps."""
+
+    def __init__(self, directory: Path) -> None:
+        files = sorted(directory.glob("train-*.bin"))
+        self._maps = [np.frombuffer(map_file(f, f.stat().st_size), "<u2") for f in files]
+        self._firsts = [0, *accumulate(ids.size for ids in self._maps)]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def read(self, start: int, out: Any) -> None:
+        shard, done = bisect_right(self._firsts, start) - 1, 0
+        while done < out.size:
+            first = start + done - self._firsts[shard]
+            part = self._maps[shard][first : first + out.size - done]
+            out[done : done + part.size] = part
+            done, shard = done + part.size, shard + 1
+
+    def rows(self, starts: Sequence[int], length: int) -> Any:
+        out = np.empty((len(starts), length), dtype=np.uint16)
+        for row, start in zip(out, starts, strict=True):
+            self.read(start, row)
+        return out
 
 
 def measure(directory: Path) -> list[dict[str, Any]]:
-    """Returns rows: our loader by micro-batch, nanoGPT's way, and the wait at 800,000 tokens/s."""
+    """Returns rows: ours by shards and micro-batch, nanoGPT's way, the wait at 800,000 tokens/s."""
     tokens = write_tokens(directory / "loader.bin", 50304, 20_000_000)
-    write_shards(str(tokens), 50304)
     rows = []
-    for samples in SAMPLES:
-        batches = iter(_loader(str(tokens), samples))
-        rate = _rate(lambda batches=batches: next(batches), samples)
-        rows.append({"what": "ours", "samples": samples, "million_tokens_per_cpu_s": rate})
+    for shards in SHARDS:
+        path = directory / f"{shards}.shards"
+        write_shards(str(tokens), 50304, shards, str(path))
+        for samples in SAMPLES if shards == 1 else (12, 64):
+            rows.append(_against_plain_maps(path, shards, samples))
     rate = _rate(lambda: _one_by_one(str(tokens), 12), 12, times=200)
     rows.append({"what": "a slice and a cast per sample", "samples": 12,
                  "million_tokens_per_cpu_s": rate})  # fmt: skip
     for samples in (12, 64):
-        rows.append(_wait(str(tokens), samples=samples, tokens_per_s=800_000))
+        path = directory / f"{SHARDS[0]}.shards"
+        rows.append(_wait(path, samples=samples, tokens_per_s=800_000))
     return rows
 
 
-def _loader(tokens: str, samples: int) -> Any:
-    data = TokenData(TokenShards(path=tokens + ".shards"))
+def _against_plain_maps(path: Path, shards: int, samples: int) -> dict[str, Any]:
+    ours, plain = _loader(path, samples), _loader(path, samples)
+    plain.dataset.windows._tokens = PlainMaps(path)
+    ours, plain = iter(ours), iter(plain)
+    first = _rate(lambda: next(ours), samples, times=480 // samples, warmup=0)
+    for batches in (ours, plain):
+        _rate(lambda batches=batches: next(batches), samples, times=60_000 // samples, warmup=0)
+    rounds = [
+        [
+            _rate(lambda b=b: next(b), samples, times=6_000 // samples, warmup=0)
+            for b in (ours, plain)
+        ]
+        for _ in range(ROUNDS)
+    ]
+    return {
+        "what": "ours",
+        "shards": shards,
+        "samples": samples,
+        "million_tokens_per_cpu_s": median(mine for mine, _ in rounds),
+        "while_blocks_are_verified": first,
+        "to_plain_maps": median(mine / theirs for mine, theirs in rounds),
+    }
+
+
+def _loader(path: Path, samples: int) -> Any:
+    data = TokenData(TokenShards(path=str(path)))
     data.bind(
         share=Share(rank=0, data_ranks=1, per_device=samples, accumulation=1),
         sequence=SEQUENCE,
@@ -54,8 +115,8 @@ def _loader(tokens: str, samples: int) -> Any:
     return data.train_dataloader()
 
 
-def _rate(make: Any, samples: int, times: int = 3000) -> float:
-    for _ in range(100):
+def _rate(make: Any, samples: int, times: int = 3000, warmup: int = 100) -> float:
+    for _ in range(warmup):
         make()
     start = time.process_time()
     for _ in range(times):
@@ -72,13 +133,13 @@ def _one_by_one(path: str, samples: int) -> torch.Tensor:
     )
 
 
-def _wait(tokens: str, *, samples: int, tokens_per_s: float, steps: int = 100) -> dict[str, Any]:
+def _wait(path: Path, *, samples: int, tokens_per_s: float, steps: int = 100) -> dict[str, Any]:
     """Measures the share of a step that passes between asking for a batch and having it.
 
     The result is an upper bound: after a sleep the processor's caches are cold, which they need not
     be alongside a busy GPU.
     """
-    batches = iter(_loader(tokens, samples))
+    batches = iter(_loader(path, samples))
     step = samples * SEQUENCE / tokens_per_s
     waited = 0.0
     for _ in range(steps):

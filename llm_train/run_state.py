@@ -19,6 +19,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
+from llm_train.runtime.watch import Watch
 
 
 @dataclass(kw_only=True)
@@ -31,15 +32,19 @@ class RunState:
             when a run resumes.
         gradient_norm: global norm before clipping, on the device; None before the first step. Owned
             by whoever clips: the strategy where its engine does, else the task.
-        skipped: steps left out since the start. Owned by ``SkipNotFinite``.
+        judge: called when ``gradient_norm`` of a step is known, by whoever clips; before the update
+            where the task clips. Owned by ``Guard``.
+        skipped: steps left out since the start. Owned by ``Guard``.
         held_out: results of the last validation by metric name. Owned by the task.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
         start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
         flush: publishes the log point that is not yet copied from the device; collective over
             ranks. Owned by ``Metrics``; ``Checkpoints`` calls it before it saves.
-        stop_signal: number of the signal that asked for an end; 0 is none. Owned by
+        stop_signal: number of the signal that ended the run, on all ranks; 0 is none. Owned by
             ``GracefulStop``.
+        watch: hears signals and agrees with the other ranks on an end. Owned by ``Run``;
+            ``GracefulStop`` passes its boundaries.
         stopwatch: measures training time on the device. Owned by the task; ``Metrics`` takes its
             laps, and whoever stops training for a while pauses it.
         ledger: where the wall time of this process goes. Owned by whoever builds the run; anybody
@@ -48,6 +53,7 @@ class RunState:
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(2))
     gradient_norm: Tensor | None = None
+    judge: Callable[[], None] = lambda: None  # nobody wants to know
     skipped: int = 0
     held_out: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
@@ -55,6 +61,7 @@ class RunState:
     start_up: dict[str, float] = field(default_factory=dict)
     flush: Callable[[], None] = lambda: None  # nothing is on its way
     stop_signal: int = 0
+    watch: Watch = field(default_factory=Watch)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     ledger: Ledger = field(default_factory=Ledger)
 

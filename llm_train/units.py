@@ -121,12 +121,16 @@ class Batch:
         sequence: positions per sample.
         per_device: samples in one forward and backward pass on one device.
         scaling: rule that adapts the learning rate to ``tokens``.
+        on_out_of_memory: raise ends a run that finds a device too small for ``per_device``, and
+            says what to set; halve takes half of it at the next start and from then on, by a file
+            in the run directory, and a single process starts again by itself.
     """
 
     tokens: int
     sequence: int
     per_device: int
     scaling: Scaling = Scaling()
+    on_out_of_memory: Literal["raise", "halve"] = "raise"
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "tokens", "sequence", "per_device", prefix="batch.")

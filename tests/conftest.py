@@ -1,4 +1,4 @@
-"""Fixtures shared by tests that run the command line in processes of its own."""
+"""The fork server of all tests, and the two processes of the whole default suite."""
 
 from __future__ import annotations
 
@@ -11,3 +11,19 @@ from llm_train.testing.fork_server import ForkServer
 def fork_server() -> ForkServer:
     """Forks ranks that have everything imported; starting one costs seconds instead of a minute."""
     return ForkServer()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Runs the whole default suite in two processes, a file at a time, where xdist is installed.
+
+    Most tests keep one core busy. Chosen files, other markers and debuggers have one process, and
+    ``-n 0`` asks for it.
+    """
+    option = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    asked = option.markexpr != "not slow and not gpu and not faults" or option.usepdb
+    if not whole or asked or option.capture == "no" or hasattr(config, "workerinput"):
+        return
+    if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None:
+        option.numprocesses, option.dist = 2, "loadfile"

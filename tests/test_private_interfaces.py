@@ -80,13 +80,32 @@ def test_state_of_callbacks_is_gathered_and_given_back(trainer: pl.Trainer) -> N
     assert counter.count == 4
 
 
-def test_lightning_puts_signal_handlers_back(trainer: pl.Trainer) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_lightning_can_be_kept_from_handling_signals(trainer: pl.Trainer) -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
     connector: Any = trainer._signal_connector
-    connector.register_signal_handlers()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connector.teardown()
+    assert "SIGTERM" in inspect.getsource(type(connector).register_signal_handlers)
+    connector.register_signal_handlers = lambda: seen.append(signal.getsignal(signal.SIGTERM))
+    trainer.fit(BoringModel())
+    assert seen == [before]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_iteration_that_stops_ends_a_validation_and_nothing_else(trainer: pl.Trainer) -> None:
+    class Breaks(pl.Callback):
+        batches = ends = 0
+
+        def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.batches += 1
+            trainer.sanity_checking = True
+            raise StopIteration
+
+        def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.ends += trainer.sanity_checking
+
+    breaks = Breaks()
+    trainer.callbacks.append(breaks)
+    trainer.fit(BoringModel())
+    assert (breaks.batches, breaks.ends, trainer.global_step) == (1, 1, 3)
 
 
 def test_the_parser_reads_signatures_and_keeps_its_settings_in_one_place() -> None:

@@ -89,15 +89,15 @@ def configuration(job: Job, directory: Path) -> dict[str, Any]:
     }
 
 
-def write_shards(tokens: str, vocab: int) -> None:
-    """Writes the same tokens as a directory that TokenShards reads."""
+def write_shards(tokens: str, vocab: int, shards: int = 1, name: str = "") -> None:
+    """Writes the same tokens as a directory that TokenShards reads, by default TOKENS.shards."""
     import numpy as np
     import tokenizers
 
-    from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, dtype_for
-    from llm_train.data.token_manifest import VERSION, Manifest
+    from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
+    from llm_train.data.token_manifest import VERSION, Manifest, sums_name
 
-    directory = Path(tokens + ".shards")
+    directory = Path(name or tokens + ".shards")
     if (directory / "manifest.json").exists():
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def write_shards(tokens: str, vocab: int) -> None:
     np.save(directory / TOKEN_BYTES, np.ones(vocab, dtype=np.int32))
     splits = {}
     for name, part in (("train", ids[:-10_000]), ("held_out", ids[-10_000:])):
-        with ShardWriter(directory, name, dtype_for(vocab), 1 << 30) as writer:
+        with ShardWriter(directory, name, vocab, -(-part.size // shards)) as writer:
             writer.add(part, documents=1)
         splits[name] = writer.stored()
     Manifest(
@@ -116,7 +116,7 @@ def write_shards(tokens: str, vocab: int) -> None:
         vocab_size=vocab,
         end_of_text=-1,
         splits=splits,
-        others=[],
+        others=[describe_file(directory / sums_name(name)) for name in splits],
         recipe={},
         provenance={},
         skipped={},

@@ -9,27 +9,32 @@ state, loses the position in the data, and overwrites sharded files in place.
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from llm_train.checkpoint import callback_state, content, group_state, manifest
+from llm_train.checkpoint.agreement import Ranks
 from llm_train.checkpoint.compatibility import load_weights, require_loadable, require_same_run
-from llm_train.checkpoint.store import CheckpointStore, Found, SaveFailed
-from llm_train.errors import CheckpointError, LLMTrainError
+from llm_train.checkpoint.rank_state import Snapshot
+from llm_train.checkpoint.remote import Remote
+from llm_train.checkpoint.store import Found
+from llm_train.checkpoint.writer import Writer
+from llm_train.errors import LLMTrainError
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
 from llm_train.runtime.random_state import set_random_state
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
+_UPLOAD_SECONDS = 600.0  # the last upload may take; what is not complete by then is absent there
+_PATIENCE_SECONDS = 60.0  # of a run that ends in an error, for the save that is under way
 
 
 @dataclass(kw_only=True, eq=False)  # hashed by identity, as Lightning's callbacks are
@@ -37,28 +42,28 @@ class Checkpoints(pl.Callback):
     """Writes a checkpoint every so many steps and at the end, and restores one at the start.
 
     Attributes:
-        store: where checkpoints go.
+        writer: writes them.
         every: optimizer steps between checkpoints; 0 saves at the end only.
-        metadata: plain values to keep in each manifest.
-        files: text files to keep in each checkpoint, by name.
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
         first_save: called on rank 0 with the step, once a run that began at 0 has a checkpoint.
+        remote: where checkpoints go as well; None: nowhere.
+        asynchronous: whether training goes on while a checkpoint is written.
         compare_replicas: whether ranks compare their copies before each save.
         resume_from: the checkpoint that was found.
-        last_saved: the step of the last checkpoint, read or written.
     """
 
-    store: CheckpointStore
+    writer: Writer
     every: int
-    metadata: Mapping[str, Any]
-    files: Mapping[str, str]
     resume: str
     announce: Callable[[Found], None]
     first_save: Callable[[int], None]
     compare_replicas: bool = True
+    remote: Remote | None = None
+    asynchronous: bool = False
     resume_from: Path | None = None
-    last_saved: int = 0
+    _told: bool = False  # of the first save
+    _snapshot: Snapshot | None = None  # where saving is asynchronous
     _random_state: dict[str, Any] | None = None
     _built: list[Group] = field(default_factory=list)  # what the optimizer's groups began with
 
@@ -71,9 +76,10 @@ class Checkpoints(pl.Callback):
         if self._random_state is not None:
             set_random_state(self._random_state, trainer.strategy.root_device)
             self._random_state = None
+        self._tell_first(trainer)
         step = trainer.global_step
         boundary = batch_idx % trainer.accumulate_grad_batches == 0
-        if self.every and boundary and step % self.every == 0 and step != self.last_saved:
+        if self.every and boundary and step and step % self.every == 0:
             self.save(trainer, task_of(pl_module).run_state)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,92 +88,95 @@ class Checkpoints(pl.Callback):
         The one epoch ends when training does, and before ``on_train_end``, in which Lightning's
         ``WeightAveraging`` puts its average in the place of the weights.
         """
-        if trainer.global_step != self.last_saved:
-            self.save(trainer, task_of(pl_module).run_state, last=True)
+        self.save(trainer, task_of(pl_module).run_state, last=True)
 
     def save(self, trainer: pl.Trainer, run: RunState, *, last: bool = False) -> None:
-        """Saves the current step; collective over ranks.
+        """Saves the current step, if it is not saved yet; collective over ranks.
 
-        A disk may be full for an hour: only the last checkpoint of a run must succeed.
+        Only the last checkpoint of a run must succeed, and is waited for.
         """
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused("saving"):
+            self.writer.settle()
+            if trainer.global_step == self.writer.saved:
+                return
             _require_finite(trainer, run)
             if self.compare_replicas:
                 content.keeper(trainer).require_equal_replicas()
+            snapshot = None if last else self._snapshot
+            samples = self.writer.metadata["samples_per_step"]
+            found = content.take(trainer, self._built, samples, snapshot)
+            if last:
+                self.writer.write(found)
+            elif snapshot is None:
+                self.writer.try_to_write(found)
+            else:
+                self.writer.begin(found)
+        self._tell_first(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Waits for the last upload; the other ranks wait in their last collective."""
+        if self.remote is not None:
+            self.remote.finish(_UPLOAD_SECONDS)
+
+    def _tell_first(self, trainer: pl.Trainer) -> None:
+        if self.writer.saved and not self._told:
+            self._told = True
+            if trainer.is_global_zero:
+                self.first_save(self.writer.saved)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Completes the save that is under way: it may be the last good one, or the first."""
+        if not isinstance(exception, KeyboardInterrupt):  # somebody who asks twice will not wait
             try:
-                self._write(trainer, run, trainer.global_step)
-            except SaveFailed as error:
-                if last:
-                    raise
-                _log.warning("%s; training goes on, and the next save tries again", error)
-
-    def _write(self, trainer: pl.Trainer, run: RunState, step: int) -> None:
-        """Stages, fills and commits a checkpoint; all ranks raise if one of them cannot."""
-        # Here, because a verb that saves nothing can do without what it imports.
-        from torch.distributed.checkpoint.api import CheckpointException
-
-        # Nobody writes into the stage before rank 0 has emptied it.
-        stage = Path(_on_main(trainer, lambda: self._stage(step)))
-        failure: BaseException | None = None
-        try:
-            kept = content.write(trainer, stage, self._built)
-        except LLMTrainError as error:  # of all ranks
-            if not isinstance(error.__cause__, CheckpointException):  # no fault of the disk
-                shutil.rmtree(stage, ignore_errors=True)
-                raise CheckpointError(f"cannot save step {step}: {error}") from error
-            failure = error
-        # torch's writers raise RuntimeError for a short write; DCP's is the same on all ranks.
-        except (OSError, RuntimeError, CheckpointException) as error:
-            failure = error
-        # No rank goes on before all have written, since the manifest lists what they wrote.
-        failed = torch.tensor(float(failure is not None), device=trainer.strategy.root_device)
-        if int(trainer.strategy.reduce(failed, reduce_op="sum")):
-            raise self.store.failure(step, failure) from failure
-        _on_main(trainer, lambda: self._finish(trainer, stage, kept))
-        self.last_saved = step
-
-    def _stage(self, step: int) -> Path:
-        stage = self.store.stage(step)
-        with self.store.surfaced(step):
-            (stage / "state").mkdir()
-        return stage
-
-    def _finish(self, trainer: pl.Trainer, stage: Path, kept: dict[str, Any]) -> None:
-        step = trainer.global_step
-        with self.store.surfaced(step):
-            content.finish(stage, kept, self.files)
-        where = content.position(trainer, self.metadata["samples_per_step"])
-        self.store.commit(step, {**self.metadata, **where})
-        if not self.last_saved:
-            self.first_save(step)
+                self.writer.settle(_PATIENCE_SECONDS)
+            except Exception as error:
+                _log.warning("%s", error)
 
     # --- resuming ---------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Chooses the checkpoint to continue from, once for all ranks, before a network exists."""
-        self.resume_from = _on_main(trainer, lambda: self._find(trainer))
+        self.resume_from = Ranks().on_main(lambda: self._find(trainer))
 
     def _find(self, trainer: pl.Trainer) -> Path | None:
-        self.store.clean()  # rank 0, before any save: what is half done belongs to a killed process
-        found = self.store.resolve(self.resume) if self.resume else Found(None)
+        store = self.writer.store
+        store.clean()  # rank 0, before any save: what is half done belongs to a killed process
+        if self.remote is not None and self.resume == "auto":
+            self.remote.bring_newest()
+        found = store.resolve(self.resume) if self.resume else Found(None)
+        own = found.path is not None and os.path.dirname(os.path.abspath(found.path))
+        if self.remote is not None and self.resume != "auto" and own != os.path.abspath(store.root):
+            self.remote.require_free()
         if found.path is not None:
             metadata = manifest.read(found.path).metadata
             require_loadable(found.path, metadata, content.keeper(trainer), trainer.world_size)
-            require_same_run(found.path, metadata, self.metadata)
+            require_same_run(found.path, metadata, self.writer.metadata)
         self.announce(found)
         return found.path
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores all but the random state, which starting the loaders would still change."""
         self._built = group_state.values(trainer.optimizers[0].param_groups)
-        path = self.resume_from
-        if path is None:
-            return
-        self._random_state = content.restore(trainer, path, self._built)
-        self.last_saved = trainer.global_step
+        if self.asynchronous:
+            self._snapshot = Snapshot()
+            if dist.is_initialized():
+                timeout = content.keeper(trainer).timeout
+                self.writer.ranks = Ranks(dist.new_group(backend="gloo", timeout=timeout))
+        if self.resume_from is not None:
+            self._random_state = content.restore(trainer, self.resume_from, self._built)
+            self.writer.saved, self._told = trainer.global_step, True
+            if self.remote is not None and trainer.is_global_zero:
+                self.remote.offer(self.resume_from)  # its upload may have failed
 
-    def restore(self, trainer: pl.Trainer, path: Path, batch: Tensor) -> None:
+    def earlier(self, step: int, before: int) -> Path:
+        """The checkpoint to go back to from ``step``, the same on all ranks (``back_from``)."""
+        self.writer.settle()
+        return Ranks().on_main(lambda: self.writer.store.back_from(step, before))
+
+    def restore(self, trainer: pl.Trainer, path: Path, batch: Tensor, *, consumed: int = 0) -> None:
         """Takes a run that is under way back to a checkpoint of its own; collective over ranks.
 
         To be called where this callback saves: in ``on_train_batch_start``, before the first
@@ -176,17 +185,21 @@ class Checkpoints(pl.Callback):
 
         Args:
             trainer: that trains.
-            path: of the checkpoint, complete and of as many ranks.
+            path: of the checkpoint, complete; of another number of ranks, the random state stays.
             batch: the micro-batch that was fetched; that of the checkpoint's next step replaces it.
+            consumed: the sample to go on with, unknown to any checkpoint; 0: as this one has it.
         """
         run = task_of(trainer.lightning_module).run_state
         run.flush()
         with run.stopwatch.paused():
+            self.writer.settle()
             random = content.restore(trainer, path, self._built)
+            data = content.data_of(trainer)
+            data.consumed = consumed or data.consumed
             content.restart_data(trainer, batch)
-            assert random is not None, "a checkpoint of as many ranks holds the state of each"
-            set_random_state(random, trainer.strategy.root_device)
-        self.last_saved = trainer.global_step
+            if random is not None:  # of as many ranks
+                set_random_state(random, trainer.strategy.root_device)
+        self.writer.saved = 0 if consumed else trainer.global_step
 
 
 @dataclass(eq=False)
@@ -218,22 +231,3 @@ def _require_finite(trainer: pl.Trainer, run: RunState) -> None:
             f"the loss or the gradient is not finite at step {trainer.global_step}; "
             "not saving over good checkpoints"
         )
-
-
-def _on_main(trainer: pl.Trainer, action: Callable[[], T]) -> T:
-    """Runs ``action`` on rank 0 and gives its result, or its failure, to every rank.
-
-    A failure that only rank 0 knew of would leave the others waiting for it until the timeout.
-    """
-    result: T | None = None
-    failure, kind = "", CheckpointError
-    if trainer.is_global_zero:
-        try:
-            result = action()
-        except Exception as error:
-            failure = str(error) or type(error).__name__
-            kind = SaveFailed if isinstance(error, SaveFailed) else CheckpointError
-    result, failure, kind = trainer.strategy.broadcast((result, failure, kind))
-    if failure:
-        raise kind(failure)
-    return cast(T, result)

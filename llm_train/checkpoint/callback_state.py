@@ -25,7 +25,7 @@ from llm_train.errors import CheckpointError
 from llm_train.run_state import task_of
 
 FILE = "callbacks.pt"
-_FOLDER = "callbacks"
+FOLDER = "callbacks"
 _VERSION = "pytorch-lightning_version"
 
 
@@ -68,7 +68,8 @@ def write(directory: Path, kept: dict[str, Any]) -> None:
         tensors = {key: tensor for key, tensor in aside.items() if isinstance(tensor, Tensor)}
         for key, count in dcp.not_finite(tensors).items():
             raise CheckpointError(f"{name}.{key} of a callback holds {count} that are not finite")
-    torch.save(kept, directory / FILE)
+    with open(directory / FILE, "wb") as file:
+        torch.save(kept, file)
     try:
         torch.load(directory / FILE, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -78,19 +79,14 @@ def write(directory: Path, kept: dict[str, Any]) -> None:
         ) from error
 
 
-def write_tensors(trainer: pl.Trainer, directory: Path) -> None:
-    """Writes what is cut as the parameters are; collective over ranks."""
-    if found := _tensors(trainer):
-        dcp.write(directory / _FOLDER, found, {})
-
-
 def restore(trainer: pl.Trainer, path: Path) -> None:
     """Gives callbacks back what they kept; the weights are in place already.
 
     A validation scores the weights that a hook left as the checkpoint's own, as Lightning does.
     """
     device = trainer.strategy.root_device
-    kept = torch.load(path / FILE, weights_only=True, map_location=device)
+    with dcp.readable(path / FILE):
+        kept = torch.load(path / FILE, weights_only=True, map_location=device)
     kept[_VERSION] = version("lightning")
     if _any_has(trainer, "on_load_checkpoint"):
         module = trainer.lightning_module
@@ -103,10 +99,10 @@ def restore(trainer: pl.Trainer, path: Path) -> None:
             warnings.filterwarnings("ignore", message=".*checkpoint outside the 'fit' stage.*")
             call._call_callbacks_on_load_checkpoint(trainer, kept)
     call._call_callbacks_load_state_dict(trainer, kept)
-    if (path / _FOLDER).is_dir():
-        stored = dcp.keys(path / _FOLDER)
-        found = {key: tensor for key, tensor in _tensors(trainer).items() if key in stored}
-        dcp.read(path / _FOLDER, found)
+    if (path / FOLDER).is_dir():
+        stored = dcp.keys(path / FOLDER)
+        found = {key: tensor for key, tensor in tensors(trainer).items() if key in stored}
+        dcp.read(path / FOLDER, found)
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -118,7 +114,8 @@ def _any_has(trainer: pl.Trainer, hook: str) -> bool:
     return any(is_overridden(hook, callback, pl.Callback) for callback in _callbacks(trainer))
 
 
-def _tensors(trainer: pl.Trainer) -> dict[str, Tensor]:
+def tensors(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """What is cut as the parameters are, by key."""
     network = task_of(trainer.lightning_module).network
     return {
         f"{callback.state_key}.{key}": tensor

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from llm_train.checkpoint import manifest, tensors
+from llm_train.checkpoint.rank_state import RankState
 from llm_train.errors import CheckpointError, check_at_least
 from llm_train.runtime.structure import structure
 
@@ -60,14 +62,18 @@ class KeepsState(Protocol):
     state_format: str
     also_reads: tuple[str, ...]
 
+    @property
+    def timeout(self) -> timedelta | None:
+        """How long ranks wait for one another; None: for as long as torch says."""
+
     def require_equal_replicas(self) -> None:
         """Ends the run where ranks hold different copies of the same tensor."""
 
-    def save_state(self, directory: Path) -> None:
-        """Writes weights and optimizer state."""
+    def state(self) -> RankState:
+        """Weights and optimizer state, as far as this rank writes them."""
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads what ``save_state`` wrote."""
+        """Reads what was written of ``state``."""
 
 
 def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -8,54 +8,96 @@ that make a checkpoint usable without its run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.serialization import default_restore_location
 
-from llm_train.checkpoint import callback_state, group_state, manifest
+from llm_train.checkpoint import callback_state, dcp, group_state, manifest
 from llm_train.checkpoint.compatibility import KeepsState
+from llm_train.checkpoint.rank_state import RankState, Snapshot, copied
 from llm_train.data.module import TokenData
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import task_of
 from llm_train.runtime.random_state import random_state
 
 
-def write(trainer: pl.Trainer, stage: Path, built: Sequence[Group]) -> dict[str, Any]:
-    """Writes this rank's part; collective over ranks.
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What this rank writes of one step.
+
+    Attributes:
+        states: tensors by the folder of the checkpoint that holds them.
+        rank: what is this rank's alone.
+        kept: what callbacks keep.
+        position: where the run is, and who can read what it has written.
+        snapshot: holds the copies that ``states`` are; None where they are no copies.
+    """
+
+    states: Mapping[str, RankState]
+    rank: Mapping[str, Any]
+    kept: dict[str, Any]
+    position: Mapping[str, Any]
+    snapshot: Snapshot | None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.position["step"])
+
+    def write(self, stage: Path, group: dist.ProcessGroup | None) -> None:
+        """Writes this rank's part; collective over the ranks of ``group``, None being all."""
+        if self.snapshot is not None:
+            self.snapshot.wait()
+        for folder, state in self.states.items():
+            dcp.write(stage / folder, state, group)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        with open(stage / _rank_file(rank), "wb") as file:  # torch's own says less when it fails
+            torch.save(self.rank, file)
+
+    def finish(self, stage: Path, files: Mapping[str, str]) -> None:
+        """Writes what is the same for all ranks, on one of them."""
+        callback_state.write(stage, self.kept)
+        for name, text in files.items():
+            (stage / name).write_text(text, encoding="utf-8")
+
+
+def take(
+    trainer: pl.Trainer, built: Sequence[Group], samples_per_step: int, snapshot: Snapshot | None
+) -> Content:
+    """What a run that is between two optimizer steps has to save; on all ranks.
 
     Args:
-        trainer: between two optimizer steps.
-        stage: a directory with an empty folder ``state``, the same for all ranks.
+        trainer: that trains.
         built: what the optimizer's groups began with.
-
-    Returns:
-        What callbacks keep, for ``finish``.
+        samples_per_step: samples of a step over all ranks.
+        snapshot: makes the copy of what training changes; None where it stands still meanwhile.
     """
-    keeper(trainer).save_state(stage / "state")
-    callback_state.write_tensors(trainer, stage)
-    random = random_state(trainer.strategy.root_device)
+    states = {"state": keeper(trainer).state()}
+    if tensors := callback_state.tensors(trainer):
+        states[callback_state.FOLDER] = RankState(tensors=tensors)
+    states = {folder: state.shared_out() for folder, state in states.items()}
     kept = callback_state.collect(trainer)
-    groups = group_state.changes(trainer.optimizers[0].param_groups, built)
-    sums = task_of(trainer.lightning_module).run_state.sums.cpu()
-    rank = {"random": random, "sums": sums, "groups": groups}
-    torch.save(rank, stage / _rank_file(trainer.global_rank))
-    return kept
+    rank = {
+        "random": random_state(trainer.strategy.root_device),
+        "sums": task_of(trainer.lightning_module).run_state.sums.cpu(),
+        "groups": group_state.changes(trainer.optimizers[0].param_groups, built),
+    }
+    if snapshot is not None:
+        states = {folder: snapshot.of(folder, state) for folder, state in states.items()}
+        rank = copied(rank)
+        kept = copied(kept) if trainer.is_global_zero else {}
+    position = _position(trainer, samples_per_step)
+    return Content(states=states, rank=rank, kept=kept, position=position, snapshot=snapshot)
 
 
-def finish(stage: Path, kept: dict[str, Any], files: Mapping[str, str]) -> None:
-    """Writes what is the same for all ranks, on one of them."""
-    callback_state.write(stage, kept)
-    for name, text in files.items():
-        (stage / name).write_text(text, encoding="utf-8")
-
-
-def position(trainer: pl.Trainer, samples_per_step: int) -> dict[str, Any]:
-    """Where the run is, and who can read what it has written."""
-    step, data, strategy = trainer.global_step, _data(trainer), keeper(trainer)
+def _position(trainer: pl.Trainer, samples_per_step: int) -> dict[str, Any]:
+    step, data, strategy = trainer.global_step, data_of(trainer), keeper(trainer)
     consumed = data.consumed + (step - data.steps_done) * samples_per_step
     return {
         "step": step,
@@ -75,7 +117,7 @@ def restore(trainer: pl.Trainer, path: Path, built: Sequence[Group]) -> dict[str
     """
     metadata = manifest.read(path).metadata
     keeper(trainer).load_state(path / "state", with_optimizer=True)
-    _data(trainer).restore(metadata["data"], steps_done=metadata["step"])
+    data_of(trainer).restore(metadata["data"], steps_done=metadata["step"])
     _set_loop_position(trainer, metadata["step"])
     callback_state.restore(trainer, path)
     return _restore_rank(trainer, path, built, metadata["world_size"])
@@ -88,7 +130,7 @@ def restart_data(trainer: pl.Trainer, batch: Tensor) -> None:
         trainer: before the first micro-batch of an optimizer step.
         batch: that micro-batch; its content is replaced.
     """
-    data, loop = _data(trainer), trainer.fit_loop
+    data, loop = data_of(trainer), trainer.fit_loop
     fetcher, progress = loop._data_fetcher, loop.epoch_loop.batch_progress
     loader = trainer.train_dataloader
     assert fetcher is not None
@@ -113,7 +155,8 @@ def keeper(trainer: pl.Trainer) -> KeepsState:
     return strategy
 
 
-def _data(trainer: pl.Trainer) -> TokenData:
+def data_of(trainer: pl.Trainer) -> TokenData:
+    """The data module, which knows the position in the data."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # not declared
     assert isinstance(data, TokenData), "a position in the data is saved of our data module only"
     return data
@@ -160,9 +203,9 @@ def _load_rank(path: Path, rank: int) -> dict[str, Any]:
     def place(storage: Any, where: str) -> Any:
         return default_restore_location(storage, where.partition(":")[0])  # type: ignore[no-untyped-call]
 
-    found: dict[str, Any] = torch.load(
-        path / _rank_file(rank), weights_only=True, map_location=place
-    )
+    file = path / _rank_file(rank)
+    with dcp.readable(file):
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location=place)
     return found
 
 

@@ -19,11 +19,13 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint import metadata, state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import metadata, state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
-from llm_train.checkpoint.fragments import FlatFragment
+from llm_train.checkpoint.fragments import BoxedTensor
+from llm_train.checkpoint.rank_state import RankState
 from llm_train.errors import CheckpointError
 from llm_train.runtime.sharded import local_part
 
@@ -58,41 +60,38 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: object, **kwargs: object) -> metadata.Metadata:
         """Parses ``.metadata`` with the restricted unpickler."""
-        content = (Path(self.path) / ".metadata").read_bytes()
-        return cast(metadata.Metadata, _RecordsOnly(io.BytesIO(content)).load())
+        path = Path(self.path) / ".metadata"
+        content = io.BytesIO(path.read_bytes())
+        with readable(path):
+            return cast(metadata.Metadata, _RecordsOnly(content).load())
 
 
-def write(
-    directory: Path,
-    tensors: Mapping[str, Tensor],
-    scalars: Mapping[str, dict[str, Any]],
-    *,
-    own: str = "",
-) -> None:
-    """Writes tensors, or this rank's fragments of them; collective, replicas are shared out.
+def write(directory: Path, state: RankState, group: dist.ProcessGroup | None = None) -> None:
+    """Writes tensors, or this rank's parts of them; collective, and replicas are written once.
 
     Args:
         directory: exists, and is empty.
-        tensors: by key.
-        scalars: by parameter, what is no tensor.
-        own: set where the scalars of this rank are no other rank's.
+        state: of this rank.
+        group: of all ranks; None: the default one.
 
     Raises:
         CheckpointError: on all ranks, before anything is written, if a number is not finite on any.
     """
-    _require_finite(tensors)
-    # DCP copies ahead in a stream of its own wherever there is a GPU, also for tensors on the host.
-    ahead = _COPIED_AHEAD if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
-    with _quiet():
-        writer = FileSystemWriter(directory, per_thread_copy_ahead=ahead)
-        state_dict_saver.save(dict(tensors), storage_writer=writer)
-    if own or not dist.is_initialized() or dist.get_rank() == 0:
-        (directory / f"{own}{_SCALARS}").write_text(json.dumps(scalars))
+    _require_finite(state.tensors, group)
+    # DCP would copy ahead in a stream of its own for tensors on the host, too.
+    on_device = any(tensor.device.type == "cuda" for tensor in state.tensors.values())
+    writer = FileSystemWriter(directory, per_thread_copy_ahead=_COPIED_AHEAD if on_device else 0)
+    writer.reset()
+    with _as_our_error():
+        # ``save`` warns where there is one process; silencing a warning is not safe in a thread.
+        _save_state_dict(dict(state.tensors), writer, group, no_dist=not dist.is_initialized())
+    if state.own or not dist.is_initialized() or dist.get_rank() == 0:
+        (directory / f"{state.own}{_SCALARS}").write_text(json.dumps(state.scalars))
 
 
 def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
-    with _quiet():
+    with _quiet(), _as_our_error():
         reader = Reader(directory)
         reader.read_metadata()  # torch 2.11 would lose the reason for a refusal
         state_dict_loader.load(dict(tensors), storage_reader=reader)
@@ -100,21 +99,32 @@ def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_scalars(directory: Path, own: str = "") -> dict[str, dict[str, Any]]:
     """What ``write`` stored that is no tensor."""
-    return cast(dict[str, Any], json.loads((directory / f"{own}{_SCALARS}").read_text()))
+    path = directory / f"{own}{_SCALARS}"
+    with readable(path):
+        return cast(dict[str, Any], json.loads(path.read_text()))
 
 
 def keys(directory: Path) -> dict[str, Any]:
     """What is stored in ``directory``: DCP's records of shapes and dtypes by key.
 
     Raises:
-        CheckpointError: nothing of this format is there.
+        CheckpointError: nothing of this format is there, or it claims more than there is.
     """
     try:
-        return dict(Reader(directory).read_metadata().state_dict_metadata)
+        found: dict[str, Any] = dict(Reader(directory).read_metadata().state_dict_metadata)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory} holds no .metadata: not a checkpoint of this kind"
         ) from error
+    # What is claimed here is allocated before it is read.
+    claimed = sum(int(m.size.numel()) * m.properties.dtype.itemsize for m in found.values())
+    held = sum(file.stat().st_size for file in directory.glob("*.distcp"))
+    if claimed > held:
+        raise CheckpointError(
+            f"{directory} claims {claimed:,} bytes of tensors in {held:,} bytes of files; it is "
+            "damaged or hostile: take another checkpoint"
+        )
+    return found
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -135,15 +145,19 @@ def not_finite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _numbers(tensor: Tensor) -> list[Tensor]:
-    parts = tensor.parts if isinstance(tensor, FlatFragment) else [local_part(tensor).detach()]
+    parts = (
+        list(tensor.parts.values())
+        if isinstance(tensor, BoxedTensor)
+        else [local_part(tensor).detach()]
+    )
     return [part for part in parts if part.is_floating_point() and part.numel()]
 
 
-def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+def _require_finite(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
     everyone = [not_finite(tensors)]
     if dist.is_initialized():
         everyone *= dist.get_world_size()
-        dist.all_gather_object(everyone, everyone[0])
+        dist.all_gather_object(everyone, everyone[0], group)
     wrong = [(key, n, rank) for rank, own in enumerate(everyone) for key, n in own.items()]
     if wrong:
         (key, count, rank), *others = wrong
@@ -156,12 +170,35 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged or hostile file makes its reader raise into one line.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # pickle alone documents that it may raise any of them
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise CheckpointError(
+            f"{path} cannot be read ({reason}); it is damaged or hostile: take another checkpoint"
+        ) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """One process is what was asked for; DCP warns about it all the same."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        try:
-            yield
-        except CheckpointException as error:  # every rank gets it; not even an Exception in torch
-            first = next(iter(error.failures.values()))[0]
-            raise CheckpointError(f"the state could not be written or read: {first}") from error
+        yield
+
+
+@contextmanager
+def _as_our_error() -> Iterator[None]:
+    try:
+        yield
+    except CheckpointException as error:  # every rank gets it; not even an Exception in torch
+        first = next(iter(error.failures.values()))[0]
+        raise CheckpointError(f"the state could not be written or read: {first}") from error

@@ -5,11 +5,12 @@ parameters cuts them anywhere, so a fragment of a matrix may begin and end in th
 Here such a fragment is described as the few boxes it consists of (at most three for a matrix: the
 rest of the first row, whole rows, the beginning of the last one). Each rank then writes, and reads,
 exactly its own numbers: nothing is gathered.
+A copy of what a rank holds of a DTensor consists of such boxes, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from math import prod
 from typing import NoReturn
@@ -52,38 +53,30 @@ def boxes(shape: Sequence[int], start: int, count: int) -> Iterator[Box]:
     yield from boxes(shape, start + whole * row, count - whole * row)
 
 
-class FlatFragment(Tensor):
-    """Consecutive elements of a tensor of ``shape``, held in the flat tensor ``values``.
+class BoxedTensor(Tensor):
+    """What a rank holds of a tensor of ``shape``, as boxes of it.
 
     It follows the protocol by which DCP lets a tensor say which parts of itself lie here. It is a
     tensor, without storage, because DCP asks nothing else; it cannot be computed with.
 
     Args:
         shape: of the whole tensor.
-        offset: of the shard: position of its first element in row-major order.
-        values: the elements; loading writes into them. May be empty.
+        parts: the numbers of each box by its offsets; loading writes into them. May be empty.
+        like: has the dtype, and lies where the parts lie.
     """
 
-    _parts: dict[torch.Size, Tensor]
+    parts: Mapping[torch.Size, Tensor]
 
     @staticmethod
-    def __new__(cls, shape: Sequence[int], offset: int, values: Tensor) -> FlatFragment:
-        """Describes the parts of ``values`` by the boxes that they fill."""
-        self: FlatFragment = Tensor._make_wrapper_subclass(
-            cls, torch.Size(shape), dtype=values.dtype, device=values.device
+    def __new__(
+        cls, shape: Sequence[int], parts: Mapping[torch.Size, Tensor], like: Tensor
+    ) -> BoxedTensor:
+        """A tensor without memory of its own."""
+        self: BoxedTensor = Tensor._make_wrapper_subclass(
+            cls, torch.Size(shape), dtype=like.dtype, device=like.device
         )
-        found = list(boxes(shape, offset, values.numel()))
-        ends = accumulate((prod(sizes) for _, sizes in found), initial=0)
-        self._parts = {
-            torch.Size(offsets): values.detach()[begin:end].view(sizes)
-            for (offsets, sizes), (begin, end) in zip(found, pairwise(ends), strict=True)
-        }
+        self.parts = parts
         return self
-
-    @property
-    def parts(self) -> list[Tensor]:
-        """The elements, box by box; empty where this rank has none."""
-        return list(self._parts.values())
 
     @classmethod
     def __torch_dispatch__(cls, operator: object, *rest: object) -> NoReturn:
@@ -103,9 +96,26 @@ class FlatFragment(Tensor):
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [
             ChunkStorageMetadata(offsets=offsets, sizes=part.shape)
-            for offsets, part in self._parts.items()
+            for offsets, part in self.parts.items()
         ]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
-        return self._parts[index.offset]
+        return self.parts[index.offset]
+
+
+def flat_fragment(shape: Sequence[int], offset: int, values: Tensor) -> BoxedTensor:
+    """Consecutive elements of a tensor, described by the boxes that they fill.
+
+    Args:
+        shape: of the whole tensor.
+        offset: of the shard: position of its first element in row-major order.
+        values: the elements, in one dimension; they are not copied.
+    """
+    found = list(boxes(shape, offset, values.numel()))
+    ends = accumulate((prod(sizes) for _, sizes in found), initial=0)
+    parts = {
+        torch.Size(offsets): values.detach()[begin:end].view(sizes)
+        for (offsets, sizes), (begin, end) in zip(found, pairwise(ends), strict=True)
+    }
+    return BoxedTensor(shape, parts, values)

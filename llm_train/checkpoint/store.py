@@ -68,12 +68,14 @@ class CheckpointStore:
         keep_last: how many of the newest to keep; at least 1.
         keep_every: steps; checkpoints at multiples are kept for ever. 0: none.
         require: raises once the run may no longer write here.
+        in_use: whether a checkpoint is still needed, whatever the rules say.
     """
 
     root: Path
     keep_last: int = 2
     keep_every: int = 0
     require: Callable[[], object] = lambda: None
+    in_use: Callable[[Path], bool] = lambda path: False
 
     def __post_init__(self) -> None:
         assert self.keep_last > 0, "settings refuse to delete every checkpoint"
@@ -121,6 +123,16 @@ class CheckpointStore:
         self._prune()
         return final
 
+    def adopt(self, step: int) -> None:
+        """Turns a stage that holds a checkpoint already, with its manifest, into one of these."""
+        final = self.root / _name(step)
+        manifest.record_files(self._staging(step))  # to the disk
+        disk.replace(self._staging(step), final, self._grave(final))
+
+    def drop_stage(self, step: int) -> None:
+        """Gives the space of a stage back; nothing happens where there is none any more."""
+        shutil.rmtree(self._staging(step), ignore_errors=True)
+
     def steps(self) -> list[int]:
         """Steps of the checkpoint directories present, ascending, damaged ones included."""
         return sorted({entry.step for entry in self._entries()})
@@ -138,6 +150,29 @@ class CheckpointStore:
             else:
                 complete = entry
         return Found(complete and complete.path, skipped)
+
+    def back_from(self, step: int, before: int) -> Path:
+        """The newest complete checkpoint at least ``before`` steps before ``step``, else the first.
+
+        What a run that went back once has left behind is passed over: it is older than a checkpoint
+        of an earlier step.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found: Path | None = None
+        latest = step - before
+        for entry in reversed(self._entries()):
+            if entry.step < step and not manifest.problems(entry.path):
+                found, step = entry.path, entry.step
+                if step <= latest:
+                    break
+        if found is None:
+            raise CheckpointError(
+                f"{self.root} holds no checkpoint of before step {step} to go back to; save more "
+                "often: checkpoint.every"
+            )
+        return found
 
     def resolve(self, where: str | Path) -> Found:
         """Finds the checkpoint that ``--resume where`` asks for.
@@ -218,7 +253,8 @@ class CheckpointStore:
         """Deletes what the rules do not keep; a failure is logged, for the new one is in place."""
         for entry in self._entries()[: -self.keep_last]:
             kept = self.keep_every and entry.step % self.keep_every == 0
-            if kept or entry.path.is_symlink():  # somebody has given a link's checkpoint a home
+            # Somebody has given a link's checkpoint a home.
+            if kept or entry.path.is_symlink() or self.in_use(entry.path):
                 continue
             try:
                 disk.remove(entry.path, self._grave(entry.path))
@@ -254,7 +290,7 @@ class CheckpointStore:
         space = ""
         with suppress(OSError):  # before the stage is removed
             space = f" ({shutil.disk_usage(self.root).free / 2**20:,.1f} MiB free)"
-        shutil.rmtree(self._staging(step), ignore_errors=True)
+        self.drop_stage(step)
         return SaveFailed(
             f"cannot save step {step} in {self.root}{space}: {_reason(error)}; "
             "the checkpoints saved before are untouched"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from llm_train.checkpoint import dcp
+from llm_train.checkpoint.rank_state import RankState
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
 
@@ -33,26 +34,24 @@ class SplitsState(Protocol):
         ...
 
 
-def save(
-    directory: Path,
+def state(
     network: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     *,
     own: str = "",
     shared: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Writes the state of this rank; replicated tensors are shared out among the ranks.
+) -> RankState:
+    """What this rank has to write; nothing is copied.
 
     Args:
-        directory: exists, and is empty.
         network: its parameters and persistent buffers.
-        optimizer: of the network; None writes no state of it.
+        optimizer: of the network; None leaves its state out.
         own: put before every key, where the state of this rank is no other rank's.
         shared: further tensors, the same on all ranks, under these keys.
     """
-    state, scalars = _collect(network, optimizer)
-    tensors = {own + key: tensor for key, tensor in state.items()} | dict(shared or {})
-    dcp.write(directory, tensors, scalars, own=own)
+    found, scalars = _collect(network, optimizer)
+    tensors = {own + key: tensor for key, tensor in found.items()} | dict(shared or {})
+    return RankState(tensors=tensors, scalars=scalars, own=own)
 
 
 def load(
@@ -66,7 +65,7 @@ def load(
     """Reads into the parameters in place, and rebuilds the optimizer's state.
 
     Args:
-        directory: what ``save`` filled.
+        directory: what ``dcp.write`` filled with ``state``.
         network: gets every parameter and persistent buffer.
         optimizer: gets its state; None leaves that where it is.
         own: as it was saved with; keys without it are somebody else's.
@@ -79,9 +78,9 @@ def load(
     stored = {k.removeprefix(own): v for k, v in everything.items() if k.startswith(own)}
     if optimizer is not None:
         _allocate(network, optimizer, stored)
-    state, _ = _collect(network, optimizer)
-    require_fit(directory, stored, {key: tensor.shape for key, tensor in state.items()})
-    tensors = {own + key: tensor for key, tensor in state.items()}
+    found, _ = _collect(network, optimizer)
+    require_fit(directory, stored, {key: tensor.shape for key, tensor in found.items()})
+    tensors = {own + key: tensor for key, tensor in found.items()}
     tensors.update({key: t for key, t in (shared or {}).items() if key in everything})
     dcp.read(directory, tensors)
     if optimizer is not None:

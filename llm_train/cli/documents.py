@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_train.cli.spelling import expanded
+from llm_train.cli.spelling import expanded, texts
 from llm_train.cli.walk import Layer
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
@@ -65,17 +65,21 @@ def layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
         yield Layer(values, option=True)
 
 
+def load(text: str) -> Any:
+    """What a file or the right of an ``=`` holds, its paths written out."""
+    return texts(expanded, yaml12.load(text))
+
+
 def _read(file: str) -> dict[str, Any]:
-    if Path(file).is_dir():
-        raise ConfigError(f"-c {file} is a directory; name a file in it")
     if not Path(file).is_file():
-        raise ConfigError(f"-c {file}: no such file; configs/ holds the ready-made ones")
+        found = "a directory" if Path(file).is_dir() else "no such file"
+        raise ConfigError(f"-c {file}: {found}; configs/ holds the ready-made ones")
     try:
         text = Path(file).read_text(encoding="utf-8")
         twice = [f"{problem} of {file}; remove one" for problem in yaml12.duplicates(text)]
         if twice:
             raise ConfigError("\n".join(twice))
-        value = expanded(yaml12.load(text))
+        value = load(text)
     except (yaml12.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"-c {file} is not valid YAML: {yaml12.where(error)}") from error
     if not isinstance(value, dict):

@@ -25,7 +25,6 @@ from llm_train.cli import documents
 from llm_train.cli.help import settings_help
 from llm_train.cli.parts import Builder
 from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
-from llm_train.cli.spelling import expanded
 from llm_train.cli.walk import Walk
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
@@ -126,10 +125,6 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
         )
 
 
-def _read(text: str) -> object:
-    return expanded(yaml12.load(text))
-
-
 @contextmanager
 def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
     """Sets up jsonargparse, whose settings are global, and yields what may be imported."""
@@ -142,7 +137,7 @@ def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
         import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
-    jsonargparse.set_loader(MODE, _read, exceptions=(yaml12.YAMLError,))
+    jsonargparse.set_loader(MODE, documents.load, exceptions=(yaml12.YAMLError,))
     jsonargparse.set_dumper(MODE, yaml12.dump)
     try:
         yield allowed

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from llm_train.errors import ConfigError
 
@@ -39,19 +38,22 @@ def closest(word: str, known: Sequence[str]) -> str:
     return lower[close[0]] if close else ""
 
 
-def expanded(value: Any) -> Any:
-    """A value in which each path that begins with ``~/`` or with a variable is what a shell reads.
+def texts(change: Callable[[str], object], value: object) -> object:
+    """A value in which every text, however deep it stands, is changed."""
+    if isinstance(value, Mapping):
+        return {key: texts(change, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [texts(change, inner) for inner in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def expanded(text: str) -> str:
+    """What a shell reads where a path begins with ``~/`` or with a variable.
 
     Raises:
         ConfigError: there is no such variable.
     """
-    if isinstance(value, Mapping):
-        return {key: expanded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [expanded(inner) for inner in value]
-    if not isinstance(value, str) or not _PATH.match(value):
-        return value
-    path = os.path.expandvars(os.path.expanduser(value))
-    if path[0] in "~$":
-        raise ConfigError(f"{value}: there is no such variable; set it, or write it out")
+    path = os.path.expandvars(os.path.expanduser(text)) if _PATH.match(text) else text
+    if _PATH.match(path):
+        raise ConfigError(f"{text}: there is no such variable; set it, or write it out")
     return path

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from llm_train.cli import schema
 from llm_train.cli.schema import Hint, Owner, Setting
 from llm_train.cli.secret_keys import literals
-from llm_train.cli.spelling import closest, nearest
+from llm_train.cli.spelling import closest, nearest, texts
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
@@ -78,7 +78,7 @@ class Walk:
             self._option = layer.option
             # First and alone: another complaint about the same key could repeat the secret.
             if written_out := list(
-                literals(_loaded(layer.values) if layer.option else layer.values)
+                literals(texts(yaml12.load_or_text, layer.values) if layer.option else layer.values)
             ):
                 raise ConfigError("\n".join(written_out))
             self._settings(self._roots, layer.values, "")
@@ -160,7 +160,7 @@ class Walk:
         elif not schema.accepts(hint, value):
             self._say(self._wrong(hint, value, path))
         elif str not in schema.parts(hint) and (
-            schema.is_finite(_loaded(value)) < schema.is_finite(setting.default)
+            schema.is_finite(texts(yaml12.load_or_text, value)) < schema.is_finite(setting.default)
         ):  # a part for which infinity means something has it for a default
             self._say(f"{path}={value} is not finite; write {_EXAMPLES[float]}, for instance")
 
@@ -274,15 +274,6 @@ def _listing(path: str, owner: Owner) -> str:
     if inner or key == path or not isinstance(owner, type):
         return "--help"
     return f"--{key.partition('[')[0]}.help={owner.__name__}"
-
-
-def _loaded(values: object) -> object:
-    """The values of an option as YAML reads them: a group may be written in one word."""
-    if isinstance(values, Mapping):
-        return {key: _loaded(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_loaded(value) for value in values]
-    return yaml12.load_or_text(values) if isinstance(values, str) else values
 
 
 def _needed(hint: Hint) -> str:

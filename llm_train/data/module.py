@@ -16,7 +16,7 @@ from llm_train.data.base import NO_TOKEN, Recipe, TokenSource, Windows
 from llm_train.data.preparation import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, LLMTrainError
 
 
 class _Batches(Dataset[Tensor]):
@@ -40,12 +40,19 @@ class TokenLoader(DataLoader[Tensor]):
 
     def __iter__(self) -> Any:
         """Batches in the sampler's order."""
-        return self._read() if self.num_workers == 0 else super().__iter__()
+        return self._read() if self.num_workers == 0 else self._from_workers()
 
     def _read(self) -> Iterator[Tensor]:
         for indices in self.sampler:
             batch: Tensor = self.dataset[indices]
             yield batch.pin_memory() if self.pin_memory else batch
+
+    def _from_workers(self) -> Iterator[Tensor]:
+        try:
+            yield from super().__iter__()
+        except LLMTrainError as error:  # torch puts the worker's traceback around its message
+            message = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]
+            raise type(error)(message) from None
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the loader starts at the sample count that its sampler was made with.
@@ -138,6 +145,10 @@ class TokenData(Part, pl.LightningDataModule):
             )
         self.consumed = int(state["consumed"])
         self.steps_done = steps_done
+
+    def consumed_at(self, step: int) -> int:
+        """Samples that the run has consumed, or passed over, when ``step`` steps are done."""
+        return self.consumed + (step - self.steps_done) * self.share.samples_per_step
 
     def train_dataloader(self) -> TokenLoader:
         """Loader of this rank's micro-batches from the current position to the end of the run."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llm_train.data.base import Recipe
 from llm_train.data.recipe import differences, recipe_dict
-from llm_train.data.shards import verify
+from llm_train.data.shards import add_sums, verify
 from llm_train.data.token_manifest import FILE_NAME, Manifest
 from llm_train.errors import ConfigError, DataError
 from llm_train.runtime import disk
@@ -66,7 +66,7 @@ def prepare(
                 "choose another path, or replace it with --force"
             )
         _log.info("%s is up to date", target)
-        return manifest
+        return manifest if manifest.has_sums else add_sums(target)
     with _staged(target) as directory:
         recipe.write(directory, progress)
     return verify(target)

@@ -1,28 +1,26 @@
-"""Token ids on disk: raw little-endian integers in files of equal length, read through memory maps.
+"""Token ids on disk: raw little-endian integers in files of equal length, and how they are written.
 
-Nothing is decoded on reading: a window is one copy out of the page cache, and all workers and ranks
-of a host share those pages. Shards exist only to keep files at a size that tools handle well; the
-reader joins them, and windows cross their borders.
+Shards exist only to keep files at a size that tools handle well: the reader joins them. Alongside
+the shards of a split lies one file with a CRC-32 of each of their blocks, which a reader looks up
+when it first comes to a block; the manifest, which is read at every start, does not hold them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
+import os
+import stat
 from collections import Counter
 from contextlib import AbstractContextManager
-from functools import cached_property
-from itertools import accumulate
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
-from llm_train.data.base import Ids, SplitName
-from llm_train.data.token_manifest import Manifest, StoredFile, StoredSplit
-from llm_train.data.windows import Tokens
+from llm_train.data.base import SPLITS, Ids, SplitName
+from llm_train.data.blocks import write_sums
+from llm_train.data.token_manifest import REMEDY, Manifest, StoredFile, StoredSplit, sums_name
 from llm_train.errors import DataError
 from llm_train.runtime import disk
 
@@ -55,13 +53,17 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     Args:
         directory: exists.
         split: first part of the file names.
-        dtype: stored integer.
+        vocab_size: ids are below it.
         shard_tokens: length of every shard but the last.
     """
 
-    def __init__(self, directory: Path, split: SplitName, dtype: str, shard_tokens: int) -> None:
+    def __init__(
+        self, directory: Path, split: SplitName, vocab_size: int, shard_tokens: int
+    ) -> None:
         self._stem = directory / split
-        self._dtype = little_endian(dtype)
+        self._sums = directory / sums_name(split)
+        self._vocab_size = vocab_size
+        self._dtype = little_endian(dtype_for(vocab_size))
         self._shard_tokens = shard_tokens
         self._counts = Counter(tokens=0, documents=0, text_bytes=0, decoded_bytes=0)
         self._digest = hashlib.sha256()
@@ -69,12 +71,21 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._file: BinaryIO | None = None
 
     def add(self, ids: Ids, **counts: int) -> None:
-        """Appends ids (any integer type, all below the vocabulary size).
+        """Appends ids of any integer type.
 
         Args:
             ids: in one dimension.
             **counts: of ``StoredSplit``, to be added to what they were.
+
+        Raises:
+            DataError: an id is not one of the vocabulary.
         """
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+            wrong = int(np.argmax((ids < 0) | (ids >= self._vocab_size)))
+            raise DataError(
+                f"token {self._counts['tokens'] + wrong} of {self._stem} is id {ids[wrong]}, and "
+                f"the vocabulary has {self._vocab_size} ids; use the tokenizer that made the ids"
+            )
         self._counts.update(counts, tokens=ids.size)
         stored = ids.astype(self._dtype)
         self._digest.update(stored.tobytes())
@@ -93,73 +104,13 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
     def __exit__(self, *_: object) -> None:
         self._finish_shard()
+        write_sums(self._sums, self._shards)
 
     def _finish_shard(self) -> None:
         if self._file is not None:
             self._file.close()
             self._shards.append(describe_file(Path(self._file.name)))
             self._file = None
-
-
-class ShardTokens(Tokens):
-    """The shards of one split as one row of token ids."""
-
-    def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
-        # 32-bit ids are read as signed integers, which torch can index with.
-        self._dtype = little_endian("uint16" if manifest.dtype == "uint16" else "int32")
-        shards = manifest.splits[split].shards
-        self._paths = [directory / shard.name for shard in shards]
-        self._borders = [0, *accumulate(shard.bytes // self._dtype.itemsize for shard in shards)]
-        self._firsts = np.asarray(self._borders[:-1])
-        self._windows: dict[int, Ids] = {}
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """As stored, in the byte order of this machine."""
-        return self._dtype.newbyteorder("=")
-
-    def __len__(self) -> int:
-        return self._borders[-1]
-
-    def __getstate__(self) -> dict[str, object]:
-        # A pickled memory map would carry the tokens themselves into every DataLoader worker.
-        kept = {name: value for name, value in self.__dict__.items() if name != "_maps"}
-        return {**kept, "_windows": {}}
-
-    def read(self, start: int, out: Ids) -> None:
-        """Copies tokens ``start .. start + out.size`` into ``out``, across shards if need be."""
-        done = 0
-        shard = bisect_right(self._borders, start) - 1
-        while done < out.size:
-            first = self._borders[shard]
-            part = self._maps[shard][start + done - first : start + out.size - first]
-            out[done : done + part.size] = part
-            done += part.size
-            shard += 1
-
-    def rows(self, starts: npt.NDArray[np.int64], length: int) -> Ids:
-        """One gather where there is one shard, else a copy a window."""
-        if len(self._maps) == 1 and starts.size:
-            if length not in self._windows:
-                self._windows[length] = sliding_window_view(self._maps[0], length)
-            return np.asarray(self._windows[length][starts])
-        out = np.empty((starts.size, length), dtype=self.dtype)
-        # All shards are looked up at once: one by one takes half as long again for each window.
-        shards = np.searchsorted(self._firsts, starts, side="right") - 1
-        offsets = starts - self._firsts[shards]
-        places = zip(out, shards.tolist(), offsets.tolist(), starts.tolist(), strict=True)
-        for row, shard, offset, start in places:
-            part = self._maps[shard][offset : offset + length]
-            if part.size == length:
-                row[:] = part
-            else:  # it crosses into the next shard
-                self.read(start, row)
-        return out
-
-    @cached_property
-    def _maps(self) -> list[Ids]:
-        # A plain array over the map: slicing np.memmap itself costs several times more.
-        return [np.asarray(np.memmap(path, self._dtype, mode="r")) for path in self._paths]
 
 
 def verify(directory: Path, checksums: bool = False) -> Manifest:
@@ -174,14 +125,42 @@ def verify(directory: Path, checksums: bool = False) -> Manifest:
     """
     manifest = Manifest.load(directory)
     for expected in manifest.files:
-        path = directory / expected.name
-        if not path.is_file():
-            damage = "is missing"
-        elif (size := path.stat().st_size) != expected.bytes:
-            damage = f"has {size} bytes, its manifest says {expected.bytes}"
-        elif checksums and describe_file(path).sha256 != expected.sha256:
-            damage = "is damaged: its sha256 is not the manifest's"
-        else:
-            continue
-        raise DataError(f"{path} {damage}; prepare again with --force")
+        path = os.path.join(directory, expected.name)  # 60,000 of them, and Path is slow
+        check_size(path, expected.bytes)
+        if checksums and describe_file(Path(path)).sha256 != expected.sha256:
+            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
+    return manifest
+
+
+def check_size(path: str | Path, expected: int) -> None:
+    """Compares a file's size with what the manifest says.
+
+    Raises:
+        DataError: it differs, or there is no such file.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        damage = "is missing"
+    except OSError as error:
+        damage = f"is unreadable: {error.strerror}"
+    else:
+        if found.st_size == expected and stat.S_ISREG(found.st_mode):
+            return
+        damage = f"has {found.st_size} bytes, its manifest says {expected}"
+    raise DataError(f"{path} {damage}; {REMEDY}")
+
+
+def add_sums(directory: Path) -> Manifest:
+    """Gives the tokens of an earlier version checksums of their blocks, once every byte is right.
+
+    Raises:
+        DataError: as ``verify``.
+    """
+    manifest = verify(directory, checksums=True)
+    for name in SPLITS:
+        write_sums(directory / sums_name(name), manifest.splits[name].shards)
+    added = [describe_file(directory / sums_name(name)) for name in SPLITS]
+    manifest = replace(manifest, others=[*manifest.others, *added])
+    manifest.save(directory)
     return manifest

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,12 @@ from llm_train.runtime.structure import structure
 FILE_NAME = "manifest.json"
 VERSION = 1
 DTYPES = {"uint16": 2, "uint32": 4}  # bytes of a stored token id
+REMEDY = "prepare again with --force, or restore it from a copy"
+
+
+def sums_name(split: SplitName) -> str:
+    """The file with a CRC-32 for each block of a split's shards; see ``blocks``."""
+    return f"{split}.crc32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +73,7 @@ class Manifest:
         vocab_size: ids are below it.
         end_of_text: id of the token after each document, -1 where there is none.
         splits: the two sides.
-        others: tokenizer and byte lengths.
+        others: tokenizer, byte lengths and the checksums of blocks.
         recipe: the configuration that made the tokens, as plain values.
         provenance: what outside the recipe the tokens depend on.
         skipped: number of skipped documents by reason.
@@ -86,23 +96,42 @@ class Manifest:
         """Every file of the directory but the manifest."""
         return [*self.others, *(shard for name in SPLITS for shard in self.splits[name].shards)]
 
+    @property
+    def has_sums(self) -> bool:
+        """Whether blocks have checksums; those of earlier versions have none."""
+        names = {file.name for file in self.others}
+        return names.issuperset(map(sums_name, SPLITS))
+
     def __post_init__(self) -> None:
         """Compares what the fields say with one another: each of them decides what is read."""
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype} is not one of {', '.join(DTYPES)}")
+        width = DTYPES[self.dtype]
+        if not 0 < self.vocab_size <= 1 << 8 * width:
+            raise ValueError(f"vocab_size={self.vocab_size} does not fit dtype={self.dtype}")
+        if not -1 <= self.end_of_text < self.vocab_size:
+            raise ValueError(f"end_of_text={self.end_of_text} is not an id of {self.vocab_size}")
+        names = set()
         for file in self.files:
-            if Path(file.name).name != file.name:
+            if not file.name or os.path.basename(file.name) != file.name:
                 raise ValueError(f"{file.name} is not the name of a file in its directory")
+            if file.name in names:
+                raise ValueError(f"{file.name} is listed twice")
+            if file.bytes < 0:
+                raise ValueError(f"{file.name}: bytes={file.bytes} is negative")
+            names.add(file.name)
         for name, split in self.splits.items():
             held = sum(shard.bytes for shard in split.shards)
-            if held != split.tokens * DTYPES[self.dtype]:
+            if held != split.tokens * width or any(shard.bytes % width for shard in split.shards):
                 raise ValueError(
                     f"splits.{name}: {split.tokens} tokens of {self.dtype} do not take {held} bytes"
                 )
 
     def save(self, directory: Path) -> None:
         """Writes the manifest under its name in one step."""
-        disk.write_manifest(directory / FILE_NAME, dataclasses.asdict(self))
+        # Through JSON and back: the checksum is of what a reader will see.
+        body = json.loads(json.dumps(dataclasses.asdict(self)))
+        disk.write_manifest(directory / FILE_NAME, {**body, "crc32": _crc32_of(body)})
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
@@ -113,14 +142,7 @@ class Manifest:
         """
         path = directory / FILE_NAME
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            if plain["version"] != VERSION:
-                raise DataError(
-                    f"{path} has format version {plain['version']}, this program reads {VERSION}; "
-                    "prepare again with --force"
-                )
-            # By field: earlier manifests of this version have two more that nobody read.
-            return structure(cls, plain)
+            return _parsed(path, path.read_bytes())
         except FileNotFoundError:
             raise DataError(
                 f"no prepared tokens in {directory}; run `llm-train prepare -c CONFIG`"
@@ -129,3 +151,23 @@ class Manifest:
             raise DataError(
                 f"{path} is not a manifest of token shards ({error!r}); prepare again with --force"
             ) from None
+
+
+@lru_cache(maxsize=2)  # a start asks a dozen times, and 60,000 shards take half a second
+def _parsed(path: Path, content: bytes) -> Manifest:
+    plain = json.loads(content.decode())
+    if plain["version"] != VERSION:
+        raise DataError(
+            f"{path} has format version {plain['version']}, this program reads {VERSION}; "
+            "prepare again with --force"
+        )
+    crc32 = plain.pop("crc32", None)
+    # By field: earlier manifests of this version have two more that nobody read.
+    manifest = structure(Manifest, plain)
+    if (crc32 is not None or manifest.has_sums) and crc32 != _crc32_of(plain):
+        raise ValueError("it does not match its own checksum")
+    return manifest
+
+
+def _crc32_of(body: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from llm_train.data.base import SPLITS, Ids, SplitName, TokenSource, Windows
-from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardTokens, verify
-from llm_train.data.token_manifest import FILE_NAME, Manifest
+from llm_train.data.reader import ShardTokens
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
+from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError
+from llm_train.runtime.launch import find_launch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenShards(TokenSource):
-    """Reads a directory of token shards through memory maps.
+    """Reads a directory of token shards, and verifies each block of them before its first use.
 
     Attributes:
         path: the directory; `llm-train prepare` writes it.
@@ -42,7 +49,7 @@ class TokenShards(TokenSource):
 
     def tokenizer_text(self) -> str:
         """From the file alongside the shards."""
-        return (self.folder / TOKENIZER).read_text(encoding="utf-8")
+        return self._content(TOKENIZER).decode()
 
     def check(self) -> list[str]:
         """Reports a missing manifest, missing files and wrong sizes."""
@@ -74,26 +81,48 @@ class TokenShards(TokenSource):
         return HeldOutWindows(self._tokens("held_out"), sequence)
 
     def _tokens(self, split: SplitName) -> ShardTokens:
-        return ShardTokens(self.folder, verify(self.folder), split)
+        manifest = verify(self.folder)
+        if not manifest.has_sums and split == "train" and find_launch().rank == 0:
+            _log.warning(
+                "%s was prepared without checksums of blocks, so that damage would pass unnoticed; "
+                "run `llm-train prepare` with its recipe, which adds them",
+                self.folder,
+            )
+        return ShardTokens(self.folder, manifest, split)
 
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
         path, expected = self.folder / TOKEN_BYTES, self.vocab_size()
         try:
-            lengths: Ids = np.load(path, mmap_mode="r", allow_pickle=False)  # no pickled objects
-        except (OSError, ValueError) as error:
+            content = BytesIO(self._content(TOKEN_BYTES))
+            lengths: Ids = np.load(content, allow_pickle=False)  # no pickled objects
+        except ValueError as error:
             raise DataError(f"{path} is unreadable: {error}; prepare again with --force") from None
         if lengths.shape != (expected,) or lengths.dtype.kind not in "iu":
             raise DataError(
                 f"{path} holds {lengths.dtype} {lengths.shape}, not one integer for each of "
                 f"{expected} ids; prepare again with --force"
             )
-        return np.array(lengths)
+        return lengths
+
+    def _content(self, name: str) -> bytes:
+        """A small file alongside the shards, compared with its checksum where there is one."""
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} is unreadable: {error.strerror}; {REMEDY}") from None
+        sums = {file.name: file.sha256 for file in self.manifest().others}
+        if sums.get(name, found := hashlib.sha256(content).hexdigest()) != found:
+            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
+        return content
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts, tokenizer and the compressors' bits per byte."""
         manifest = self.manifest()
         train, held_out = (manifest.splits[name] for name in SPLITS)
+        named = manifest.recipe.get("tokenizer")
+        tokenizer = named if isinstance(named, dict) else {}
         return {
             "path": self.path,
             "train_tokens": train.tokens,
@@ -104,6 +133,6 @@ class TokenShards(TokenSource):
             "held_out_bytes_per_token": held_out.text_bytes / max(1, held_out.tokens),
             "skipped_documents": sum(manifest.skipped.values()),
             "vocab_size": manifest.vocab_size,
-            "tokenizer": str(manifest.recipe.get("tokenizer", {}).get("class_path", "")),
+            "tokenizer": str(tokenizer.get("class_path", "")),
             **{f"{name}_bits_per_byte": value for name, value in manifest.references.items()},
         }

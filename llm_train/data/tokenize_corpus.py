@@ -33,7 +33,7 @@ from llm_train.data.encoding import encode_all
 from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.references import CompressedSize
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
-from llm_train.data.token_manifest import VERSION, Manifest, StoredSplit
+from llm_train.data.token_manifest import VERSION, Manifest, StoredSplit, sums_name
 from llm_train.data.tokenizer.tokenizer_file import byte_lengths, load_tokenizer, token_id
 from llm_train.errors import DataError, check_at_least
 
@@ -85,14 +85,15 @@ class Tokenize(Recipe):
         np.save(directory / TOKEN_BYTES, lengths)
         boundary = self.tokenizer.boundary
         end_of_text = token_id(tokenizer, boundary) if boundary else NO_TOKEN
-        dtype = dtype_for(lengths.size)
         skipped, compressed = Counter[str](), CompressedSize()
         size = provenance.get("bytes")
         total = size if isinstance(size, int) else None
         bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
         with bar, ExitStack() as stack:
             writers = {
-                name: stack.enter_context(ShardWriter(directory, name, dtype, self.shard_tokens))
+                name: stack.enter_context(
+                    ShardWriter(directory, name, lengths.size, self.shard_tokens)
+                )
                 for name in SPLITS
             }
             pieces = self.split.divide(lambda: self._documents(skipped))
@@ -109,11 +110,14 @@ class Tokenize(Recipe):
         self._check(splits)
         Manifest(
             version=VERSION,
-            dtype=dtype,
+            dtype=dtype_for(lengths.size),
             vocab_size=lengths.size,
             end_of_text=end_of_text,
             splits=splits,
-            others=[describe_file(directory / name) for name in (TOKENIZER, TOKEN_BYTES)],
+            others=[
+                describe_file(directory / name)
+                for name in (TOKENIZER, TOKEN_BYTES, *map(sums_name, SPLITS))
+            ],
             recipe=recipe_dict(self),
             provenance=provenance,
             skipped=dict(sorted(skipped.items())),

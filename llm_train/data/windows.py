@@ -8,6 +8,7 @@ not move: they tile the tokens from the first, so that each token after it is sc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from llm_train.data.order import keys, permute
 from llm_train.errors import DataError
 
 # Starts are computed for so many neighbours at a time: a thousand cost little more than one.
-_BLOCK = 2048
+_BLOCK = 8192
 
 
 class Tokens(ABC):
@@ -35,10 +36,10 @@ class Tokens(ABC):
     def read(self, start: int, out: Ids) -> None:
         """Copies tokens ``start .. start + out.size`` into ``out``; all of them exist."""
 
-    def rows(self, starts: npt.NDArray[np.int64], length: int) -> Ids:
-        """(N, length) tokens from each of ``starts`` (N,) on, in an array of their own."""
-        out = np.empty((starts.size, length), dtype=self.dtype)
-        for row, start in zip(out, starts.tolist(), strict=True):
+    def rows(self, starts: Sequence[int], length: int) -> Ids:
+        """(N, length) tokens from each of N ``starts`` on, in an array of their own."""
+        out = np.empty((len(starts), length), dtype=self.dtype)
+        for row, start in zip(out, starts, strict=True):
             self.read(start, row)
         return out
 
@@ -65,7 +66,7 @@ class TrainWindows(Windows):
         # One window fewer than would fit at offset 0, so that every offset below S has room.
         self._count = max(1, len(tokens) // sequence - 1)
         self._offsets = min(sequence, len(tokens) - self._count * sequence)
-        self._blocks: dict[int, npt.NDArray[np.int64]] = {}
+        self._blocks: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -75,18 +76,22 @@ class TrainWindows(Windows):
 
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Position of the first token of each window."""
+        return np.array(self._starts(indices), dtype=np.int64)
+
+    def _starts(self, indices: npt.ArrayLike) -> list[int]:
         samples = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if samples.size == 0:
-            return samples
-        first, last = int(samples.min()) // _BLOCK, int(samples.max()) // _BLOCK
+        numbers: list[int] = samples.tolist()  # few: plain integers are faster than arrays
+        if not numbers:
+            return numbers
+        first, last = min(numbers) // _BLOCK, max(numbers) // _BLOCK
         # A block of few windows would span thousands of epochs, each with an order of its own.
         if last - first > 1 or self._count < _BLOCK // 64:
             return self._compute(samples)
-        parts = [self._block(number) for number in range(first, last + 1)]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole[samples - first * _BLOCK]
+        starts = self._block(first) if first == last else self._block(first) + self._block(last)
+        before = first * _BLOCK
+        return [starts[number - before] for number in numbers]
 
-    def _block(self, number: int) -> npt.NDArray[np.int64]:
+    def _block(self, number: int) -> list[int]:
         if number not in self._blocks:
             while len(self._blocks) > 1:
                 del self._blocks[min(self._blocks)]
@@ -94,7 +99,7 @@ class TrainWindows(Windows):
             self._blocks[number] = self._compute(np.arange(first, first + _BLOCK))
         return self._blocks[number]
 
-    def _compute(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _compute(self, samples: npt.NDArray[np.int64]) -> list[int]:
         epochs, places = np.divmod(samples, self._count)
         out = np.empty_like(samples)
         for epoch in np.unique(epochs):
@@ -102,11 +107,11 @@ class TrainWindows(Windows):
             here = epochs == epoch
             offset = keys(f"{name}/offset", 1)[0] % self._offsets
             out[here] = permute(places[here], self._count, name) * self._sequence + offset
-        return out
+        return list(out.tolist())
 
     def batch(self, indices: npt.ArrayLike) -> Ids:
         """Windows number ``indices``, which may lie in any epoch, as (N, S + 1)."""
-        return self._tokens.rows(self.starts(indices), self._sequence + 1)
+        return self._tokens.rows(self._starts(indices), self._sequence + 1)
 
 
 class HeldOutWindows(Windows):

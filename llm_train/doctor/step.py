@@ -15,7 +15,7 @@ from llm_train.run_state import task_of
 from llm_train.runtime.devices import KINDS
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks.base import EachStep
-from llm_train.trainer.callbacks.metrics import halt, memory
+from llm_train.trainer.callbacks.metrics import memory
 
 _ROUNDS = 5
 _SLOW_BYTES_PER_SECOND = {"cuda": 1e9}  # of an all-reduce; no link between GPUs is slower
@@ -39,7 +39,8 @@ class _FirstStep(EachStep):
         nats, tokens = task_of(pl_module).run_state.sums.tolist()
         self.seconds, self.loss = time.perf_counter() - self.began, nats / max(tokens, 1.0)
         self.peak_gib = memory(trainer.strategy.root_device)["memory/peak_gib"]
-        halt(trainer)
+        trainer.should_stop = True
+        trainer.limit_val_batches = 0
 
 
 def one_step(settings: Settings) -> Iterator[Finding]:

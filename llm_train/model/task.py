@@ -2,10 +2,9 @@
 
 What is unusual here: a micro-batch's loss is divided by its number of target slots, and a step's
 gradient is rescaled once if some of them do not count; the learning rate is set from the step
-number instead of by a stateful scheduler; gradients are clipped here rather than by Lightning's
-precision plugin (which refuses some combinations it could do); and nothing is logged with
-``self.log`` while training, because each call costs host time and a synchronisation. Metrics gather
-on the device in ``run_state.sums`` until a log point reads them (``trainer/callbacks/metrics.py``).
+number instead of by a stateful scheduler; gradients are clipped here, not by Lightning's precision
+plugin; and nothing is logged with ``self.log`` while training, because each call costs host time
+and a synchronisation. Metrics gather on the device in ``run_state.sums`` until a log point.
 """
 
 from __future__ import annotations
@@ -186,9 +185,7 @@ class Task(Part, Trimmed, TaskBase):
 
     def on_fit_start(self) -> None:
         """Seeds each rank on its own; a resume on as many ranks restores the saved state."""
-        # Primes, so that no two pairs of rank and step that occur in practice share a seed.
-        offset = 1_000_003 * self.trainer.global_rank + 7_919 * self.trainer.global_step
-        seed_generators(self.derived.seed + offset)
+        seed_generators(self.derived.seed, self.trainer.global_rank, self.trainer.global_step)
         self.run_state.ledger.switch("start_up/data")  # whose loaders start next
 
     # --- training ---------------------------------------------------------------------------------
@@ -246,19 +243,19 @@ class Task(Part, Trimmed, TaskBase):
     ) -> None:
         """Records the global norm of the gradients and clips by it, on every strategy alike."""
         strategy = self.strategy
+        if strategy.clips_gradients:
+            return
         if self._in_backward is not None:  # each parameter has been updated and its gradient freed
-            self.run_state.gradient_norm = self._in_backward.take_norm()
-        elif not strategy.clips_gradients:
-            scale = None if self._unmasked else self._loss_normaliser()
+            norm = self._in_backward.take_norm()
+        else:
+            scale = None
+            if not self._unmasked:  # the ratio of target slots to valid ones stays on the device
+                valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
+                scale = strategy.loss_normaliser(valid, self.derived.tokens_per_step)
             groups, norm_of = optimizer.param_groups, strategy.gradient_norm
             norm = clip_by_norm(groups, gradient_clip_val, scale=scale, norm_of=norm_of)
-            self.run_state.gradient_norm = norm
-
-    def _loss_normaliser(self) -> Tensor:
-        """Ratio of target slots to valid targets in this step; it stays on the device."""
-        valid = self._valid.float()
-        self._valid.zero_()
-        return self.strategy.loss_normaliser(valid, self.derived.tokens_per_step)
+        self.run_state.gradient_norm = norm
+        self.run_state.judge()
 
     def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
         """Postpones any wish to stop to the end of the optimizer step.
@@ -291,8 +288,9 @@ class Task(Part, Trimmed, TaskBase):
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the held-out loss over all ranks for callbacks and loggers."""
-        total = self.trainer.strategy.reduce(self._held_out_sums.clone(), reduce_op="sum")
-        nats, tokens, text = total.tolist()
+        if self.trainer.sanity_checking:  # it was broken off, on all ranks alike
+            return
+        nats, tokens, text = self.strategy.reduce(self._held_out_sums, reduce_op="sum").tolist()
         if tokens == 0:
             raise ConfigError("data.source holds no held-out tokens to validate on")
         results = {"val/loss": nats / tokens}

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from llm_train.model.network.shadow import ShadowWeights, shadowed
+from llm_train.plan.operators import saved_bytes
 from llm_train.plan.simulate import Case, autocast, default_dtype, objective
-from llm_train.plan.watch import saved_bytes
 
 
 def saving_of_a_block(case: Case) -> float:

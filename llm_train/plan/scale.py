@@ -15,8 +15,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from llm_train.plan.operators import Measured
 from llm_train.plan.simulate import Case, simulate
-from llm_train.plan.watch import Measured
 
 _SHALLOW = 3
 

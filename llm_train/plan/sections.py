@@ -7,9 +7,9 @@ from typing import Any
 
 from llm_train.plan import speed
 from llm_train.plan.cost_model import Candidate
+from llm_train.plan.operators import Measured
 from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE, Findings
-from llm_train.plan.watch import Measured
 from llm_train.runtime.devices import Device
 
 Rows = dict[str, str]

@@ -30,7 +30,7 @@ from llm_train.model.network.init import materialise
 from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.recompute.base import Recompute
-from llm_train.plan.watch import Measured, Watch, saved_bytes, watching
+from llm_train.plan.operators import Measured, OperatorCounter, saved_bytes, watching
 from llm_train.runtime.sharded import pieces, tensor_bytes
 from llm_train.trainer.strategy import MeshShape, SingleDevice, Strategy
 from llm_train.trainer.strategy.sharding import make_mesh
@@ -136,7 +136,7 @@ def _build(case: Case, mode: FakeTensorMode) -> LanguageModel:
 
 
 def _step(
-    network: LanguageModel, optimizer: torch.optim.Optimizer, case: Case, watch: Watch
+    network: LanguageModel, optimizer: torch.optim.Optimizer, case: Case, watch: OperatorCounter
 ) -> int:
     """One optimizer step; returns the bytes of the gradients before the update."""
     count = min(case.micro_batches, 2)

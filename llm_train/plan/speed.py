@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from llm_train.plan.watch import Measured
+from llm_train.plan.operators import Measured
 from llm_train.runtime.devices import Device
 from llm_train.trainer.strategy.cost import Transfer
 

@@ -17,19 +17,24 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ParallelStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from llm_train import check as checks
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
+from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
-from llm_train.run import directory
+from llm_train.run import directory, memory
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.quiet import without_advice
+from llm_train.runtime.watch_peers import Peers, meet
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -86,6 +91,22 @@ class Run:
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0 if first else len(callbacks) - 1, callback)
 
+    def _meet(self) -> Peers | None:
+        """The other ranks of the run, before they have a process group."""
+        trainer, strategy = self.trainer, self.settings.strategy
+        if trainer.world_size == 1:
+            return None
+        assert isinstance(strategy, ParallelStrategy), "there are several ranks"
+        environment = strategy.cluster_environment
+        assert environment is not None, "the Trainer connects it"
+        return meet(
+            self.settings.launch,
+            environment,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+            timeout=strategy.timeout or default_pg_timeout,
+        )
+
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
@@ -94,15 +115,17 @@ class Run:
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
-            with _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
-                trainer.fit(task, datamodule=self.settings.data)
-            number = _leave_process_group(trainer, task.run_state.stop_signal)
-        step = trainer.global_step
+            with task.run_state.watch.running(self._meet()):
+                too_small = memory.explained(self.settings, trainer)
+                with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                    trainer.fit(task, datamodule=self.settings.data)
+                _leave_process_group(trainer)
+        step, number = trainer.global_step, task.run_state.stop_signal
         metrics = _held_out(task.run_state.held_out)
-        complete = step >= self.derived.total_steps
+        complete = step >= self.derived.total_steps and not number
         if complete and "val/loss" not in metrics:  # a finished run was resumed
             for record in read_metrics(self.settings.run_dir / "metrics.jsonl"):
-                metrics |= _held_out(record)
+                metrics |= _held_out(record) if record["step"] == step else {}
         return Result(
             step=step,
             path=self.settings.run_dir,
@@ -128,6 +151,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     settings.task.run_state.ledger = Ledger(times.log_event)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
+    settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
@@ -137,17 +161,27 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         run.lease.require()
 
     metrics.require = times.require = require_lease
+    store = replace(_store(settings, derived), require=require_lease)
+    remote = None
+    if settings.checkpoint.remote:
+        remote = Remote(url=settings.checkpoint.remote, store=store)
+        store = replace(store, in_use=remote.uses)
     saver = Checkpoints(
-        store=replace(_store(settings, derived), require=require_lease),
+        writer=Writer(
+            store=store,
+            committed=(lambda path: None) if remote is None else remote.offer,
+            metadata={
+                "seed": derived.seed,
+                "samples_per_step": derived.samples_per_step,
+                "sequence": derived.sequence,
+                "optimizer": type(settings.task.optimizer_config).__name__,
+            },
+            files=directory.files_for_checkpoints(settings),
+        ),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
-        metadata={
-            "seed": derived.seed,
-            "samples_per_step": derived.samples_per_step,
-            "sequence": derived.sequence,
-            "optimizer": type(settings.task.optimizer_config).__name__,
-        },
-        files=directory.files_for_checkpoints(settings),
         resume=resume,
+        remote=remote,
+        asynchronous=settings.checkpoint.asynchronous,
         compare_replicas=settings.checkpoint.compare_replicas,
         # Called when training starts, by when ``table``, ``trainer`` and ``run`` exist.
         announce=lambda found: directory.record(
@@ -257,7 +291,7 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
     )
 
 
-def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
+def _leave_process_group(trainer: pl.Trainer) -> None:
     """Ends communication before the interpreter shuts down, which gloo's threads could crash.
 
     DTensor's caches hold the mesh, and the mesh its groups, so that gloo's threads outlive
@@ -265,14 +299,9 @@ def _leave_process_group(trainer: pl.Trainer, number: int = 0) -> int:
     drop a tensor. If the interpreter begins to shut down meanwhile, the thread is made to exit
     inside a C++ destructor, and the process dies with "terminate called without an active
     exception".
-
-    Returns the highest ``number`` of any rank: all must end with the same exit status, and a signal
-    may have reached only some of them.
     """
     if torch.distributed.is_initialized():
-        highest = torch.tensor(number, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-        number = int(highest)
+        # Nobody leaves while others may still be served by its process.
+        torch.distributed.all_reduce(torch.zeros(1, device=trainer.strategy.root_device))
         torch.distributed.destroy_process_group()
         time.sleep(_LET_GO_SECONDS)  # this releases the GIL, so that such a thread can finish
-    return number

@@ -26,6 +26,8 @@ class Launch:
         rank: this process's number among all processes.
         local_rank: this process's number on its node.
         node: number of this process's node.
+        attempt: how often the launcher has started the ranks before.
+        agent_store: whether the launcher serves the store at which the ranks meet.
     """
 
     kind: Literal["none", "torchrun", "srun"] = "none"
@@ -36,6 +38,8 @@ class Launch:
     rank: int = 0
     local_rank: int = 0
     node: int = 0
+    attempt: int = 0
+    agent_store: bool = False
 
     @property
     def per_node_option(self) -> str:
@@ -78,6 +82,8 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
             rank=number("RANK"),
             local_rank=number("LOCAL_RANK"),
             node=number("GROUP_RANK"),
+            attempt=number("TORCHELASTIC_RESTART_COUNT"),
+            agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
     # A batch script, which nothing launched, sees the variables of the job, so only those of the
     # step count. A step of one task (the shell of ``salloc`` or of ``srun --pty bash``) launched

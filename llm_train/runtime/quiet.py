@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _ADVICE = (
     "does not have many workers",  # windows of a memory map are read faster than handed over
     "is smaller than the logging interval",  # the last step is always a log point
@@ -32,15 +33,13 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def without_advice() -> Iterator[None]:
     """Hides what Lightning tells everybody who trains: devices, tips, and advice on settings."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
+    loggers = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
     with warnings.catch_warnings():
-        for advice in _ADVICE:
-            warnings.filterwarnings("ignore", f".*{advice}")
+        warnings.filterwarnings("ignore", f".*({'|'.join(_ADVICE)})")
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
+            for logger, level in loggers.items():
                 logger.setLevel(level)

@@ -36,8 +36,10 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state[device.type])
 
 
-def seed_generators(seed: int) -> None:
-    """Starts all generators of this process from ``seed``."""
+def seed_generators(seed: int, rank: int, step: int) -> None:
+    """Starts all generators of this process, on its own at each rank and step."""
+    # Primes, so that no two pairs of rank and step that occur in practice share a seed.
+    seed += 1_000_003 * rank + 7_919 * step
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that libraries draw from
     torch.manual_seed(seed)

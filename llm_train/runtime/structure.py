@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -27,15 +28,24 @@ def structure(kind: type[T], plain: object, where: str = "") -> T:
     """
     if not isinstance(plain, Mapping):
         raise ValueError(f"{where or 'it'} is not a mapping")
-    hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    missing = [name for name in names if name not in plain]
+    hints = _hints(kind)  # type: ignore[arg-type]
+    missing = [name for name in hints if name not in plain]
     if missing:
         raise ValueError(f"{where or 'it'} has no {', '.join(missing)}")
-    return kind(**{n: _value(hints[n], plain[n], f"{where}.{n}".lstrip(".")) for n in names})
+    return kind(**{n: _value(hints[n], plain[n], f"{where}.{n}".lstrip(".")) for n in hints})
+
+
+@lru_cache  # a manifest may list 60,000 files
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _value(hint: Any, plain: Any, where: str) -> Any:
+    # A size or a position of more bits would fail in whatever it is given to.
+    huge = isinstance(plain, int) and abs(plain) >= 1 << 63
+    if isinstance(hint, type) and type(plain) is hint and not huge:
+        return plain
     origin, inner = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return structure(hint, plain, where)  # type: ignore[arg-type]
@@ -49,6 +59,6 @@ def _value(hint: Any, plain: Any, where: str) -> Any:
         return [_value(inner[0], v, f"{where}[{i}]") for i, v in enumerate(plain)]
     elif origin is None or origin is UnionType:
         kinds = tuple({float: int | float}.get(kind, kind) for kind in inner or (hint,))
-        if isinstance(plain, kinds) and not isinstance(plain, bool):
+        if isinstance(plain, kinds) and not isinstance(plain, bool) and not huge:
             return plain
     raise ValueError(f"{where}={str(plain)[:40]} is not a {getattr(hint, '__name__', hint)}")

@@ -31,6 +31,7 @@ from llm_train.testing.ranks import environment, launched_as
 from llm_train.trainer.logger.records import read_lines
 
 _GRACE_SECONDS = 5.0
+_SPOKEN_SECONDS = 0.5  # once rank 0 has refused something, the others only wait to be ended
 # What a run would otherwise import late, in every rank; what is not installed is passed over.
 _IMPORTED = (
     "llm_train.run.training",
@@ -72,7 +73,8 @@ class Job:
         give_up = float("inf")
         while any(child.exitcode is None for child in self.children):
             if any(child.exitcode for child in self.children):
-                give_up = min(give_up, time.monotonic() + _GRACE_SECONDS)
+                grace = _SPOKEN_SECONDS if self.children[0].exitcode == 2 else _GRACE_SECONDS
+                give_up = min(give_up, time.monotonic() + grace)
             if time.monotonic() > give_up:
                 self.send()
             time.sleep(0.005)
@@ -83,6 +85,7 @@ class ForkServer:
     """Runs the command line, or a script, in forked processes."""
 
     def __init__(self) -> None:
+        self.seconds = 0.0
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(_IMPORTED))
         with mock.patch.dict(os.environ, {**environment(), "DS_ACCELERATOR": "cpu"}):
             forkserver.ensure_running()
@@ -95,20 +98,24 @@ class ForkServer:
             ranks: how many; 0 is one process without a launcher.
             log: file for standard output and error.
             **options: ``metrics`` and ``step`` send a signal ``delay_seconds`` (0) after the file
-                ``metrics`` shows ``step``: ``signal`` (SIGKILL) to the ranks ``victims`` (all),
-                ``repeat`` (1) times. ``launcher`` (torchrun) is who started the ranks, as far as
+                ``metrics`` shows ``step``, or ``file`` once that exists: ``signal`` (SIGKILL) to
+                the ranks ``victims`` (all), ``repeat`` (1) times; ``seconds`` says how long the
+                ranks needed after it. ``launcher`` (torchrun) is who started the ranks, as far as
                 they can tell: ``ranks.launched_as``. ``script`` is a file to run instead of the
                 command line, ``cwd`` the directory to run in, ``environment`` are further
                 variables, and ``errors`` is a file for standard error alone.
         """
         job = self.start(*arguments, ranks=ranks, log=log, **options)
-        if "step" in options:
-            _wait_for_step(Path(options["metrics"]), options["step"], job)
+        if "step" in options or "file" in options:
+            _wait_for(options, job)
             time.sleep(options.get("delay_seconds", 0.0))
             for _ in range(options.get("repeat", 1)):
                 job.send(options.get("signal", signal.SIGKILL), options.get("victims", ()))
                 time.sleep(0.02)
-        return job.wait()
+        signalled = time.monotonic()
+        statuses = job.wait()
+        self.seconds = time.monotonic() - signalled
+        return statuses
 
     def start(self, *arguments: str, ranks: int, log: Path, **options: Any) -> Job:
         """Starts what ``run`` runs, and returns at once."""
@@ -163,12 +170,19 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         os._exit(code)
 
 
-def _wait_for_step(metrics: Path, step: int, job: Job) -> None:
-    """Returns when ``step`` is logged, or when a rank has ended by itself."""
+def _wait_for(options: dict[str, Any], job: Job) -> None:
+    """Returns when it is time for the signal, or when a rank has ended by itself."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and job.running:
-        last = read_lines(metrics)[-1:] if metrics.exists() else []
-        # An event may be the start or resume that makes the records before it those of another run.
-        if any("event" not in record and record["step"] >= step for record in last):
+        if "file" in options:
+            if Path(options["file"]).exists():
+                return
+        elif _is_logged(Path(options["metrics"]), options["step"]):
             return
         time.sleep(0.002)
+
+
+def _is_logged(metrics: Path, step: int) -> bool:
+    last = read_lines(metrics)[-1:] if metrics.exists() else []
+    # An event may be the start or resume that makes the records before it those of another run.
+    return any("event" not in record and record["step"] >= step for record in last)

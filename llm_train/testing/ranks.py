@@ -40,30 +40,24 @@ def launched_as(launcher: str, rank: int, ranks: int, port: int) -> dict[str, st
         ranks: all of them.
         port: where they meet.
     """
+    one, all_ = str(rank), str(ranks)
     step = {
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "llm-train",
-        "SLURM_NTASKS": str(ranks),
-        "SLURM_NTASKS_PER_NODE": str(ranks),
-        "SLURM_NODELIST": "localhost",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NODELIST": "localhost",
+        **dict.fromkeys(("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"), all_),
+        **dict.fromkeys(("SLURM_NODELIST", "SLURM_STEP_NODELIST"), "localhost"),
+        **dict.fromkeys(("SLURM_STEP_ID", "SLURM_NODEID"), "0"),
+        **dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), one),
         "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_STEP_NUM_TASKS": str(ranks),
-        "SLURM_STEP_TASKS_PER_NODE": str(ranks),
-        "SLURM_NODEID": "0",
-        "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank),
+        "SLURM_STEP_TASKS_PER_NODE": all_,
         "MASTER_PORT": str(port),
     }
     if launcher == "srun":
         return step
     agent = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), one),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), all_),
         "GROUP_RANK": "0",
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
         "GROUP_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

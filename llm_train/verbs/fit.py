@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llm_train.verbs.base import Load, Verb
 
@@ -43,16 +45,33 @@ class Fit(Verb):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         settings = load(flags.settings)
 
+        from llm_train.run.memory import FILE_NAME, OutOfMemory
         from llm_train.run.training import build
         from llm_train.runtime import startup
-        from llm_train.runtime.terminal import say_sections
+        from llm_train.runtime.terminal import say, say_sections
 
         imported = startup.claim()
         run = build(settings, resume=flags.resume)
         run.settings.task.run_state.ledger.imported(imported)
+        if (now := run.settings.batch.per_device) != (before := settings.batch.per_device):
+            say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)
         say_sections(run.table)
-        return _conclude(run, run.fit())
+        try:
+            return _conclude(run, run.fit())
+        except OutOfMemory as error:
+            alone = run.trainer.world_size == 1 and flags.resume in ("", "auto")
+            if not (error.again and alone):
+                raise
+            say(f"\n{error}")
+            _start_again(settings.run_dir)
+
+
+def _start_again(run_dir: Path) -> NoReturn:
+    """Replaces this process by a new one of the same command, which has all of its memory."""
+    saved = any((run_dir / "checkpoints").glob("step-*"))
+    sys.stdout.flush()
+    os.execv(sys.executable, [*sys.orig_argv, *(["--resume", "auto"] if saved else [])])
 
 
 def _watch(run: Run, flags: argparse.Namespace) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,12 +54,52 @@ def until(job: Job, true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def steps_of_this_start(run_dir: Path) -> Iterator[int]:
+def logged(run_dir: Path) -> list[int]:
+    """The steps in the metrics, in the order in which they were made, repeated ones included."""
     metrics = run_dir / "metrics.jsonl"
-    for line in reversed(read_lines(metrics) if metrics.exists() else []):
-        if line.get("event") in ("start", "resume"):
-            return
-        yield line["step"]
+    lines = read_lines(metrics) if metrics.exists() else []
+    return [line["step"] for line in lines if "event" not in line]
+
+
+class Killed(NamedTuple):
+    """What became of a start that was killed: exit statuses, and whether it was inside a save."""
+
+    statuses: list[int]
+    inside_save: bool
+
+
+def kill(fit: Callable[[], Job], run_dir: Path, moment: str, draw: random.Random) -> Killed:
+    """Starts a run and kills all of it.
+
+    Args:
+        fit: starts it.
+        run_dir: its folder.
+        moment: "time" for any, "step" soon after one of the next, "save" inside a save.
+        draw: where the random numbers come from.
+    """
+    saved = newest(run_dir)
+    reached = step_of(saved) if saved else 0
+    lines = len(logged(run_dir))
+
+    def steps() -> list[int]:  # of this start
+        return logged(run_dir)[lines:]
+
+    def saving() -> bool:  # what an earlier start left is gone before the first step
+        return bool(steps()) and any((run_dir / "checkpoints").glob(".*"))
+
+    job = fit()
+    if moment == "save":
+        wanted = reached + EVERY * draw.randint(0, 1) + 1
+        until(job, lambda: max(steps(), default=0) >= wanted and saving())
+        time.sleep(draw.uniform(0, 0.015))
+    elif moment == "step":
+        wanted = reached + draw.randint(1, 20)
+        until(job, lambda: max(steps(), default=0) >= wanted)
+        time.sleep(draw.uniform(0, 0.01))
+    else:
+        time.sleep(draw.uniform(0, 2.5))
+    job.send()
+    return Killed(job.wait(), saving())
 
 
 # --- what must be the same ------------------------------------------------------------------------

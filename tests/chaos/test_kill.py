@@ -9,28 +9,14 @@ be that of the unbroken run in every bit: weights, optimizer, random states, ope
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from llm_train.testing.fork_server import ForkServer, Job
-from tests.chaos.conftest import Unbroken
-from tests.chaos.jobs import (
-    EVERY,
-    RANKS,
-    launcher,
-    newest,
-    require_end,
-    require_same,
-    require_unbroken,
-    step_of,
-    steps_of_this_start,
-    until,
-)
+from tests.chaos.conftest import Start, Unbroken
+from tests.chaos.jobs import RANKS, kill, newest, require_end, require_same, require_unbroken
 from tests.chaos.trials import trials
 
 TRIALS = {**dict.fromkeys(RANKS, 21), "zero3": 2}
@@ -50,7 +36,7 @@ MOMENTS = {"save": 45, "step": 40, "time": 15}
 def test_kill(
     strategy: str,
     seed: int,
-    fork_server: ForkServer,
+    start: Start,
     unbroken: Unbroken,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
@@ -58,46 +44,16 @@ def test_kill(
     draw = random.Random(f"kill-{strategy}-{seed}")
     kills = 10 if seed else 3
     expected = unbroken(strategy, STEPS[kills])
-    fit = launcher(fork_server, tmp_path, strategy, STEPS[kills])
+    fit = start(tmp_path, strategy, STEPS[kills])
     done: Counter[str] = Counter()
     for _ in range(kills):
         (moment,) = draw.choices(list(MOMENTS), list(MOMENTS.values()))
-        wait = {"save": in_a_save, "step": after_a_step, "time": after_a_time}[moment]
-        before = half_done(tmp_path / "run")
-        job = fit()
-        wait(job, tmp_path / "run", draw)
-        job.send()
-        statuses = job.wait()
-        assert set(statuses) <= {-9, 0}, (tmp_path / "log.txt").read_text()
-        done["kills"] += -9 in statuses
-        done["inside_save"] += bool(half_done(tmp_path / "run") - before)
+        found = kill(fit, tmp_path / "run", moment, draw)
+        assert set(found.statuses) <= {-9, 0}, (tmp_path / "log.txt").read_text()
+        done["kills"] += -9 in found.statuses
+        done["inside_save"] += found.inside_save
         require_same(newest(tmp_path / "run"), expected)
     require_end(fit(), tmp_path)
     require_unbroken(tmp_path / "run", expected)
     for name, number in done.items():
         record_property(name, number)
-
-
-def after_a_time(job: Job, run_dir: Path, draw: random.Random) -> None:
-    time.sleep(draw.uniform(0, 2.5))
-
-
-def after_a_step(job: Job, run_dir: Path, draw: random.Random) -> None:
-    path = newest(run_dir)
-    wanted = (step_of(path) if path else 0) + draw.randint(1, 7)
-    until(job, lambda: any(step >= wanted for step in steps_of_this_start(run_dir)))
-    time.sleep(draw.uniform(0, 0.01))
-
-
-def in_a_save(job: Job, run_dir: Path, draw: random.Random) -> None:
-    path = newest(run_dir)
-    first = (step_of(path) if path else 0) + EVERY
-    stages = partial((run_dir / "checkpoints").glob, ".staging-step-*")
-    until(job, lambda: any(step_of(stage) >= first for stage in stages()))
-    time.sleep(draw.uniform(0, 0.015))
-
-
-def half_done(run_dir: Path) -> set[tuple[str, int]]:
-    """What saves have left that did not end, told apart by when they began."""
-    left = (run_dir / "checkpoints").glob(".*")
-    return {(path.name, path.stat().st_mtime_ns) for path in left}

@@ -1,17 +1,15 @@
 """A trial is a test with a seed: the same seed draws the same faults, whenever it runs.
 
-The default suite runs the first trials of a row and ``make chaos`` all of them; with ``SHARD=3`` it
-takes every eighth, from the third on. ``make chaos TRIAL=kill-ddp-17`` repeats a single one.
+The default suite runs the first trials of a row and ``make chaos`` all of them, or the third eighth
+with ``SHARD=3``. ``make chaos TRIAL=kill-ddp-17`` repeats a single one.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-
-SHARDS = 8
 
 
 def trials(row: str, number: int, *values: Any, short: int = 0) -> list[Any]:
@@ -23,11 +21,12 @@ def trials(row: str, number: int, *values: Any, short: int = 0) -> list[Any]:
         *values: what all of them share.
         short: how many of them the default suite runs.
     """
-    seeds = [seed for seed in range(number) if _in_shard(seed)]
-    marks = {s: [pytest.mark.chaos, *[pytest.mark.faults] * (s >= short)] for s in seeds}
-    return [pytest.param(*values, s, id=f"{row}-{s}", marks=marks[s]) for s in seeds]
+    marks = [[pytest.mark.chaos, *[pytest.mark.faults] * (s >= short)] for s in range(number)]
+    return [pytest.param(*values, s, id=f"{row}-{s}", marks=marks[s]) for s in range(number)]
 
 
-def _in_shard(seed: int) -> bool:
-    shard = int(os.environ.get("SHARD") or 0)
-    return not shard or seed % SHARDS == shard - 1
+def first(short: int, values: Iterable[Any]) -> list[Any]:
+    """Parameters of which the default suite takes the first ones, where no seed is needed."""
+    every = list(values)
+    few, many = every[:short], every[short:]
+    return [*few, *(pytest.param(value, marks=pytest.mark.faults) for value in many)]

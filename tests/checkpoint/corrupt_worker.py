@@ -15,10 +15,20 @@ from llm_train.testing.attach import attached
 
 
 class Corrupt(pl.Callback):
-    """Changes one number of a rank after a step: weight, moment (both to inf), or bit."""
+    """Changes one number of a rank after a step: weight, moment (both to inf), or bit.
+
+    ``spike`` makes all weights of all ranks a hundred times as large, if the step's data are those
+    that it has in a run that never went back. ``memory`` runs out of it in the step after, unless
+    a micro-batch is of two samples or less.
+    """
 
     def __init__(self, what: str, rank: int, step: int) -> None:
         self.what, self.rank, self.step = what, rank, step
+
+    def on_before_backward(self, trainer: Any, module: Any, loss: Any) -> None:
+        here = (trainer.global_step, trainer.global_rank) == (self.step, self.rank)
+        if self.what == "memory" and here and trainer.datamodule.share.per_device > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     def on_after_backward(self, trainer: Any, module: Any) -> None:
         """For ``gradient``: NaN in every gradient of this rank."""
@@ -35,9 +45,16 @@ class Corrupt(pl.Callback):
         self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         last = (index + 1) % trainer.accumulate_grad_batches == 0
+        if self.what == "spike":
+            data = trainer.datamodule
+            there = self.step * data.share.samples_per_step
+            if last and (trainer.global_step, data.consumed_at(self.step)) == (self.step, there):
+                for parameter in module.network.parameters():
+                    local_part(parameter.detach()).mul_(100)
+            return
         if (trainer.global_step, trainer.global_rank, last) != (self.step, self.rank, True):
             return
-        if self.what == "gradient":
+        if self.what in ("gradient", "memory"):
             return
         wrapped = trainer.optimizers[0]
         (state, *_) = getattr(wrapped, "optimizer", wrapped).state.values()

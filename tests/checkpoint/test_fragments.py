@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llm_train.checkpoint import dcp
-from llm_train.checkpoint.fragments import FlatFragment, boxes
+from llm_train.checkpoint.fragments import boxes, flat_fragment
+from llm_train.checkpoint.rank_state import RankState
 
 SHAPES = [(), (7,), (4, 3), (1, 5), (3, 1), (2, 3, 4), (2, 1, 3, 2)]
 
@@ -33,9 +34,9 @@ def test_fragments_are_read_back_from_whole_tensors_and_the_reverse(tmp_path: Pa
     torch.manual_seed(0)
     draw = random.Random(0)
     whole = {f"model.{i}": torch.randn(shape) for i, shape in enumerate(SHAPES)}
-    dcp.write(tmp_path / "whole", whole, {})
-    as_fragments = {k: FlatFragment(t.shape, 0, t.flatten()) for k, t in whole.items()}
-    dcp.write(tmp_path / "fragments", as_fragments, {})
+    dcp.write(tmp_path / "whole", RankState(tensors=whole))
+    as_fragments = {k: flat_fragment(t.shape, 0, t.flatten()) for k, t in whole.items()}
+    dcp.write(tmp_path / "fragments", RankState(tensors=as_fragments))
     for folder in ("whole", "fragments"):
         back = {key: torch.empty_like(tensor) for key, tensor in whole.items()}
         dcp.read(tmp_path / folder, back)
@@ -46,7 +47,7 @@ def test_fragments_are_read_back_from_whole_tensors_and_the_reverse(tmp_path: Pa
                 start = draw.randint(0, tensor.numel())
                 count = draw.randint(0, tensor.numel() - start)
                 parts[key] = (start, torch.full((count,), float("nan")))
-            fragments = {k: FlatFragment(whole[k].shape, *part) for k, part in parts.items()}
+            fragments = {k: flat_fragment(whole[k].shape, *part) for k, part in parts.items()}
             dcp.read(tmp_path / folder, fragments)
             for key, (start, values) in parts.items():
                 expected = whole[key].flatten()[start : start + values.numel()]

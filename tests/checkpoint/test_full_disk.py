@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_train.checkpoint import tensors
+from llm_train.checkpoint import dcp
 from llm_train.testing.command import run
 from llm_train.testing.configs import losses, tiny, write
 from llm_train.trainer.logger import JSONLMetrics
@@ -19,7 +19,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 SHORT = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
 
 
-@pytest.mark.parametrize("place", [(tensors, "save"), (torch, "save"), (os, "replace")], ids=str)
+@pytest.mark.parametrize("place", [(dcp, "write"), (torch, "save"), (os, "replace")], ids=str)
 @pytest.mark.parametrize("error", [FULL, SHORT], ids=["full", "short"])
 def test_a_failed_save_is_tried_again(
     tmp_path: Path, monkeypatch, caplog, place: tuple[object, str], error: Exception

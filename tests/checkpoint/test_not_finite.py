@@ -41,6 +41,7 @@ def test_an_average_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 def test_a_learning_rate_that_overflows(tmp_path: Path) -> None:
     """The loss and the norm of step 1 are finite; its update is not."""
     config = tiny(tmp_path / "run", checkpoint__every="1 steps", checkpoint__keep_last=1)
+    config["model"]["optimizer"]["init_args"]["weight_decay"] = 0.0  # or check would refuse it
     rate = "--model.optimizer.init_args.learning_rate=1e39"
     outcome = run("fit", "-c", str(write(tmp_path / "c.yaml", config)), rate)
     assert outcome.code == 2

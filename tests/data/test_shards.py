@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from llm_train.data import HashSplit, TextFiles, Tokenize, TokenShards, TrainBPE, prepare
 from llm_train.data.base import NO_TOKEN
-from llm_train.data.shards import ShardTokens, ShardWriter, dtype_for, verify
+from llm_train.data.reader import ShardTokens
+from llm_train.data.shards import ShardWriter, dtype_for, verify
 from llm_train.data.token_manifest import Manifest
 from llm_train.errors import DataError
 
@@ -66,7 +68,7 @@ def test_every_shard_but_the_last_is_full(shards: Path) -> None:
 @pytest.mark.parametrize("vocab_size", [2**16, 2**16 + 1])
 def test_writer_keeps_the_largest_id(tmp_path: Path, vocab_size: int) -> None:
     dtype = dtype_for(vocab_size)
-    with ShardWriter(tmp_path, "train", dtype, shard_tokens=2) as writer:
+    with ShardWriter(tmp_path, "train", vocab_size, shard_tokens=2) as writer:
         writer.add(np.array([0, vocab_size - 1, 1], dtype=np.int32))
     stored = np.dtype(dtype).newbyteorder("<")
     shards = writer.stored().shards
@@ -172,6 +174,11 @@ def test_manifest_with_wrong_types(shards: Path) -> None:
             "splits": {**good["splits"], "train": {**split, "tokens": "many"}}
         },
         "is not the name of a file": {"others": [{**good["others"][0], "name": "../escape"}]},
+        "is listed twice": {"others": good["others"] * 2},
+        "bytes=-2 is negative": {"others": [{**good["others"][0], "bytes": -2}]},
+        "vocab_size=70000": {"vocab_size": 70_000},
+        "end_of_text=300": {"end_of_text": 300},
+        "own checksum": {"vocab_size": 299},
         "splits=": {"splits": {"train": split}},
         "skipped=": {"skipped": [1]},
     }
@@ -187,5 +194,6 @@ def test_manifest_with_wrong_types(shards: Path) -> None:
 @pytest.mark.parametrize("values", [np.array([object()]), np.zeros(3), np.zeros(3, dtype=int)])
 def test_byte_lengths_that_are_no_integers_of_the_vocabulary(shards: Path, values: object) -> None:
     np.save(shards / "token_bytes.npy", values, allow_pickle=True)
+    replace(Manifest.load(shards), others=[]).save(shards)  # without the file's checksum
     with pytest.raises(DataError, match=r"token_bytes\.npy .*; prepare again with --force"):
         TokenShards(path=str(shards)).token_bytes()

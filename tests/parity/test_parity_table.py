@@ -29,6 +29,7 @@ DDP = partial(Variant, name="ddp", ranks=2, strategy="ddp")
 Table = Callable[..., tuple[int, dict[str, Any]]]
 DROPOUT = "model.network.init_args.dropout"
 WARMUP = "--model.schedule.init_args.warmup"
+ADAMW = "model.optimizer.init_args."
 
 
 def config(folder: Path, **overrides: Any) -> Path:
@@ -73,7 +74,11 @@ def test_strategies_agree_and_wrong_ones_are_found_out(
     """The wrong ones are DDP that clips at twice the norm, and a run that diverges."""
     tampered = [
         DDP(name="scaled", overrides={"trainer.gradient_clip_val": 0.5}),
-        DDP(name="diverging", ranks=1, overrides={"model.optimizer.init_args.learning_rate": 1e30}),
+        DDP(
+            name="diverging",
+            ranks=1,
+            overrides={f"{ADAMW}learning_rate": 1e30, f"{ADAMW}weight_decay": 0},
+        ),
     ]
     code, found = table([*variants(["ddp", "fsdp", "tp", "hsdp"], [2]), *tampered])
     by_name = rows(found)

@@ -13,16 +13,23 @@ from llm_train.testing.command import refused, run
 from llm_train.trainer.callbacks.forecast import planned
 
 
-def test_predicted_bytes_are_those_of_the_run(tmp_path: Path) -> None:
-    path = configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run", steps=11))
-    file = tmp_path / "plan.json"
-    options = ["-c", str(path), "--trainer.devices=1"]
-    assert run("plan", *options, "--json", str(file)).code == 0
-    done = run("fit", *options, "--plan", str(file))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a configuration and what ``plan`` says of it."""
+    folder = tmp_path_factory.mktemp("planned")
+    path = configs.write(folder / "tiny.yaml", configs.tiny(folder / "run", steps=11))
+    options = ["-c", str(path), "--trainer.devices=1", "--json", str(folder / "plan.json")]
+    assert run("plan", *options).code == 0
+    return folder
+
+
+def test_predicted_bytes_are_those_of_the_run(folder: Path) -> None:
+    options = ["-c", str(folder / "tiny.yaml"), "--trainer.devices=1"]
+    done = run("fit", *options, "--plan", str(folder / "plan.json"))
     assert done.code == 0, done.err
     assert "predicted and measured after 10 steps" in done.out
     assert "predicted, unknown here" in done.out  # the peak, since this is a CPU
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
     (event,) = [r for r in map(json.loads, lines) if r.get("event") == "forecast"]
     assert event["step"] == 10
     assert set(event["measured"]) >= {"parameters", "gradients", "optimizer"}
@@ -30,19 +37,18 @@ def test_predicted_bytes_are_those_of_the_run(tmp_path: Path) -> None:
         assert event["measured"][part] == pytest.approx(size, rel=0.02), part
 
 
-def test_the_plan_of_another_run_is_refused(tmp_path: Path) -> None:
-    path = configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path / "run"))
-    file = tmp_path / "plan.json"
-    options = ["-c", str(path), "--trainer.devices=2", "--trainer.strategy=fsdp"]
-    assert run("plan", *options, "--json", str(file)).code == 0
+def test_the_plan_of_another_run_is_refused(folder: Path) -> None:
+    file = folder / "plan.json"
     configured = json.loads(file.read_text())["configured"]
-    found = planned(file, {"strategy": "FSDP", "micro_batch": 2})
+    found = planned(file, {"strategy": "SingleDevice", "micro_batch": 2})
     assert (found["peak"], found["step"]) == (
         configured["bytes"]["peak"],
         configured["seconds_per_step"],
     )
-    with pytest.raises(ConfigError, match="was made for strategy=FSDP, and this run has DDP"):
+    with pytest.raises(
+        ConfigError, match="was made for strategy=SingleDevice, and this run has DDP"
+    ):
         planned(file, {"strategy": "DDP"})
-    nowhere = tmp_path / "nowhere.json"
-    (line,) = refused("fit", "-c", str(path), "--plan", str(nowhere))
+    nowhere = folder / "nowhere.json"
+    (line,) = refused("fit", "-c", str(folder / "tiny.yaml"), "--plan", str(nowhere))
     assert line.startswith(f"--plan={nowhere} is not what plan --json writes")

@@ -17,9 +17,9 @@ from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.cost_model import weights_of
+from llm_train.plan.operators import saved_bytes
 from llm_train.plan.scale import Scaled, at_depth
 from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
-from llm_train.plan.watch import saved_bytes
 from llm_train.settings import Settings
 from llm_train.testing import configs
 from llm_train.trainer.strategy import FSDP, MeshShape, SingleDevice

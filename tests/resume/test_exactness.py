@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from llm_train.checkpoint import tensors
+from llm_train.checkpoint import dcp, tensors
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError
 from llm_train.run import training
@@ -137,4 +137,4 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     network = torch.nn.Linear(2, 2)
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
     with pytest.raises(CheckpointError, match=r"could not be written or read: .*No space left"):
-        tensors.save(tmp_path, network, None)
+        dcp.write(tmp_path, tensors.state(network, None))

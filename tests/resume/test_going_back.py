@@ -29,7 +29,7 @@ class GoBack(pl.Callback):
         if trainer.global_step == self.at:
             self.at = -1
             (saver,) = (c for c in trainer.callbacks if isinstance(c, Checkpoints))
-            path = saver.store.newest().path
+            path = saver.writer.store.newest().path
             assert path is not None
             saver.restore(trainer, path, batch)
 

@@ -6,10 +6,13 @@ import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from llm_train.data.base import Document, Skipped
 from llm_train.data.corpus.files import FoundFile, NamedFiles, document
 from llm_train.errors import ConfigError
+
+_LONGEST_BYTES = 64 << 20  # of a line; a book has one or two million
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,14 @@ class JSONLines(NamedFiles):
         """Lines in order."""
         opener = gzip.open if file.path.suffix == ".gz" else open
         with opener(file.path, "rb") as lines:  # decoded one by one: a bad byte spoils one line
-            for number, line in enumerate(lines, start=1):
-                yield self._document(f"{file.key}:{number}", line)
+            # A packed file of a megabyte may hold a line of a gigabyte, of which a part will do.
+            read = partial(lines.readline, _LONGEST_BYTES)
+            for number, line in enumerate(iter(read, b""), start=1):
+                whole = line.endswith(b"\n") or len(line) < _LONGEST_BYTES
+                while not (line.endswith(b"\n") or len(line) < _LONGEST_BYTES):
+                    line = read()
+                key = f"{file.key}:{number}"
+                yield self._document(key, line) if whole else Skipped(key, "too long a line")
 
     def _document(self, key: str, line: bytes) -> Document | Skipped:
         try:

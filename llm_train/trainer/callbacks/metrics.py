@@ -1,9 +1,7 @@
 """Reads the device's accumulators at log points: one reduction and one copy for everything.
 
-Between log points this callback does integer arithmetic only. At a log point it packs what ranks
-must agree on (nats, tokens, the wish to stop) into one tensor, sums it over ranks, and copies it
-together with the gradient norm to the host. Ranks therefore decide to stop at the same step without
-any collective of their own.
+Between log points this callback does integer arithmetic only. At a log point it packs nats, tokens
+and the gradient norm into one tensor, sums it over ranks, and copies it to the host.
 
 On a GPU the copy goes to pinned memory and is read at the *next* log point: the host never waits
 for the device to catch up, and what is logged for a step is what that step gave, one interval
@@ -40,7 +38,7 @@ class _Sample:
     step: int
     steps: int  # since the log point before
     lap: Lap
-    values: Tensor  # (4 + ...): nats, tokens, wish to stop, gradient norm; sums of copies
+    values: Tensor  # (3 + ...): nats, tokens, gradient norm; sums of copies
     known: dict[str, float]  # metrics that the host has without waiting
 
 
@@ -69,7 +67,7 @@ class Metrics(EachStep):
         self.late = late
         self.compare_replicas = compare_replicas
         self._steps_at_lap = 0
-        self._first_step = 0
+        self._last_step = 0
         self._pending: _Sample | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -88,14 +86,18 @@ class Metrics(EachStep):
         task.run_state.flush = lambda: self._flush(trainer, task)
         task.run_state.stopwatch.lap()
         task.run_state.ledger.begin(trainer.global_step)
-        self._steps_at_lap = self._first_step = trainer.global_step
+        self._steps_at_lap = self._last_step = trainer.global_step
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes a sample when the last optimizer step of an interval is done."""
         task = task_of(pl_module)
         step = trainer.global_step
-        if step == self._first_step + 1:
+        if not task.run_state.start_up:
             _log_first_step(trainer, task)
+        if step <= self._last_step:  # the run went back to an earlier one
+            task.run_state.stopwatch.lap()
+            self._steps_at_lap = step
+        self._last_step = step
         last = step == task.derived.total_steps
         if step % task.derived.log_every == 0 or last:
             self._flush(trainer, task)
@@ -113,14 +115,13 @@ class Metrics(EachStep):
 
     def _take(self, trainer: pl.Trainer, task: TaskBase) -> _Sample:
         sums, norm = task.run_state.sums, task.run_state.gradient_norm
-        stop = torch.full_like(sums[:1], float(task.run_state.stop_signal != 0))
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
-        packed = [sums, stop, norm]
+        packed = [sums, norm]
         if (copies := self._copies(trainer)) is not None:
             packed.append(copies.packed(sums.device))
         found = trainer.strategy.reduce(torch.cat(packed), reduce_op="sum")
         # One number on all ranks where they reduce gradients, and exactly that is then the mean.
-        found[3] /= trainer.world_size
+        found[2] /= trainer.world_size
         sums.zero_()
         values = found
         if KINDS[found.device.type].pinned:
@@ -143,7 +144,7 @@ class Metrics(EachStep):
             return
         with task.run_state.ledger.device():
             sample.lap.wait()
-        nats, tokens, stop, norm, *summed = sample.values.tolist()
+        nats, tokens, norm, *summed = sample.values.tolist()
         metrics = {"grad/norm": norm, **sample.known}
         loss = nats / tokens if tokens else math.nan
         if not tokens and task.run_state.skipped:
@@ -163,8 +164,6 @@ class Metrics(EachStep):
             )
         if (copies := self._copies(trainer)) is not None:
             copies.require_equal(summed, sample.step)
-        if stop and sample.step != task.derived.total_steps:
-            halt(trainer)
 
     def _copies(self, trainer: pl.Trainer) -> Copies | None:
         return require_strategy(trainer.strategy).copies() if self.compare_replicas else None
@@ -195,6 +194,8 @@ class Metrics(EachStep):
         """Logs the held-out results and starts the clock again."""
         task = task_of(pl_module)
         task.run_state.stopwatch.resume()
+        if trainer.sanity_checking:  # it was broken off
+            return
         metrics = dict(task.run_state.held_out)
         if trainer.state.fn == "fit":
             metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
@@ -208,12 +209,6 @@ def _log_first_step(trainer: pl.Trainer, task: TaskBase) -> None:
     if seconds := compile_seconds():
         task.run_state.start_up["compile_seconds"] = round(seconds, 3)
     log_event(trainer.loggers, "first_step", trainer.global_step, **task.run_state.start_up)
-
-
-def halt(trainer: pl.Trainer) -> None:
-    """Ends training after this step, without the validation that Lightning would add."""
-    trainer.should_stop = True
-    trainer.limit_val_batches = 0
 
 
 def memory(device: torch.device) -> dict[str, float]:

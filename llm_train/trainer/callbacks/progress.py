@@ -71,7 +71,7 @@ class Progress(EachStep):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the held-out result on a line of its own, so that it stays readable."""
-        if self._bar is None:
+        if self._bar is None or trainer.sanity_checking:  # it was broken off
             return
         held_out = task_of(pl_module).run_state.held_out
         text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"

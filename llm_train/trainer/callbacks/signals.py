@@ -1,72 +1,75 @@
-"""Signals set a flag; ranks agree at a step boundary; then the run saves and ends.
+"""Signals end a run at the next step or validation batch, on all ranks alike; then it saves.
 
 Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a
-tensor before every micro-batch. Both are replaced: the handler here stores one integer, and the
-agreement rides on the reduction of the next log point.
-
-SIGUSR1 is notice of a time limit to come, given by a scheduler that starts the run again if it ends
-with 128 + SIGUSR1. It never acts at once; before and after training it is ignored (``cli``), so
-that the exit status says truly that a checkpoint newer than the start was saved.
+tensor before every micro-batch. Both are replaced: ``runtime/watch.py`` hears signals and agrees
+with the other ranks, and this callback passes the boundaries at which a run can end.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
-from llm_train.run_state import RunState, task_of
+from llm_train.run_state import task_of
 from llm_train.trainer.callbacks.base import EachStep
-from llm_train.trainer.callbacks.metrics import halt
-
-_AT_ONCE: dict[int, Callable[[int, FrameType | None], object] | signal.Handlers] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-}
-
-_SIGNALS = (*_AT_ONCE, signal.SIGUSR1)
-
-# A scheduler signals the whole job and the launcher passes its copy on: one wish, not two.
-_IMPATIENCE_SECONDS = 3.0
 
 
 class GracefulStop(EachStep):
-    """Turns SIGINT, SIGTERM or SIGUSR1 into an orderly end; a later second one acts at once.
-
-    The handlers stay through the last save; Lightning puts back those of before when it tears down.
-    """
+    """Turns SIGINT, SIGTERM or SIGUSR1 into an orderly end; a later second one acts at once."""
 
     def __init__(self) -> None:
-        self._run: RunState | None = None
-        self._first = 0.0
+        self._validation_due = False  # the last one was broken off
+
+    def state_dict(self) -> dict[str, bool]:
+        """A run that continues repeats the validation that was broken off."""
+        return {"validation_due": self._validation_due}
+
+    def load_state_dict(self, state_dict: Mapping[str, bool]) -> None:
+        """Undoes ``state_dict``."""
+        self._validation_due = state_dict["validation_due"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Removes Lightning's handlers and its broadcast per micro-batch."""
+        connector, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
+        connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Installs the handlers over Lightning's and removes its broadcast per micro-batch."""
-        self._run = task_of(pl_module).run_state
-        loop = trainer.fit_loop.epoch_loop
-        loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        assert self._run is not None, "the handlers were installed by on_train_start"
-        self._run.stop_signal = self._run.stop_signal or number
-        if number not in _AT_ONCE:
-            return
-        self._first = self._first or time.monotonic()
-        if time.monotonic() - self._first > _IMPATIENCE_SECONDS:
-            # Not Lightning's handler, which would wait for the other ranks inside the signal.
-            signal.signal(number, _AT_ONCE[number])
-            signal.raise_signal(number)
+        """From here on there is something to save; repeats a validation that was broken off."""
+        task_of(pl_module).run_state.watch.begin()
+        if self._validation_due:
+            self._validation_due = False
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Alone, a process need not wait for the next log point."""
+        """Ends training after this step, without the validation that Lightning would add."""
         task = task_of(pl_module)
-        last = trainer.global_step == task.derived.total_steps
-        if task.run_state.stop_signal and not last and trainer.world_size == 1:
-            halt(trainer)
+        # The last step ends training anyhow, and a boundary of its validation may be the next.
+        if task.run_state.watch.boundary() and trainer.global_step < task.derived.total_steps:
+            task.run_state.stop_signal = task.run_state.watch.number
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Breaks the validation off.
+
+        Raises:
+            StopIteration: Lightning's loop ends as if this batch did not exist.
+        """
+        run = task_of(pl_module).run_state
+        if trainer.state.fn == "fit" and run.watch.boundary():
+            run.stop_signal = run.watch.number
+            trainer.should_stop = self._validation_due = True
+            # Lightning's word for a validation whose results are nobody's business.
+            trainer.sanity_checking = True
+            raise StopIteration

@@ -90,8 +90,8 @@ def _require_record(record: Record) -> None:
 def merge(lines: Iterable[Record]) -> list[Record]:
     """One record per step, ascending, with what a resumed run superseded left out.
 
-    An event ``resume`` at step S drops everything before it with a step above S; an event ``start``
-    drops everything before it. Of one step's records the later values hold.
+    An event ``resume`` or ``rollback`` at step S drops everything before it with a step above S; an
+    event ``start`` drops everything before it. Of one step's records the later values hold.
 
     >>> merge([
     ...     {"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "a": 3.0},
@@ -105,7 +105,7 @@ def merge(lines: Iterable[Record]) -> list[Record]:
         step, event = line["step"], line.get("event")
         if event == "start":
             merged.clear()
-        elif event == "resume":
+        elif event in ("resume", "rollback"):
             merged = {other: record for other, record in merged.items() if other <= step}
         elif event is None:
             merged.setdefault(step, {}).update(line)

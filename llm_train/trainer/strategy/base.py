@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,9 @@ from llm_train.trainer.strategy.cost import Costed
 from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.trainer.strategy.replicas import Copies
 
+if TYPE_CHECKING:
+    from llm_train.checkpoint.rank_state import RankState
+
 
 class Strategy(Costed, Part, LightningStrategy):
     """Base of our strategies, before Lightning's class: ``class X(Strategy, DDPStrategy)``."""
@@ -44,7 +47,7 @@ class Strategy(Costed, Part, LightningStrategy):
     """Whether the strategy's own engine clips and measures the gradient norm."""
 
     state_format = "dcp"
-    """Format that ``save_state`` writes; checkpoints of one format are interchangeable."""
+    """Format that ``state`` is written in; checkpoints of one format are interchangeable."""
 
     also_reads: tuple[str, ...] = ()
     """Further formats that ``load_state`` reads."""
@@ -177,15 +180,15 @@ class Strategy(Costed, Part, LightningStrategy):
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def save_state(self, directory: Path) -> None:
-        """Writes parameters and optimizer state, every rank its part."""
+    def state(self) -> RankState:
+        """Parameters and optimizer state, as far as this rank writes them; nothing is copied."""
         from llm_train.checkpoint import tensors  # imports torch's DTensors
 
         self.reshard()
-        tensors.save(directory, self.task.network, self.optimizers[0])
+        return tensors.state(self.task.network, self.optimizers[0])
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
-        """Reads what ``save_state`` wrote into the live parameters and optimizer.
+        """Reads what was written of ``state`` into the live parameters and optimizer.
 
         Raises:
             CheckpointError: names, shapes or format do not fit.

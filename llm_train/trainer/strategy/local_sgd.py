@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,9 @@ from llm_train.trainer.strategy.cost import Compared, StateBytes, Transfer, Work
 from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.trainer.strategy.replicas import Copies
 from llm_train.units import nearest
+
+if TYPE_CHECKING:
+    from llm_train.checkpoint.rank_state import RankState
 
 
 class LocalSGD(Strategy, DDPStrategy):
@@ -147,8 +150,8 @@ class LocalSGD(Strategy, DDPStrategy):
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def save_state(self, directory: Path) -> None:
-        """Writes the agreed weights as every strategy does, and what replicas differ in.
+    def state(self) -> RankState:
+        """The agreed weights as of every strategy, and what replicas differ in.
 
         A signal may come at any step, so each replica's weights and optimizer state are kept too,
         under ``replica-RANK``, and the momentum under ``outer``.
@@ -158,7 +161,7 @@ class LocalSGD(Strategy, DDPStrategy):
         assert self._outer is not None, "setup() comes first"
         network = self.task.network
         agreed = tensors.model_tensors(network) | self._outer.tensors()
-        tensors.save(directory, network, self.optimizers[0], own=self._own, shared=agreed)
+        return tensors.state(network, self.optimizers[0], own=self._own, shared=agreed)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads its own replica, or lets all begin with what another strategy wrote."""

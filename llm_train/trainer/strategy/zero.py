@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -38,6 +38,9 @@ _MISSING = (
     "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
     "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
 )
+
+if TYPE_CHECKING:
+    from llm_train.checkpoint.rank_state import RankState
 
 
 class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
@@ -253,18 +256,22 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Leaves the gradients to the engine, then publishes the norm it clipped by."""
+        engine, run = self.deepspeed_engine, self.task.run_state
+        before = engine.global_steps
         result = super(Strategy, self).optimizer_step(*args, **kwargs)
-        norm = self.deepspeed_engine.get_global_grad_norm()
+        norm = engine.get_global_grad_norm()
         if norm is not None:
-            self.task.run_state.gradient_norm = torch.as_tensor(norm)
+            run.gradient_norm = torch.as_tensor(norm)
+        if engine.global_steps > before:  # not a micro-batch before the step's last
+            run.judge()
         return result
 
-    def save_state(self, directory: Path) -> None:
-        """Writes this rank's fragments of masters and moments."""
+    def state(self) -> RankState:
+        """This rank's fragments of masters and moments."""
         from llm_train.trainer.strategy import zero_state
 
         holder = zero_state.holder(self.optimizers[0], self.stage)
-        zero_state.save(directory, self.task.network, holder)
+        return zero_state.state(self.task.network, holder)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
         """Reads this rank's fragments, whatever strategy on however many ranks wrote them."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_train.checkpoint.fragments import FlatFragment
+from llm_train.checkpoint.fragments import BoxedTensor, flat_fragment
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ShardOffset:
     start: int
     count: int
 
-    def fragment(self, flat: Tensor) -> FlatFragment:
+    def fragment(self, flat: Tensor) -> BoxedTensor:
         """The part, in ``flat`` or in a tensor of moments alongside it."""
-        return FlatFragment(self.shape, self.offset, flat[self.start : self.start + self.count])
+        return flat_fragment(self.shape, self.offset, flat[self.start : self.start + self.count])
 
 
 class Holder:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.checkpoint import dcp
+from llm_train.checkpoint.rank_state import RankState
 from llm_train.checkpoint.tensors import model_tensors, require_fit, state_keys
 from llm_train.errors import CheckpointError
 from llm_train.model.network.init import canonical_name
@@ -29,8 +30,8 @@ def holder(zero: Any, stage: int) -> Holder:
     return Partitioned(zero) if stage == 3 else Holder(zero)
 
 
-def save(directory: Path, network: nn.Module, holder: Holder) -> None:
-    """Writes this rank's fragments of masters and optimizer state."""
+def state(network: nn.Module, holder: Holder) -> RankState:
+    """This rank's fragments of masters and optimizer state."""
     names = _names(network)
     tensors = _not_updated(network, holder)
     others: dict[str, dict[str, Any]] = {}
@@ -55,7 +56,7 @@ def save(directory: Path, network: nn.Module, holder: Holder) -> None:
                         f"model.optimizer keeps {key} of another shape than ZeRO's flat fragments; "
                         "use an elementwise optimizer, or trainer.strategy=fsdp"
                     )
-    dcp.write(directory, tensors, others)
+    return RankState(tensors=tensors, scalars=others)
 
 
 def load(directory: Path, network: nn.Module, holder: Holder, *, with_optimizer: bool) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from llm_train.checkpoint import tensors
+from llm_train.checkpoint import dcp, tensors
 from llm_train.model.optimizer import LowBitAdamW
 
 ROWS, COLUMNS = 4, 128  # three ranks get 2, 2 and 0 rows
@@ -63,7 +63,7 @@ def same_layout(folder: Path, mesh: Any, dtype: torch.dtype) -> None:
     model = network(mesh, dtype)
     optimizer = config.build(model.named_parameters())
     train(model, optimizer, range(3))
-    tensors.save(folder, model, optimizer)
+    dcp.write(folder, tensors.state(model, optimizer))
     other = network(mesh, dtype)
     again = config.build(other.named_parameters())
     dist.barrier()
@@ -83,7 +83,7 @@ def other_layout(folder: Path, mesh: Any) -> None:
     model = network(mesh)
     optimizer = config.build(model.named_parameters())
     train(model, optimizer, range(3))
-    tensors.save(folder, model, optimizer)
+    dcp.write(folder, tensors.state(model, optimizer))
     dist.barrier()
     single = network()
     alone = config.build(single.named_parameters())
@@ -114,7 +114,7 @@ def cut_rows(folder: Path, mesh: Any) -> None:
         optimizer = config.build([("weight", cut.weight)])
         optimizer.step()
         if placement == Shard(0):
-            tensors.save(folder, cut, optimizer)
+            dcp.write(folder, tensors.state(cut, optimizer))
             saved = parts(cut, optimizer)
     dist.barrier()
     tensors.load(folder, cut, optimizer)

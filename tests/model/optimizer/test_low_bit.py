@@ -85,7 +85,7 @@ def test_float32_weights_learn_as_with_adamw(kept, near):
 def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
     config = LowBitAdamW(learning_rate=0.01, state=kept)
     _, optimizer, model = regression(lambda m: config.build(m.named_parameters()), steps=3)
-    tensors.save(tmp_path, model, optimizer)
+    dcp.write(tmp_path, tensors.state(model, optimizer))
     other = nn.Linear(64, 64)
     again = config.build(other.named_parameters())
     tensors.load(tmp_path, other, again)
@@ -107,7 +107,7 @@ def test_a_file_brings_the_state_back_bit_for_bit(kept, tmp_path):
 def test_state_in_another_format_is_refused_before_anything_loads(tmp_path):
     eight = LowBitAdamW(learning_rate=0.01)
     _, optimizer, model = regression(lambda m: eight.build(m.named_parameters()), steps=1)
-    tensors.save(tmp_path, model, optimizer)
+    dcp.write(tmp_path, tensors.state(model, optimizer))
     fresh = nn.Linear(64, 64)
     before = fresh.weight.detach().clone()
     config = LowBitAdamW(learning_rate=0.01, state="bf16")

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from llm_train.errors import ConfigError
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
 from llm_train.model.recompute.selective import _policy
-from llm_train.plan.watch import saved_bytes
+from llm_train.plan.operators import saved_bytes
 
 B, T, D, HEADS, LAYERS = 2, 16, 32, 4, 4
 

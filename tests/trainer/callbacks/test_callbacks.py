@@ -105,6 +105,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(
         steps=40,
         checkpoint__every="1 steps",
         model__optimizer__init_args__learning_rate=1e30,
+        model__optimizer__init_args__weight_decay=0.0,
         model__optimizer__init_args__eps=1e-30,
     )
     del config["trainer"]["gradient_clip_val"]

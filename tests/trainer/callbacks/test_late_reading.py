@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -60,32 +57,6 @@ def test_a_reading_waits_for_the_next_log_point(fork_server: ForkServer, tmp_pat
         "published 9 at 11",
         "published 11 at 11",
     ]
-
-
-@pytest.mark.distributed
-def test_ranks_agree_to_stop_one_interval_later(fork_server: ForkServer, tmp_path: Path) -> None:
-    config = tiny(
-        tmp_path / "run", steps=400, checkpoint__every="0 steps", trainer__log_every_n_steps=4
-    )
-    path = write(tmp_path / "c.yaml", config)
-    log = tmp_path / "log.txt"
-    statuses = fork_server.run(
-        "fit",
-        "-c",
-        str(path),
-        ranks=2,
-        log=log,
-        script=LATE,
-        metrics=tmp_path / "run" / "metrics.jsonl",
-        step=8,
-        signal=signal.SIGTERM,
-        victims=[1],
-    )
-    assert statuses == [143, 143], log.read_text()
-    saved = [int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert len(saved) == 1
-    assert saved[0] % 4 == 0
-    assert saved[0] < 400
 
 
 def test_the_first_step_is_recorded(fork_server: ForkServer, tmp_path: Path) -> None:

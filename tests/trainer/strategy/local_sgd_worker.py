@@ -69,7 +69,7 @@ class Probe(pl.Callback):
             "shadows": None if None in self.fresh else all(self.fresh),
         }
         if trainer.global_step == self.end_at and self.how == "signal":
-            module.run_state.stop_signal = signal.SIGTERM
+            module.run_state.watch.ask(signal.SIGTERM)
         elif trainer.global_step == self.end_at and self.how == "callback":
             trainer.should_stop = True
 

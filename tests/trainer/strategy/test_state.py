@@ -29,7 +29,7 @@ def trained(width: int = 3) -> tuple[nn.Sequential, torch.optim.Optimizer]:
 
 def test_round_trip_is_bitwise_and_keeps_configured_hyper_parameters(tmp_path: Path) -> None:
     network, optimizer = trained()
-    tensors.save(tmp_path, network, optimizer)
+    dcp.write(tmp_path, tensors.state(network, optimizer))
     other = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     other.register_buffer("kept", torch.zeros(2))
     fresh = torch.optim.AdamW(other.parameters(), lr=0.7, weight_decay=0.3)
@@ -51,7 +51,7 @@ def test_state_that_is_no_tensor_comes_back(tmp_path: Path) -> None:
     optimizer.step()
     weight = network[0].weight
     optimizer.state[weight]["count"] = 7
-    tensors.save(tmp_path, network, optimizer)
+    dcp.write(tmp_path, tensors.state(network, optimizer))
     optimizer.state.clear()
     tensors.load(tmp_path, network, optimizer)
     assert json.loads((tmp_path / "optimizer_scalars.json").read_text()) == {
@@ -67,7 +67,7 @@ def test_a_step_counter_goes_where_the_kernel_reads_it(
 ) -> None:
     """Fused kernels read the counter on the parameter's device; the others read it on the host."""
     network, optimizer = trained()
-    tensors.save(tmp_path, network, optimizer)
+    dcp.write(tmp_path, tensors.state(network, optimizer))
     stored = dcp.Reader(tmp_path).read_metadata().state_dict_metadata
     elsewhere = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).to("meta")
     other = torch.optim.AdamW(elsewhere.parameters())
@@ -79,7 +79,7 @@ def test_a_step_counter_goes_where_the_kernel_reads_it(
 
 def test_other_shapes_and_names_are_refused(tmp_path: Path) -> None:
     network, optimizer = trained()
-    tensors.save(tmp_path, network, optimizer)
+    dcp.write(tmp_path, tensors.state(network, optimizer))
     wider, _ = trained(width=5)
     with pytest.raises(
         CheckpointError, match=r"model.0.weight is \(4, 3\) there and \(4, 5\) here"
@@ -105,7 +105,7 @@ class Evil:
 
 def test_hostile_metadata_runs_nothing(tmp_path: Path) -> None:
     network, optimizer = trained()
-    tensors.save(tmp_path, network, optimizer)
+    dcp.write(tmp_path, tensors.state(network, optimizer))
     target = tmp_path / "written-by-a-pickle"
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil(str(target))))
     with pytest.raises(CheckpointError, match=r"checkpoint metadata asks for _?io\.open"):
@@ -119,7 +119,7 @@ def test_hostile_metadata_runs_nothing(tmp_path: Path) -> None:
 
 def test_frozen_parameters_with_stored_state_are_named(tmp_path: Path) -> None:
     network, optimizer = trained()
-    tensors.save(tmp_path, network, optimizer)
+    dcp.write(tmp_path, tensors.state(network, optimizer))
     only_norm = torch.optim.AdamW(network[1].parameters())
     with pytest.raises(
         CheckpointError, match=r"optimizer state for 0\.(weight|bias), which is frozen now"

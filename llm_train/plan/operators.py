@@ -39,8 +39,8 @@ from llm_train.model.network.flops import attention_flops
 from llm_train.runtime.sharded import is_dtensor, local_part
 
 Measured = dict[str, float]
-"""What ``Watch`` found, and bytes by ``parameters``, ``copies``, ``gradients``, ``optimizer`` and
-``saved``."""
+"""What ``OperatorCounter`` found, and bytes by ``parameters``, ``copies``, ``gradients``,
+``optimizer`` and ``saved``."""
 
 _GROUP = ("process_group", "group_name")
 _COUNTED = (
@@ -59,7 +59,7 @@ _COLLECTIVES = {
 }
 
 
-class Watch(TorchDispatchMode):
+class OperatorCounter(TorchDispatchMode):
     """Counts while it is entered (by ``watching``); what existed before counts once ``adopt``-ed.
 
     Attributes:
@@ -206,9 +206,9 @@ class Watch(TorchDispatchMode):
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """A ``Watch`` that is entered, and told of what no operator shows."""
-    watch, resize = Watch(), torch.UntypedStorage.resize_
+def watching() -> Iterator[OperatorCounter]:
+    """An ``OperatorCounter`` that is entered, and told of what no operator shows."""
+    watch, resize = OperatorCounter(), torch.UntypedStorage.resize_
     learn_shape = ShardingPropagator._propagate_tensor_meta_non_cached
 
     def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:

@@ -1,0 +1,55 @@
+"""How all ranks agree on what one of them does, or on whether one of them failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch.distributed as dist
+
+from llm_train.checkpoint.store import SaveFailed
+from llm_train.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """All ranks of a run, or its only process.
+
+    Attributes:
+        group: in which they talk; None: the default one. A thread needs one of its own, since the
+            order of collectives in a group must be the same on all ranks.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Runs ``action`` on rank 0 and gives its result, or its failure, to every rank.
+
+        A failure that only rank 0 knew of would leave the others waiting for it until the timeout.
+        """
+        result: T | None = None
+        failure, kind = "", CheckpointError
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            try:
+                result = action()
+            except Exception as error:
+                failure = str(error) or type(error).__name__
+                kind = SaveFailed if isinstance(error, SaveFailed) else CheckpointError
+        if dist.is_initialized():
+            told = [(result, failure, kind)]
+            dist.broadcast_object_list(told, group=self.group)
+            ((result, failure, kind),) = told
+        if failure:
+            raise kind(failure)
+        return cast(T, result)
+
+    def any(self, wrong: bool) -> bool:
+        """Whether something is wrong on any rank; nobody goes on before all have come so far."""
+        everyone = [wrong]
+        if dist.is_initialized():
+            everyone *= dist.get_world_size()
+            dist.all_gather_object(everyone, wrong, group=self.group)
+        return any(everyone)
