@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llm_train.checkpoint.remote import require_url
 from llm_train.context import Context, Model, Part
 from llm_train.data.module import TokenData
 from llm_train.derived import Derived
@@ -33,6 +34,8 @@ class CheckpointPolicy:
         keep_last: how many of the newest are kept.
         keep_every: checkpoints at multiples of this are kept for good; 0 steps keeps none.
         asynchronous: training goes on while a checkpoint is written, from a copy in host memory.
+        remote: URL where checkpoints are uploaded in the background, any that fsspec knows: s3://
+            (with s3fs installed), gs:// (gcsfs), file://; "" uploads none.
         compare_replicas: ranks compare their copies of weights, bit by bit, before each save and at
             each log point, and end the run where they differ (ddp, hsdp, LocalSGD).
     """
@@ -41,6 +44,7 @@ class CheckpointPolicy:
     keep_last: int = 2
     keep_every: Duration = _NEVER
     asynchronous: bool = False
+    remote: str = ""
     compare_replicas: bool = True
 
     def __post_init__(self) -> None:
@@ -49,6 +53,8 @@ class CheckpointPolicy:
                 f"checkpoint.keep_last={self.keep_last} must be at least 1: "
                 "the newest is what one resumes from"
             )
+        if self.remote:
+            require_url(self.remote)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ state, loses the position in the data, and overwrites sharded files in place.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from llm_train.checkpoint import callback_state, content, group_state, manifest
 from llm_train.checkpoint.agreement import Ranks
 from llm_train.checkpoint.compatibility import load_weights, require_loadable, require_same_run
 from llm_train.checkpoint.rank_state import Snapshot
+from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import Found
 from llm_train.checkpoint.writer import Writer
 from llm_train.errors import LLMTrainError
@@ -31,6 +33,7 @@ from llm_train.run_state import RunState, task_of
 from llm_train.runtime.random_state import set_random_state
 
 _log = logging.getLogger(__name__)
+_UPLOAD_SECONDS = 600.0  # the last upload may take; what is not complete by then is absent there
 _PATIENCE_SECONDS = 60.0  # of a run that ends in an error, for the save that is under way
 
 
@@ -44,6 +47,7 @@ class Checkpoints(pl.Callback):
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
         first_save: called on rank 0 with the step, once a run that began at 0 has a checkpoint.
+        remote: where checkpoints go as well; None: nowhere.
         asynchronous: whether training goes on while a checkpoint is written.
         compare_replicas: whether ranks compare their copies before each save.
         resume_from: the checkpoint that was found.
@@ -55,6 +59,7 @@ class Checkpoints(pl.Callback):
     announce: Callable[[Found], None]
     first_save: Callable[[int], None]
     compare_replicas: bool = True
+    remote: Remote | None = None
     asynchronous: bool = False
     resume_from: Path | None = None
     _told: bool = False  # of the first save
@@ -109,6 +114,11 @@ class Checkpoints(pl.Callback):
                 self.writer.begin(found)
         self._tell_first(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Waits for the last upload; the other ranks wait in their last collective."""
+        if self.remote is not None:
+            self.remote.finish(_UPLOAD_SECONDS)
+
     def _tell_first(self, trainer: pl.Trainer) -> None:
         if self.writer.saved and not self._told:
             self._told = True
@@ -134,7 +144,12 @@ class Checkpoints(pl.Callback):
     def _find(self, trainer: pl.Trainer) -> Path | None:
         store = self.writer.store
         store.clean()  # rank 0, before any save: what is half done belongs to a killed process
+        if self.remote is not None and self.resume == "auto":
+            self.remote.bring_newest()
         found = store.resolve(self.resume) if self.resume else Found(None)
+        own = found.path is not None and os.path.dirname(os.path.abspath(found.path))
+        if self.remote is not None and self.resume != "auto" and own != os.path.abspath(store.root):
+            self.remote.require_free()
         if found.path is not None:
             metadata = manifest.read(found.path).metadata
             require_loadable(found.path, metadata, content.keeper(trainer), trainer.world_size)
@@ -153,6 +168,8 @@ class Checkpoints(pl.Callback):
         if self.resume_from is not None:
             self._random_state = content.restore(trainer, self.resume_from, self._built)
             self.writer.saved, self._told = trainer.global_step, True
+            if self.remote is not None and trainer.is_global_zero:
+                self.remote.offer(self.resume_from)  # its upload may have failed
 
     def earlier(self, step: int, before: int) -> Path:
         """The checkpoint to go back to from ``step``, the same on all ranks (``back_from``)."""
@@ -170,7 +187,7 @@ class Checkpoints(pl.Callback):
             trainer: that trains.
             path: of the checkpoint, complete; of another number of ranks, the random state stays.
             batch: the micro-batch that was fetched; that of the checkpoint's next step replaces it.
-            consumed: the sample to go on with; 0: as the checkpoint has it.
+            consumed: the sample to go on with, unknown to any checkpoint; 0: as this one has it.
         """
         run = task_of(trainer.lightning_module).run_state
         run.flush()
@@ -182,7 +199,7 @@ class Checkpoints(pl.Callback):
             content.restart_data(trainer, batch)
             if random is not None:  # of as many ranks
                 set_random_state(random, trainer.strategy.root_device)
-        self.writer.saved = trainer.global_step
+        self.writer.saved = 0 if consumed else trainer.global_step
 
 
 @dataclass(eq=False)

@@ -68,12 +68,14 @@ class CheckpointStore:
         keep_last: how many of the newest to keep; at least 1.
         keep_every: steps; checkpoints at multiples are kept for ever. 0: none.
         require: raises once the run may no longer write here.
+        in_use: whether a checkpoint is still needed, whatever the rules say.
     """
 
     root: Path
     keep_last: int = 2
     keep_every: int = 0
     require: Callable[[], object] = lambda: None
+    in_use: Callable[[Path], bool] = lambda path: False
 
     def __post_init__(self) -> None:
         assert self.keep_last > 0, "settings refuse to delete every checkpoint"
@@ -120,6 +122,16 @@ class CheckpointStore:
                 shutil.rmtree(staging, ignore_errors=True)
         self._prune()
         return final
+
+    def adopt(self, step: int) -> None:
+        """Turns a stage that holds a checkpoint already, with its manifest, into one of these."""
+        final = self.root / _name(step)
+        manifest.record_files(self._staging(step))  # to the disk
+        disk.replace(self._staging(step), final, self._grave(final))
+
+    def drop_stage(self, step: int) -> None:
+        """Gives the space of a stage back; nothing happens where there is none any more."""
+        shutil.rmtree(self._staging(step), ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoint directories present, ascending, damaged ones included."""
@@ -241,7 +253,8 @@ class CheckpointStore:
         """Deletes what the rules do not keep; a failure is logged, for the new one is in place."""
         for entry in self._entries()[: -self.keep_last]:
             kept = self.keep_every and entry.step % self.keep_every == 0
-            if kept or entry.path.is_symlink():  # somebody has given a link's checkpoint a home
+            # Somebody has given a link's checkpoint a home.
+            if kept or entry.path.is_symlink() or self.in_use(entry.path):
                 continue
             try:
                 disk.remove(entry.path, self._grave(entry.path))
@@ -277,7 +290,7 @@ class CheckpointStore:
         space = ""
         with suppress(OSError):  # before the stage is removed
             space = f" ({shutil.disk_usage(self.root).free / 2**20:,.1f} MiB free)"
-        shutil.rmtree(self._staging(step), ignore_errors=True)
+        self.drop_stage(step)
         return SaveFailed(
             f"cannot save step {step} in {self.root}{space}: {_reason(error)}; "
             "the checkpoints saved before are untouched"

@@ -9,9 +9,8 @@ way; who wants the next one waits for it.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ class Writer:
         metadata: plain values to keep in each manifest.
         files: text files to keep in each checkpoint, by name.
         ranks: that write together.
+        committed: called on rank 0 with each new checkpoint.
         saved: the step of the newest checkpoint, read or written; known on all ranks alike while
             none is under way.
     """
@@ -41,6 +41,7 @@ class Writer:
     metadata: Mapping[str, Any]
     files: Mapping[str, str]
     ranks: Ranks = field(default_factory=Ranks)
+    committed: Callable[[Path], None] = lambda path: None
     saved: int = 0
     _thread: threading.Thread | None = None
     _failure: BaseException | None = None
@@ -98,7 +99,7 @@ class Writer:
             content.write(stage, self.ranks.group)
         except LLMTrainError as error:  # of all ranks
             if not isinstance(error.__cause__, CheckpointException):  # no fault of the disk
-                shutil.rmtree(stage, ignore_errors=True)
+                self.store.drop_stage(step)
                 raise CheckpointError(f"cannot save step {step}: {error}") from error
             failure = error
         # torch's writers raise RuntimeError for a short write; DCP's is the same on all ranks.
@@ -119,4 +120,4 @@ class Writer:
     def _finish(self, content: Content, stage: Path) -> None:
         with self.store.surfaced(content.step):
             content.finish(stage, self.files)
-        self.store.commit(content.step, {**self.metadata, **content.position})
+        self.committed(self.store.commit(content.step, {**self.metadata, **content.position}))

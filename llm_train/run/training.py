@@ -23,6 +23,7 @@ from torch.distributed.constants import default_pg_timeout
 from llm_train import check as checks
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
+from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
@@ -160,9 +161,15 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         run.lease.require()
 
     metrics.require = times.require = require_lease
+    store = replace(_store(settings, derived), require=require_lease)
+    remote = None
+    if settings.checkpoint.remote:
+        remote = Remote(url=settings.checkpoint.remote, store=store)
+        store = replace(store, in_use=remote.uses)
     saver = Checkpoints(
         writer=Writer(
-            store=replace(_store(settings, derived), require=require_lease),
+            store=store,
+            committed=(lambda path: None) if remote is None else remote.offer,
             metadata={
                 "seed": derived.seed,
                 "samples_per_step": derived.samples_per_step,
@@ -173,6 +180,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
         resume=resume,
+        remote=remote,
         asynchronous=settings.checkpoint.asynchronous,
         compare_replicas=settings.checkpoint.compare_replicas,
         # Called when training starts, by when ``table``, ``trainer`` and ``run`` exist.

@@ -8,12 +8,13 @@ written with what stands here, and the manifest of either is its last file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 _CHUNK_BYTES = 4 << 20
 
 
@@ -52,13 +53,18 @@ def replace(source: Path, target: Path, grave: Path) -> None:
 
     A ``grave`` that cannot be emptied is left behind: the new directory is in its place.
     """
-    with suppress(OSError):
-        discard(grave)
+    _try_to_discard(grave)
     if os.path.lexists(target):
         os.replace(target, grave)
     rename(source, target)
-    with suppress(OSError):
-        discard(grave)
+    _try_to_discard(grave)
+
+
+def _try_to_discard(path: Path) -> None:
+    try:
+        discard(path)
+    except OSError as error:
+        _log.warning("cannot remove %s, which takes space until it can be: %s", path, error)
 
 
 def write_manifest(path: Path, content: object) -> None:

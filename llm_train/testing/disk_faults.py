@@ -42,9 +42,9 @@ What it returns matters for ``write`` alone: how many bytes the disk takes; None
 
 
 @contextmanager
-def disk_faults(folder: Path, act: Act) -> Iterator[None]:
+def disk_faults(folder: Path, act: Act) -> Iterator[Disk]:
     """Calls ``act`` before each call of this process that changes ``folder`` or what is in it."""
-    disk = _Disk(folder, act)
+    disk = Disk(folder, act)
     replaced: list[tuple[ModuleType, str, Callable[..., Any]]] = [
         *((os, name, disk.changing(name)) for name in _CALLS),
         *((os, name, disk.on_descriptor(name)) for name in ("fsync", "ftruncate")),
@@ -56,7 +56,7 @@ def disk_faults(folder: Path, act: Act) -> Iterator[None]:
     with ExitStack() as stack:
         for module, name, replacement in replaced:
             stack.enter_context(mock.patch.object(module, name, replacement))
-        yield
+        yield disk
 
 
 def count(folder: Path, action: Callable[[], object]) -> list[str]:
@@ -84,11 +84,11 @@ def killed_at(wanted: int, *, halfway: bool = False) -> Act:
     return act
 
 
-def failing_at(wanted: int, code: int, *, from_there_on: bool = False) -> Act:
+def failing_at(wanted: int, code: int, *, lasting: bool = False) -> Act:
     """Call ``wanted``, or every one from there on, raises error ``code``; 0: a short write."""
 
     def act(number: int, name: str, path: Path) -> int | None:
-        if number == wanted or (from_there_on and number > wanted):
+        if number == wanted or (lasting and number > wanted):
             if code:
                 raise OSError(code, os.strerror(code), str(path))
             return -1
@@ -102,14 +102,18 @@ def _die() -> NoReturn:
     raise AssertionError("nobody survives that")
 
 
-class _Disk:
-    """Knows which calls concern the folder, and counts them."""
+class Disk:
+    """Knows which calls concern a folder, and counts them.
+
+    Attributes:
+        made: calls so far.
+    """
 
     def __init__(self, folder: Path, act: Act) -> None:
         self._folder = os.path.realpath(folder)
         self._act = act
         self._lock = threading.Lock()
-        self._number = 0
+        self.made = 0
         self._open: Callable[..., Any] = io.open
         self._os = {name: getattr(os, name) for name in (*_CALLS, "open", "fsync", "write")}
         self._os["ftruncate"] = os.ftruncate
@@ -126,11 +130,12 @@ class _Disk:
         if where != self._folder and not where.startswith(self._folder + os.sep):
             return None
         with self._lock:
-            self._number += 1
-            number = self._number
+            self.made += 1
+            number = self.made
         return self._act(number, name, Path(where))
 
     def changing(self, name: str) -> Callable[..., Any]:
+        """What stands in for a function of ``os`` that takes paths."""
         real, relative = self._os[name], _CALLS[name]
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -142,12 +147,15 @@ class _Disk:
         return call
 
     def open_descriptor(self, path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        """Stands in for ``os.open``."""
         if flags & _WRITES:
             self.point("open", path, options.get("dir_fd"))
         descriptor: int = self._os["open"](path, flags, *rest, **options)
         return descriptor
 
     def on_descriptor(self, name: str) -> Callable[..., Any]:
+        """What stands in for a function of ``os`` that takes a descriptor."""
+
         def call(descriptor: int, *rest: Any) -> Any:
             self.point(name, os.readlink(f"/proc/self/fd/{_number_of(descriptor)}"))
             return self._os[name](descriptor, *rest)
@@ -155,6 +163,7 @@ class _Disk:
         return call
 
     def write_descriptor(self, descriptor: int, data: Any) -> int:
+        """Stands in for ``os.write``."""
         taken = self.point("write", os.readlink(f"/proc/self/fd/{descriptor}"))
         written: int = self._os["write"](descriptor, data if taken is None else half(data))
         return written
@@ -162,6 +171,7 @@ class _Disk:
     def open_file(
         self, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any
     ) -> Any:
+        """Stands in for ``open``."""
         if not set(mode) & set("wax+"):
             return self._open(file, mode, buffering, *rest, **more)
         if isinstance(file, int):
@@ -193,7 +203,7 @@ class _Disk:
 
 
 class _File(io.FileIO):
-    def __init__(self, disk: _Disk, file: Any, mode: str, closefd: bool, opener: Any) -> None:
+    def __init__(self, disk: Disk, file: Any, mode: str, closefd: bool, opener: Any) -> None:
         super().__init__(file, mode, closefd, opener)
         self._disk = disk
 
