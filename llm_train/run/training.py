@@ -201,8 +201,9 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
+    agree = [memory.SameMicroBatch()] if settings.batch.on_out_of_memory == "halve" else []
     with _lightning():
-        trainer = build_trainer(settings, derived, [saver], metrics)
+        trainer = build_trainer(settings, derived, [*agree, saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
     return run
