@@ -218,7 +218,7 @@ class CheckpointStore:
         is somebody else's and in nobody's way.
 
         Raises:
-            CheckpointError: the folder can never hold a checkpoint.
+            CheckpointError: the folder can hold no checkpoint now.
         """
         if os.path.lexists(self.root) and not self.root.is_dir():
             raise CheckpointError(
@@ -231,6 +231,15 @@ class CheckpointStore:
                 disk.discard(path)
             except OSError as error:
                 _log.warning("cannot remove %s, which an interrupted save left: %s", path, error)
+        if self.root.is_dir():  # else it is made in a folder that the run writes to anyway
+            probe = self.root / ".staging-probe"
+            try:
+                probe.mkdir()
+                probe.rmdir()
+            except OSError as error:
+                raise CheckpointError(
+                    f"no checkpoint can be saved in {self.root}: {error}"
+                ) from None
 
     def _entries(self) -> list[_Entry]:
         """Every directory with a checkpoint's name, oldest first."""
