@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 from llm_train.check import device_rules, trainer_rules
-from llm_train.data import Prepared
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
 
@@ -59,7 +58,7 @@ def notes(settings: Settings) -> list[str]:
     source, recipe = settings.data.source, settings.data.recipe
     if source.prepared:
         return []
-    if isinstance(recipe, Prepared):
+    if not recipe.comparable:  # it makes none
         return [f"data not here yet: copy them to {source.folder}, or set data.recipe to make them"]
     return ["data not prepared yet: run llm-train prepare with the same options"]
 

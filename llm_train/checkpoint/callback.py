@@ -95,6 +95,7 @@ class Checkpoints(pl.Callback):
 
         Only the last checkpoint of a run must succeed, and is waited for.
         """
+        run.watch.mark("a save", trainer.global_step)
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused("saving"):
             self.writer.settle()
@@ -187,7 +188,7 @@ class Checkpoints(pl.Callback):
             trainer: that trains.
             path: of the checkpoint, complete; of another number of ranks, the random state stays.
             batch: the micro-batch that was fetched; that of the checkpoint's next step replaces it.
-            consumed: the sample to go on with; 0: as the checkpoint has it.
+            consumed: the sample to go on with, unknown to any checkpoint; 0: as this one has it.
         """
         run = task_of(trainer.lightning_module).run_state
         run.flush()
@@ -199,7 +200,7 @@ class Checkpoints(pl.Callback):
             content.restart_data(trainer, batch)
             if random is not None:  # of as many ranks
                 set_random_state(random, trainer.strategy.root_device)
-        self.writer.saved = trainer.global_step
+        self.writer.saved = 0 if consumed else trainer.global_step
 
 
 @dataclass(eq=False)

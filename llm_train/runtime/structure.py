@@ -42,7 +42,9 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _value(hint: Any, plain: Any, where: str) -> Any:
-    if isinstance(hint, type) and type(plain) is hint:
+    # A size or a position of more bits would fail in whatever it is given to.
+    huge = isinstance(plain, int) and abs(plain) >= 1 << 63
+    if isinstance(hint, type) and type(plain) is hint and not huge:
         return plain
     origin, inner = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
@@ -57,8 +59,6 @@ def _value(hint: Any, plain: Any, where: str) -> Any:
         return [_value(inner[0], v, f"{where}[{i}]") for i, v in enumerate(plain)]
     elif origin is None or origin is UnionType:
         kinds = tuple({float: int | float}.get(kind, kind) for kind in inner or (hint,))
-        # A size or a position of more bits would fail in whatever it is given to.
-        huge = isinstance(plain, int) and abs(plain) >= 1 << 63
         if isinstance(plain, kinds) and not isinstance(plain, bool) and not huge:
             return plain
     raise ValueError(f"{where}={str(plain)[:40]} is not a {getattr(hint, '__name__', hint)}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
 from llm_train.testing.fork_server import ForkServer, Job
 from tests.chaos.jobs import launcher, require_end
 
@@ -21,18 +23,16 @@ Start = Callable[[Path, str, int], Callable[[], Job]]
 Unbroken = Callable[[str, int], Path]
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # before those that passed are left out
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> Iterator[None]:
-    """Leaves the trials of one shard, every eighth, of those that were asked for."""
-    yield
-    shard = int(os.environ.get("SHARD") or 0)
-    if shard:
-        config.hook.pytest_deselected(
-            items=[i for n, i in enumerate(items) if n % SHARDS != shard - 1]
-        )
-        items[:] = items[shard - 1 :: SHARDS]
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests of the matrix, and leaves those of one shard, an eighth of them."""
+    for item in items:
+        if item.nodeid.startswith(faults.TESTS):
+            item.add_marker(pytest.mark.chaos)
+    if shard := int(os.environ.get("SHARD") or 0):
+        others = [i for i in items if zlib.crc32(i.nodeid.encode()) % SHARDS != shard - 1]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture

@@ -30,15 +30,17 @@ class Curve(deque[float]):
     Args:
         window: how many; at least 3.
         values: the first of them.
+        factor: what is less than so many times what the line says is not above it.
     """
 
-    def __init__(self, window: int, values: Iterable[float] = ()) -> None:
+    def __init__(self, window: int, values: Iterable[float] = (), factor: float = 1.0) -> None:
         super().__init__(values, window)
+        self.factor = factor
 
     def deviations(self, value: float) -> float:
         """How many standard deviations ``value`` lies above the line, one step after the last.
 
-        It is 0 until the window is full.
+        It is 0 until the window is full, and at ``factor`` or below.
 
         >>> curve = Curve(9, [5.0, 4.92, 4.8, 4.71, 4.6, 4.48, 4.4, 76.9, 4.19])
         >>> round(curve.deviations(4.1)), round(curve.deviations(5.0))
@@ -57,4 +59,6 @@ class Curve(deque[float]):
         slope = centred @ values / max(centred @ centred, 1.0)
         deviation = (values - mean - slope * centred).std() / _WITHIN_3
         expected = mean + slope * (count - middle)
+        if value <= self.factor * expected:
+            return 0.0
         return float((value - expected) / max(deviation, _LEAST * abs(mean), _LEAST**2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import Record, read_lines
 
 WORKER = Path(__file__).parents[2] / "checkpoint" / "corrupt_worker.py"
+COUNT = Path(__file__).with_name("count_synchronisations.py")
 ZERO = pytest.param(
     "zero1",
     2,
@@ -56,6 +58,22 @@ def test_too_many_end_the_run(fork_server: ForkServer, tmp_path: Path) -> None:
     assert "whose output is not finite: embedding" in log.read_text()
 
 
+@pytest.mark.parametrize(("policy", "waits"), [("log", 2), ("skip", 12)])
+def test_what_it_costs(policy: str, waits: int, fork_server: ForkServer, tmp_path: Path) -> None:
+    """In 12 steps with two log points, at which the metrics are read as well."""
+    config = tiny(
+        tmp_path / "run",
+        steps=12,
+        checkpoint__every="0 steps",
+        trainer__callbacks=[part("Guard", policy=policy, window=6)],
+        trainer__log_every_n_steps=6,
+    )
+    log, path = tmp_path / "log.txt", str(write(tmp_path / "c.yaml", config))
+    arguments = [str(tmp_path / "counts"), "fit", "-c", path]
+    assert fork_server.run(*arguments, ranks=0, log=log, script=COUNT) == [0], log.read_text()
+    assert json.loads((tmp_path / "counts-0.json").read_text()) == {"tolist": waits + 2}
+
+
 # --- going back -----------------------------------------------------------------------------------
 
 
@@ -72,7 +90,7 @@ class Jump(pl.Callback):
         trainer.datamodule.consumed = 120
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_going_back_is_resuming_with_later_data(
     workers: int, fork_server: ForkServer, tmp_path: Path
 ) -> None:
