@@ -43,14 +43,14 @@ class Clock(pl.Callback):
 
 def measure(folder: Path, mode: str, width: int) -> dict[str, float]:
     """Trains once and returns milliseconds: of a step, blocked, and lost in the steps after."""
-    network = part("Transformer", vocab_size=8192, layers=6, width=width, heads=4, max_sequence=128)
+    network = part("Transformer", vocab_size=2048, layers=4, width=width, heads=4, max_sequence=64)
     every = 0 if mode == "none" else WARM + WINDOW
     config = tiny(
         folder / mode,
         steps=WARM + 2 * WINDOW + 1,
-        batch={"tokens": 1024, "sequence": 128, "per_device": 8},
+        batch={"tokens": 512, "sequence": 64, "per_device": 8},
         model__network=network,
-        data__source=part("RandomTokens", vocabulary=8192, length=100_000, held_out_length=1000),
+        data__source=part("RandomTokens", vocabulary=2048, length=100_000, held_out_length=1000),
         checkpoint={
             "every": f"{every} steps",
             "keep_last": 1,

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from llm_train.checkpoint.store import SaveFailed
+from llm_train.checkpoint.save_failed import SaveFailed
 from llm_train.errors import CheckpointError
 
 T = TypeVar("T")

@@ -27,15 +27,12 @@ from typing import Any, NamedTuple
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.manifest import CheckpointManifest
+from llm_train.checkpoint.save_failed import SaveFailed
 from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.runtime import disk
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
-
-
-class SaveFailed(CheckpointError):
-    """Reports a save that the file system refused, and that may succeed when tried again."""
 
 
 class _Entry(NamedTuple):
@@ -218,7 +215,7 @@ class CheckpointStore:
         is somebody else's and in nobody's way.
 
         Raises:
-            CheckpointError: the folder can never hold a checkpoint.
+            CheckpointError: the folder can hold no checkpoint now.
         """
         if os.path.lexists(self.root) and not self.root.is_dir():
             raise CheckpointError(
@@ -231,6 +228,15 @@ class CheckpointStore:
                 disk.discard(path)
             except OSError as error:
                 _log.warning("cannot remove %s, which an interrupted save left: %s", path, error)
+        if self.root.is_dir():  # else it is made in a folder that the run writes to anyway
+            probe = self.root / ".staging-probe"
+            try:
+                probe.mkdir()
+                probe.rmdir()
+            except OSError as error:
+                raise CheckpointError(
+                    f"no checkpoint can be saved in {self.root}: {error}"
+                ) from None
 
     def _entries(self) -> list[_Entry]:
         """Every directory with a checkpoint's name, oldest first."""
@@ -281,31 +287,10 @@ class CheckpointStore:
             raise self.failure(step, error) from error
 
     def failure(self, step: int, error: BaseException | None) -> SaveFailed:
-        """Removes the stage of a save that failed, and says what is left.
-
-        Args:
-            step: of the save.
-            error: why; None: another process knows.
-        """
-        space = ""
-        with suppress(OSError):  # before the stage is removed
-            space = f" ({shutil.disk_usage(self.root).free / 2**20:,.1f} MiB free)"
+        """Removes the stage of a save that failed, and says what is left (``SaveFailed``)."""
+        failed = SaveFailed.because(error, step, self.root)  # while its space is still taken
         self.drop_stage(step)
-        return SaveFailed(
-            f"cannot save step {step} in {self.root}{space}: {_reason(error)}; "
-            "the checkpoints saved before are untouched"
-        )
-
-
-def _reason(error: BaseException | None) -> str:
-    """The error of the file system behind what a library raised."""
-    while error is not None and not isinstance(error, OSError):
-        wrapped = getattr(error, "failures", {})
-        inner = next((each[0] for each in wrapped.values()), None) if wrapped else None
-        if inner is None and not (error.__cause__ or error.__context__):
-            return f"a file could not be written whole ({' '.join(str(error).split())[:200]})"
-        error = inner or error.__cause__ or error.__context__
-    return "another rank could not write its part" if error is None else str(error)
+        return failed
 
 
 def _name(step: int) -> str:

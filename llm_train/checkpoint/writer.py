@@ -17,7 +17,8 @@ from typing import Any
 
 from llm_train.checkpoint.agreement import Ranks
 from llm_train.checkpoint.content import Content
-from llm_train.checkpoint.store import CheckpointStore, SaveFailed
+from llm_train.checkpoint.save_failed import SaveFailed
+from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError, LLMTrainError
 
 _log = logging.getLogger(__name__)

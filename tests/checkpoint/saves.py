@@ -9,6 +9,7 @@ import torch
 
 from llm_train.checkpoint.content import Content
 from llm_train.checkpoint.rank_state import RankState
+from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.checkpoint.writer import Writer
 from llm_train.testing.checkpoints import tensors_of
@@ -49,11 +50,27 @@ def leave_halves(root: Path) -> None:
     (root / "aside").rename(root / "step-00000200")
 
 
+def upload(root: Path) -> None:
+    """A newer checkpoint in a second home, by a run on another machine."""
+    save(root, 200, OLD)
+    far = root.parent / "far"
+    for step, value in ((100, OLD), (400, NEW)):
+        save(far, step, value)
+    remote = Remote(url=f"file://{root.parent}/bucket", store=CheckpointStore(far))
+    remote.offer(far / "step-00000400")
+    remote.finish(60)
+
+
+def bring(root: Path) -> None:
+    Remote(url=f"file://{root.parent}/bucket", store=CheckpointStore(root)).bring_newest()
+
+
 # name -> what is there before, and what is done under faults
 SCENARIOS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "next": (lambda root: save(root, 200, OLD), lambda root: save(root, 400, NEW)),
     "replace": (lambda root: save(root, 200, OLD), lambda root: save(root, 200, NEW)),
     "clean": (leave_halves, lambda root: CheckpointStore(root, keep_last=1).clean()),
+    "bring": (upload, bring),
 }
 
 

@@ -1,4 +1,4 @@
-"""A save, a replacement and the cleaning at a start are killed at every call that changes the disk.
+"""Saves, replacements, downloads and cleaning are killed at every call that changes the disk.
 
 The folder after each kill is what any crash at that moment leaves; ``half`` tears writes as well.
 """
@@ -40,7 +40,7 @@ def test_every_moment_has_a_complete_checkpoint(
     else:  # old up to some call, new from then on
         assert values == sorted(values)
         assert set(values) == {OLD, NEW}
-        assert len(values) > 30
+        assert len(values) > 15
     for root in roots:
         require_going_on(root)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from llm_train.checkpoint.store import SaveFailed
+from llm_train.checkpoint.save_failed import SaveFailed
+from llm_train.testing.command import run
+from llm_train.testing.configs import tiny, write
 from llm_train.testing.disk_faults import ERRORS, disk_faults, failing_at
 from tests.checkpoint.saves import NEW, OLD, SCENARIOS, require_going_on, value_of
 
@@ -59,3 +62,19 @@ def test_every_call_of_a_save(
         if not lasting:
             assert not list(root.glob(".staging-*"))
         require_going_on(root)
+
+
+@pytest.mark.parametrize("error", ["readonly", "denied", "full"])
+@pytest.mark.parametrize("what", ["run", "run/checkpoints"])
+def test_a_folder_that_cannot_be_written_is_one_line_before_training(
+    what: str, error: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    config = write(tmp_path / "c.yaml", tiny(tmp_path / "run"))
+    with disk_faults(tmp_path / what, failing_at(1, ERRORS[error], lasting=True)):
+        done = run("fit", "-c", str(config))
+    assert done.code == 2
+    (line,) = done.errors
+    assert str(tmp_path / "run") in line
+    assert os.strerror(ERRORS[error]) in line
+    assert "step 1/" not in done.out
