@@ -77,7 +77,7 @@ def test_two_processes_that_go_back() -> None:
     second = [
         line("begin", 40, 4, 0, build=12.0),
         line("time", 52, 10, 6, steps=12.0),
-        line("time", 56, 12, 2, steps=4.0),
+        line("left", 56, 12, 2, steps=4.0),
         line("time", 70, 9, 3, steps=3.0, rollback=11.0),
         line("end", 90, 20, 11, steps=22.0) | {"complete": True},
     ]
@@ -88,7 +88,11 @@ def test_two_processes_that_go_back() -> None:
         {**line("time", 1001, 21, 1), "seconds": [1]},
         {**line("time", 1001, 21, 1), "steps": "many"},
     ]
-    metrics = [{"step": 11, "time": line("", 21, 0, 0)["time"]}]  # known, and not to the ledger
+    metrics: list[dict[str, Any]] = [
+        {"step": 11, "time": line("", 21, 0, 0)["time"]},  # the process was killed before its line
+        {"step": 12, "time": line("", 54, 0, 0)["time"]},
+        {"step": 6, "time": line("", 55, 0, 0)["time"], "event": "rollback"},
+    ]
     found = Goodput.of([*first, *second, *third, *odd], metrics)
     # 5 to 11 in the second process (12 is new), 7 to 12 after its rollback
     assert (found.replayed, found.restarts) == (7 + 6, 2)
