@@ -84,7 +84,7 @@ ROWS = [
     Row(
         fault="hang, stopped rank, exception, exit; SIGKILL of a rank under torchrun",
         must="found in time, the right rank and traceback first, restarted",
-        tests=("tests/chaos/test_ranks.py", "tests/runtime/test_watch.py"),
+        tests=("tests/chaos/test_torchrun.py", "tests/runtime/test_watch.py"),
         counts={"": "trials"},
     ),
     Row(

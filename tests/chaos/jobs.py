@@ -29,17 +29,21 @@ def launcher(
     fork_server: ForkServer, folder: Path, strategy: str, steps: int
 ) -> Callable[..., Job]:
     """What a supervisor would start again and again: the same command each time."""
-    ranks = RANKS[strategy]
+    arguments, ranks = arguments_of(folder, strategy, steps), RANKS[strategy]
+    return partial(fork_server.start, *arguments, ranks=ranks, log=folder / "log.txt")
+
+
+def arguments_of(folder: Path, strategy: str, steps: int) -> list[str]:
+    """Of a run in a folder."""
     config = tiny(
         folder / "run",
         steps=steps,
-        batch__per_device=1 if ranks else 2,  # four micro-batches a step
+        batch__per_device=1 if RANKS[strategy] else 2,  # four micro-batches a step
         checkpoint__every=f"{EVERY} steps",
         validate_every="7 steps",
         trainer__strategy=strategy,
     )
-    arguments = ["fit", "-c", str(write(folder / "c.yaml", config)), "--resume", "auto"]
-    return partial(fork_server.start, *arguments, ranks=ranks, log=folder / "log.txt")
+    return ["fit", "-c", str(write(folder / "c.yaml", config)), "--resume", "auto"]
 
 
 def require_end(job: Job, folder: Path) -> None:
