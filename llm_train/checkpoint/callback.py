@@ -193,7 +193,7 @@ class Checkpoints(pl.Callback):
         """
         run = task_of(trainer.lightning_module).run_state
         run.flush()
-        with run.stopwatch.paused():
+        with run.stopwatch.paused("rollback"):
             self.writer.settle()
             random = content.restore(trainer, path, self._built)
             data = content.data_of(trainer)
