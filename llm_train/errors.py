@@ -10,7 +10,13 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 
 class LLMTrainError(Exception):
-    """The base of every error whose message is meant for the person who typed the command."""
+    """The base of every error whose message is meant for the person who typed the command.
+
+    Attributes:
+        alone: whether other ranks have not failed in the same way, so that this one must speak.
+    """
+
+    alone = False
 
 
 class ConfigError(LLMTrainError, ValueError):

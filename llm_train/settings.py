@@ -18,6 +18,7 @@ from llm_train.model.task import Task
 from llm_train.runtime.device_options import DeviceOptions
 from llm_train.runtime.devices import Kind, kind_called
 from llm_train.runtime.launch import Launch, find_launch
+from llm_train.runtime.watch_options import WatchOptions
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
 from llm_train.trainer.strategy.base import require_strategy
 from llm_train.units import Batch, Duration
@@ -68,6 +69,7 @@ class Settings:
         batch: the global batch.
         checkpoint: when to save.
         device: how devices are used.
+        watch: when a rank counts as lost.
         task: the LightningModule with its parts.
         data: the LightningDataModule with its parts.
         trainer_args: Lightning's Trainer arguments, nested objects instantiated.
@@ -86,6 +88,7 @@ class Settings:
     data: TokenData
     trainer_args: dict[str, Any]
     text: str
+    watch: WatchOptions = field(default_factory=WatchOptions)
     plain: dict[str, Any] = field(default_factory=dict)
     name: str = "run"
 

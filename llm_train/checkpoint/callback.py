@@ -95,6 +95,7 @@ class Checkpoints(pl.Callback):
 
         Only the last checkpoint of a run must succeed, and is waited for.
         """
+        run.watch.mark("a save", trainer.global_step)
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused("saving"):
             self.writer.settle()

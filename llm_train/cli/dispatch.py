@@ -35,7 +35,7 @@ Several -c are laid over each other, later over earlier; options come last and w
 A configuration names classes to run: treat one from somebody else as a program."""
 # The first part of every option that is a setting, and the parser's own options.
 KEYS = (
-    *("seed", "budget", "validate_every", "batch", "checkpoint", "device"),
+    *("seed", "budget", "validate_every", "batch", "checkpoint", "device", "watch"),
     *("trainer", "model", "data"),
     *("config", "print_config", "help"),
 )
@@ -71,7 +71,7 @@ def _attempt(arguments: list[str]) -> str | int | None:
     try:
         return _dispatch(arguments, run_dirs)
     except LLMTrainError as error:
-        _report(str(error))
+        _report(str(error), alone=error.alone)
         return 2
     except SystemExit as end:  # after --help, or the parser's --print_config
         return end.code
@@ -102,19 +102,19 @@ def _load(
     return settings
 
 
-def _report(message: str) -> None:
+def _report(message: str, *, alone: bool) -> None:
     """Prints each problem once, whatever the number of ranks.
 
     torchrun kills all ranks when the first one leaves, and srun soon after (scripts/slurm.sbatch),
     so the others must wait until rank 0 has spoken. One that is still alive after the grace period
-    failed on its own, and says so.
+    failed on its own, and says so. Once a run has begun, its watcher knows whether it did (alone).
     """
     launch, prefix = find_launch(), ""
     if launch.rank != 0:
         if launch.kind == "none":
             return
         sys.stdout.flush()
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(0.0 if alone else _GRACE_SECONDS)
         prefix = f"rank {launch.rank}: "
     for line in message.splitlines():
         _write(f"{prefix}{line}")

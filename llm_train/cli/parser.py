@@ -31,6 +31,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.task import Task
 from llm_train.runtime import yaml12
 from llm_train.runtime.device_options import DeviceOptions
+from llm_train.runtime.watch_options import WatchOptions
 from llm_train.settings import CheckpointPolicy, Settings
 from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration
@@ -44,6 +45,7 @@ ROOTS: Mapping[str, Setting] = {
     "batch": Setting(Batch, required=True, help="the global batch"),
     "checkpoint": Setting(CheckpointPolicy, default=CheckpointPolicy()),
     "device": Setting(DeviceOptions, default=DeviceOptions()),
+    "watch": Setting(WatchOptions, default=WatchOptions()),
     "trainer": Setting(pl.Trainer),
     "model": Setting(Task, required=True),
     "data": Setting(TokenData, required=True),

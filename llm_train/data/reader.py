@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -101,23 +101,20 @@ class ShardTokens(Tokens):
                 or start + size > borders[number + 1]
                 or (shard.unseen and shard.sees_new(first, first + size))
             ):
-                pieces += self._verified(start, start + size)
+                self._add(pieces, number, first, size)
             else:
                 pieces.append(shard.content[first : first + size])
         return pieces
 
-    def _verified(self, start: int, stop: int) -> Iterator[memoryview]:
-        """Bytes ``start .. stop`` of the split, of as many shards as they lie in."""
-        number = bisect_right(self._borders, start) - 1
-        while start < stop:
+    def _add(self, pieces: list[memoryview], number: int, first: int, size: int) -> None:
+        """Appends ``size`` bytes from a place in a shard on, of as many shards as they lie in."""
+        while size:
             shard = self._open.get(number) or self._map(number)
-            first = start - self._borders[number]
-            piece = shard.content[first : first + stop - start]
+            piece = shard.content[first : first + size]
             if shard.unseen:
                 self._verify(shard, first, first + len(piece))
-            yield piece
-            start += len(piece)
-            number += 1
+            pieces.append(piece)
+            number, first, size = number + 1, 0, size - len(piece)
 
     def _map(self, number: int) -> _Shard:
         path, size = self._file(number)

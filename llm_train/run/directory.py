@@ -37,6 +37,7 @@ _WRITTEN = (
     "wandb",
     "lightning_logs",
     "profile",
+    "stacks",
     "*traceback.txt",
 )
 

@@ -56,6 +56,21 @@ def fitted(settings: Settings) -> Settings:
     return replace(settings, batch=replace(batch, per_device=smaller)) if meant else settings
 
 
+class SameMicroBatch(pl.Callback):
+    """Refuses a start in which the file has reached the nodes of some ranks only."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compares all ranks, so that all refuse."""
+        own, device = trainer.accumulate_grad_batches, trainer.strategy.root_device
+        found = trainer.strategy.reduce(torch.tensor([own, -own], device=device), reduce_op="max")
+        most, least = found[0].item(), -found[1].item()
+        if most != least:
+            raise LLMTrainError(
+                f"some ranks would make {least} micro-batches a step and others {most}: "
+                f"{FILE_NAME} of the run directory has not reached all nodes yet; start again"
+            )
+
+
 @contextmanager
 def explained(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
     """Turns a lack of memory into one line, and leaves a smaller micro-batch where it is asked for.
@@ -72,9 +87,10 @@ def explained(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or _SAID.search(str(error))):
             raise
-        now, (first, *_) = settings.batch.per_device, f"{error}\n".splitlines()
+        now = settings.batch.per_device
+        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2])  # torch adds much advice
         where = f"rank {trainer.global_rank} ran out of memory in step {trainer.global_step + 1}"
-        line = f"{where} with batch.per_device={now}: {first}; "
+        line = f"{where} with batch.per_device={now}: {reason}; "
         smaller = next((n for n in range(now // 2, 0, -1) if now % n == 0), 0)
         frames = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
         if not smaller or not frames & _OF_THE_BATCH:

@@ -5,6 +5,7 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,9 @@ from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.quiet import without_advice
-from llm_train.runtime.watch_peers import Peers, meet
+from llm_train.runtime.watch import Watched
+from llm_train.runtime.watch_end import RECORDER
+from llm_train.runtime.watch_peers import meet
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -91,21 +94,30 @@ class Run:
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0 if first else len(callbacks) - 1, callback)
 
-    def _meet(self) -> Peers | None:
-        """The other ranks of the run, before they have a process group."""
+    def _watched(self) -> Watched:
+        """What the watcher looks after; the ranks meet here, before they have a process group."""
         trainer, strategy = self.trainer, self.settings.strategy
+        watched = Watched(
+            folder=self.settings.run_dir,
+            options=self.settings.watch,
+            slow_seconds=(strategy.timeout or default_pg_timeout).total_seconds(),
+            release=self.lease.release,
+        )
         if trainer.world_size == 1:
-            return None
+            return watched
         assert isinstance(strategy, ParallelStrategy), "there are several ranks"
         environment = strategy.cluster_environment
         assert environment is not None, "the Trainer connects it"
-        return meet(
+        if self.settings.accelerator.type == "cuda":
+            os.environ.setdefault(RECORDER, "2000")  # collectives
+        peers = meet(
             self.settings.launch,
             environment,
             rank=trainer.global_rank,
             ranks=trainer.world_size,
             timeout=strategy.timeout or default_pg_timeout,
         )
+        return replace(watched, peers=peers)
 
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
@@ -115,7 +127,7 @@ class Run:
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
-            with task.run_state.watch.running(self._meet()):
+            with task.run_state.watch.running(self._watched()):
                 too_small = memory.explained(self.settings, trainer)
                 with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
                     trainer.fit(task, datamodule=self.settings.data)
@@ -189,8 +201,9 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         ),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
+    agree = [memory.SameMicroBatch()] if settings.batch.on_out_of_memory == "halve" else []
     with _lightning():
-        trainer = build_trainer(settings, derived, [saver], metrics)
+        trainer = build_trainer(settings, derived, [*agree, saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
     return run

@@ -77,6 +77,11 @@ class LeaseHolder:
             return False
         return _born(self.pid) != self.born
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is here and somebody has stopped it."""
+        return self.kernel == _kernel() and _state(self.pid)[:1] == ["T"]
+
     def __str__(self) -> str:
         return f"{self.host}, pid {self.pid}, since {self.since}"
 
@@ -121,8 +126,13 @@ class Lease:
             yield
         finally:
             stop.set()
-            path, self._number = self._path(self._number), 0
-            with suppress(OSError):  # it was lost, and the new holder has removed it
+            self.release()
+
+    def release(self) -> None:
+        """Lets the folder go, for a process that ends in the middle as well."""
+        path, number, self._number = self._path(self._number), self._number, 0
+        with suppress(OSError):  # it was lost, and the new holder has removed it
+            if number:
                 path.rename(f"{path}.ended")
 
     def require(self) -> None:
@@ -227,9 +237,14 @@ def _kernel() -> str:
 
 def _born(pid: int) -> str:
     """When a process started; "" when it has ended and only its parent has not noticed."""
+    fields = _state(pid)
+    return "" if not fields or fields[0] in "ZX" else fields[19]
+
+
+def _state(pid: int) -> list[str]:
+    """What the system says of a process from its state on; nothing if there is none."""
     try:
         # The name in parentheses may hold anything, a parenthesis and spaces included.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+        return []

@@ -10,36 +10,58 @@ cannot wait in a circle. No collective is needed, and a boundary costs a lock th
 
 A signal that comes before the first step ends the processes at once: there is nothing to save.
 
-SIGUSR1 is notice of a time limit to come, given by a scheduler that starts the run again if it ends
-with 128 + SIGUSR1. It never acts at once, and it is ignored until training starts, so that the exit
-status says truly that a checkpoint newer than the start was saved.
+The same thread reports once a second how far this rank has come, and ends the process when a rank
+is lost (``watch_judge.py``, ``watch_end.py``): whichever rank is to blame is named first.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
+import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from select import select
-from types import FrameType
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from llm_train.runtime.watch_peers import Peers
+from llm_train.errors import LLMTrainError
+from llm_train.runtime.watch_clock import Clock
+from llm_train.runtime.watch_end import end, write_error
+from llm_train.runtime.watch_judge import Judge, cut_off, described
+from llm_train.runtime.watch_options import WatchOptions
+from llm_train.runtime.watch_peers import Member, Peers, Standing, Verdict
+from llm_train.runtime.watch_signals import OVER, Signals
 
-BEAT_SECONDS = 1.0
-_OVER = b"\0"
-_HASTE_SECONDS = 0.02  # between two looks while main threads wait
+_BEAT_SECONDS = 1.0
+_HASTE_SECONDS = 0.02  # between two looks while somebody waits
 _LEAVE_SECONDS = 3.0  # what a process has to end in by itself
+_JUDGE_SECONDS = 5.0  # what it may take to find out which rank has failed
+_SAME_SECONDS = 1.5  # between errors that all ranks raise at the same place
+_PART_SECONDS = 5.0
 
-_AT_ONCE: dict[int, Callable[[int, FrameType | None], object] | signal.Handlers] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-}
-# A scheduler signals the whole job and the launcher passes its copy on: one wish, not two.
-_IMPATIENCE_SECONDS = 3.0
+# What the end of one rank looks like on the others.
+_BY_OTHERS = re.compile("gloo|nccl|connection|peer|broken pipe|tcpstore|timed out|watchdog", re.I)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What is watched.
+
+    Attributes:
+        peers: the other ranks; None where there are none.
+        folder: the run directory, for stacks.
+        options: how long ranks may stand still.
+        slow_seconds: the same for phases that may be slow.
+        release: called before the process is ended in the middle.
+    """
+
+    peers: Peers | None = None
+    folder: Path = Path()
+    options: WatchOptions = field(default_factory=WatchOptions)
+    slow_seconds: float = 1800.0
+    release: Callable[[], None] = lambda: None
 
 
 class Watch:
@@ -53,43 +75,47 @@ class Watch:
     def __init__(self) -> None:
         self.number = 0
         self.passed = 0
-        self._peers: Peers | None = None
-        self._thread: threading.Thread | None = None
+        self._watched = Watched()
+        self._signals = Signals()
         self._turn = threading.Condition()
         self._frozen = False
         self._target: int | None = None
         self._leaving = False
-        self._first = 0.0
+        self._marks, self._phase, self._step = 0, "start-up", 0
+        self._clock = Clock()
+        self._verdict: Verdict | None = None
+        self._judged = threading.Event()
+        self._own = False  # the main thread is about to end with an error of its own
+        self._over = False
+        self._turns = 0  # of the watcher
 
     # --- the main thread --------------------------------------------------------------------------
 
     @contextmanager
-    def running(self, peers: Peers | None) -> Iterator[None]:
-        """Watches while the context lasts.
-
-        Args:
-            peers: the other ranks; None where there are none.
-        """
-        self._peers, main = peers, threading.current_thread() is threading.main_thread()
-        wake, heard = socket.socketpair()
-        with wake, heard:
-            for end in (wake, heard):
-                end.setblocking(False)
-            self._thread = threading.Thread(target=self._watch, args=(heard,), daemon=True)
-            before = {n: signal.signal(n, self._handle) for n in _AT_ONCE} if main else {}
-            # The interpreter writes a signal's number here even while the main thread is blocked
-            # in C, in a collective for instance, so that no handler in Python can run.
-            descriptor = signal.set_wakeup_fd(wake.fileno()) if main else -1
-            self._thread.start()
+    def running(self, watched: Watched) -> Iterator[None]:
+        """Watches while the context lasts."""
+        self._watched = watched
+        with self._signals.heard() as heard:
+            thread = threading.Thread(target=self._watch, args=(heard,), daemon=True)
+            thread.start()
+            if watched.peers:
+                threading.Thread(target=self._guard, daemon=True).start()
             try:
                 yield
+                self._over = True
+            except Exception as error:
+                if watched.peers:
+                    with suppress(RuntimeError):  # the store has gone first
+                        self._failed(error, watched.peers)
+                raise
             finally:
-                if main:
-                    signal.set_wakeup_fd(descriptor)
-                wake.send(_OVER)
-                self._thread.join(_LEAVE_SECONDS)
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                self._signals.tell(OVER)
+                thread.join(_PART_SECONDS + _LEAVE_SECONDS)
+
+    def mark(self, phase: str, step: int) -> None:
+        """Says that the main thread gets on."""
+        self._phase, self._step = phase, step
+        self._marks += 1
 
     def begin(self) -> None:
         """Passes the first boundary: training starts.
@@ -97,10 +123,9 @@ class Watch:
         Raises:
             SystemExit: all ranks end before any of them has begun.
         """
-        if self._thread and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, self._handle)
+        self._signals.begin()
         if self.boundary():
-            self._leaving = False
+            self._signals.leave = 0
             raise SystemExit(128 + self.number)
 
     def boundary(self) -> bool:
@@ -119,40 +144,83 @@ class Watch:
             self.number = self.number or number
             self._turn.wait_for(lambda: self._frozen)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread, when that is next in Python; the watcher has heard before."""
-        if self._leaving:
-            self._leaving = False
-            raise SystemExit(128 + self.number)
-        if number not in _AT_ONCE:
-            return
-        self._first = self._first or time.monotonic()
-        if time.monotonic() - self._first > _IMPATIENCE_SECONDS:
-            # Not Lightning's handler, which would wait for the other ranks inside the signal.
-            signal.signal(number, _AT_ONCE[number])
-            signal.raise_signal(number)
+    def _failed(self, error: Exception, peers: Peers) -> None:
+        """Finds out whose fault an error is; returns if this rank has to say it.
+
+        Raises:
+            SystemExit: rank 0 says it.
+        """
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, LLMTrainError):
+            error.alone = True
+        others = isinstance(error, (RuntimeError, ConnectionError)) and _BY_OTHERS.search(text)
+        if not (others and self._judged.wait(_JUDGE_SECONDS)):
+            line = described(peers.rank, self._standing(), Member.here(), f"has failed: {text}")
+            peers.fail(text)
+            self._verdict = peers.blame(Verdict(rank=peers.rank, kind="failed", text=line))
+        elif self._verdict and self._verdict.rank != peers.rank:
+            time.sleep(_LEAVE_SECONDS + 2 * _JUDGE_SECONDS)  # the watcher ends this process
+        self._own = True
+        late = self._verdict is not None and self._verdict.rank != peers.rank
+        stack = "".join(traceback.format_exception(error))
+        write_error(os.environ.get("TORCHELASTIC_ERROR_FILE", ""), text, stack, late=late)
+        if peers.rank and peers.first_failed(text, _SAME_SECONDS):
+            time.sleep(_SAME_SECONDS)  # torchrun ends all ranks once one of them has ended
+            raise SystemExit(2 if isinstance(error, LLMTrainError) else 1) from error
+        if peers.serves:
+            time.sleep(1.5 * _BEAT_SECONDS)  # for the others to read who has failed
 
     # --- the watcher ------------------------------------------------------------------------------
 
-    def _watch(self, heard: socket.socket) -> None:
-        while True:
-            deciding = self._frozen and self._target is None
-            select([heard], [], [], _HASTE_SECONDS if deciding else BEAT_SECONDS)
-            with suppress(BlockingIOError):
-                told = heard.recv(64)
-                if _OVER in told:
-                    return
-                self.number = self.number or told[0]
-            if self._peers and self._target is None:
-                self.number = self._peers.wish(self.number)
-            if self.number and self._target is None:
-                self._decide()
+    def _watch(self, heard: Callable[[float], bytes]) -> None:
+        rank = self._watched.peers.rank if self._watched.peers else 0
+        judge = Judge(rank, self._watched.options, self._watched.slow_seconds)
+        while not self._leaving:
+            hasty = (self._frozen and self._target is None) or judge.suspects
+            told = heard(_HASTE_SECONDS if hasty else _BEAT_SECONDS)
+            try:
+                if OVER in told:
+                    return self._part()
+                self._hear(told[0] if told else 0)
+                self._verdict = self._verdict or (None if self._leaving else self._look(judge))
+            except RuntimeError as error:  # of the store
+                if self._over:
+                    return None
+                self._cut_off(str(error).splitlines()[0])
+            self._turns += 1
+            if self._verdict:
+                self._judged.set()
+                return self._conclude(self._verdict)
 
-    def _decide(self) -> None:
+    def _guard(self) -> None:
+        """Ends the process when the watcher waits for an answer that does not come."""
+        clock = Clock()
+        while not (self._over or self._verdict or self._leaving):
+            time.sleep(_BEAT_SECONDS)
+            clock.read(self._turns)
+            if clock.quiet > self._watched.options.silent_seconds:
+                self._cut_off(f"has not answered for {clock.quiet:.0f} s")
+                if self._verdict:
+                    self._conclude(self._verdict)
+
+    def _cut_off(self, why: str) -> None:
+        if peers := self._watched.peers:
+            self._verdict = cut_off(peers.known, why, by_first=peers.by_first)
+
+    def _hear(self, number: int) -> None:
+        """Takes part in the decision on an end, if any rank has asked for one."""
+        self.number = self.number or number
+        if self._target is not None:
+            return
+        peers = self._watched.peers
+        if peers:
+            self.number = peers.wish(self.number)
+        if not self.number:
+            return
         with self._turn:
             self._frozen = True
             self._turn.notify_all()
-        target = self.passed if self._peers is None else self._peers.agree(self.passed)
+        target = self.passed if peers is None else peers.agree(self.passed)
         if target is None:
             return
         with self._turn:
@@ -160,14 +228,61 @@ class Watch:
             self._turn.notify_all()
         if target == 0:
             self._leaving = True
+            self._signals.leave = self.number
             os.kill(os.getpid(), self.number)  # for the handler to raise in the main thread
-            threading.Timer(_LEAVE_SECONDS, os._exit, [128 + self.number]).start()
+            _later(_LEAVE_SECONDS, 128 + self.number)
+
+    def _standing(self) -> Standing:
+        return Standing(
+            marks=self._marks,
+            phase=self._phase,
+            step=self._step,
+            quiet=self._clock.quiet,
+            where=self._clock.where,
+            waits=self._clock.waits,
+            beat=time.monotonic_ns(),
+            over=self._over,
+        )
+
+    def _look(self, judge: Judge) -> Verdict | None:
+        """Says how this rank stands, and judges the others."""
+        self._clock.read(self._marks)
+        peers, standing = self._watched.peers, self._standing()
+        standings, members = {0: standing}, [Member.here()]
+        if peers:
+            peers.report(standing)
+            if verdict := peers.blame():
+                return verdict
+            standings, members = peers.standings(), peers.members
+        found = judge.look(standings, members, now=self._clock.awake, hurry=self.number != 0)
+        return peers.blame(found) if found and peers else found
+
+    def _conclude(self, verdict: Verdict) -> None:
+        """Ends this process, unless its main thread is about to, with an error of its own."""
+        if verdict.kind == "failed":
+            deadline = time.monotonic() + _LEAVE_SECONDS
+            while not self._own and time.monotonic() < deadline:
+                time.sleep(_HASTE_SECONDS)
+            if self._own:
+                return _later(2 * _JUDGE_SECONDS, 1)
+        self._watched.release()
+        end(verdict, self._watched.peers, self._watched.folder)
+
+    def _part(self) -> None:
+        """Leaves the others, who may still need what this process serves."""
+        peers = self._watched.peers
+        if not (peers and self._over):
+            return
+        peers.report(self._standing())
+        deadline = time.monotonic() + _PART_SECONDS
+        while peers.serves and time.monotonic() < deadline:
+            if all(standing.over for standing in peers.standings().values()):
+                return
+            time.sleep(_HASTE_SECONDS)
 
 
-def _forget() -> None:
-    # A loader's worker is a copy of this process, and its signals are not the run's.
-    with suppress(ValueError):
-        signal.set_wakeup_fd(-1)
-
-
-os.register_at_fork(after_in_child=_forget)
+def _later(seconds: float, status: int) -> None:
+    """Ends the process if it has not ended by itself."""
+    timer = threading.Timer(seconds, os._exit, [status])
+    timer.daemon = True
+    timer.start()

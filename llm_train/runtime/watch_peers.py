@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llm_train.runtime.launch import Launch
+from llm_train.runtime.lease import LeaseHolder
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from torch._C._distributed_c10d import Store
 
 _NOTHING = "-"
+_HASTE_SECONDS = 0.05
+_served: list[Store] = []  # they live as long as the process
+Blame = Literal["failed", "still", "silent", "gone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +36,60 @@ class Standing:
     """How far a rank has come, as its own watcher sees it.
 
     Attributes:
-        passed: boundaries that its main thread has passed.
-        marks: places that its main thread has come by, boundaries among them.
+        marks: places that its main thread has come by.
         phase: what it is doing.
         step: optimizer steps done.
         quiet: seconds since the last mark, without those in which the process was stopped.
-        beat: number of this report.
+        where: the innermost line of the main thread; "" while it moves.
+        waits: whether the main thread waits for other ranks, as far as its frames show.
+        beat: differs from that of the report before.
         over: whether the run has ended on this rank.
     """
 
-    passed: int = 0
     marks: int = 0
     phase: str = "start-up"
     step: int = 0
     quiet: float = 0.0
+    where: str = ""
+    waits: bool = False
     beat: int = 0
     over: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A rank's process.
+
+    Attributes:
+        holder: which process it is, and on which host.
+        error_file: where torchrun reads why the process ended; "" without torchrun.
+    """
+
+    holder: LeaseHolder
+    error_file: str
+
+    @classmethod
+    def here(cls) -> Member:
+        """This process."""
+        return cls(
+            holder=LeaseHolder.here(), error_file=os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why the job ends, the same on all ranks.
+
+    Attributes:
+        rank: that is to blame; -1 is none.
+        kind: failed has raised an error; still does not get on; silent gives no sign of life; gone
+            has ended.
+        text: one line about it.
+    """
+
+    rank: int
+    kind: Blame
+    text: str
 
 
 class Peers:
@@ -56,24 +99,69 @@ class Peers:
         store: a connection of its own.
         rank: of this process.
         ranks: how many there are.
-        served: what must live as long as this, for others to meet at.
+        serves: whether this process serves the store, or the one of the process groups.
+        by_first: whether rank 0 serves the store.
     """
 
-    def __init__(self, store: Store, rank: int, ranks: int, served: Store | None = None) -> None:
+    def __init__(
+        self, store: Store, rank: int, ranks: int, *, serves: bool, by_first: bool
+    ) -> None:
         self._store, self.rank, self.ranks = store, rank, ranks
-        self._served = served
-        store.compare_set("wish", "", _NOTHING)
+        self.serves, self.by_first = serves, by_first
+        for key in ("wish", "verdict"):
+            store.compare_set(key, "", _NOTHING)
+        member = Member.here()
+        about = {"holder": asdict(member.holder), "error_file": member.error_file}
+        self.report(Standing())  # before others know of this member
+        store.set(f"member/{rank}", json.dumps(about))
+        self.known: list[Member] = []
 
     def report(self, standing: Standing) -> None:
         """Publishes how far this rank has come."""
         self._store.set(f"standing/{self.rank}", json.dumps(asdict(standing)))
 
-    def standings(self) -> list[Standing]:
-        """How far all ranks have come; empty until all of them have joined."""
-        keys = [f"standing/{rank}" for rank in range(self.ranks)]
-        if not self._store.check(keys):
-            return []
-        return [Standing(**json.loads(text)) for text in self._store.multi_get(keys)]
+    def standings(self) -> dict[int, Standing]:
+        """How far ranks have come: all for rank 0, else it and those on this host."""
+        if not self.members:
+            return {}
+        host = self.members[self.rank].holder.kernel
+        ranks = [
+            rank
+            for rank, member in enumerate(self.members)
+            if not (self.rank and rank) or member.holder.kernel == host
+        ]
+        found = self._store.multi_get([f"standing/{rank}" for rank in ranks])
+        return {r: Standing(**json.loads(text)) for r, text in zip(ranks, found, strict=True)}
+
+    @property
+    def members(self) -> list[Member]:
+        """The processes; empty until all of them have joined."""
+        keys = [f"member/{rank}" for rank in range(self.ranks)]
+        if not self.known and self._store.check(keys):
+            found = map(json.loads, self._store.multi_get(keys))
+            self.known = [
+                Member(holder=LeaseHolder(**m["holder"]), error_file=m["error_file"]) for m in found
+            ]
+        return self.known
+
+    def blame(self, verdict: Verdict | None = None) -> Verdict | None:
+        """The first verdict of any rank; publishes this one, if there was none."""
+        value = json.dumps(asdict(verdict)) if verdict else _NOTHING
+        found = self._store.compare_set("verdict", _NOTHING, value).decode()
+        return None if found == _NOTHING else Verdict(**json.loads(found))
+
+    def fail(self, text: str) -> None:
+        """Publishes what this rank has raised."""
+        self._store.set(f"failed/{self.rank}", text)
+
+    def first_failed(self, text: str, seconds: float) -> bool:
+        """Whether rank 0 has raised the same, or does so within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while not self._store.check(["failed/0"]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_HASTE_SECONDS)
+        return self._store.get("failed/0").decode() == text
 
     def wish(self, number: int = 0) -> int:
         """The signal that any rank was sent first; publishes ``number``, if there was none."""
@@ -107,7 +195,7 @@ def meet(
     """
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-    def connect(port: int, *, serves: bool) -> TCPStore:
+    def connect(port: int, serves: bool) -> TCPStore:
         # Shared with the process group's, which this process serves at the same port.
         return TCPStore(
             environment.main_address,
@@ -118,12 +206,17 @@ def meet(
             multi_tenant=True,
         )
 
-    served = connect(environment.main_port, serves=rank == 0 and not launch.agent_store)
-    store = PrefixStore(f"llm_train/{launch.attempt}", served)
+    serves = rank == 0 and not launch.agent_store
+    store = PrefixStore(f"llm_train/{launch.attempt}", connect(environment.main_port, serves))
     if launch.agent_store and launch.attempt:
         if rank == 0:
-            served = connect(0, serves=True)
-            store.set("port", str(served.port))
+            serves, new = True, connect(0, True)
+            store.set("port", str(new.port))
+            _served.append(new)
         os.environ["MASTER_PORT"] = store.get("port").decode()
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    return Peers(store, rank, ranks, served)
+    peers = Peers(store, rank, ranks, serves=serves, by_first=not launch.agent_store)
+    if launch.kind != "none":  # else rank 0 starts the others later
+        store.wait([f"member/{rank}" for rank in range(ranks)])
+        assert peers.members, "all have joined"
+    return peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from llm_train.cli import main
+from llm_train.run import memory
 from llm_train.runtime.sharded import local_part
 from llm_train.testing.attach import attached
 
@@ -19,7 +21,7 @@ class Corrupt(pl.Callback):
 
     ``spike`` makes all weights of all ranks a hundred times as large, if the step's data are those
     that it has in a run that never went back. ``memory`` runs out of it in the step after, unless
-    a micro-batch is of two samples or less.
+    a micro-batch is of two samples or less. ``late`` is a rank that a file has not reached.
     """
 
     def __init__(self, what: str, rank: int, step: int) -> None:
@@ -54,7 +56,7 @@ class Corrupt(pl.Callback):
             return
         if (trainer.global_step, trainer.global_rank, last) != (self.step, self.rank, True):
             return
-        if self.what in ("gradient", "memory"):
+        if self.what in ("gradient", "memory", "late"):
             return
         wrapped = trainer.optimizers[0]
         (state, *_) = getattr(wrapped, "optimizer", wrapped).state.values()
@@ -69,5 +71,7 @@ class Corrupt(pl.Callback):
 
 if __name__ == "__main__":
     what, rank, step, *arguments = sys.argv[1:]
+    if what == "late" and os.environ.get("RANK") == rank:
+        memory.fitted = lambda settings: settings
     with attached(Corrupt(what, int(rank), int(step))):
         main(arguments)

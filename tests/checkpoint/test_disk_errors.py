@@ -12,11 +12,13 @@ from llm_train.checkpoint.store import SaveFailed
 from llm_train.testing.disk_faults import ERRORS, disk_faults, failing_at
 from tests.checkpoint.saves import NEW, OLD, SCENARIOS, require_going_on, value_of
 
-SHORT = [("next", "full"), ("replace", "short")]  # of the default suite
+SHORT = ("next", "full", False)  # is in the default suite
 FAULTS = [pytest.mark.faults]
 
 CASES = [
-    pytest.param(scenario, error, lasting, marks=[] if (scenario, error) in SHORT else FAULTS)
+    pytest.param(
+        scenario, error, lasting, marks=[] if (scenario, error, lasting) == SHORT else FAULTS
+    )
     for scenario in ("next", "replace")
     for error in ERRORS
     for lasting in (False, True)

@@ -145,8 +145,8 @@ MORE = {
         "model.network.init_args.foo; see --model.network.help=Transformer",
     ),
     "empty key": (
-        put("batch", **{"": 1}),
-        "batch.''; known: tokens, sequence, per_device, scaling",
+        put("batch", scaling={"": 1}),
+        "batch.scaling.''; known: rule, reference_tokens",
     ),
     "list of one part": (
         put("model", optimizer=["AdamW"]),

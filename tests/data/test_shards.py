@@ -174,6 +174,10 @@ def test_manifest_with_wrong_types(shards: Path) -> None:
             "splits": {**good["splits"], "train": {**split, "tokens": "many"}}
         },
         "is not the name of a file": {"others": [{**good["others"][0], "name": "../escape"}]},
+        r"'\\\\x00' is not the name": {"others": [{**good["others"][0], "name": "\0"}]},
+        "negative counts": {
+            "splits": {**good["splits"], "train": {**split, "documents": -1}},
+        },
         "is listed twice": {"others": good["others"] * 2},
         "bytes=-2 is negative": {"others": [{**good["others"][0], "bytes": -2}]},
         "vocab_size=70000": {"vocab_size": 70_000},

@@ -38,6 +38,9 @@ def test_the_next_start_halves_and_keeps_the_losses(
     assert 0 not in fork_server.run(*command, **worker), log.read_text()
     assert "rank 0 ran out of memory in step 4 with batch.per_device=4" in log.read_text()
     assert "start again with --resume auto, which takes 2" in log.read_text()
+    late = ["late", "1", *command[2:]]
+    assert fork_server.run(*late, "--resume", "auto", **worker)[0] == 2, log.read_text()
+    assert "some ranks would make 1 micro-batches a step and others 2" in log.read_text()
     assert fork_server.run(*command, "--resume", "auto", **worker) == [0, 0], log.read_text()
     assert "batch.per_device=2 instead of 4" in log.read_text()
     assert fork_server.run("fit", "-c", whole, ranks=2, log=log) == [0, 0], log.read_text()

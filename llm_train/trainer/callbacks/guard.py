@@ -201,6 +201,7 @@ class Guard(Part, pl.Callback):
 
     def _go_back(self, trainer: pl.Trainer, task: TaskBase, batch: Tensor) -> None:
         """To the data after the spike's, with the weights of before; saves what it finds there."""
+        task.run_state.watch.mark("going back", trainer.global_step)
         spike, self._back_from = self._back_from, 0
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # not declared
         (saver,) = (callback for callback in callbacks if isinstance(callback, Checkpoints))

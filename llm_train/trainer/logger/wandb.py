@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +57,8 @@ class WandB(RunLogger):
         mode: ``online``, ``offline`` (files to send later with ``wandb sync``), ``disabled``, or
             ``auto``: what the environment variable WANDB_MODE says, else online when an API key is
             configured (WANDB_API_KEY or netrc), else offline.
-        init_timeout_seconds: the longest that starting online may take before the run goes offline.
+        init_timeout_seconds: the longest that starting online may take before the run goes offline,
+            and that its end waits for uploads.
         directory: where run files are written; "": the run directory.
     """
 
@@ -68,7 +70,7 @@ class WandB(RunLogger):
         tags: tuple[str, ...] = (),
         entity: str = "",
         mode: Mode = "auto",
-        init_timeout_seconds: float = 4.0,
+        init_timeout_seconds: float = 3.0,
         directory: str = "",
     ) -> None:
         super().__init__(directory)
@@ -156,6 +158,8 @@ class WandB(RunLogger):
                     wandb.teardown(exit_code=1)
 
     def _start(self) -> Run:
+        # Its telemetry would be waited for at the end: 12 s and more where the server is silent.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         directory = self.directory
@@ -165,7 +169,7 @@ class WandB(RunLogger):
             if not _key_is_configured():  # wandb would ask the terminal for one
                 raise RuntimeError("no API key in WANDB_API_KEY or netrc")
             _probe(self._timeout_seconds)
-        left = max(1.0, self._timeout_seconds - (time.monotonic() - begun))
+        left = max(0.1, self._timeout_seconds - (time.monotonic() - begun))
         run = wandb.init(
             project=self._project,
             name=self._run_name or directory.absolute().name,
@@ -182,6 +186,7 @@ class WandB(RunLogger):
                 finish_timeout=self._timeout_seconds,
                 console="off",  # standard output stays as it is
                 silent=self.mode == "offline",
+                quiet=True,  # or it asks who is logged in, for ten seconds more, only to print it
             ),
         )
         run.define_metric("trainer/step")
@@ -202,11 +207,31 @@ def _server() -> str:
 
 
 def _probe(timeout_seconds: float) -> None:
-    """Raises unless the server answers a query, be it with a refusal.
+    """Raises unless the server answers a query in time, be it with a refusal.
 
     A start that failed leaves wandb's service behind, which may wait for the network when the
     process ends; so it is not started when there is nobody to talk to. Proxies are respected.
     """
+    failure: list[Exception] = [TimeoutError(f"no answer within {timeout_seconds:g} s")]
+
+    def ask() -> None:
+        try:
+            _ask(timeout_seconds)
+            failure.clear()
+        except Exception as error:
+            failure[:] = [error]
+
+    # In a thread: no timeout of a socket bounds the resolver, which takes half a minute where no
+    # name server can be reached.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if failure:
+        raise failure[0]
+
+
+def _ask(timeout_seconds: float) -> None:
+    """Sends the smallest query there is."""
     query = Request(f"{_server()}/graphql", b'{"query": "{serverInfo{__typename}}"}')
     query.add_header("Content-Type", "application/json")
     try:

@@ -1,0 +1,119 @@
+"""Which rank is to blame when a run does not get on.
+
+All ranks come by the same marks in the same order. Where one hangs, the others soon wait for it in
+a collective, and stand still as well; but they have come further, or they wait in torch's code.
+So only the rank that has come least far is judged.
+
+No clock is compared with another: a rank counts for how long *it* saw nothing change, without the
+time in which it was itself stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llm_train.runtime.lease import LeaseHolder
+from llm_train.runtime.watch_options import WatchOptions
+from llm_train.runtime.watch_peers import Blame, Member, Standing, Verdict
+
+# Where a rank is judged by ``still_seconds``; all else may take as long as a collective may.
+STEP, VALIDATION = "a step", "validation"
+# Once an end is wanted, a rank that is stopped keeps the others from ending.
+_HURRIED_SILENT_SECONDS, _HURRIED_STOPPED_SECONDS = 10.0, 2.0
+
+
+class Judge:
+    """Watches the standings of all ranks.
+
+    Args:
+        rank: that judges.
+        options: how long ranks may stand still.
+        slow_seconds: the same for phases that may be slow.
+    """
+
+    def __init__(self, rank: int, options: WatchOptions, slow_seconds: float) -> None:
+        self._rank = rank
+        self._options = options
+        self._slow = slow_seconds
+        self._seen: dict[int, tuple[int, float]] = {}  # the last beat, and since when
+        self.suspects: set[int] = set()  # they have ended; perhaps they said so meanwhile
+
+    def look(
+        self,
+        standings: Mapping[int, Standing],
+        members: Sequence[Member],
+        *,
+        now: float,
+        hurry: bool,
+    ) -> Verdict | None:
+        """The first rank that is to blame, if any.
+
+        Args:
+            standings: of all ranks, or of those that this one looks after.
+            members: the processes of all ranks.
+            now: seconds for which this process has been awake.
+            hurry: whether the run is to end.
+        """
+        for rank, standing in standings.items():
+            member = members[rank]
+            if standing.over or rank == self._rank:
+                continue
+            beat, since = self._seen.get(rank, (-1, now))
+            if standing.beat != beat:
+                since = now
+            self._seen[rank] = (standing.beat, since)
+            if rank in self.suspects:
+                return self._verdict("gone", rank, standing, member, "has ended without a word")
+            if member.holder.gone:
+                self.suspects.add(rank)
+            if now - since > self._patience(member.holder, hurry):
+                text = f"has given no sign of life for {now - since:.0f} s"
+                return self._verdict("silent", rank, standing, member, text)
+        return self._still(standings, members) if len(standings) == len(members) else None
+
+    def _patience(self, holder: LeaseHolder, hurry: bool) -> float:
+        if not hurry:
+            return self._options.silent_seconds
+        return _HURRIED_STOPPED_SECONDS if holder.stopped else _HURRIED_SILENT_SECONDS
+
+    def _still(
+        self, standings: Mapping[int, Standing], members: Sequence[Member]
+    ) -> Verdict | None:
+        going = [rank for rank, standing in standings.items() if not standing.over]
+        if not going:
+            return None
+        rank = min(going, key=lambda rank: (standings[rank].marks, standings[rank].waits, rank))
+        found = standings[rank]
+        quick = found.phase in (STEP, VALIDATION)
+        if found.quiet <= (min(self._options.still_seconds, self._slow) if quick else self._slow):
+            return None
+        text = f"has stood still for {found.quiet:.0f} s, at {found.where}"
+        return self._verdict("still", rank, found, members[rank], text)
+
+    @staticmethod
+    def _verdict(kind: Blame, rank: int, standing: Standing, member: Member, text: str) -> Verdict:
+        return Verdict(rank=rank, kind=kind, text=described(rank, standing, member, text))
+
+
+def described(rank: int, standing: Standing, member: Member, text: str) -> str:
+    """One line about a rank."""
+    where = f"last seen in {standing.phase} after step {standing.step}"
+    return f"rank {rank} ({member.holder.host}, pid {member.holder.pid}, {where}) {text}"
+
+
+def cut_off(known: Sequence[Member], why: str, *, by_first: bool) -> Verdict:
+    """What it means that the store does not answer.
+
+    Args:
+        known: the processes of all ranks, as far as they are known.
+        why: what was seen.
+        by_first: rank 0 serves it; else torchrun does.
+    """
+    if not by_first:
+        return Verdict(rank=-1, kind="gone", text=f"torchrun cannot be reached: {why}")
+    text = f"rank 0 has ended or cannot be reached: {why}"
+    if known:
+        gone = known[0].holder.gone
+        text = "has ended without a word" if gone else why
+        text = described(0, Standing(phase="the run"), known[0], text)
+    return Verdict(rank=0 if known else -1, kind="gone", text=text)

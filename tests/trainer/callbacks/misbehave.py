@@ -1,0 +1,51 @@
+"""Runs the command line with a rank that goes wrong before its micro-batch 8.
+
+The arguments are the rank, what it does, and those of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from llm_train.cli import main
+from llm_train.errors import DataError
+from llm_train.testing.attach import attached
+
+AT = 8
+rank, how, *arguments = sys.argv[1:]
+
+
+def refuse(error: Exception) -> None:
+    raise error
+
+
+DEEDS: dict[str, Callable[[], Any]] = {
+    "raise": lambda: refuse(ValueError("on purpose")),
+    "refuse": lambda: refuse(DataError("data.source is broken; mend it")),
+    "exit": lambda: os._exit(0),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "hang": lambda: time.sleep(600),
+    "mismatch": lambda: torch.distributed.all_reduce(torch.zeros(7)),
+}
+
+
+class Misbehaves(pl.Callback):
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
+    ) -> None:
+        if index == AT and trainer.global_rank == int(rank):
+            DEEDS[how]()
+
+
+if __name__ == "__main__":
+    with attached(Misbehaves()):
+        main(arguments)

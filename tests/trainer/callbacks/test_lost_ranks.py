@@ -1,0 +1,63 @@
+"""A rank that is lost is named by the others, and the job ends by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_train.testing.configs import tiny, write
+from llm_train.testing.fork_server import ForkServer
+
+MISBEHAVE = Path(__file__).with_name("misbehave.py")
+SECONDS = 5.0  # of ``watch``
+TEXTS = {
+    "raise": "ValueError: on purpose",
+    "refuse": "data.source is broken; mend it",
+    "exit": "has ended without a word",
+    "kill": "has ended without a word",
+    "stop": "has given no sign of life for",
+    "hang": "has stood still for",
+    "mismatch": "has stood still for",
+}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("guilty", "how"),
+    [
+        *((1, how) for how in ("raise", "exit", "hang", "stop")),
+        *(pytest.param(1, how, marks=pytest.mark.slow) for how in ("refuse", "kill", "mismatch")),
+        *(pytest.param(0, how, marks=pytest.mark.slow) for how in ("raise", "exit", "hang")),
+    ],
+)
+def test_a_lost_rank_ends_the_job(
+    guilty: int, how: str, fork_server: ForkServer, tmp_path: Path
+) -> None:
+    seconds = {"watch__still_seconds": SECONDS, "watch__silent_seconds": SECONDS}
+    path, log = write(tmp_path / "c.yaml", tiny(tmp_path / "run", **seconds)), tmp_path / "log.txt"
+    statuses = fork_server.run(
+        *(str(guilty), how, "fit", "-c", str(path)),
+        ranks=2,
+        log=log,
+        script=MISBEHAVE,
+        environment={"TORCHELASTIC_ERROR_FILE": tmp_path / "error.json"},
+        file=tmp_path / "run" / "metrics.jsonl",
+        victims=[],
+    )
+    text = log.read_text()
+    assert statuses[1 - guilty] == 1, text
+    lines = [line for line in text.splitlines() if line.startswith("llm-train: error: ")]
+    assert f"rank {1 - guilty} ends because rank {guilty} (" in lines[-1]
+    assert TEXTS[how] in lines[-1]
+    if how in ("raise", "refuse", "hang", "mismatch"):  # it can speak for itself
+        assert len(lines) == 2
+        assert TEXTS[how] in lines[0]
+    if how in ("hang", "mismatch"):
+        assert 'misbehave.py", line' in text  # its traceback
+        stacks = [path.read_text() for path in (tmp_path / "run" / "stacks").glob("rank-*.txt")]
+        assert len(stacks) == 2
+        assert any("misbehave.py" in stack for stack in stacks)
+    assert TEXTS[how] in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert fork_server.seconds < 2 * SECONDS + 5
