@@ -35,7 +35,13 @@ STRATEGIES: dict[str, tuple[int, object]] = {
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=[] if name in ("single", "fsdp", "zero3") else [pytest.mark.slow])
+        for name in STRATEGIES
+    ],
+)
 def test_training_changes_nothing_of_what_is_being_written(
     strategy: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:

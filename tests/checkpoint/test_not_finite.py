@@ -42,8 +42,9 @@ def test_a_learning_rate_that_overflows(tmp_path: Path) -> None:
     """The loss and the norm of step 1 are finite; its update is not."""
     config = tiny(tmp_path / "run", checkpoint__every="1 steps", checkpoint__keep_last=1)
     config["model"]["optimizer"]["init_args"]["weight_decay"] = 0.0  # or check would refuse it
-    rate = "--model.optimizer.init_args.learning_rate=1e39"
-    outcome = run("fit", "-c", str(write(tmp_path / "c.yaml", config)), rate)
+    optimizer = "--model.optimizer.init_args"
+    rate, decay = f"{optimizer}.learning_rate=1e39", f"{optimizer}.weight_decay=0"
+    outcome = run("fit", "-c", str(write(tmp_path / "c.yaml", config)), rate, decay)
     assert outcome.code == 2
     assert "cannot save step 1: model." in outcome.err
     assert "numbers that are not finite" in outcome.err
