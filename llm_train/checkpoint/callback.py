@@ -28,6 +28,7 @@ from llm_train.checkpoint.rank_state import Snapshot
 from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import Found
 from llm_train.checkpoint.writer import Writer
+from llm_train.data.module import data_of
 from llm_train.errors import LLMTrainError
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
@@ -196,7 +197,7 @@ class Checkpoints(pl.Callback):
         with run.stopwatch.paused("rollback"):
             self.writer.settle()
             random = content.restore(trainer, path, self._built)
-            data = content.data_of(trainer)
+            data = data_of(trainer)
             data.consumed = consumed or data.consumed
             content.restart_data(trainer, batch)
             if random is not None:  # of as many ranks

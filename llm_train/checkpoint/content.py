@@ -21,7 +21,7 @@ from torch.serialization import default_restore_location
 from llm_train.checkpoint import callback_state, dcp, group_state, manifest
 from llm_train.checkpoint.compatibility import KeepsState
 from llm_train.checkpoint.rank_state import RankState, Snapshot, copied
-from llm_train.data.module import TokenData
+from llm_train.data.module import data_of
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import task_of
 from llm_train.runtime.random_state import random_state
@@ -153,13 +153,6 @@ def keeper(trainer: pl.Trainer) -> KeepsState:
     strategy = trainer.strategy
     assert isinstance(strategy, KeepsState), "check refuses strategies that cannot save exactly"
     return strategy
-
-
-def data_of(trainer: pl.Trainer) -> TokenData:
-    """The data module, which knows the position in the data."""
-    data = trainer.datamodule  # type: ignore[attr-defined]  # not declared
-    assert isinstance(data, TokenData), "a position in the data is saved of our data module only"
-    return data
 
 
 def _restore_rank(

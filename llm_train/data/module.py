@@ -177,3 +177,10 @@ class TokenData(Part, pl.LightningDataModule):
             # would make dropout depend on how often a loader was started.
             generator=torch.Generator().manual_seed(self._seed),
         )
+
+
+def data_of(trainer: pl.Trainer) -> TokenData:
+    """The data module, which knows the position in the data."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # not declared
+    assert isinstance(data, TokenData), "a position in the data is saved of our data module only"
+    return data

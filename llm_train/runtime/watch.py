@@ -89,6 +89,10 @@ class Watch:
         self._over = False
         self._turns = 0  # of the watcher
 
+    def __deepcopy__(self, memo: object) -> Watch:
+        """Lightning's averaging copies the task; the copy trains nothing."""
+        return Watch()
+
     # --- the main thread --------------------------------------------------------------------------
 
     @contextmanager

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from llm_train.checkpoint import content, manifest
-from llm_train.checkpoint.callback import Checkpoints
+from llm_train.checkpoint import manifest
 from llm_train.context import Context, Part
+from llm_train.data.module import data_of
 from llm_train.errors import LLMTrainError, check_at_least, check_choices
 from llm_train.run_state import TaskBase, task_of
 from llm_train.trainer.callbacks.spikes import Curve
@@ -175,7 +175,7 @@ class Guard(Part, pl.Callback):
     def _act(
         self, trainer: pl.Trainer, task: TaskBase, step: int, reason: str, finite: bool
     ) -> None:
-        data, run = content.data_of(trainer), task.run_state
+        data, run = data_of(trainer), task.run_state
         samples = [data.consumed_at(step - 1), data.consumed_at(step) - 1]
         if self.policy == "log":
             log_event(trainer.loggers, "spike", step, reason=reason, samples=samples)
@@ -201,12 +201,15 @@ class Guard(Part, pl.Callback):
 
     def _go_back(self, trainer: pl.Trainer, task: TaskBase, batch: Tensor) -> None:
         """To the data after the spike's, with the weights of before; saves what it finds there."""
+        # Here, because a verb that trains nothing can do without what it imports.
+        from llm_train.checkpoint.callback import Checkpoints
+
         task.run_state.watch.mark("going back", trainer.global_step)
         spike, self._back_from = self._back_from, 0
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # not declared
         (saver,) = (callback for callback in callbacks if isinstance(callback, Checkpoints))
         acted, path = self._acted, saver.earlier(spike, self.before)
-        consumed = content.data_of(trainer).consumed_at(spike + self.beyond)
+        consumed = data_of(trainer).consumed_at(spike + self.beyond)
         first = manifest.read(path).metadata["data"]["consumed"]
         saver.restore(trainer, path, batch, consumed=consumed)
         self._acted = acted
