@@ -19,7 +19,7 @@ from llm_train.testing.attach import attached
 
 SECONDS = 0.5
 AT = 3  # the step
-phase, file, *arguments = sys.argv[1:]
+phase, file, *arguments = sys.argv[1:] if __name__ == "__main__" else ("", "")
 
 
 def slow(name: str) -> None:
