@@ -23,6 +23,7 @@ from torch import Tensor
 from llm_train.checkpoint import callback_state, content, group_state, manifest
 from llm_train.checkpoint.agreement import Ranks
 from llm_train.checkpoint.compatibility import load_weights, require_loadable, require_same_run
+from llm_train.checkpoint.earlier import back_from
 from llm_train.checkpoint.rank_state import Snapshot
 from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import Found
@@ -177,7 +178,7 @@ class Checkpoints(pl.Callback):
     def earlier(self, step: int, before: int) -> Path:
         """The checkpoint to go back to from ``step``, the same on all ranks (``back_from``)."""
         self.writer.settle()
-        return Ranks().on_main(lambda: self.writer.store.back_from(step, before))
+        return Ranks().on_main(lambda: back_from(self.writer.store, step, before))
 
     def restore(self, trainer: pl.Trainer, path: Path, batch: Tensor, *, consumed: int = 0) -> None:
         """Takes a run that is under way back to a checkpoint of its own; collective over ranks.
@@ -194,7 +195,7 @@ class Checkpoints(pl.Callback):
         """
         run = task_of(trainer.lightning_module).run_state
         run.flush()
-        with run.stopwatch.paused():
+        with run.stopwatch.paused("rollback"):
             self.writer.settle()
             random = content.restore(trainer, path, self._built)
             data = content.data_of(trainer)

@@ -148,28 +148,9 @@ class CheckpointStore:
                 complete = entry
         return Found(complete and complete.path, skipped)
 
-    def back_from(self, step: int, before: int) -> Path:
-        """The newest complete checkpoint at least ``before`` steps before ``step``, else the first.
-
-        What a run that went back once has left behind is passed over: it is older than a checkpoint
-        of an earlier step.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        found: Path | None = None
-        latest = step - before
-        for entry in reversed(self._entries()):
-            if entry.step < step and not manifest.problems(entry.path):
-                found, step = entry.path, entry.step
-                if step <= latest:
-                    break
-        if found is None:
-            raise CheckpointError(
-                f"{self.root} holds no checkpoint of before step {step} to go back to; save more "
-                "often: checkpoint.every"
-            )
-        return found
+    def committed(self) -> list[tuple[int, Path]]:
+        """Step and path of every checkpoint, the last committed first, damaged ones included."""
+        return [(entry.step, entry.path) for entry in reversed(self._entries())]
 
     def resolve(self, where: str | Path) -> Found:
         """Finds the checkpoint that ``--resume where`` asks for.

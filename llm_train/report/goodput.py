@@ -16,11 +16,11 @@ from datetime import datetime, timedelta
 from math import isfinite
 from typing import NamedTuple
 
-from llm_train.runtime.ledger import BEGIN, STEPS
+from llm_train.runtime.ledger import BEGIN, LEFT, STEPS
 from llm_train.trainer.logger.records import Record
 
 REPLAYED, RESTART = "replayed_steps", "restart"
-_BEGINNINGS = (BEGIN, "start", "resume")  # of a process, in either file
+_BACK = (BEGIN, "start", "resume", "rollback")  # events of either file after which steps begin
 
 
 class _Line(NamedTuple):
@@ -58,16 +58,20 @@ class Goodput:
         lines += [_Line(_time(m), m["step"], m.get("event", "")) for m in metrics if "time" in m]
         found = cls()
         last: _Line | None = None  # of the ledger
-        top = known = at = 0  # the highest step, what it was when steps went back, where they are
+        # The highest step yet, what it was when steps last went back and the time before, where
+        # they are now.
+        top = known = earlier = at = 0
         for line in sorted(lines, key=lambda line: line.time):
             first = line.step - line.steps
-            back = last is not None and line.seconds is not None and first < last.step
-            if line.event in _BEGINNINGS or back:
-                known, at = top, first
-            found.replayed += max(0, min(line.step, known) - at)
-            at, top = max(at, line.step), max(top, line.step)
+            if line.event in _BACK:
+                earlier, known, at = known, top, first
+            if line.event != LEFT:  # which comes after the event of the rollback
+                found.replayed += max(0, min(line.step, known) - at)
+                at = max(at, line.step)
+            top = max(top, line.step)
             if line.seconds is not None:
-                found._add(line, line.seconds, last, again=max(0, min(line.step, known) - first))
+                before = earlier if line.event == LEFT else known
+                found._add(line, line.seconds, last, again=max(0, min(line.step, before) - first))
                 last = line
         return found
 

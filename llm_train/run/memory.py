@@ -1,10 +1,10 @@
 """A device whose memory does not suffice for a micro-batch: one line, or half of it next time.
 
-The rank that runs out cannot tell the others, which wait for it in a collective, and what its
-allocator holds in pieces would stay in the process. So nothing is tried again in place. The job
-ends, a file in the run directory says which micro-batch to take instead, and whoever starts the job
-again, torchrun or a scheduler or a person, goes on from the last checkpoint with more accumulation:
-the same samples in each step, and losses that differ by rounding only.
+When a rank runs out, the others are in a collective, and what its allocator holds in pieces would
+stay in the process. So nothing is tried again in place. The job ends, a file in the run directory
+says which micro-batch to take instead, and whoever starts the job again, torchrun or a scheduler or
+a person, goes on from the last checkpoint with more accumulation: the same samples in each step,
+and losses that differ by rounding only.
 """
 
 from __future__ import annotations

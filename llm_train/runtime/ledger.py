@@ -21,7 +21,7 @@ from llm_train.runtime.startup import compile_seconds
 
 LEDGER = "ledger.jsonl"
 STEPS, DATA_WAIT, COMPILE = "steps", "data_wait", "compile"
-BEGIN, END = "begin", "end"
+BEGIN, LEFT, END = "begin", "left", "end"
 _DEVICE = "device"  # the host waits for the device, which makes steps
 _LEAST_SECONDS, _SHARE = 1.0, 1e-3  # between two lines
 
@@ -82,7 +82,7 @@ class Ledger:
     def step_done(self, step: int) -> None:
         """Counts a step, and writes a line where one is due."""
         if step != self._step + 1:  # the run went back, and what it left is a line of its own
-            self._line("time")
+            self._line(LEFT)
         self._step = step
         self._steps += 1
         now = time.monotonic()

@@ -96,13 +96,13 @@ def refused(fit: Callable[[], Job], folder: Path, draw: random.Random) -> None:
     """The host is alive: a second run is refused, and has changed nothing."""
     killed(fit, folder, draw)
     lease, stop = elsewhere(folder), threading.Event()
-    heart = threading.Thread(target=Lease(folder=folder, beat_seconds=1)._beat, args=(lease, stop))
-    heart.start()
+    beat = Lease(folder=folder, beat_seconds=1)._beat
+    threading.Thread(target=beat, args=(lease, stop), daemon=True).start()
     before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "checkpoints").rglob("*")}
     lines = (folder / "run" / "metrics.jsonl").read_bytes()
-    assert fit().wait()[0] == 2
+    code = fit().wait()[0]
     stop.set()
-    heart.join()
+    assert code == 2
     assert "node-7" in (said := (folder / "log.txt").read_text())
     assert "--trainer.default_root_dir=FOLDER" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before

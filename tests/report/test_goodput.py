@@ -17,39 +17,35 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_lines
 
-# To fork processes and to notice their end, and what a process does after its last line.
-OUTSIDE_SECONDS = 0.2
+# To fork processes and notice their end, and after the last line of one; on a busy machine.
+OUTSIDE_SECONDS = 0.5
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("steps", "kills", "allowed"),
-    [
-        (60, (17, 38), OUTSIDE_SECONDS),
-        pytest.param(3000, (900, 2100), 0.0, marks=[pytest.mark.slow]),
-    ],
+    ("queued", "allowed"), [(0.0, OUTSIDE_SECONDS), pytest.param(30.0, 0.0, marks=pytest.mark.slow)]
 )
 def test_two_kills_are_explained(
-    steps: int, kills: tuple[int, ...], allowed: float, fork_server: ForkServer, tmp_path: Path
+    queued: float, allowed: float, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """Two ranks, SIGKILL twice: the names add up to the time outside, replayed steps are exact."""
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     config = tiny(
         folder,
-        steps=steps,
-        checkpoint__every=f"{steps // 6} steps",
-        checkpoint__keep_last=1,
-        validate_every=f"{steps // 4} steps",
+        steps=60,
+        checkpoint__every="10 steps",
+        validate_every="15 steps",
         trainer__strategy="ddp",
     )
     arguments = ["fit", "-c", str(write(tmp_path / "c.yaml", config))]
     metrics = folder / "metrics.jsonl"
     fork_server.command("--version", folder=tmp_path)  # returns when the server is ready
     began = time.time()
-    for step in kills:
+    for step in (17, 38):
         ends = fork_server.run(*arguments, ranks=2, log=log, metrics=metrics, step=step)
         assert ends == [-9, -9], log.read_text()
         arguments += ["--resume", "auto"]
+        time.sleep(queued)
     assert fork_server.run(*arguments, ranks=2, log=log) == [0, 0]
     outside = time.time() - began
 
@@ -77,7 +73,7 @@ def test_two_processes_that_go_back() -> None:
     second = [
         line("begin", 40, 4, 0, build=12.0),
         line("time", 52, 10, 6, steps=12.0),
-        line("time", 56, 12, 2, steps=4.0),
+        line("left", 56, 12, 2, steps=4.0),
         line("time", 70, 9, 3, steps=3.0, rollback=11.0),
         line("end", 90, 20, 11, steps=22.0) | {"complete": True},
     ]
@@ -88,7 +84,11 @@ def test_two_processes_that_go_back() -> None:
         {**line("time", 1001, 21, 1), "seconds": [1]},
         {**line("time", 1001, 21, 1), "steps": "many"},
     ]
-    metrics = [{"step": 11, "time": line("", 21, 0, 0)["time"]}]  # known, and not to the ledger
+    metrics: list[dict[str, Any]] = [
+        {"step": 11, "time": line("", 21, 0, 0)["time"]},  # the process was killed before its line
+        {"step": 12, "time": line("", 54, 0, 0)["time"]},
+        {"step": 6, "time": line("", 55, 0, 0)["time"], "event": "rollback"},
+    ]
     found = Goodput.of([*first, *second, *third, *odd], metrics)
     # 5 to 11 in the second process (12 is new), 7 to 12 after its rollback
     assert (found.replayed, found.restarts) == (7 + 6, 2)

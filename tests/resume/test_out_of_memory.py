@@ -34,9 +34,9 @@ def test_the_next_start_halves_and_keeps_the_losses(
     halved, whole = config(tmp_path, "halved", 4), config(tmp_path, "whole", 4)
     log = tmp_path / "log.txt"
     worker: dict[str, Any] = {"ranks": 2, "log": log, "script": WORKER}
-    command = ["memory", "0", "3", "fit", "-c", halved]
+    command = ["memory", "1", "3", "fit", "-c", halved]
     assert 0 not in fork_server.run(*command, **worker), log.read_text()
-    assert "rank 0 ran out of memory in step 4 with batch.per_device=4" in log.read_text()
+    assert "rank 1 ran out of memory in step 4 with batch.per_device=4" in log.read_text()
     assert "start again with --resume auto, which takes 2" in log.read_text()
     late = ["late", "1", *command[2:]]
     assert fork_server.run(*late, "--resume", "auto", **worker)[0] == 2, log.read_text()

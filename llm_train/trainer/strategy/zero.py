@@ -237,10 +237,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         return context
 
     def setup(self, trainer: Any) -> None:
-        """Silences the reminder that our clipping hook is not used.
-
-        DeepSpeed clips, and we read its norm.
-        """
+        """Silences the reminder that our clipping hook is not used: we read DeepSpeed's norm."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping.*")
             super().setup(trainer)
@@ -260,9 +257,8 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         before = engine.global_steps
         result = super(Strategy, self).optimizer_step(*args, **kwargs)
         norm = engine.get_global_grad_norm()
-        if norm is not None:
+        if norm is not None and engine.global_steps > before:  # a step's last micro-batch
             run.gradient_norm = torch.as_tensor(norm)
-        if engine.global_steps > before:  # not a micro-batch before the step's last
             run.judge()
         return result
 

@@ -1,4 +1,4 @@
-"""Runs the command line with a rank that goes wrong before its micro-batch 8.
+"""Runs the command line with a rank that goes wrong before its micro-batch 8, once.
 
 The arguments are the rank, what it does, and those of the command line.
 """
@@ -42,7 +42,8 @@ class Misbehaves(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
     ) -> None:
-        if index == AT and trainer.global_rank == int(rank):
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if first and index == AT and trainer.global_rank == int(rank):
             DEEDS[how]()
 
 

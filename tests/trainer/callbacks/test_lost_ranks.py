@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
+from llm_train.testing.ranks import environment
 
 MISBEHAVE = Path(__file__).with_name("misbehave.py")
 SECONDS = 5.0  # of ``watch``
@@ -44,7 +47,7 @@ def test_a_lost_rank_ends_the_job(
         script=MISBEHAVE,
         environment={"TORCHELASTIC_ERROR_FILE": tmp_path / "error.json"},
         file=tmp_path / "run" / "metrics.jsonl",
-        victims=[],
+        repeat=0,  # no signal
     )
     text = log.read_text()
     assert statuses[1 - guilty] == 1, text
@@ -61,3 +64,27 @@ def test_a_lost_rank_ends_the_job(
         assert any("misbehave.py" in stack for stack in stacks)
     assert TEXTS[how] in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
     assert fork_server.seconds < 2 * SECONDS + 5
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_torchrun_starts_again_and_the_run_continues(how: str, tmp_path: Path) -> None:
+    found = []
+    for name, restarts in (("whole", "0"), ("lost", "1")):
+        path = write(tmp_path / f"{name}.yaml", tiny(tmp_path / name))
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        rank = "1" if name == "lost" else "-1"
+        arguments = [str(MISBEHAVE), rank, how, "fit", "-c", str(path), "--resume", "auto"]
+        done = subprocess.run(
+            [sys.executable, *launcher, "--max-restarts", restarts, *arguments],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("rank 0 ends because rank 1" in done.stderr) == (name == "lost")
+        found.append(losses(tmp_path / name))
+    assert found[0] == found[1]
