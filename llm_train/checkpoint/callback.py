@@ -101,21 +101,23 @@ class Checkpoints(pl.Callback):
         run.flush()  # a loss that is not finite must be known before anything is saved
         with run.stopwatch.paused("saving"):
             self.writer.settle()
-            if trainer.global_step == self.writer.saved:
-                return
-            _require_finite(trainer, run)
-            if self.compare_replicas:
-                content.keeper(trainer).require_equal_replicas()
-            snapshot = None if last else self._snapshot
-            samples = self.writer.metadata["samples_per_step"]
-            found = content.take(trainer, self._built, samples, snapshot)
-            if last:
-                self.writer.write(found)
-            elif snapshot is None:
-                self.writer.try_to_write(found)
-            else:
-                self.writer.begin(found)
+            if trainer.global_step != self.writer.saved:
+                _require_finite(trainer, run)
+                if self.compare_replicas:
+                    content.keeper(trainer).require_equal_replicas()
+                self._save(trainer, last)
         self._tell_first(trainer)
+
+    def _save(self, trainer: pl.Trainer, last: bool) -> None:
+        snapshot = None if last else self._snapshot
+        samples = self.writer.metadata["samples_per_step"]
+        found = content.take(trainer, self._built, samples, snapshot)
+        if last:
+            self.writer.write(found)
+        elif snapshot is None:
+            self.writer.try_to_write(found)
+        else:
+            self.writer.begin(found)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Waits for the last upload; the other ranks wait in their last collective."""

@@ -17,8 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 from unittest import mock
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+FileName = str | bytes | os.PathLike[str] | os.PathLike[bytes] | int
+Opener = Callable[[str, int], int]
 
 # name -> which arguments are paths, and the keywords that say what they are relative to
 _CALLS: dict[str, tuple[str, ...]] = {
@@ -114,11 +120,11 @@ class Disk:
         self._act = act
         self._lock = threading.Lock()
         self.made = 0
-        self._open: Callable[..., Any] = io.open
+        self._open: Callable[..., IO[Any]] = io.open
         self._os = {name: getattr(os, name) for name in (*_CALLS, "open", "fsync", "write")}
         self._os["ftruncate"] = os.ftruncate
 
-    def point(self, name: str, path: object, relative_to: int | None = None) -> int | None:
+    def point(self, name: str, path: object, relative_to: object = None) -> int | None:
         """Counts the call if it concerns the folder, and lets ``act`` decide."""
         where = os.fspath(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
         where = os.fsdecode(where)
@@ -138,7 +144,7 @@ class Disk:
         """What stands in for a function of ``os`` that takes paths."""
         real, relative = self._os[name], _CALLS[name]
 
-        def call(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments: object, **options: object) -> object:
             paths = arguments[: len(relative)]
             where = paths[-1] if paths else options.get("dst", options.get("path"))
             self.point(name, where, options.get(relative[-1]) if relative[-1] else None)
@@ -146,7 +152,7 @@ class Disk:
 
         return call
 
-    def open_descriptor(self, path: Any, flags: int, *rest: Any, **options: Any) -> int:
+    def open_descriptor(self, path: object, flags: int, *rest: object, **options: object) -> int:
         """Stands in for ``os.open``."""
         if flags & _WRITES:
             self.point("open", path, options.get("dir_fd"))
@@ -156,21 +162,21 @@ class Disk:
     def on_descriptor(self, name: str) -> Callable[..., Any]:
         """What stands in for a function of ``os`` that takes a descriptor."""
 
-        def call(descriptor: int, *rest: Any) -> Any:
+        def call(descriptor: object, *rest: object) -> object:
             self.point(name, os.readlink(f"/proc/self/fd/{_number_of(descriptor)}"))
             return self._os[name](descriptor, *rest)
 
         return call
 
-    def write_descriptor(self, descriptor: int, data: Any) -> int:
+    def write_descriptor(self, descriptor: int, data: Buffer) -> int:
         """Stands in for ``os.write``."""
         taken = self.point("write", os.readlink(f"/proc/self/fd/{descriptor}"))
         written: int = self._os["write"](descriptor, data if taken is None else half(data))
         return written
 
     def open_file(
-        self, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any
-    ) -> Any:
+        self, file: FileName, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any
+    ) -> IO[Any]:
         """Stands in for ``open``."""
         if not set(mode) & set("wax+"):
             return self._open(file, mode, buffering, *rest, **more)
@@ -182,44 +188,49 @@ class Disk:
 
     def _stack(
         self,
-        file: Any,
+        file: FileName,
         mode: str,
         buffering: int,
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
         closefd: bool = True,
-        opener: Any = None,
-    ) -> Any:
+        opener: Opener | None = None,
+    ) -> IO[Any]:
         """What ``open`` returns, above a file whose every write is a call."""
         raw = _File(self, file, mode.replace("b", "").replace("t", ""), closefd, opener)
         if buffering == 0:
             return raw
         size = io.DEFAULT_BUFFER_SIZE if buffering < 0 else max(buffering, 2)
-        binary: Any = io.BufferedRandom(raw, size) if "+" in mode else io.BufferedWriter(raw, size)
+        binary = io.BufferedRandom(raw, size) if "+" in mode else io.BufferedWriter(raw, size)
         if "b" in mode:
             return binary
         return io.TextIOWrapper(binary, encoding, errors, newline, line_buffering=buffering == 1)
 
 
 class _File(io.FileIO):
-    def __init__(self, disk: Disk, file: Any, mode: str, closefd: bool, opener: Any) -> None:
+    def __init__(
+        self, disk: Disk, file: FileName, mode: str, closefd: bool, opener: Opener | None
+    ) -> None:
         super().__init__(file, mode, closefd, opener)
         self._disk = disk
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         taken = self._disk.point("write", os.readlink(f"/proc/self/fd/{self.fileno()}"))
         return super().write(data if taken is None else half(data))
 
 
-def half(data: Any) -> Any:
+def half(data: Buffer) -> memoryview:
     """What a disk takes of ``data`` that does not take all of it."""
     view = memoryview(data).cast("B")
     return view[: max(1, len(view) // 2)]
 
 
-def _number_of(descriptor: Any) -> int:
-    return descriptor if isinstance(descriptor, int) else int(descriptor.fileno())
+def _number_of(descriptor: object) -> int:
+    if isinstance(descriptor, int):
+        return descriptor
+    assert isinstance(descriptor, io.IOBase)
+    return descriptor.fileno()
 
 
 ERRORS = {

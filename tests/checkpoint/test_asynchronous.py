@@ -19,6 +19,7 @@ from llm_train.testing.checkpoints import tensors_of
 from llm_train.testing.command import run
 from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
+from llm_train.trainer.logger.records import read_lines
 
 WORKER = Path(__file__).with_name("slow_writing_worker.py")
 CORRUPT = runpy.run_path(str(WORKER.with_name("corrupt_worker.py")))["Corrupt"]
@@ -105,6 +106,8 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch, caplog) ->
     monkeypatch.setattr(torch, "save", failing)
     done = run(*asynchronous(tmp_path))
     assert done.code == 0, done.err
+    events = [row.get("event") for row in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert events.count("first_save") == 1
     (line,) = (line for line in caplog.messages if "cannot save" in line)
     assert "cannot save step 2 in" in line
     assert "tries again" in line
