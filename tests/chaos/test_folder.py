@@ -19,10 +19,10 @@ import pytest
 from llm_train.runtime.lease import Lease
 from llm_train.testing.fork_server import Job
 from tests.chaos.conftest import Start, Unbroken
-from tests.chaos.jobs import kill, newest, require_end, require_unbroken
+from tests.chaos.jobs import kill, newest, require_end, require_unbroken, step_of
 from tests.chaos.trials import trials
 
-STEPS = 32
+STEPS = 48
 
 
 @pytest.mark.distributed
@@ -45,8 +45,10 @@ def test_folder(scene: str, seed: int, start: Start, unbroken: Unbroken, tmp_pat
 
 
 def killed(fit: Callable[[], Job], folder: Path, draw: random.Random) -> None:
-    """Kills a run, and again until it has a checkpoint."""
-    while newest(folder / "run") is None or draw.random() < 0.5:
+    """Kills a run until it has a checkpoint, and perhaps once more, far from its end."""
+    while (saved := newest(folder / "run")) is None or (
+        step_of(saved) < 16 and draw.random() < 0.5
+    ):
         assert kill(fit, folder / "run", "step", draw).statuses[0] == -9
 
 
