@@ -19,7 +19,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
-from llm_train.runtime.watch import Watch
+from llm_train.runtime.watch.thread import Watch
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,7 @@ Nothing here prints a table or leaves the process: a result is returned, and a m
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -16,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import ParallelStrategy
-from torch.distributed.constants import default_pg_timeout
 
 from llm_train import check as checks
 from llm_train.checkpoint import manifest
@@ -31,19 +26,15 @@ from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory, memory
+from llm_train.run.ranks import leave_process_group, watched
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.quiet import without_advice
-from llm_train.runtime.watch import Watched
-from llm_train.runtime.watch_end import RECORDER
-from llm_train.runtime.watch_peers import meet
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_metrics
-
-_LET_GO_SECONDS = 0.2  # what a thread may need to be scheduled on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,31 +85,6 @@ class Run:
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0 if first else len(callbacks) - 1, callback)
 
-    def _watched(self) -> Watched:
-        """What the watcher looks after; the ranks meet here, before they have a process group."""
-        trainer, strategy = self.trainer, self.settings.strategy
-        watched = Watched(
-            folder=self.settings.run_dir,
-            options=self.settings.watch,
-            slow_seconds=(strategy.timeout or default_pg_timeout).total_seconds(),
-            release=self.lease.release,
-        )
-        if trainer.world_size == 1:
-            return watched
-        assert isinstance(strategy, ParallelStrategy), "there are several ranks"
-        environment = strategy.cluster_environment
-        assert environment is not None, "the Trainer connects it"
-        if self.settings.accelerator.type == "cuda":
-            os.environ.setdefault(RECORDER, "2000")  # collectives
-        peers = meet(
-            self.settings.launch,
-            environment,
-            rank=trainer.global_rank,
-            ranks=trainer.world_size,
-            timeout=strategy.timeout or default_pg_timeout,
-        )
-        return replace(watched, peers=peers)
-
     def fit(self) -> Result:
         """Trains until the budget is used up, or until a signal or a callback stops the run."""
         task, trainer = self.settings.task, self.trainer
@@ -127,11 +93,11 @@ class Run:
         lease = self.lease.held() if trainer.is_global_zero else nullcontext()
         with lease, _ended(ledger, lambda: trainer.global_step >= self.derived.total_steps):
             ledger.switch("start_up/process_group")
-            with task.run_state.watch.running(self._watched()):
+            with task.run_state.watch.running(watched(self.settings, trainer, self.lease)):
                 too_small = memory.explained(self.settings, trainer)
                 with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
                     trainer.fit(task, datamodule=self.settings.data)
-                _leave_process_group(trainer)
+                leave_process_group(trainer)
         step, number = trainer.global_step, task.run_state.stop_signal
         metrics = _held_out(task.run_state.held_out)
         complete = step >= self.derived.total_steps and not number
@@ -236,7 +202,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
         with _in_use(settings, trainer):
             trainer.validate(settings.task, datamodule=settings.data, verbose=False)
-    _leave_process_group(trainer)
+    leave_process_group(trainer)
     step = int(manifest.read(path).metadata["step"])
     return Result(step=step, path=path, metrics=_held_out(settings.task.run_state.held_out))
 
@@ -257,7 +223,7 @@ def rehearse(settings: Settings, callback: pl.Callback) -> None:
         trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
         with no_sanity_check(), _in_use(settings, trainer):
             trainer.fit(settings.task, datamodule=settings.data)
-    _leave_process_group(trainer)
+    leave_process_group(trainer)
 
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -302,19 +268,3 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
         keep_last=settings.checkpoint.keep_last,
         keep_every=settings.checkpoint.keep_every.steps(derived.tokens_per_step),
     )
-
-
-def _leave_process_group(trainer: pl.Trainer) -> None:
-    """Ends communication before the interpreter shuts down, which gloo's threads could crash.
-
-    DTensor's caches hold the mesh, and the mesh its groups, so that gloo's threads outlive
-    ``destroy_process_group``. Such a thread may have finished its last work and wait for the GIL to
-    drop a tensor. If the interpreter begins to shut down meanwhile, the thread is made to exit
-    inside a C++ destructor, and the process dies with "terminate called without an active
-    exception".
-    """
-    if torch.distributed.is_initialized():
-        # Nobody leaves while others may still be served by its process.
-        torch.distributed.all_reduce(torch.zeros(1, device=trainer.strategy.root_device))
-        torch.distributed.destroy_process_group()
-        time.sleep(_LET_GO_SECONDS)  # this releases the GIL, so that such a thread can finish

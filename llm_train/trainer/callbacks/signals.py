@@ -1,8 +1,8 @@
 """Signals end a run at the next step or validation batch, on all ranks alike; then it saves.
 
 Lightning's own handler runs a collective inside the signal and its loop broadcasts and reads a
-tensor before every micro-batch. Both are replaced: ``runtime/watch.py`` hears signals and agrees
-with the other ranks, and this callback passes the boundaries at which a run can end.
+tensor before every micro-batch. Both are replaced: ``runtime/watch`` hears signals and agrees with
+the other ranks, and this callback passes the boundaries at which a run can end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import lightning.pytorch as pl
 
 from llm_train.run_state import task_of
-from llm_train.runtime.watch_judge import STEP, VALIDATION
+from llm_train.runtime.watch.judge import STEP, VALIDATION
 from llm_train.trainer.callbacks.base import EachStep
 
 

@@ -20,7 +20,7 @@ from llm_train.errors import DataError
 from llm_train.testing.attach import attached
 
 AT = 8
-rank, how, *arguments = sys.argv[1:]
+rank, how, *arguments = sys.argv[1:] if __name__ == "__main__" else ("", "")
 
 
 def refuse(error: Exception) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llm_train.runtime.lease import LeaseHolder
-from llm_train.runtime.watch_options import WatchOptions
-from llm_train.runtime.watch_peers import Blame, Member, Standing, Verdict
+from llm_train.runtime.watch.peers import Blame, Member, Standing, Verdict
+from llm_train.runtime.watch.watch_options import WatchOptions
 
 # Where a rank is judged by ``still_seconds``; all else may take as long as a collective may.
 STEP, VALIDATION = "a step", "validation"

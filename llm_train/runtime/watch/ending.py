@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from llm_train.runtime.watch_clock import main_frames
-from llm_train.runtime.watch_peers import Peers, Verdict
+from llm_train.runtime.watch.clock import main_frames
+from llm_train.runtime.watch.peers import Peers, Verdict
 
 STACKS = "stacks"
 RECORDER = "TORCH_FR_BUFFER_SIZE"  # of torch's flight recorder
