@@ -26,7 +26,7 @@ from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory, memory
-from llm_train.run.ranks import leave_process_group, watched
+from llm_train.run.meeting import leave_process_group, watched
 from llm_train.run.trainer import build_trainer
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger

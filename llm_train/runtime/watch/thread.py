@@ -11,7 +11,7 @@ cannot wait in a circle. No collective is needed, and a boundary costs a lock th
 A signal that comes before the first step ends the processes at once: there is nothing to save.
 
 The same thread reports once a second how far this rank has come, and ends the process when a rank
-is lost (``judge.py``, ``ending.py``): whichever rank is to blame is named first.
+is lost (``verdict.py``, ``ending.py``): whichever rank is to blame is named first.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 from llm_train.errors import LLMTrainError
 from llm_train.runtime.watch.clock import Clock
 from llm_train.runtime.watch.ending import end, write_error
-from llm_train.runtime.watch.judge import Judge, cut_off, described
 from llm_train.runtime.watch.peers import Member, Peers, Standing, Verdict
+from llm_train.runtime.watch.verdict import Judge, cut_off, described
 from llm_train.runtime.watch.wakeup import OVER, Signals
 from llm_train.runtime.watch.watch_options import WatchOptions
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import lightning.pytorch as pl
 
 from llm_train.run_state import task_of
-from llm_train.runtime.watch.judge import STEP, VALIDATION
+from llm_train.runtime.watch.verdict import STEP, VALIDATION
 from llm_train.trainer.callbacks.base import EachStep
 
 
