@@ -60,8 +60,9 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     >>> find_launch({}).kind
     'none'
     >>> step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}
-    >>> find_launch(step)
-    Launch(kind='srun', ranks=4, local_ranks=2, nodes=2, even=True, rank=3, local_rank=0, node=0)
+    >>> launch = find_launch(step)
+    >>> launch.kind, launch.ranks, launch.local_ranks, launch.rank
+    ('srun', 4, 2, 3)
     >>> find_launch({**step, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}).kind
     'none'
     """

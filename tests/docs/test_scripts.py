@@ -186,7 +186,7 @@ def test_the_commands_of_the_page(cluster: Cluster) -> None:
     lines = [
         line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()
     ]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for name in ("torchrun", "kubectl", "scontrol"):
         cluster.offers(name, "exit 0")
     cluster.offers("python", "echo 8")
