@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llm_train.checkpoint import manifest
+from llm_train.checkpoint.manifest import CheckpointManifest
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.runtime.terminal import say
@@ -46,10 +47,17 @@ def require_url(url: str) -> None:
             f"checkpoint.remote={protocol if separator else url} must be a URL such as "
             "s3://bucket/path without credentials; its library finds those in the environment"
         )
+    if protocol == "memory":
+        raise ConfigError(
+            f"checkpoint.remote={url} is lost with the process; write s3:// or file://"
+        )
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"checkpoint.remote={url}: {error}") from None
+        raise ConfigError(
+            f"checkpoint.remote={url}: {error}; write a URL that fsspec knows, and install its "
+            "library"
+        ) from None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -125,16 +133,26 @@ class Remote:
         about = manifest.read(path)
         target = f"{root}/{path.name.removesuffix('.new')}-{about.sequence:08d}"
         if not fs.exists(f"{target}/{manifest.NAME}"):
-            for folder in {f"{target}/{name}".rpartition("/")[0] for name in about.files}:
-                fs.makedirs(folder, exist_ok=True)
-            names = list(about.files)
-            fs.put([str(path / name) for name in names], [f"{target}/{name}" for name in names])
-            fs.invalidate_cache()
-            for name, record in about.files.items():
-                if (size := fs.info(f"{target}/{name}")["size"]) != record.bytes:
-                    raise OSError(f"{name} has {size} bytes there, not {record.bytes}")
-            fs.put_file(str(path / manifest.NAME), f"{target}/{manifest.NAME}")
+            try:
+                self._put(fs, path, target, about)
+            except Exception:
+                with suppress(Exception):  # what is half done takes space
+                    self._remove(fs, target)
+                raise
         self._prune(fs, root, about.sequence)
+
+    def _put(
+        self, fs: AbstractFileSystem, path: Path, target: str, about: CheckpointManifest
+    ) -> None:
+        for folder in {f"{target}/{name}".rpartition("/")[0] for name in about.files}:
+            fs.makedirs(folder, exist_ok=True)
+        names = list(about.files)
+        fs.put([str(path / name) for name in names], [f"{target}/{name}" for name in names])
+        fs.invalidate_cache()
+        for name, record in about.files.items():
+            if (size := fs.info(f"{target}/{name}")["size"]) != record.bytes:
+                raise OSError(f"{name} has {size} bytes there, not {record.bytes}")
+        fs.put_file(str(path / manifest.NAME), f"{target}/{manifest.NAME}")
 
     def _prune(self, fs: AbstractFileSystem, root: str, sequence: int) -> None:
         """Deletes what the rules do not keep, and what earlier uploads have left half done."""
@@ -144,11 +162,14 @@ class Remote:
             for each in complete[: -self.store.keep_last]
             if not (self.store.keep_every and each.step % self.store.keep_every == 0)
         ]
-        for each in old:
-            fs.rm_file(f"{each.path}/{manifest.NAME}")
         for each in (*old, *half_done):
             if each.sequence < sequence:
-                fs.rm(each.path, recursive=True)
+                self._remove(fs, each.path)
+
+    def _remove(self, fs: AbstractFileSystem, target: str) -> None:
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{target}/{manifest.NAME}")
+        fs.rm(target, recursive=True)
 
     # --- coming back ------------------------------------------------------------------------------
 
@@ -188,7 +209,10 @@ class Remote:
             except Exception as error:
                 _log.warning("skipped %s/%s: %s", self.url, each.name, _line(error))
         if found and here is None:
-            raise CheckpointError(f"none of the checkpoints at {self.url} could be downloaded")
+            raise CheckpointError(
+                f"none of the checkpoints at {self.url} could be downloaded; repair what is there, "
+                "or start over without --resume and with another checkpoint.remote"
+            )
 
     def complete(self) -> list[Uploaded]:
         """Checkpoints at the URL, oldest first.

@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         code = _attempt(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
+    except KeyboardInterrupt:  # before a run listens to signals, or a second time
+        sys.stderr.write("llm-train: interrupted\n")
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
         output = select.poll()
         output.register(sys.stdout, 0)

@@ -39,6 +39,7 @@ PROBES: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     folder.write_speed,
     folder.file_system,
     folder.clock,
+    folder.remote,
     data.data,
     data.tokenizer,
     parts,
@@ -57,7 +58,7 @@ def examine(settings: Settings, *, local: bool) -> Iterator[Finding]:
             yield from probe(settings)
         except Exception as error:  # the next probe may still have something to say
             about = probe.__name__.replace("_", " ")
-            remedy = "look at the path and who may write there" * isinstance(error, OSError)
+            remedy = "look at the path or URL, and who may write there"
             yield Finding(about, f"{type(error).__name__}: {error}", "failed", remedy)
     if not check.problems(settings):
         yield from step.one_step(settings)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llm_train.context import Finding
@@ -108,6 +108,25 @@ def clock(settings: Settings) -> Iterator[Finding]:
     late = skew > _SKEW_SECONDS
     remedy = "synchronise the clocks (chrony, NTP): leases and ledgers compare times of hosts"
     yield Finding("clock", text, "warning" if late else "ok", remedy * late)
+
+
+def remote(settings: Settings) -> Iterator[Finding]:
+    """Whether the second home of checkpoints takes a file, and gives it back."""
+    if not settings.checkpoint.remote:
+        return
+    import fsspec
+
+    fs, root = fsspec.url_to_fs(settings.checkpoint.remote)
+    new, name = not fs.exists(root), f"{root.rstrip('/')}/.doctor"
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(name, b"doctor")
+    same = fs.cat_file(name) == b"doctor"
+    fs.rm_file(name)
+    if new:
+        with suppress(OSError):  # an object store has no folders
+            fs.rmdir(root)
+    text = f"{settings.checkpoint.remote} {'gives back' if same else 'changes'} what it is given"
+    yield Finding("remote", text, "ok" if same else "failed", "use another URL" * (not same))
 
 
 def _nearest(path: Path) -> Path:

@@ -88,16 +88,17 @@ def explained(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
         if not (isinstance(error, torch.OutOfMemoryError) or _SAID.search(str(error))):
             raise
         now = settings.batch.per_device
-        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2])  # torch adds much advice
+        # torch adds much advice
+        reason = ". ".join(" ".join(str(error).split()).split(". ")[:2]).rstrip(".")
         where = f"rank {trainer.global_rank} ran out of memory in step {trainer.global_step + 1}"
         line = f"{where} with batch.per_device={now}: {reason}; "
         smaller = next((n for n in range(now // 2, 0, -1) if now % n == 0), 0)
         frames = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
         if not smaller or not frames & _OF_THE_BATCH:
-            line += (
-                "a smaller micro-batch would not help: see docs/troubleshooting.md#out-of-memory"
+            why = (
+                "nothing shows that a smaller micro-batch would help" if smaller else "none is less"
             )
-            raise OutOfMemory(line) from error
+            raise OutOfMemory(f"{line}{why}: see docs/troubleshooting.md#out-of-memory") from error
         if settings.batch.on_out_of_memory == "raise":
             raise OutOfMemory(
                 f"{line}set batch.per_device={smaller}, which changes no batch of a step, or "

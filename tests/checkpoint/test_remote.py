@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +33,18 @@ def names(fs: Any) -> list[str]:
     return sorted(path.rpartition("/")[2] for path in fs.ls("/bucket/run", detail=False))
 
 
-def test_a_run_goes_on_where_its_disk_is_lost(tmp_path: Path, bucket: Any) -> None:
+def test_a_run_goes_on_where_its_disk_is_lost(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    url = f"file://{bucket}"
     options = {"checkpoint__keep_last": 2, "validate_every": "3 steps"}
     plain = write(tmp_path / "plain.yaml", tiny(tmp_path / "plain", steps=8, **options))
     assert run("fit", "-c", str(plain)).code == 0
-    config = tiny(tmp_path / "run", steps=8, checkpoint__remote=URL, **options)
+    config = tiny(tmp_path / "run", steps=8, checkpoint__remote=url, **options)
     path = str(write(tmp_path / "c.yaml", config))
     assert run("fit", "-c", path).code == 0
-    assert names(bucket) == ["step-00000006-00000002", "step-00000008-00000003"]
-    bucket.rm("/bucket/run/step-00000008-00000003/manifest.json")  # as if it were on its way
+    kept = ["step-00000006-00000002", "step-00000008-00000003"]
+    assert sorted(os.listdir(bucket)) == kept
+    (bucket / kept[1] / "manifest.json").unlink()  # as if it were on its way
     shutil.rmtree(tmp_path / "run")
     done = run("fit", "-c", path, "--resume", "auto")
     assert done.code == 0, done.err
@@ -48,11 +52,10 @@ def test_a_run_goes_on_where_its_disk_is_lost(tmp_path: Path, bucket: Any) -> No
     assert sorted(losses(tmp_path / "run")) == [7, 8]
     expected, found = (final_state(tmp_path / name, 8) for name in ("plain", "run"))
     assert all(found[key].equal(value) for key, value in expected.items())
-    assert names(bucket)[-1] == "step-00000008-00000003"  # again, and whole
-    assert bucket.exists("/bucket/run/step-00000008-00000003/manifest.json")
+    assert (bucket / kept[1] / "manifest.json").exists()  # again, and whole
     again = run("fit", "-c", path)
     assert again.code == 2
-    assert again.errors[0].startswith("checkpoint.remote=memory://bucket/run holds checkpoints")
+    assert again.errors[0].startswith(f"checkpoint.remote={url} holds checkpoints")
     assert "--resume auto" in again.errors[0]
 
 
@@ -92,12 +95,13 @@ def test_an_upload_that_fails_is_retried_at_the_next_save(
     assert caplog.text.count("no route to the object server") == 1
     assert "is not uploaded to memory://bucket/run: no route" in capsys.readouterr().out
     assert remote.complete() == []
+    assert names(bucket) == []  # what is half done takes no space
     monkeypatch.setattr(type(bucket), "put_file", real)
     writer(tmp_path).write(content(300, 1.0))
     remote.offer(tmp_path / "step-00000300")
     remote.finish(60)
     assert [each.step for each in remote.complete()] == [300]
-    assert names(bucket) == ["step-00000300-00000002"]  # what was half done is gone
+    assert names(bucket) == ["step-00000300-00000002"]
 
 
 def test_nothing_starts_over_because_the_url_does_not_answer(

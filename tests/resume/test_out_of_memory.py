@@ -49,7 +49,7 @@ def test_the_next_start_halves_and_keeps_the_losses(
 
 
 @pytest.mark.parametrize(
-    ("per_device", "remedy"), [(4, "set batch.per_device=2"), (1, "smaller micro-batch would not")]
+    ("per_device", "remedy"), [(4, "set batch.per_device=2"), (1, "none is less")]
 )
 def test_one_line_says_what_to_set(
     per_device: int, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -47,7 +47,8 @@ class Guard(Part, pl.Callback):
             data in between (rollback). skip and rollback wait for the device once a step.
         sigmas: standard deviations above the line that make a spike of a loss, and of a gradient
             norm if it is 3 times the usual, too; 0 looks only for what is not finite.
-        window: steps that the line goes through; nothing is a spike before there are as many.
+        window: steps that the line goes through; nothing is a spike before there are as many. With
+            fewer than 64 clean steps are found, too.
         limit: skips or rollbacks in 1,000 steps that a run survives; one more ends it.
         before: rollback goes back at least so many steps, where a checkpoint allows it (PaLM,
             arXiv:2204.02311, section 5.1: about 100).
