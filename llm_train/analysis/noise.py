@@ -37,7 +37,7 @@ def estimates(
     return gradient, (small - big) / (1 / small_batch - 1 / big_batch)
 
 
-class NoiseScale(NamedTuple):
+class Measured(NamedTuple):
     """A ratio of two noisy means.
 
     Attributes:
@@ -49,7 +49,7 @@ class NoiseScale(NamedTuple):
     error: float
 
 
-def noise_scale(gradients: Sequence[float], traces: Sequence[float]) -> NoiseScale:
+def noise_scale(gradients: Sequence[float], traces: Sequence[float]) -> Measured:
     """The ratio of the means of both estimates, with its error by the jackknife.
 
     The mean of the ratios would be biased, and each alone may be negative. Neighbours are left out
@@ -68,7 +68,7 @@ def noise_scale(gradients: Sequence[float], traces: Sequence[float]) -> NoiseSca
         rest = whole - parts
         without = rest[:, 1] / rest[:, 0]
         spread = (blocks - 1) / blocks * ((without - without.mean()) ** 2).sum()
-    return NoiseScale(float(ratio), float(np.sqrt(spread)))
+    return Measured(float(ratio), float(np.sqrt(spread)))
 
 
 def relative_cost(batch: float, other: float, noise: float) -> tuple[float, float]:
