@@ -51,6 +51,8 @@ def sample(initial: Initial, shape: torch.Size, *, seed: int, name: str) -> Tens
     generator = torch.Generator(device="cpu")
     generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: fits int64
     real.normal_(initial.mean, initial.std, generator=generator)
+    if initial.shape is not None:
+        initial.shape(real)
     return full
 
 
