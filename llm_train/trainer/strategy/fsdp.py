@@ -94,6 +94,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             weight_replicas=self.replicas * self.tensor,
             communicates_between_blocks=True,
             final_in_backward=True,
+            dtensors=True,
         )
 
     def problems(self, context: Context) -> Iterator[str]:
