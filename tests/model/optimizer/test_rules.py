@@ -13,8 +13,17 @@ from torch import nn, optim
 
 from llm_train.checkpoint import dcp, tensors
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer import LAMB, LARS, SGD, SGLD, AdamW, Lion, QuickProp
-from llm_train.model.optimizer.rule import Rule
+from llm_train.model.optimizer import (
+    LAMB,
+    LARS,
+    SGD,
+    SGLD,
+    AdamW,
+    Lion,
+    QuickProp,
+    ScheduleFreeAdamW,
+)
+from llm_train.model.optimizer.update_rule import UpdateRule
 
 STEPS, RATE, DECAY = 12, 0.05, 0.3
 RULES = [
@@ -26,6 +35,7 @@ RULES = [
     LARS(learning_rate=RATE, weight_decay=DECAY, trust=0.5),
     LAMB(learning_rate=RATE, weight_decay=DECAY),
     SGLD(learning_rate=RATE, temperature=0.01),
+    ScheduleFreeAdamW(learning_rate=RATE, weight_decay=DECAY),
 ]
 
 
@@ -50,7 +60,7 @@ Weights = list[np.ndarray]
 Path_ = list[Weights]
 
 
-def followed(config: Rule) -> Path_:
+def followed(config: UpdateRule) -> Path_:
     """The weights after each step of ours."""
     pairs = named()
     parameters = [parameter for _, parameter in pairs]
@@ -125,6 +135,20 @@ def quickprop(w, g, t, decay, memory):
     return w + memory["d"]
 
 
+def schedule_free(w, g, t, decay, memory):
+    """Algorithm 1 with its three points; w is y, where the gradient was taken."""
+    x, z = memory.get("x", w), memory.get("z", w)
+    memory["v"] = v = 0.95 * memory.get("v", 0.0) + 0.05 * g**2
+    z = z - RATE * (g / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + decay * w)
+    x = (1 - 1 / t) * x + z / t
+    memory["x"], memory["z"] = x, z
+    AVERAGES.append(x)
+    return 0.1 * z + 0.9 * x
+
+
+AVERAGES: Weights = []
+
+
 def gap(left: Path_, right: Path_) -> float:
     pairs = zip(left, right, strict=True)
     return max(np.abs(a - b).max() for one, two in pairs for a, b in zip(one, two, strict=True))
@@ -142,9 +166,10 @@ def gap(left: Path_, right: Path_) -> float:
         (LARS(learning_rate=RATE, weight_decay=DECAY, trust=0.5), lars),
         (LAMB(learning_rate=RATE, weight_decay=DECAY), lamb),
         (QuickProp(learning_rate=RATE), quickprop),
+        (ScheduleFreeAdamW(learning_rate=RATE, weight_decay=DECAY), schedule_free),
     ],
 )
-def test_the_update_is_the_formula(config: Rule, formula: Callable[..., np.ndarray]) -> None:
+def test_the_update_is_the_formula(config: UpdateRule, formula: Callable[..., np.ndarray]) -> None:
     assert gap(followed(config), written_out(formula)) < 1e-12
 
 
@@ -171,6 +196,21 @@ def test_the_momenta_differ_as_they_should() -> None:
     # torch's first step is that of plain descent, ten times as long as the average's.
     ratios = [(d - s) / (a - s) for d, a, s in zip(dampened[0], average[0], start, strict=True)]
     np.testing.assert_allclose(np.concatenate([r.ravel() for r in ratios]), 10.0)
+
+
+def test_whoever_reads_the_weights_alone_gets_the_average(tmp_path: Path) -> None:
+    config, pairs = ScheduleFreeAdamW(learning_rate=RATE, weight_decay=DECAY), named()
+    network = nn.ParameterDict(dict(pairs))
+    optimizer = config.build(network.named_parameters())
+    for _ in range(STEPS):
+        give([p for _, p in pairs], slope([p.detach().numpy() for _, p in pairs]))
+        optimizer.step()
+    dcp.write(tmp_path, tensors.state(network, optimizer))
+    alone = nn.ParameterDict(dict(named()))
+    tensors.load(tmp_path, alone, None)
+    written_out(schedule_free)
+    for (_, read), expected in zip(alone.items(), AVERAGES[-2:], strict=True):
+        np.testing.assert_allclose(read.detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
 def test_quickprop_ends_a_parabola_in_its_third_step() -> None:
@@ -209,7 +249,7 @@ def test_weights_in_bfloat16_have_state_in_float32() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_checkpoint_continues_bitwise(rule: Rule, tmp_path: Path) -> None:
+def test_a_checkpoint_continues_bitwise(rule: UpdateRule, tmp_path: Path) -> None:
     def network() -> nn.Linear:
         torch.manual_seed(0)
         return nn.Linear(3, 4)
@@ -284,6 +324,6 @@ def test_coupled_decay_is_divided_by_the_second_moment_and_decoupled_is_not() ->
         (lambda: SGLD(learning_rate=0.1, temperature=-1.0), "optimizer.temperature=-1.0 is not"),
     ],
 )
-def test_faulty_numbers_are_refused(make: Callable[[], Rule], key: str) -> None:
+def test_faulty_numbers_are_refused(make: Callable[[], UpdateRule], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         make()
