@@ -49,6 +49,10 @@ class Part:
         """What is wrong with this part here, one line each: key, value, rule, way out."""
         yield from ()
 
+    def notes(self, context: Context) -> Iterator[str]:
+        """What is not wrong but deserves a second thought, one line each."""
+        yield from ()
+
     def examine(self) -> Iterator[Finding]:
         """What the world outside is like, as far as this part depends on it, in bounded time."""
         yield from ()
@@ -99,6 +103,9 @@ class StrategyTraits:
     dtensors: bool = False
 
 
+UpdateSize = Literal["gradient", "element", "layer", "unknown"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerTraits:
     """What other parts need to know of an optimizer.
@@ -109,6 +116,9 @@ class OptimizerTraits:
         on_host: its update runs on a CPU, and fast enough for offloading.
         one_by_one: it updates each parameter without looking at the others.
         compiled: torch compiles its update, so that a plan counts no temporary tensors for it.
+        update_size: what the size of an update follows: the size of the gradient, as in SGD; of
+            each element by itself, which is about the learning rate, as in Adam; or of the layer.
+        averages: it keeps an average of the weights, which validations score.
     """
 
     name: str
@@ -116,6 +126,8 @@ class OptimizerTraits:
     on_host: bool = False
     one_by_one: bool = True
     compiled: bool = False
+    update_size: UpdateSize = "unknown"
+    averages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,7 @@ def _position(trainer: pl.Trainer, samples_per_step: int) -> dict[str, Any]:
     consumed = data.consumed + (step - data.steps_done) * samples_per_step
     return {
         "step": step,
+        "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),  # of that step
         "data": {**data.state_dict(), "consumed": consumed},
         "world_size": trainer.world_size,
         "strategy": type(strategy).__name__,
