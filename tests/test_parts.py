@@ -29,7 +29,7 @@ FAMILIES = {
 
 EXAMPLES = {
     "running_mean": "model/network",
-    "label_smoothing": "model/loss",
+    "confidence_penalty": "model/loss",
     "lion": "model/optimizer",
     "inverse_sqrt": "model/schedule",
     "numpy_tokens": "data",
