@@ -83,6 +83,7 @@ class StrategyTraits:
         communicates: ranks exchange data in every step; also true where one rank happens to run.
         final_in_backward: no reduction changes a gradient once backward has produced it.
         one_model: after every step the ranks hold one model, whole or in shards.
+        hides_gradients: that of a rank's first micro-batch cannot be read when backward made it.
     """
 
     name: str
@@ -93,6 +94,7 @@ class StrategyTraits:
     communicates: bool = True
     final_in_backward: bool = False
     one_model: bool = True
+    hides_gradients: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,8 @@ class _Sample:
     step: int
     steps: int  # since the log point before
     lap: Lap
-    values: Tensor  # (3 + ...): nats, tokens, gradient norm; sums of copies
+    values: Tensor  # (3 + ...): nats, tokens, gradient norm; of each rider; sums of copies
+    riders: list[int]  # how many values each of them has
     known: dict[str, float]  # metrics that the host has without waiting
 
 
@@ -116,7 +117,8 @@ class Metrics(EachStep):
     def _take(self, trainer: pl.Trainer, task: TaskBase) -> _Sample:
         sums, norm = task.run_state.sums, task.run_state.gradient_norm
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
-        packed = [sums, norm]
+        ridden = [rider.take() for rider in task.run_state.riders]
+        packed = [sums, norm, *ridden]
         if (copies := self._copies(trainer)) is not None:
             packed.append(copies.packed(sums.device))
         found = trainer.strategy.reduce(torch.cat(packed), reduce_op="sum")
@@ -135,7 +137,8 @@ class Metrics(EachStep):
             "progress/tokens": float(step * task.derived.tokens_per_step),
             **memory(trainer.strategy.root_device),
         }
-        return _Sample(step=step, steps=steps, lap=lap, values=values, known=known)
+        riders = [values.numel() for values in ridden]
+        return _Sample(step=step, steps=steps, lap=lap, values=values, riders=riders, known=known)
 
     def _flush(self, trainer: pl.Trainer, task: TaskBase) -> None:
         """Publishes the pending sample, on all ranks at the same step."""
@@ -151,6 +154,9 @@ class Metrics(EachStep):
             loss = 0.0  # of no step; all of the interval were left out
         else:
             metrics["train/loss"] = loss
+        for rider, count in zip(task.run_state.riders, sample.riders, strict=True):
+            metrics |= rider.metrics(summed[:count])
+            del summed[:count]
         metrics |= self._throughput(sample, task.derived)
         task.run_state.latest.update(metrics)
         task.run_state.latest_step = sample.step
