@@ -134,7 +134,7 @@ class Metrics(EachStep):
         steps, self._steps_at_lap = step - self._steps_at_lap, step
         known = {
             "optimizer/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "progress/tokens": float(step * task.derived.tokens_per_step),
+            "progress/tokens": float(task.derived.tokens(step)),
             **memory(trainer.strategy.root_device),
         }
         riders = [values.numel() for values in ridden]
@@ -178,7 +178,8 @@ class Metrics(EachStep):
         seconds = sample.lap.seconds
         if not sample.steps or seconds <= 0:
             return {}
-        per_second = sample.steps * derived.tokens_per_step / seconds
+        tokens = derived.tokens(sample.step) - derived.tokens(sample.step - sample.steps)
+        per_second = tokens / seconds
         per_device = per_second / derived.ranks
         metrics = {
             "throughput/tokens_per_s": per_second,
@@ -204,7 +205,7 @@ class Metrics(EachStep):
             return
         metrics = dict(task.run_state.held_out)
         if trainer.state.fn == "fit":
-            metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
+            metrics["progress/tokens"] = float(task.derived.tokens(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
