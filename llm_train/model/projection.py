@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_train.runtime.autocast import at_least_float32
+
 R = TypeVar("R")
 
 
@@ -27,7 +29,7 @@ class _ThroughShadow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.float(), None
+        return gradient.float(), None  # of a master weight in float32
 
 
 def through_shadow(weight: Tensor, shadow: Tensor | None) -> Tensor:
@@ -56,9 +58,9 @@ class Projection(NamedTuple):
     shadow: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V) in float32; padding columns are -inf."""
+        """(..., D) -> (..., V) in float32, or float64; padding columns are -inf."""
         matrix = through_shadow(self.weight, self.shadow)
-        out = F.linear(hidden, matrix).float()
+        out = at_least_float32(F.linear(hidden, matrix))
         if self.soft_cap > 0.0:
             out = self.soft_cap * torch.tanh(out / self.soft_cap)
         if self.vocab_size < self.weight.shape[0]:

@@ -62,7 +62,8 @@ class Task(Part, Trimmed, TaskBase):
         float8: how the blocks' linear layers scale operands of FP8 products; none: no FP8.
         attention: the one kernel that may compute attention on a GPU; auto tries cuDNN's first on
             Hopper and later, else FlashAttention, and takes the next one where the first cannot
-            compute it; flash3 is FlashAttention 3 from its own package.
+            compute it; flash3 is FlashAttention 3 from its own package; math (on any device) is
+            plain operators, slow and twice differentiable.
         update: step waits for all gradients; backward updates each parameter as soon as its own
             gradient is there, and frees that gradient (no clipping, no accumulation; one device or
             fsdp).

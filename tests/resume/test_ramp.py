@@ -93,7 +93,7 @@ def test_ranks_share_every_stage(fork_server: ForkServer, tmp_path: Path) -> Non
 def test_a_batch_that_a_resume_changes_is_said(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To a smaller one, halfway, of a run whose budget is in steps: the schedule goes by steps as well."""
+    """To a smaller one, halfway, of a run in steps: the schedule goes by steps as well."""
     steps = {"budget": "8 steps", "model__schedule": part("WarmupCosine", warmup="2 steps")}
     one = train(tmp_path / "one", **steps)
     two = train(tmp_path / "two", step(one, 4), batch__tokens=64, **steps)

@@ -32,7 +32,7 @@ from llm_train.context import Context
 from llm_train.errors import check_at_least
 from llm_train.model.loss.base import LossSum, Projection, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
-from llm_train.runtime.autocast import autocast_dtype
+from llm_train.runtime.autocast import at_least_float32, autocast_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,10 @@ class _ChunkedSum(torch.autograd.Function):
             source = weight.detach() if shadow is None else shadow
             matrix = source.to(settings.dtype)  # (V, D)
             grad_hidden = torch.zeros_like(hidden) if wants_hidden else None  # (N, D)
+            wide = torch.promote_types(settings.dtype, torch.float32)
             # Summed over chunks, in the shape of the weight (V, D).
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-            sums = hidden.new_zeros(2, dtype=torch.float32)  # objective, nats
+            grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+            sums = hidden.new_zeros(2, dtype=wide)  # objective, nats
             for start in range(0, hidden.shape[0], settings.chunk_tokens):
                 rows = slice(start, start + settings.chunk_tokens)
                 part = hidden[rows].detach().to(settings.dtype)  # (n, D)
@@ -168,7 +169,7 @@ def _chunk(
 ) -> tuple[Tensor, Tensor]:
     """Returns one chunk's objective and nats (2,), and the gradient at its raw logits (n, V)."""
     vocab, cap = settings.vocab_size, settings.soft_cap
-    logits = F.linear(hidden, weight).float()  # (n, V)
+    logits = at_least_float32(F.linear(hidden, weight))  # (n, V)
     if cap > 0.0:
         logits = logits.div_(cap).tanh_().mul_(cap)
     logits[:, vocab:] = float("-inf")
@@ -186,7 +187,7 @@ def _chunk(
     grad *= 1.0 + 2.0 * settings.z_loss * log_z
     if torch.compiler.is_compiling():
         # Inductor ends a kernel at a scatter: float32 gradients would be written and read again.
-        grad -= (torch.arange(grad.shape[-1], device=grad.device) == columns).float()
+        grad -= (torch.arange(grad.shape[-1], device=grad.device) == columns).to(grad.dtype)
     else:
         grad.scatter_add_(-1, columns, torch.full_like(log_z, -1.0))
     grad *= valid.unsqueeze(-1)
