@@ -48,8 +48,22 @@ ROWS = [
         must="started again by the same command: weights, optimizer, random states, position and "
         "losses bitwise those of the unbroken run",
         tests=("tests/chaos/test_kill.py",),
-        counts={"kills": "kills", "inside_save": "of them inside a save"},
+        counts={
+            "kills": "kills",
+            "inside_save": "of them inside a save",
+            "asynchronous": "of them of runs that save alongside training",
+        },
         wanted=1000,
+    ),
+    Row(
+        fault="SIGKILL while checkpoints are uploaded to a URL; the local disk is lost",
+        must="the newest complete checkpoint of both homes is taken; bitwise the unbroken run",
+        tests=(
+            "tests/chaos/test_remote.py",
+            "tests/checkpoint/test_remote.py",
+            "tests/checkpoint/test_remote_s3.py",
+        ),
+        counts={"": "trials", "uploads": "kills inside an upload", "lost": "lost disks"},
     ),
     Row(
         fault="every call that changes the disk as a crash point: save, replace, delete, load",
@@ -82,7 +96,8 @@ ROWS = [
         wanted=150,
     ),
     Row(
-        fault="hang, stopped rank, exception, exit; SIGKILL of a rank under torchrun",
+        fault="hang, stopped rank, mismatched collective, exception, exit of one of 2 or 4 ranks, "
+        "DDP, FSDP, ZeRO; SIGKILL of a rank under torchrun",
         must="found in time, the right rank and traceback first, restarted",
         tests=("tests/chaos/test_torchrun.py", "tests/trainer/callbacks/test_lost_ranks.py"),
         counts={"": "trials", "rank_kills": "kills of a rank under torchrun"},

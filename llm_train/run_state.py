@@ -7,8 +7,9 @@ restores ``sums``; the others are filled anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -20,6 +21,16 @@ from llm_train.model.network.base import LanguageModel
 from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.runtime.watch.thread import Watch
+
+
+class Rider(Protocol):
+    """Has numbers of its own summed over ranks with those of a log point: no further collective."""
+
+    def take(self) -> Tensor:
+        """(n,) what has gathered since the last call, on the device."""
+
+    def metrics(self, summed: Sequence[float]) -> dict[str, float]:
+        """What to log, from the n sums over all ranks; called in the order of the log points."""
 
 
 @dataclass(kw_only=True)
@@ -39,6 +50,8 @@ class RunState:
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
         start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
+        riders: whose numbers travel with those of a log point. Each adds itself before the first
+            step; ``Metrics`` asks them.
         flush: publishes the log point that is not yet copied from the device; collective over
             ranks. Owned by ``Metrics``; ``Checkpoints`` calls it before it saves.
         stop_signal: number of the signal that ended the run, on all ranks; 0 is none. Owned by
@@ -59,6 +72,7 @@ class RunState:
     latest: dict[str, float] = field(default_factory=dict)
     latest_step: int = 0
     start_up: dict[str, float] = field(default_factory=dict)
+    riders: list[Rider] = field(default_factory=list)
     flush: Callable[[], None] = lambda: None  # nothing is on its way
     stop_signal: int = 0
     watch: Watch = field(default_factory=Watch)
@@ -94,6 +108,10 @@ class TaskBase(pl.LightningModule):
                 "trainer.fit or trainer.validate"
             )
         return self._derived
+
+    def rederive(self, derived: Derived) -> None:
+        """Receives other numbers, before training starts: those of a run that continues."""
+        self._derived = derived
 
 
 def task_of(module: pl.LightningModule) -> TaskBase:

@@ -30,6 +30,7 @@ README = ROOT / "README.md"
 # YAML key, package, and the name of the base class of what the key takes.
 FAMILIES = (
     ("model.network", "llm_train.model.network", "Network"),
+    ("model.network.init_args.rotary_scaling", "llm_train.model.network", "RotaryScaling"),
     ("model.loss", "llm_train.model.loss", "Loss"),
     ("model.optimizer", "llm_train.model.optimizer", "Optimizer"),
     ("model.schedule", "llm_train.model.schedule", "Schedule"),

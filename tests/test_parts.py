@@ -29,9 +29,9 @@ FAMILIES = {
 
 EXAMPLES = {
     "running_mean": "model/network",
-    "label_smoothing": "model/loss",
-    "lion": "model/optimizer",
-    "inverse_sqrt": "model/schedule",
+    "confidence_penalty": "model/loss",
+    "sign_descent": "model/optimizer",
+    "step_decay": "model/schedule",
     "numpy_tokens": "data",
     "compressed": "trainer/strategy",
     "weight_norm": "trainer/callbacks",
@@ -98,7 +98,7 @@ def test_a_new_part_is_one_file(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for shown in ("RunningMean", "Lion", "InverseSqrt", "Thrifty", "Compressed"):
+    for shown in ("RunningMean", "SignDescent", "StepDecay", "Thrifty", "Compressed"):
         assert shown in done.stdout
 
 

@@ -10,31 +10,23 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from llm_train.checkpoint import manifest
-from llm_train.checkpoint.manifest import CheckpointManifest
-from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.manifest import FileRecord
+from llm_train.checkpoint.store import CheckpointStore, Entry
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.runtime.terminal import say
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from fsspec.implementations.dirfs import DirFileSystem
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"^(step-([0-9]{8,}))-([0-9]{8,})$")
-
-
-class Uploaded(NamedTuple):
-    """A checkpoint at the URL; sorts by when it was committed."""
-
-    sequence: int
-    step: int
-    name: str
-    path: str
+_NAME = re.compile(r"^step-([0-9]{8,})-([0-9]{8,})$")
 
 
 def require_url(url: str) -> None:
@@ -60,6 +52,16 @@ def require_url(url: str) -> None:
         ) from None
 
 
+def folder_at(url: str) -> DirFileSystem:
+    """What is at ``url``, under names relative to it, as it is now."""
+    import fsspec
+    from fsspec.implementations.dirfs import DirFileSystem
+
+    fs, root = fsspec.url_to_fs(url)
+    fs.invalidate_cache()
+    return DirFileSystem(root.rstrip("/"), fs)
+
+
 @dataclass(kw_only=True, eq=False)
 class Remote:
     """Uploads the checkpoints of a store in a thread, and brings one back where it is needed.
@@ -72,7 +74,7 @@ class Remote:
     url: str
     store: CheckpointStore
     _wanted: Path | None = None
-    _sending: Path | None = None
+    _sending: Path | None = None  # or what the last upload has failed with
     _trouble: str = ""  # of the last upload
     _thread: threading.Thread | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -93,83 +95,49 @@ class Remote:
 
     def finish(self, seconds: float) -> None:
         """Waits for the last upload, for so long at most, and says what is not uploaded."""
-        thread = self._thread
-        if thread is not None and seconds:
+        if (thread := self._thread) is not None:
             thread.join(1)
             if thread.is_alive():
                 say(f"\nwaiting up to {seconds:.0f} s for the upload to {self.url}")
             thread.join(seconds)
-        left = self._wanted or self._sending
-        if left is not None:
+        if left := self._wanted or self._sending:
             say(f"\n{left} is not uploaded to {self.url}: {self._trouble or 'there was no time'}")
 
     def _send_all(self) -> None:
         while True:
             with self._lock:
-                self._sending, self._wanted = self._wanted, None
-                if self._sending is None:
+                if self._wanted is None:
                     self._thread = None
                     return
+                self._sending, self._wanted = self._wanted, None
             try:
                 self._send(self._sending)
-                self._trouble = ""
+                self._sending, self._trouble = None, ""
             except Exception as error:  # each library has errors of its own
-                if not self._trouble:
+                before, self._trouble = self._trouble, _line(error)
+                if not before:
                     _log.warning(
                         "cannot upload %s to %s: %s; training goes on, and the next save tries "
                         "again",
                         self._sending,
                         self.url,
-                        _line(error),
+                        self._trouble,
                     )
-                self._trouble = _line(error)
-                with self._lock:
-                    if self._wanted is None:
-                        self._thread = None
-                        return
 
     def _send(self, path: Path) -> None:
-        fs, root = self._file_system()
-        about = manifest.read(path)
-        target = f"{root}/{path.name.removesuffix('.new')}-{about.sequence:08d}"
-        if not fs.exists(f"{target}/{manifest.NAME}"):
+        fs, about = folder_at(self.url), manifest.read(path)
+        name = f"{path.name.removesuffix('.new')}-{about.sequence:08d}"
+        if not _exists(fs, f"{name}/{manifest.NAME}"):
             try:
-                self._put(fs, path, target, about)
+                _put(fs, path, name, about.files)
             except Exception:
                 with suppress(Exception):  # what is half done takes space
-                    self._remove(fs, target)
+                    _remove(fs, name)
                 raise
-        self._prune(fs, root, about.sequence)
-
-    def _put(
-        self, fs: AbstractFileSystem, path: Path, target: str, about: CheckpointManifest
-    ) -> None:
-        for folder in {f"{target}/{name}".rpartition("/")[0] for name in about.files}:
-            fs.makedirs(folder, exist_ok=True)
-        names = list(about.files)
-        fs.put([str(path / name) for name in names], [f"{target}/{name}" for name in names])
-        fs.invalidate_cache()
-        for name, record in about.files.items():
-            if (size := fs.info(f"{target}/{name}")["size"]) != record.bytes:
-                raise OSError(f"{name} has {size} bytes there, not {record.bytes}")
-        fs.put_file(str(path / manifest.NAME), f"{target}/{manifest.NAME}")
-
-    def _prune(self, fs: AbstractFileSystem, root: str, sequence: int) -> None:
-        """Deletes what the rules do not keep, and what earlier uploads have left half done."""
-        complete, half_done = self._list(fs, root)
-        old = [
-            each
-            for each in complete[: -self.store.keep_last]
-            if not (self.store.keep_every and each.step % self.store.keep_every == 0)
-        ]
-        for each in (*old, *half_done):
-            if each.sequence < sequence:
-                self._remove(fs, each.path)
-
-    def _remove(self, fs: AbstractFileSystem, target: str) -> None:
-        with suppress(FileNotFoundError):
-            fs.rm_file(f"{target}/{manifest.NAME}")
-        fs.rm(target, recursive=True)
+        complete, half_done = _list(fs)
+        for each in (*self.store.outdated(complete), *half_done):
+            if each.sequence < about.sequence:
+                _remove(fs, each.path.name)
 
     # --- coming back ------------------------------------------------------------------------------
 
@@ -207,31 +175,29 @@ class Remote:
                 self._fetch(each)
                 return
             except Exception as error:
-                _log.warning("skipped %s/%s: %s", self.url, each.name, _line(error))
+                _log.warning("skipped %s/%s: %s", self.url, each.path, _line(error))
         if found and here is None:
             raise CheckpointError(
                 f"none of the checkpoints at {self.url} could be downloaded; repair what is there, "
                 "or start over without --resume and with another checkpoint.remote"
             )
 
-    def complete(self) -> list[Uploaded]:
+    def complete(self) -> list[Entry]:
         """Checkpoints at the URL, oldest first.
 
         Raises:
             CheckpointError: they cannot be listed.
         """
         try:
-            fs, root = self._file_system()
-            return self._list(fs, root)[0]
+            return _list(folder_at(self.url))[0]
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint.remote={self.url} cannot be listed: {_line(error)}; make it "
                 "reachable, or leave it out"
             ) from error
 
-    def _fetch(self, each: Uploaded) -> None:
-        fs, _ = self._file_system()
-        stage = self.store.stage(each.step)
+    def _fetch(self, each: Entry) -> None:
+        fs, stage = folder_at(self.url), self.store.stage(each.step)
         try:
             fs.get_file(f"{each.path}/{manifest.NAME}", str(stage / manifest.NAME))
             names = list(manifest.read(stage).files)
@@ -244,27 +210,42 @@ class Remote:
         finally:
             self.store.drop_stage(each.step)
 
-    def _file_system(self) -> tuple[AbstractFileSystem, str]:
-        import fsspec
 
-        fs, root = fsspec.url_to_fs(self.url)
-        fs.invalidate_cache()
-        return fs, root.rstrip("/")
+def _put(fs: DirFileSystem, path: Path, name: str, files: Mapping[str, FileRecord]) -> None:
+    for folder in {f"{name}/{file}".rpartition("/")[0] for file in files}:
+        fs.makedirs(folder, exist_ok=True)
+    fs.put([str(path / file) for file in files], [f"{name}/{file}" for file in files])
+    fs.invalidate_cache()
+    for file, record in files.items():
+        if (size := fs.info(f"{name}/{file}")["size"]) != record.bytes:
+            raise OSError(f"{file} has {size} bytes there, not {record.bytes}")
+    fs.put_file(str(path / manifest.NAME), f"{name}/{manifest.NAME}")
 
-    def _list(self, fs: AbstractFileSystem, root: str) -> tuple[list[Uploaded], list[Uploaded]]:
-        """What is complete, and what is not; each oldest first."""
-        complete: list[Uploaded] = []
-        half_done: list[Uploaded] = []
-        paths: list[str] = []
-        with suppress(FileNotFoundError):  # nothing was uploaded yet
-            paths = fs.ls(root, detail=False)
-        for path in paths:
-            name = path.rstrip("/").rpartition("/")[2]
-            if match := _NAME.match(name):
-                each = Uploaded(int(match[3]), int(match[2]), match[1], path.rstrip("/"))
-                done = fs.exists(f"{each.path}/{manifest.NAME}")
-                (complete if done else half_done).append(each)
-        return sorted(complete), sorted(half_done)
+
+def _remove(fs: DirFileSystem, name: str) -> None:
+    with suppress(FileNotFoundError):
+        fs.rm_file(f"{name}/{manifest.NAME}")
+    fs.rm(name, recursive=True)
+
+
+def _list(fs: DirFileSystem) -> tuple[list[Entry], list[Entry]]:
+    """What is complete, and what is not; each oldest first."""
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # nothing was uploaded yet
+        names = fs.ls("", detail=False)
+    matches = filter(None, (_NAME.match(name.rstrip("/")) for name in names))
+    found = sorted(Entry(int(m[2]), int(m[1]), Path(m[0])) for m in matches)
+    complete = [each for each in found if _exists(fs, f"{each.path}/{manifest.NAME}")]
+    return complete, [each for each in found if each not in complete]
+
+
+def _exists(fs: DirFileSystem, name: str) -> bool:
+    """As ``fs.exists``, for which a server that does not answer may be one that has nothing."""
+    try:
+        fs.info(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-([0-9]{8,})(\.new)?$")
 
 
-class _Entry(NamedTuple):
-    """One checkpoint directory; sorts by when it was committed, damaged manifests first."""
+class Entry(NamedTuple):
+    """One checkpoint, here or elsewhere; sorts by when it was committed, damaged ones first."""
 
     sequence: int  # -1: the manifest cannot be read
     step: int
@@ -137,7 +137,7 @@ class CheckpointStore:
     def newest(self) -> Found:
         """The last committed checkpoint that is complete, checksums included."""
         skipped: list[tuple[Path, str]] = []
-        complete: _Entry | None = None
+        complete: Entry | None = None
         for entry in reversed(self._entries()):
             # Without a manifest, the step is all that says which of two is newer.
             if complete and (entry.sequence >= 0 or entry.step <= complete.step):
@@ -147,6 +147,11 @@ class CheckpointStore:
             else:
                 complete = entry
         return Found(complete and complete.path, skipped)
+
+    def outdated(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of ``entries``, oldest first, that the rules do not keep."""
+        every = self.keep_every
+        return [e for e in entries[: -self.keep_last] if not (every and e.step % every == 0)]
 
     def committed(self) -> list[tuple[int, Path]]:
         """Step and path of every checkpoint, the last committed first, damaged ones included."""
@@ -219,16 +224,16 @@ class CheckpointStore:
                     f"no checkpoint can be saved in {self.root}: {error}"
                 ) from None
 
-    def _entries(self) -> list[_Entry]:
+    def _entries(self) -> list[Entry]:
         """Every directory with a checkpoint's name, oldest first."""
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         for path in self.root.glob("step-*"):
             # A link that leads nowhere now, to a disk that is not mounted, is a damaged checkpoint.
             if (match := _NAME.match(path.name)) and (path.is_dir() or path.is_symlink()):
                 sequence = -1
                 with suppress(CheckpointError):
                     sequence = manifest.read(path).sequence
-                entries.append(_Entry(sequence, int(match[1]), path))
+                entries.append(Entry(sequence, int(match[1]), path))
         return sorted(entries)
 
     def _finish_replacements(self) -> None:
@@ -238,10 +243,9 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Deletes what the rules do not keep; a failure is logged, for the new one is in place."""
-        for entry in self._entries()[: -self.keep_last]:
-            kept = self.keep_every and entry.step % self.keep_every == 0
+        for entry in self.outdated(self._entries()):
             # Somebody has given a link's checkpoint a home.
-            if kept or entry.path.is_symlink() or self.in_use(entry.path):
+            if entry.path.is_symlink() or self.in_use(entry.path):
                 continue
             try:
                 disk.remove(entry.path, self._grave(entry.path))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llm_train.checkpoint.remote import folder_at
 from llm_train.context import Finding
 from llm_train.plan.cost_model import weights_of
 from llm_train.runtime import disk
@@ -114,20 +115,18 @@ def clock(settings: Settings) -> Iterator[Finding]:
 
 def remote(settings: Settings) -> Iterator[Finding]:
     """Whether the second home of checkpoints takes a file, and gives it back."""
-    if not settings.checkpoint.remote:
+    if not (url := settings.checkpoint.remote):
         return
-    import fsspec
-
-    fs, root = fsspec.url_to_fs(settings.checkpoint.remote)
-    new, name = not fs.exists(root), f"{root.rstrip('/')}/.doctor"
-    fs.makedirs(root, exist_ok=True)
+    fs, name = folder_at(url), ".doctor"
+    new = not fs.exists("")
+    fs.makedirs("", exist_ok=True)
     fs.pipe_file(name, b"doctor")
     same = fs.cat_file(name) == b"doctor"
     fs.rm_file(name)
     if new:
         with suppress(OSError):  # an object store has no folders
-            fs.rmdir(root)
-    text = f"{settings.checkpoint.remote} {'gives back' if same else 'changes'} what it is given"
+            fs.rmdir("")
+    text = f"{url} {'gives back' if same else 'changes'} what it is given"
     yield Finding("remote", text, "ok" if same else "failed", "use another URL" * (not same))
 
 

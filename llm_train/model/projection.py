@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_train.runtime.autocast import at_least_float32
+
 R = TypeVar("R")
 
 
@@ -27,7 +29,7 @@ class _ThroughShadow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.float(), None
+        return gradient.float(), None  # of a master weight in float32
 
 
 def through_shadow(weight: Tensor, shadow: Tensor | None) -> Tensor:
@@ -56,15 +58,20 @@ class Projection(NamedTuple):
     shadow: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V) in float32; padding columns are -inf."""
+        """(..., D) -> (..., V) in float32, or float64; padding columns are -inf."""
         matrix = through_shadow(self.weight, self.shadow)
-        out = F.linear(hidden, matrix).float()
-        if self.soft_cap > 0.0:
-            out = self.soft_cap * torch.tanh(out / self.soft_cap)
-        if self.vocab_size < self.weight.shape[0]:
-            padding = torch.arange(self.weight.shape[0], device=out.device) >= self.vocab_size
-            out = out.masked_fill(padding, float("-inf"))
-        return out
+        return finish(F.linear(hidden, matrix), self.vocab_size, self.soft_cap)
+
+
+def finish(products: Tensor, vocab_size: int, soft_cap: float) -> Tensor:
+    """(..., V) products of hidden states and weight -> logits, as ``Projection`` describes them."""
+    out = at_least_float32(products)
+    if soft_cap > 0.0:
+        out = soft_cap * torch.tanh(out / soft_cap)
+    if vocab_size < out.shape[-1]:
+        padding = torch.arange(out.shape[-1], device=out.device) >= vocab_size
+        out = out.masked_fill(padding, float("-inf"))
+    return out
 
 
 Readout = Callable[[Tensor, Projection], R]

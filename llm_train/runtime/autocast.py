@@ -1,4 +1,4 @@
-"""Asks autocast for the dtype of products and activations, so that no setting is needed for it."""
+"""Dtypes of a computation, from autocast and from the tensors, so that no setting is needed."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
         return x.dtype
     return torch.get_autocast_dtype(x.device.type)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Raises float16 and bfloat16 to float32, and returns anything wider as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -30,6 +30,21 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
+def own_part(full: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of ``full``, sharded as ``like`` is; a view, without communication.
+
+    Not ``distribute_tensor``, which does not know a dimension that is cut twice, for tensor
+    parallelism and by shards.
+    """
+    if not is_dtensor(like):
+        return full
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = like.device_mesh, like.placements
+    shape, offset = compute_local_shape_and_global_offset(like.shape, mesh, placements)
+    return full[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+
+
 def pieces(tensor: Tensor) -> list[Tensor]:
     """The tensors that a sharded or quantized one is made of on this rank."""
     tensor = local_part(tensor)

@@ -45,6 +45,7 @@ class Fit(Verb):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         settings = load(flags.settings)
 
+        from llm_train.check import notes
         from llm_train.run.memory import FILE_NAME, OutOfMemory
         from llm_train.run.training import build
         from llm_train.runtime import startup
@@ -57,6 +58,8 @@ class Fit(Verb):
             say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)
         say_sections(run.table)
+        for note in notes(run.settings):
+            say(f"\nnote: {note}")
         try:
             return _conclude(run, run.fit())
         except OutOfMemory as error:
@@ -109,7 +112,7 @@ def _conclude(run: Run, result: Result) -> int:
             "continue with --resume auto"
         )
         return 128 + result.signal if result.signal else 0
-    say(f"\ndone: {step} steps, {step * run.derived.tokens_per_step:,} tokens")
+    say(f"\ndone: {step} steps, {run.derived.tokens(step):,} tokens")
     if "val/loss" in result.metrics:
         say(section("held out", held_out(settings, result)))
     say(f"\nwrote {settings.run_dir}/metrics.jsonl, config.yaml, derived.json and checkpoints/")

@@ -19,7 +19,7 @@ from tests.chaos.jobs import launcher, require_end
 # What a refusal may take, of the processor and of memory that no trial before has taken.
 SECONDS, MEBIBYTES = 30.0, 500
 SHARDS = 8
-Start = Callable[[Path, str, int], Callable[[], Job]]
+Start = Callable[..., Callable[[], Job]]
 Unbroken = Callable[[str, int], Path]
 
 
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def start(fork_server: ForkServer) -> Start:
-    """What starts a run in a folder, of a strategy and a number of steps; again and again."""
+    """What starts a run again and again: in a folder, with a strategy and a number of steps."""
     return partial(launcher, fork_server)
 
 

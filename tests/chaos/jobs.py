@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.testing.checkpoints import tensors_of
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer, Job
-from llm_train.trainer.logger.records import read_lines, read_metrics
+from llm_train.trainer.logger.records import read_metrics
 
 # strategy -> ranks; 0 is a plain process without a launcher
 RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
@@ -26,14 +27,14 @@ PATIENCE_SECONDS = 120.0
 
 
 def launcher(
-    fork_server: ForkServer, folder: Path, strategy: str, steps: int
+    fork_server: ForkServer, folder: Path, strategy: str, steps: int, **overrides: Any
 ) -> Callable[..., Job]:
     """What a supervisor would start again and again: the same command each time."""
-    arguments, ranks = arguments_of(folder, strategy, steps), RANKS[strategy]
+    arguments, ranks = arguments_of(folder, strategy, steps, **overrides), RANKS[strategy]
     return partial(fork_server.start, *arguments, ranks=ranks, log=folder / "log.txt")
 
 
-def arguments_of(folder: Path, strategy: str, steps: int) -> list[str]:
+def arguments_of(folder: Path, strategy: str, steps: int, **overrides: Any) -> list[str]:
     """Of a run in a folder."""
     config = tiny(
         folder / "run",
@@ -42,6 +43,7 @@ def arguments_of(folder: Path, strategy: str, steps: int) -> list[str]:
         checkpoint__every=f"{EVERY} steps",
         validate_every="7 steps",
         trainer__strategy=strategy,
+        **overrides,
     )
     return ["fit", "-c", str(write(folder / "c.yaml", config)), "--resume", "auto"]
 
@@ -58,11 +60,25 @@ def until(job: Job, true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def logged(run_dir: Path) -> list[int]:
-    """The steps in the metrics, in the order in which they were made, repeated ones included."""
-    metrics = run_dir / "metrics.jsonl"
-    lines = read_lines(metrics) if metrics.exists() else []
-    return [line["step"] for line in lines if "event" not in line]
+class Progress:
+    """The steps that a run logs from now on; asked all the time, it reads what is new."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path, self._last = run_dir / "metrics.jsonl", 0
+        before = self._path.read_bytes() if self._path.exists() else b""
+        self._read = before.rfind(b"\n") + 1  # what a kill has torn is cut off by the next start
+
+    @property
+    def last(self) -> int:
+        """The highest of them; 0 if there is none."""
+        if self._path.exists() and self._path.stat().st_size > self._read:
+            with open(self._path, "rb") as file:
+                file.seek(self._read)
+                lines, newline, _ = file.read().rpartition(b"\n")
+            self._read += len(lines + newline)
+            for record in map(json.loads, filter(None, lines.split(b"\n"))):
+                self._last = max(self._last, 0 if "event" in record else record["step"])
+        return self._last
 
 
 class Killed(NamedTuple):
@@ -82,23 +98,19 @@ def kill(fit: Callable[[], Job], run_dir: Path, moment: str, draw: random.Random
         draw: where the random numbers come from.
     """
     saved = newest(run_dir)
-    reached = step_of(saved) if saved else 0
-    lines = len(logged(run_dir))
-
-    def steps() -> list[int]:  # of this start
-        return logged(run_dir)[lines:]
+    reached, steps = step_of(saved) if saved else 0, Progress(run_dir)
 
     def saving() -> bool:  # what an earlier start left is gone before the first step
-        return bool(steps()) and any((run_dir / "checkpoints").glob(".*"))
+        return bool(steps.last) and any((run_dir / "checkpoints").glob(".*"))
 
     job = fit()
     if moment == "save":
         wanted = reached + EVERY * draw.randint(0, 1) + 1
-        until(job, lambda: max(steps(), default=0) >= wanted and saving())
+        until(job, lambda: steps.last >= wanted and saving())
         time.sleep(draw.uniform(0, 0.015))
     elif moment == "step":
         wanted = reached + draw.randint(1, 20)
-        until(job, lambda: max(steps(), default=0) >= wanted)
+        until(job, lambda: steps.last >= wanted)
         time.sleep(draw.uniform(0, 0.01))
     else:
         time.sleep(draw.uniform(0, 2.5))
@@ -123,8 +135,9 @@ def require_same(checkpoint: Path | None, expected: Path) -> None:
     """Compares a checkpoint with the one of the unbroken run at the same step, bit by bit."""
     if checkpoint is None:
         return
-    other = expected / "checkpoints" / checkpoint.name
-    first, second = (manifest.read(path) for path in (checkpoint, other))
+    first = manifest.read(checkpoint)
+    other = expected / "checkpoints" / f"step-{first.metadata['step']:08d}"
+    second = manifest.read(other)
     assert first.metadata == second.metadata
     assert first.files.keys() == second.files.keys()
     # The configuration names the run's folder; the order of tensors in a file is DCP's affair.

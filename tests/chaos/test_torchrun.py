@@ -19,7 +19,7 @@ import pytest
 
 from llm_train.testing.ranks import environment
 from tests.chaos.conftest import Unbroken
-from tests.chaos.jobs import arguments_of, logged, newest, require_unbroken, step_of
+from tests.chaos.jobs import Progress, arguments_of, newest, require_unbroken, step_of
 from tests.chaos.trials import trials
 
 KILLS, STEPS, SECONDS = 5, 96, 5.0
@@ -40,18 +40,18 @@ def test_torchrun(
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node=2", f"--max-restarts={KILLS}", "-m", "llm_train"]
     command = [*launcher, *arguments_of(tmp_path, strategy, STEPS)]
-    run_dir, worst, lines = tmp_path / "run", 0.0, 0
+    run_dir, worst = tmp_path / "run", 0.0
     with (
         open(tmp_path / "log.txt", "wb") as log,
         subprocess.Popen(command, env=environment(), stdout=log, stderr=log) as agent,
     ):
         for _ in range(KILLS):
-            saved = newest(run_dir)
+            saved, steps = newest(run_dir), Progress(run_dir)
             wanted = (step_of(saved) if saved else 0) + draw.randint(1, 16)
-            wait(lambda a, s: max(logged(run_dir)[a:], default=0) >= s, agent, lines, wanted)
+            wait(lambda s, w: s.last >= w, agent, steps, wanted)
             ranks = workers(agent.pid)
             os.kill(draw.choice(sorted(ranks)), signal.SIGKILL)
-            killed, lines = time.monotonic(), len(logged(run_dir))
+            killed = time.monotonic()
             wait(lambda a: len(workers(agent.pid) - a) == 2, agent, ranks)
             worst = max(worst, time.monotonic() - killed)
         assert agent.wait(600) == 0, (tmp_path / "log.txt").read_text()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from llm_train.testing.disk_faults import disk_faults, killed_at
+from tests.checkpoint.disk_faults import disk_faults, killed_at
 from tests.checkpoint.saves import SCENARIOS
 
 

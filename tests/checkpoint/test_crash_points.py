@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.testing import disk_faults
 from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import environment
+from tests.checkpoint import disk_faults
 from tests.checkpoint.saves import NEW, OLD, SCENARIOS, require_going_on, save, value_of
 
 WORKER = Path(__file__).with_name("crash_worker.py")

@@ -12,7 +12,7 @@ import pytest
 from llm_train.checkpoint.save_failed import SaveFailed
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
-from llm_train.testing.disk_faults import ERRORS, disk_faults, failing_at
+from tests.checkpoint.disk_faults import ERRORS, disk_faults, failing_at
 from tests.checkpoint.saves import NEW, OLD, SCENARIOS, require_going_on, value_of
 
 SHORT = ("next", "full", False)  # is in the default suite

@@ -120,6 +120,26 @@ def test_nothing_starts_over_because_the_url_does_not_answer(
     assert value_of(tmp_path) == 1.0
 
 
+def test_nothing_is_deleted_there_because_the_url_does_not_answer(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote(url=URL, store=CheckpointStore(tmp_path, keep_last=5))
+    real = type(bucket).info
+
+    def offline(self: Any, path: str, **options: Any) -> Any:
+        if "step-00000100" in path:
+            raise ConnectionError("no route to the object server")
+        return real(self, path, **options)
+
+    for step in (100, 200):
+        writer(tmp_path).write(content(step, 1.0))
+        remote.offer(tmp_path / f"step-{step:08d}")
+        remote.finish(60)
+        monkeypatch.setattr(type(bucket), "info", offline)
+    monkeypatch.setattr(type(bucket), "info", real)
+    assert [each.step for each in remote.complete()] == [100, 200]
+
+
 @pytest.mark.parametrize("url", ["bucket/run", "s3://key:secret@bucket/run", "nowhere://x"])
 def test_a_url_that_cannot_be_used_is_refused(url: str, tmp_path: Path) -> None:
     config = write(tmp_path / "c.yaml", tiny(tmp_path / "run", checkpoint__remote=url))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.checkpoint.remote import Remote
+from llm_train.checkpoint.remote import Remote, folder_at
 from llm_train.checkpoint.store import CheckpointStore
 from tests.checkpoint.saves import content, value_of, writer
 
@@ -45,8 +45,7 @@ def test_checkpoints_in_an_object_store(url: str, tmp_path: Path) -> None:
     shutil.rmtree(store.root)
     remote.bring_newest()
     assert value_of(store.root) == 3.0
-    fs, root = remote._file_system()
-    fs.rm_file(f"{root}/step-00000300-00000002/manifest.json")
+    folder_at(url).rm_file("step-00000300-00000002/manifest.json")
     shutil.rmtree(store.root)
     remote.bring_newest()
     assert value_of(store.root) == 2.0

@@ -15,6 +15,7 @@ from llm_train.model.network.cache import CachedLanguageModel as CachedLanguageM
 from llm_train.model.network.flops import Counts as Counts
 from llm_train.model.network.init import initialise as initialise
 from llm_train.model.network.init import materialise as materialise
+from llm_train.model.network.rotary_scaling import RotaryScaling as RotaryScaling
 from llm_train.model.network.sample import generate as generate
 from llm_train.model.network.transformer import Transformer as Transformer
 

@@ -45,8 +45,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(hd, eps=eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(hd, eps=eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: LayerCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None,
+        cache: LayerCache | None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); ``bias`` (H, T, S) is causal by itself."""
         # Neither heads nor positions are those of x when ranks share a layer.
         grouped = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         batch, new = grouped.shape[:2]
@@ -61,10 +67,13 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         # With a filled cache the mask is aligned to the last key; SDPA's own aligns to the first.
-        mask = causal_mask(new, start + new, x.device) if start > 0 and new > 1 else None
+        mask = bias
+        if bias is None and start > 0 and new > 1:
+            mask = causal_mask(new, start + new, x.device)
+        causal = mask is None and start == 0
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=p, is_causal=start == 0, enable_gqa=self.group > 1
+            q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, enable_gqa=self.group > 1
         )  # (B, H, T, hd)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, new, -1))
         return out

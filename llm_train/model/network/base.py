@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -31,11 +31,14 @@ class Initial(NamedTuple):
         std: its standard deviation; 0 makes every value ``mean``.
         rows: number of leading rows it applies to, later ones (vocabulary padding) start at zero; 0
             means all rows.
+        shape: changes these rows in place after they are drawn, for other distributions; None
+            leaves them.
     """
 
     mean: float
     std: float
     rows: int = 0
+    shape: Callable[[Tensor], None] | None = None
 
 
 class ForwardFlops(NamedTuple):

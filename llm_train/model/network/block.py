@@ -17,7 +17,15 @@ from llm_train.model.network.rotary import Rotary
 
 
 class Block(nn.Module):
-    """Pre-norm residual layer: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """Attention, then the feed-forward part, each with a residual around it and norms.
+
+    | ``norm_placement``     | each half, f being attention or the feed-forward part              |
+    |------------------------|--------------------------------------------------------------------|
+    | ``pre``                | ``x + f(norm(x))`` (GPT-2, Llama; Xiong et al., arXiv:2002.04745)  |
+    | ``sandwich``, ``peri`` | ``x + norm(f(norm(x)))`` (CogView, arXiv:2105.13290; Gemma 2)      |
+    | ``post``               | ``norm(x + f(x))`` (Vaswani et al., arXiv:1706.03762)              |
+    | ``deepnorm``           | ``norm(alpha x + f(x))`` (Wang et al., arXiv:2203.00555)           |
+    """
 
     def __init__(self, config: Architecture) -> None:
         super().__init__()
@@ -25,12 +33,29 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config)
         self.mlp = make_mlp(config)
+        both = config.norm_placement in ("sandwich", "peri")
+        self.attention_out_norm = make_norm(config) if both else nn.Identity()
+        self.mlp_out_norm = make_norm(config) if both else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
+        self.norms_stream = config.norms_stream
+        self.alpha = config.deepnorm_alpha if config.norm_placement == "deepnorm" else 1.0
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None = None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        cache: LayerCache | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
-        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        """(B, T, D) -> (B, T, D); ``bias`` is added to the scores of attention."""
+        if self.norms_stream:
+            y = self.dropout(self.attention(x, rotary, cache, bias))
+            x = self.attention_norm(self.alpha * x + y)
+            y = self.dropout(self.mlp(x))
+            x = self.mlp_norm(self.alpha * x + y)
+        else:
+            y = self.attention(self.attention_norm(x), rotary, cache, bias)
+            x = x + self.dropout(self.attention_out_norm(y))
+            y = self.mlp(self.mlp_norm(x))
+            x = x + self.dropout(self.mlp_out_norm(y))
         return x

@@ -34,7 +34,7 @@ def fused_bytes(network: Architecture) -> FusedBytes:
 
     - Residual and norm, twice: forward 2 D + 2 D (reads stream and branch, writes both the new
       stream and its norm), backward 3 D + D (reads the stream and the gradients of norm and stream,
-      writes the stream's): 8 D each way.
+      writes the stream's): 8 D each way. A second norm of each branch adds 2 D + 2 D.
     - Activation: forward M + M, backward 2 M + M (reads input and gradient); gated forward 2 M + M,
       backward 3 M + 2 M.
     - Rotary positions on queries and keys: forward and backward each (D + K) + (D + K).
@@ -49,8 +49,9 @@ def fused_bytes(network: Architecture) -> FusedBytes:
     """
     width, hidden = network.width, network.hidden
     kv_width = network.head_dim * network.key_value_heads
-    forward, backward = (3, 5) if network.activation == "swiglu" else (2, 3)
+    forward, backward = (3, 5) if network.gated else (2, 3)
     each_way = 8 * width
+    each_way += 4 * width if network.norm_placement in ("sandwich", "peri") else 0
     each_way += 2 * (width + kv_width) if network.positions == "rotary" else 0
     blocks_forward = network.layers * (each_way + forward * hidden)
     outputs = width + 2 * kv_width

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_train.model.network.base import Initial, LanguageModel
-from llm_train.runtime.sharded import is_dtensor
+from llm_train.runtime.sharded import local_part, own_part
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -51,22 +51,9 @@ def sample(initial: Initial, shape: torch.Size, *, seed: int, name: str) -> Tens
     generator = torch.Generator(device="cpu")
     generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # 63 bits: fits int64
     real.normal_(initial.mean, initial.std, generator=generator)
+    if initial.shape is not None:
+        initial.shape(real)
     return full
-
-
-def _write(parameter: Tensor, full: Tensor) -> None:
-    if is_dtensor(parameter):
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        # Every rank has the same values and cuts its own part in silence. Not by distribute_tensor,
-        # which does not know a dimension that is cut twice, for tensor parallelism and by shards.
-        shape, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
-        own = full[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
-        parameter.to_local().copy_(own)
-    else:
-        parameter.copy_(full)
 
 
 @torch.no_grad()
@@ -88,7 +75,8 @@ def initialise(
         assert not parameter.is_meta, f"{name} has no storage; call materialise first"
         initial = network.initial(name)
         with gathered(parameter):
-            _write(parameter, sample(initial, parameter.shape, seed=seed, name=name))
+            full = sample(initial, parameter.shape, seed=seed, name=name)
+            local_part(parameter).copy_(own_part(full, parameter))
         written.add(name)
 
 

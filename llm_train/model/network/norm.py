@@ -8,16 +8,11 @@ and writes the low-precision tensors; eager, it costs a float32 copy.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.architecture import Architecture
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Raises float16 and bfloat16 to float32, and returns anything wider as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from llm_train.runtime.autocast import at_least_float32
 
 
 class LayerNorm(nn.LayerNorm):
@@ -41,8 +36,10 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
 
 
-def make_norm(config: Architecture) -> LayerNorm | RMSNorm:
+def make_norm(config: Architecture) -> nn.Module:
     """The norm that a configuration names; RMSNorm has no bias whatever ``bias`` says."""
     if config.norm == "layernorm":
         return LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
-    return RMSNorm(config.width, eps=config.norm_eps)
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.width, eps=config.norm_eps)
+    return nn.Identity()

@@ -1,10 +1,4 @@
-"""Rotary positions (arXiv:2104.09864) from a float32 table that no cast can damage.
-
-In bfloat16 the positions 256 and 257 are the same number, so a table that follows
-``model.bfloat16()`` destroys long contexts without an error. This module rebuilds its table in
-float32, from float64 angles computed on the CPU, each time torch moves, casts or materialises it
-(all of these pass ``_apply``), and keeps it out of the state dict: it is a function of the
-configuration.
+"""Rotary positions (arXiv:2104.09864): pairs of features turn by an angle that grows with position.
 
 One module serves every block. It is handed to a block as an argument, not as tensors: fully_shard's
 mixed precision casts floating tensors among a module's arguments, and does not look into a module.
@@ -14,51 +8,54 @@ Pairs are (i, i + head_dim / 2), as in GPT-NeoX and in Llama weights on the Hugg
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from llm_train.model.network.norm import at_least_float32
+from llm_train.model.network.architecture import Architecture
+from llm_train.model.network.fixed_table import FixedTable, Values
+from llm_train.model.network.rotary_scaling.base import NoScaling, RotaryScaling
+from llm_train.runtime.autocast import at_least_float32
+
+_PLAIN = NoScaling()
 
 
-class Rotary(nn.Module):
+class Rotary(FixedTable):
     """Turns pairs of features by an angle proportional to the position.
 
     Args:
         positions: rows of the table, the longest sequence plus cache it serves.
         head_dim: features of one head, even.
         base: pair i turns by ``base ** (-2 i / head_dim)`` radians per position.
+        scaling: changes these frequencies for contexts longer than a network was trained on.
     """
 
-    table: Tensor
+    def __init__(
+        self, positions: int, head_dim: int, *, base: float, scaling: RotaryScaling = _PLAIN
+    ) -> None:
+        self.positions, self.head_dim, self.base, self.scaling = positions, head_dim, base, scaling
+        super().__init__(2, positions, head_dim // 2)
 
-    def __init__(self, positions: int, head_dim: int, *, base: float) -> None:
-        super().__init__()
-        self.positions, self.head_dim, self.base = positions, head_dim, base
-        device = torch.get_default_device()
-        self.register_buffer("table", self._build(device), persistent=False)
-
-    def _build(self, device: torch.device) -> Tensor:
-        """(2, positions, head_dim / 2) in float32: cosines, then sines."""
-        if device.type == "meta":
-            return torch.empty(2, self.positions, self.head_dim // 2, device=device)
-        # numpy, because torch's functions follow a default device and a default dtype.
-        even = np.arange(0, self.head_dim, 2, dtype=np.float64)
-        angle = np.outer(np.arange(self.positions), self.base ** (-even / self.head_dim))
-        table = np.stack((np.cos(angle), np.sin(angle))).astype(np.float32)
-        return torch.from_numpy(table).to(device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = self._build(self.table.device)
-        return self
+    def values(self) -> Values:
+        """(2, positions, head_dim / 2): cosines, then sines."""
+        frequencies = self.scaling.frequencies(self.base, self.head_dim)
+        angle = np.outer(np.arange(self.positions), frequencies)
+        # The factor acts on queries and on keys, so that scores are multiplied by its square.
+        return np.stack((np.cos(angle), np.sin(angle))) * self.scaling.attention_factor
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotates (B, T, H, head_dim), whose first position is ``start``; computed in float32."""
+        """Rotates (B, T, H, head_dim), whose first position is ``start``; at least in float32."""
         cos, sin = self.table[:, start : start + x.shape[1], None, :]  # each (T, 1, head_dim / 2)
         first, second = at_least_float32(x).chunk(2, dim=-1)
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return turned.to(x.dtype)
+
+
+def make_rotary(config: Architecture) -> Rotary:
+    """The table that a configuration asks for."""
+    return Rotary(
+        config.max_sequence,
+        config.head_dim,
+        base=config.rotary_base,
+        scaling=config.rotary_scaling,
+    )

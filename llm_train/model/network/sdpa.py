@@ -4,7 +4,11 @@ A kernel that is asked for by name is the only one that torch may use during the
 refuses a call which that kernel cannot compute instead of quietly taking another. ``auto`` is an
 order of preference: on Hopper and Blackwell cuDNN's fused attention is the fastest of those that
 come with torch, but torch does not always try it first. Both are global states of torch; they are
-set around a run and put back. On a CPU there is nothing to choose.
+set around a run and put back. On a CPU there is one fused kernel.
+
+``math`` is attention written out in plain operators, on every device. It holds all scores, and is
+the only one through which torch can differentiate twice, or forwards: Hessian-vector products and
+``torch.func.jvp`` need it.
 
 FlashAttention 3 comes from its own package (``FLASH3_PACKAGE``); torch then runs it in the place of
 the version that it brings along.
@@ -37,7 +41,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.meta import without_memory
 
-Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient"]
+Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient", "math"]
 
 _KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -56,15 +60,18 @@ _LONGEST_PROBE = 2048  # positions; no kernel's rules look at more
 
 def problems(kernel: Kernel, context: Context) -> Iterator[str]:
     """A kernel that is not installed, that nothing would use, or that cannot compute in fp32."""
-    if kernel != "auto" and (kind := context.accelerator.type) != "cuda":
-        yield f"model.attention={kernel} has no effect on {kind}, which has one kernel; remove it"
+    if kernel not in ("auto", "math") and (kind := context.accelerator.type) != "cuda":
+        yield (
+            f"model.attention={kernel} has no effect on {kind}, which has one fused kernel; "
+            "remove it, or write math"
+        )
         return
     if kernel == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
         yield (
             f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
             "install FlashAttention 3, or write auto"
         )
-    if kernel in ("cudnn", "flash", "flash3") and not context.precision.startswith("bf16"):
+    if kernel in ("cudnn", "flash", "flash3") and "16" not in context.precision:
         yield (
             f"model.attention={kernel} computes in 16 bits alone, and "
             f"trainer.precision={context.precision}; set trainer.precision=bf16-mixed, or write "
@@ -85,7 +92,9 @@ def attention_kernel(kernel: Kernel, device: torch.device) -> Iterator[None]:
         ConfigError: ``kernel`` cannot compute what it was asked for, or cannot be loaded.
     """
     with ExitStack() as stack:
-        if device.type == "cuda" and kernel == "auto":
+        if kernel == "math":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        elif device.type == "cuda" and kernel == "auto":
             capability = torch.cuda.get_device_capability(device)
             first = "cudnn" if capability >= _CUDNN_FROM else "flash"
             order = sorted(_KERNELS, key=lambda name: name != first)  # the others in their order
@@ -167,7 +176,8 @@ def chosen(
     Raises:
         ConfigError: ``kernel`` cannot compute one of the calls.
     """
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    low = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
+    dtype = low.get(precision, torch.float32)
     with without_memory():
         network = config.build()
 

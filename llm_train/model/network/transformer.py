@@ -1,4 +1,4 @@
-"""A decoder-only Pre-LN Transformer, from GPT-2 to Llama 3 by configuration.
+"""A decoder-only Transformer, from GPT-2 to Llama 3 by configuration.
 
 What differs from the textbook:
 
@@ -17,15 +17,16 @@ Shapes: B batch, T positions, D width, V vocabulary (padded).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from llm_train.context import Context
 from llm_train.errors import ConfigError
+from llm_train.model.network.alibi import Alibi
 from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
@@ -33,25 +34,32 @@ from llm_train.model.network.cache import Cache, CachedLanguageModel, LayerCache
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes
 from llm_train.model.network.head import Head
+from llm_train.model.network.initial_rules import check_patterns
+from llm_train.model.network.initial_weights import initial_matrix
 from llm_train.model.network.norm import make_norm
-from llm_train.model.network.rotary import Rotary
+from llm_train.model.network.rotary import make_rotary
+from llm_train.model.network.sinusoidal import Sinusoidal
 from llm_train.runtime.autocast import autocast_dtype
 
 _ROLES = {
     "embedding": "embedding",
+    "embedding_norm": "norm",
     "positions": "positions",
     "attention_norm": "norm",
+    "attention_out_norm": "norm",
     "qkv": "column",
     "q_norm": "head_norm",
     "k_norm": "head_norm",
     "out": "row",
     "mlp_norm": "norm",
+    "mlp_out_norm": "norm",
     "up": "column",
     "gate_up": "column",
     "down": "row",
     "norm": "norm",
     "head": "head",
 }
+_MATRICES = ("embedding", "positions", "column", "row", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +75,39 @@ class Transformer(Architecture, Network):
         heads: query heads; each has width / heads features.
         kv_heads: key/value heads, a divisor of heads (grouped-query attention); 0 means as many as
             heads.
-        mlp_width: hidden features of the feed-forward part; 0 means 4 * width, or for swiglu
+        mlp_width: hidden features of the feed-forward part; 0 means 4 * width, or for gated units
             8/3 * width rounded up to a multiple of 64.
-        norm: layernorm (GPT-2) or rmsnorm (Llama).
-        activation: gelu (tanh approximation, GPT-2), gelu_erf (exact, as nanoGPT and GPT-NeoX),
-            swiglu (Llama) or relu2 (squared ReLU).
-        positions: learned table (GPT-2) or rotary (Llama).
+        norm: layernorm (GPT-2), rmsnorm (Llama) or none.
+        norm_placement: pre normalises what enters attention and feed-forward part (GPT-2, Llama);
+            post normalises the residual stream after each of them (the first Transformer); deepnorm
+            is post with a stream multiplied by (2 * layers) ** 0.25 and initial weights to match;
+            sandwich normalises what enters and what leaves them (Gemma 2); peri normalises the
+            embeddings too.
+        activation: sigmoid, tanh, relu, leaky_relu, silu, gelu (tanh approximation, GPT-2),
+            gelu_erf (exact, as nanoGPT and GPT-NeoX) or relu2 (squared ReLU); or a gated unit with
+            one of them: glu (sigmoid), tanh_glu, reglu, leaky_reglu, swiglu (silu, Llama), geglu,
+            geglu_erf, reglu2.
+        positions: learned table (GPT-2), rotary (Llama), sinusoidal (a fixed table), alibi (a bias
+            on scores that falls with distance; no FlashAttention) or none (the causal mask alone
+            tells positions apart).
         rotary_base: wavelength base of rotary positions; 10000 in most networks, 500000 in Llama 3.
+        rotary_scaling: changes rotary frequencies for a context longer than that of an earlier
+            training.
         max_sequence: longest sequence, and size of the position table.
         qk_norm: RMSNorm on queries and keys before they are rotated.
         soft_cap: c in c * tanh(logits / c); 0 means none.
         tied: whether the head uses the embedding's weight.
         bias: whether linear layers and LayerNorms have biases (GPT-2 does, Llama does not).
         dropout: probability on embeddings, attention weights and residual branches.
+        embedding_scale: multiplies the embeddings; sqrt(width) in Gemma and in the first
+            Transformer.
         residual_init: depth starts the last weight of each residual branch at init_std / sqrt(2 *
             layers) (GPT-2); zero starts it at 0, so that every block begins as the identity.
         init_std: standard deviation of embeddings and linear weights at the start.
+        init: other rules for initial matrices, by a pattern of their names, such as
+            layers.*.mlp.up.weight; the last one that fits holds: normal and truncated_normal (of
+            init_std), lecun, xavier, he, orthogonal, scaled_residual (init_std / sqrt(2 * layers)),
+            zero or deepnorm. A number after it multiplies the standard deviation, as in "he 0.5".
         norm_eps: added to the variance in every norm.
     """
 
@@ -95,6 +120,15 @@ class Transformer(Architecture, Network):
     def max_positions(self) -> int:
         """Longest sequence the network accepts."""
         return self.max_sequence
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Also positions that a rank cannot have which holds a part of the sequence or heads."""
+        yield from super().problems(context)
+        if context.strategy.tensor > 1 and self.positions in ("sinusoidal", "alibi"):
+            yield (
+                f"trainer.strategy: tensor={context.strategy.tensor} does not work with "
+                f"model.network's positions={self.positions}; use rotary or learned, or tensor=1"
+            )
 
     def fused_bytes(self) -> FusedBytes:
         """By formula."""
@@ -114,15 +148,20 @@ class Decoder(CachedLanguageModel):
         self.max_positions = config.max_sequence
         rows, width = config.padded_vocab_size, config.width
         self.embedding = nn.Embedding(rows, width)
-        learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_sequence, width) if learned else None
-        base = config.rotary_base
-        self.rotary = None if learned else Rotary(config.max_sequence, config.head_dim, base=base)
+        peri = config.norm_placement == "peri"
+        self.embedding_norm = make_norm(config) if peri else nn.Identity()
+        length, kind = config.max_sequence, config.positions
+        self.positions = nn.Embedding(length, width) if kind == "learned" else None
+        self.sinusoidal = Sinusoidal(length, width) if kind == "sinusoidal" else None
+        self.alibi = Alibi(config.heads) if kind == "alibi" else None
+        self.rotary = make_rotary(config) if kind == "rotary" else None
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = make_norm(config)
+        self.norm = nn.Identity() if config.norms_stream else make_norm(config)
         self.head = Head(width, rows, vocab_size=config.vocab_size, soft_cap=config.soft_cap)
         self._tie()
+        names = (name for name, _ in self.named_parameters() if name.endswith(".weight"))
+        check_patterns(config.init, [name for name in names if _role(name) in _MATRICES])
 
     def _tie(self) -> None:
         if self.config.tied:
@@ -176,29 +215,39 @@ class Decoder(CachedLanguageModel):
                 f"a sequence of {end} tokens is longer than max_sequence={self.max_positions}; "
                 "shorten it or raise max_sequence"
             )
-        x = self.embedding(tokens)  # (B, T, D)
-        if self.positions is not None:
-            x = x + self.positions(torch.arange(start, end, device=tokens.device))
-        # The residual stream is in the dtype of products; norms compute in float32 by themselves.
-        x = self.dropout(x.to(autocast_dtype(x)))
+        x = self._embed(tokens, start)
+        bias = None if self.alibi is None else self.alibi(start, end).to(x.dtype)
         for index, block in enumerate(self.layers):
-            x = block(x, self.rotary, None if cache is None else cache[index])
+            x = block(x, self.rotary, None if cache is None else cache[index], bias)
         out: R = self.head(self.norm(x), readout)
         return out
 
+    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+        """(B, T) -> (B, T, D), the residual stream that enters the first block."""
+        x: Tensor = self.embedding(tokens)
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
+        end = start + tokens.shape[1]
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(start, end, device=tokens.device))
+        if self.sinusoidal is not None:
+            x = x + self.sinusoidal(start, end).to(x.dtype)
+        # The residual stream is in the dtype of products; norms compute in float32 by themselves.
+        x = self.dropout(self.embedding_norm(x.to(autocast_dtype(x))))
+        return x
+
     def initial(self, name: str) -> Initial:
         """The distribution that parameter ``name`` starts from; every name must match a rule."""
-        config, (module, kind) = self.config, name.split(".")[-2:]
-        if module not in _ROLES or kind not in ("weight", "bias"):
+        role, kind = _role(name), name.rpartition(".")[2]
+        if not role or kind not in ("weight", "bias"):
             raise KeyError(f"no initial distribution for parameter {name}")
-        role = _ROLES[module]
         if kind == "bias":
             return Initial(0.0, 0.0)
-        if role in ("norm", "head_norm"):
-            return Initial(1.0, 0.0)
-        if role in ("embedding", "head"):
-            return Initial(0.0, config.init_std, rows=config.vocab_size)
-        if role == "row":  # the last weight of a residual branch
-            depth = config.init_std / math.sqrt(2 * config.layers)
-            return Initial(0.0, depth if config.residual_init == "depth" else 0.0)
-        return Initial(0.0, config.init_std)
+        if role not in _MATRICES:
+            return Initial(1.0, 0.0)  # of a norm
+        return initial_matrix(self.config, name, role)
+
+
+def _role(name: str) -> str:
+    """Of the module that has a parameter; "" if none is known."""
+    return _ROLES.get(name.split(".")[-2], "")

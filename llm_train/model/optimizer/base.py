@@ -41,6 +41,18 @@ class Optimizer(Part, ABC):
                 "use AdamW"
             )
 
+    def notes(self, context: Context) -> Iterator[str]:
+        """A batch rule that was derived for other updates."""
+        built, scaling = context.torch_optimizer, context.batch.scaling
+        follows = self.traits.update_size == "gradient" or isinstance(built, optim.SGD)
+        if scaling.rule == "linear" and scaling.factor(context.batch.tokens) != 1 and not follows:
+            yield (
+                "batch.scaling.rule=linear was derived for SGD, whose updates grow with the "
+                f"gradient (arXiv:1706.02677), and those of {type(built).__name__} do not; the "
+                "square root was derived for Adam (arXiv:2205.10287): set batch.scaling.rule=sqrt, "
+                "or tune the rate at this batch"
+            )
+
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer; each parameter that requires a gradient is in just one group.

@@ -39,13 +39,19 @@ def trainable(named_parameters: Iterable[Named]) -> list[Named]:
     return list(first.values())
 
 
-def dimensions(parameter: Tensor) -> int:
-    """Number of dimensions of the whole parameter, sharded or not.
+def full_shape(parameter: Tensor) -> Sequence[int]:
+    """The shape of the whole parameter, sharded or not.
 
     A DTensor answers for the whole. DeepSpeed's ZeRO-3 leaves an empty vector in place of a
     parameter that it partitioned at construction, and the true shape alongside it in ``ds_shape``.
     """
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    shape: Sequence[int] = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def dimensions(parameter: Tensor) -> int:
+    """Number of dimensions of the whole parameter, sharded or not."""
+    return len(full_shape(parameter))
 
 
 def decay_groups(named_parameters: Iterable[Named], weight_decay: float) -> list[Group]:
@@ -88,9 +94,9 @@ def check_fields(config: object) -> None:
     """Refuses values that no optimizer takes.
 
     Args:
-        config: a dataclass. A number whose name ends in ``learning_rate`` or ``eps`` must be
-            positive, one ending in ``weight_decay`` not negative, and any other (momenta) in
-            [0, 1).
+        config: a dataclass. A number whose name ends in ``learning_rate``, ``eps``, ``trust`` or
+            ``growth`` must be positive, one ending in ``weight_decay`` not negative, and any other
+            (momenta) in [0, 1).
 
     Raises:
         ConfigError: if a value breaks its rule.
@@ -100,7 +106,7 @@ def check_fields(config: object) -> None:
     values = {name: getattr(config, name) for name, hint in hints.items() if hint is float}
     values |= {f"betas[{index}]": beta for index, beta in enumerate(getattr(config, "betas", ()))}
     for name, value in values.items():
-        if name.endswith(("learning_rate", "eps")):
+        if name.endswith(("learning_rate", "eps", "trust", "growth")):
             good, rule = value > 0.0, "a finite number > 0"
         elif name.endswith("weight_decay"):
             good, rule = value >= 0.0, "a finite number >= 0"
@@ -118,4 +124,8 @@ _USUAL = {
     "weight_decay": "0.1",
     "muon_weight_decay": "0.0",
     "betas[0]": "0.9",
+    "momentum": "0.9",
+    "trust": "0.001",
+    "growth": "1.75",
+    "temperature": "1e-9",
 }

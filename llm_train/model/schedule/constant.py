@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from llm_train.errors import ConfigError
 from llm_train.model.schedule.base import Multiplier, Schedule
-from llm_train.model.schedule.shapes import ramp
+from llm_train.model.schedule.shapes import ramp, rise_steps
 from llm_train.units import Duration
 
 _NO_WARMUP = Duration(0, "steps")
@@ -29,10 +28,5 @@ class Constant(Schedule):
 
     def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
         """Returns the factor on the peak learning rate at each step."""
-        warmup_steps = self.warmup.steps(tokens_per_step)
-        if warmup_steps > total_steps:
-            raise ConfigError(
-                f"schedule.warmup={self.warmup} is {warmup_steps} steps, longer than the run's "
-                f"{total_steps}; warm up for at most {total_steps} steps or train longer"
-            )
-        return partial(ramp, warmup_steps=warmup_steps)
+        lengths = {"total_steps": total_steps, "tokens_per_step": tokens_per_step}
+        return partial(ramp, warmup_steps=rise_steps(self.warmup, **lengths))

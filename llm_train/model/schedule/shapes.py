@@ -33,6 +33,21 @@ def ramp(step: int, warmup_steps: int) -> float:
     return 1.0 if step + 1 >= warmup_steps else (step + 1) / warmup_steps
 
 
+def rise_steps(warmup: Duration, *, total_steps: int, tokens_per_step: int) -> int:
+    """Length of a warm-up after which nothing needs a step of its own.
+
+    Raises:
+        ConfigError: it is longer than the run.
+    """
+    rise = warmup.steps(tokens_per_step)
+    if rise > total_steps:
+        raise ConfigError(
+            f"schedule.warmup={warmup} is {rise} steps, longer than the run's {total_steps}; warm "
+            f"up for at most {total_steps} steps or train longer"
+        )
+    return rise
+
+
 def linear(progress: float) -> float:
     """Falls on a straight line.
 

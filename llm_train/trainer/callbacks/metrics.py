@@ -38,7 +38,8 @@ class _Sample:
     step: int
     steps: int  # since the log point before
     lap: Lap
-    values: Tensor  # (3 + ...): nats, tokens, gradient norm; sums of copies
+    values: Tensor  # (3 + ...): nats, tokens, gradient norm; of each rider; sums of copies
+    riders: list[int]  # how many values each of them has
     known: dict[str, float]  # metrics that the host has without waiting
 
 
@@ -116,7 +117,8 @@ class Metrics(EachStep):
     def _take(self, trainer: pl.Trainer, task: TaskBase) -> _Sample:
         sums, norm = task.run_state.sums, task.run_state.gradient_norm
         norm = sums.new_zeros(1) if norm is None else norm.detach().to(sums).reshape(1)
-        packed = [sums, norm]
+        ridden = [rider.take() for rider in task.run_state.riders]
+        packed = [sums, norm, *ridden]
         if (copies := self._copies(trainer)) is not None:
             packed.append(copies.packed(sums.device))
         found = trainer.strategy.reduce(torch.cat(packed), reduce_op="sum")
@@ -130,12 +132,15 @@ class Metrics(EachStep):
         lap = task.run_state.stopwatch.lap()  # its mark comes after the copy in the stream
         step = trainer.global_step
         steps, self._steps_at_lap = step - self._steps_at_lap, step
+        rate, *others = (float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         known = {
-            "optimizer/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "progress/tokens": float(step * task.derived.tokens_per_step),
+            "optimizer/lr": rate,
+            **{f"optimizer/lr_{i}": r for i, r in enumerate(others, start=1) if r != rate},
+            "progress/tokens": float(task.derived.tokens(step)),
             **memory(trainer.strategy.root_device),
         }
-        return _Sample(step=step, steps=steps, lap=lap, values=values, known=known)
+        riders = [values.numel() for values in ridden]
+        return _Sample(step=step, steps=steps, lap=lap, values=values, riders=riders, known=known)
 
     def _flush(self, trainer: pl.Trainer, task: TaskBase) -> None:
         """Publishes the pending sample, on all ranks at the same step."""
@@ -151,6 +156,9 @@ class Metrics(EachStep):
             loss = 0.0  # of no step; all of the interval were left out
         else:
             metrics["train/loss"] = loss
+        for rider, count in zip(task.run_state.riders, sample.riders, strict=True):
+            metrics |= rider.metrics(summed[:count])
+            del summed[:count]
         metrics |= self._throughput(sample, task.derived)
         task.run_state.latest.update(metrics)
         task.run_state.latest_step = sample.step
@@ -172,7 +180,8 @@ class Metrics(EachStep):
         seconds = sample.lap.seconds
         if not sample.steps or seconds <= 0:
             return {}
-        per_second = sample.steps * derived.tokens_per_step / seconds
+        tokens = derived.tokens(sample.step) - derived.tokens(sample.step - sample.steps)
+        per_second = tokens / seconds
         per_device = per_second / derived.ranks
         metrics = {
             "throughput/tokens_per_s": per_second,
@@ -198,7 +207,7 @@ class Metrics(EachStep):
             return
         metrics = dict(task.run_state.held_out)
         if trainer.state.fn == "fit":
-            metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
+            metrics["progress/tokens"] = float(task.derived.tokens(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 

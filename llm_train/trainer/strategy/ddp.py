@@ -53,7 +53,8 @@ class DDP(Strategy, DDPStrategy):
 
     def traits(self, ranks: int) -> StrategyTraits:
         """Every rank holds all weights; gradients are final when the whole backward is over."""
-        return StrategyTraits(name=type(self).__name__, weight_replicas=ranks)
+        name, hidden = type(self).__name__, self.reduction != "fast"
+        return StrategyTraits(name=name, weight_replicas=ranks, hides_gradients=hidden)
 
     def problems(self, context: Context) -> Iterator[str]:
         """Problems of deterministic reduction."""

@@ -94,6 +94,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             weight_replicas=self.replicas * self.tensor,
             communicates_between_blocks=True,
             final_in_backward=True,
+            hides_gradients=True,
             dtensors=True,
         )
 
@@ -176,7 +177,13 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
 
     def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """Where the gradients are: under offload on the host, which has waited for them."""
-        return super().loss_normaliser(valid.to(self.parameter_device), slots)
+        if valid.device != self.parameter_device:
+            counted = torch.empty_like(valid, device=self.parameter_device, pin_memory=True)
+            counted.copy_(valid, non_blocking=True)
+            # As for the gradients: a plain copy would wait for whatever else the device has to do.
+            torch.accelerator.current_stream(valid.device).record_event().synchronize()
+            valid = counted
+        return super().loss_normaliser(valid, slots)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Holds back the reduction of gradients until the last micro-batch of the step."""

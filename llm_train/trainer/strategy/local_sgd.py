@@ -83,7 +83,7 @@ class LocalSGD(Strategy, DDPStrategy):
 
     def traits(self, ranks: int) -> StrategyTraits:
         """Replicas have weights of their own between two averagings."""
-        return StrategyTraits(name=type(self).__name__, one_model=False)
+        return StrategyTraits(name=type(self).__name__, one_model=False, hides_gradients=True)
 
     def problems(self, context: Context) -> Iterator[str]:
         """Somebody to agree with, and lengths that end with an agreement."""

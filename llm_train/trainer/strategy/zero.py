@@ -111,7 +111,9 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     def traits(self, ranks: int) -> StrategyTraits:
         """The engine reduces and updates flat fragments of the parameters."""
         name = type(self).__name__
-        return StrategyTraits(name=name, flattens=True, communicates_between_blocks=True)
+        return StrategyTraits(
+            name=name, flattens=True, communicates_between_blocks=True, hides_gradients=True
+        )
 
     def problems(self, context: Context) -> Iterator[str]:
         """What DeepSpeed's engine does on its own, and where it cannot offload."""

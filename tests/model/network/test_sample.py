@@ -8,6 +8,7 @@ import torch
 
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer, generate, initialise
+from llm_train.model.network.rotary_scaling.llama3 import Llama3
 from llm_train.model.network.sample import restrict
 
 BASE = Transformer(
@@ -31,6 +32,7 @@ OPTIONS = list(
         ("layernorm", "rmsnorm"), ("gelu", "swiglu", "relu2"), ("learned", "rotary"), (0, 2, 1)
     )
 )
+OPTIONS += [("rmsnorm", "geglu", positions, 2) for positions in ("none", "sinusoidal", "alibi")]
 
 
 @pytest.mark.parametrize(("norm", "activation", "positions", "kv_heads"), OPTIONS)
@@ -58,10 +60,17 @@ def test_cached_logits_equal_uncached(norm, activation, positions, kv_heads):
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(
+    ("positions", "temperature"),
+    [*itertools.product(("learned", "rotary"), (0.0, 0.8)), ("alibi", 0.0), ("stretched", 0.0)],
+)
 def test_cached_tokens_equal_uncached_across_the_end_of_the_context(positions, temperature):
-    network = built(replace(BASE, positions=positions, kv_heads=2))
+    config = replace(BASE, kv_heads=2)
+    if positions == "stretched":
+        config = replace(config, rotary_scaling=Llama3(factor=8.0, original_length=8))
+    else:
+        config = replace(config, positions=positions)
+    network = built(config)
     common = {"max_new_tokens": 60, "temperature": temperature, "seed": 1}
     cached = list(generate(network, PROMPT, **common))
     network.new_cache = lambda: None  # so the whole context is read again for each token

@@ -5,6 +5,7 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from torch.nn import functional as F
 
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer, initialise
+from llm_train.model.network.activations import Activation
 from llm_train.model.network.attention import Attention
+from llm_train.model.network.mlp import make_mlp
+from llm_train.model.network.rotary_scaling.yarn import YaRN
 
-plain_logits = runpy.run_path(str(Path(__file__).with_name("plain_decoder.py")))["plain_logits"]
+plain = runpy.run_path(str(Path(__file__).with_name("plain_decoder.py")))
 
 GPT2 = Transformer(
     vocab_size=23, layers=2, width=12, heads=3, max_sequence=9, norm="layernorm",
@@ -30,6 +34,13 @@ VARIANTS = {
     "relu2": replace(MODERN, activation="relu2", bias=True, tied=True, kv_heads=1),
     "gelu-erf": replace(GPT2, activation="gelu_erf"),
     "odd-mlp": replace(MODERN, mlp_width=20, norm="layernorm", qk_norm=False),
+    "post-alibi": replace(MODERN, norm_placement="post", positions="alibi", rotary_base=10_000.0),
+    "deepnorm": replace(GPT2, norm_placement="deepnorm", positions="none", activation="tanh"),
+    "sandwich": replace(
+        MODERN, norm_placement="sandwich", rotary_scaling=YaRN(factor=4.0, original_length=60)
+    ),
+    "peri": replace(GPT2, norm_placement="peri", positions="sinusoidal", embedding_scale=2.0),
+    "normless": replace(GPT2, norm="none", activation="geglu_erf"),
 }
 
 
@@ -54,33 +65,34 @@ def logits(hidden, projection):
     return projection.logits(hidden)
 
 
-def wide_logits(hidden, projection):
-    """Works like Projection.logits, but keeps float64, for tight comparisons."""
-    out = (hidden @ projection.weight.T)[..., : projection.vocab_size]
-    cap = projection.soft_cap
-    return cap * torch.tanh(out / cap) if cap else out
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_values_and_gradients_equal_the_plain_implementation(name):
     config = VARIANTS[name]
     network = built(config, dtype=torch.float64)
     tokens = some_tokens(config)
-    plain = {k: p.detach().clone().requires_grad_() for k, p in network.named_parameters()}
+    copies = {k: p.detach().clone().requires_grad_() for k, p in network.named_parameters()}
 
-    expected = plain_logits(plain, tokens, config)
-    found = network(tokens, wide_logits)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    rounded = network(tokens, logits)[..., : config.vocab_size]
-    torch.testing.assert_close(rounded, expected.float(), rtol=1e-5, atol=1e-6)
+    expected = plain["plain_logits"](copies, tokens, config)
+    found = network(tokens, logits)[..., : config.vocab_size]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)  # float64 all the way
 
     targets = some_tokens(config, seed=4)
     for out in (expected, found):
         F.cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="sum").backward()
-    assert {k for k, _ in network.named_parameters()} == set(plain)
+    assert {k for k, _ in network.named_parameters()} == set(copies)
     for key, parameter in network.named_parameters():
         assert parameter.grad.abs().max() > 0, key
-        torch.testing.assert_close(parameter.grad, plain[key].grad, rtol=1e-8, atol=1e-9, msg=key)
+        torch.testing.assert_close(parameter.grad, copies[key].grad, rtol=1e-8, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_every_activation_equals_its_formula(activation):
+    config = replace(MODERN, activation=activation, mlp_width=20)
+    mlp = make_mlp(config).double()
+    weights = {f"mlp.{name}": weight for name, weight in mlp.named_parameters()}
+    x = 3 * torch.randn(1, 50, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = plain["_mlp"](x, weights, "mlp", config)
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -6,6 +6,7 @@ import pytest
 
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer
+from llm_train.model.network.rotary_scaling.llama3 import Llama3
 
 VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_sequence=9)
 
@@ -37,8 +38,26 @@ VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_
         ({"soft_cap": -30.0}, "soft_cap=-30.0 must be at least 0"),
         ({"norm_eps": 0.0}, "norm_eps=0 must be a finite number above 0"),
         ({"init_std": float("nan")}, "init_std=nan must be finite, at least 0"),
-        ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm"),
-        ({"activation": "silu"}, "activation='silu' is not one of gelu, gelu_erf, swiglu, relu2"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' is not one of layernorm, rmsnorm, none"),
+        (
+            {"positions": "absolute"},
+            "positions='absolute' is not one of none, sinusoidal, learned, rotary, alibi",
+        ),
+        (
+            {"positions": "none", "rotary_scaling": Llama3()},
+            "rotary_scaling=Llama3 has no effect with positions=none; "
+            "remove it or use positions=rotary",
+        ),
+        (
+            {"norm": "none", "norm_placement": "post"},
+            "norm_placement=post has no effect with norm=none; remove it or choose a norm",
+        ),
+        (
+            {"norm_placement": "deepnorm", "residual_init": "zero"},
+            "residual_init=zero has no effect with norm_placement=deepnorm, which has its own "
+            "initial weights; remove it, or write init: {'*.down.weight': zero}",
+        ),
+        ({"embedding_scale": 0.0}, "embedding_scale=0 must be a finite number above 0"),
     ],
 )
 def test_faulty_configurations(changes, message):

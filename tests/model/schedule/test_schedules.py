@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from llm_train.errors import ConfigError
-from llm_train.model.schedule import Constant, Linear, WarmupCosine, WarmupStableDecay
+from llm_train.model.schedule import (
+    Constant,
+    CosineRestarts,
+    InversePower,
+    Linear,
+    WarmupCosine,
+    WarmupStableDecay,
+)
 from llm_train.units import Duration
 
 N = 100
@@ -91,6 +98,40 @@ def test_cosine_equals_torch():
         reference.step()
 
 
+def test_restarts_are_cosines_one_after_another():
+    cosine = values(WarmupCosine(warmup=steps(5), floor=0.2))
+    restarts = CosineRestarts(warmup=steps(5), period=steps(N - 4), floor=0.2)
+    at = values(restarts, 3 * N)
+    # A finished run is continued: nothing before its end changes, and after it the peak is back.
+    assert at[:N] == cosine
+    assert at[N] == 1.0
+    assert at[N : 2 * N - 4] == cosine[4:]
+    tokens = CosineRestarts(warmup=Duration(4500, "tokens"), period=Duration(96_000, "tokens"))
+    assert values(tokens, 150)[100] == 1.0
+    growing = CosineRestarts(warmup=steps(0), period=steps(10), growth=2.0, floor=0.0)
+    found = [step for step, value in enumerate(values(growing, 150)) if value == 1.0]
+    assert found == [0, 10, 30, 70]
+
+
+def test_inverse_powers_and_robbins_and_monros_two_sums():
+    half, one = InversePower(warmup=steps(10)), InversePower(warmup=steps(10), power=1.0)
+    n = 1 << 17
+    for schedule, power in ((half, 0.5), (one, 1.0)):
+        at = values(schedule, n)
+        assert at[:10] == [(step + 1) / 10 for step in range(10)]
+        assert at[999] == pytest.approx(0.01**power)
+    rates, roots = values(one, n), values(half, n)
+    # The sum of 1/t grows by W ln 2 with each doubling, without end; that of its squares is below
+    # its limit, W + W^2 pi^2 / 6, and has almost reached it. Those of 1/sqrt(t) have no limit.
+    assert sum(rates[n // 2 :]) == pytest.approx(10 * math.log(2), rel=1e-4)
+    assert sum(rates[n // 4 : n // 2]) == pytest.approx(10 * math.log(2), rel=1e-4)
+    squares = sum(rate**2 for rate in rates)
+    limit = sum((k / 10) ** 2 for k in range(1, 11))
+    limit += 100 * (math.pi**2 / 6 - sum(1 / k**2 for k in range(1, 11)))
+    assert squares == pytest.approx(limit - 100 / n, rel=1e-6)
+    assert sum(root**2 for root in roots[n // 2 :]) == pytest.approx(10 * math.log(2), rel=1e-4)
+
+
 @pytest.mark.parametrize("warmup", [0, 1])
 @pytest.mark.parametrize("schedule", [Constant, Linear, WarmupCosine])
 def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):
@@ -115,6 +156,13 @@ def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):
             "schedule.decay=7 steps need 4 + 7 steps and the run has 10; shorten one of them",
         ),
         (WarmupStableDecay(warmup=steps(0), decay=steps(1)), 1, "need 1 + 1 steps"),
+        (InversePower(warmup=steps(11)), 10, "schedule.warmup=11 steps is 11 steps, longer than"),
+        (
+            CosineRestarts(warmup=steps(3), period=steps(8)),
+            10,
+            "schedule.period=8 steps is 8 steps and leaves no restart in the run's 10; write 2 to "
+            "7 steps, train longer, or use WarmupCosine",
+        ),
     ],
 )
 def test_phases_that_do_not_fit_are_refused(schedule, total_steps, message):
@@ -142,5 +190,11 @@ def test_faulty_settings_are_refused():
         WarmupStableDecay(warmup=steps(1), decay=steps(1), floor=-0.1)
     with pytest.raises(ConfigError, match=r"schedule\.decay=0 steps gives shape and floor no"):
         WarmupStableDecay(warmup=steps(1), decay=steps(0))
+    with pytest.raises(ConfigError, match=r"schedule\.warmup=0 steps is the unit of time"):
+        InversePower(warmup=steps(0))
+    with pytest.raises(ConfigError, match=r"schedule\.power=1\.5 is not in \(0, 1\]; write 0\.5"):
+        InversePower(warmup=steps(1), power=1.5)
+    with pytest.raises(ConfigError, match=r"schedule\.growth=0\.5 must be at least 1 and below"):
+        CosineRestarts(warmup=steps(1), period=steps(9), growth=0.5)
     with pytest.raises(ConfigError, match=r"schedule\.shape='square' is not one of linear, sqrt"):
         WarmupStableDecay(warmup=steps(1), decay=steps(1), shape="square")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.testing.ranks import environment
+from tests.chaos.trials import trials
 
 MISBEHAVE = Path(__file__).with_name("misbehave.py")
 SECONDS = 5.0  # of ``watch``
@@ -24,6 +28,7 @@ TEXTS = {
     "hang": "has stood still for",
     "mismatch": "has stood still for",
 }
+CASES = list(product(["ddp", "fsdp", "zero2"], [2, 4], TEXTS))
 
 
 @pytest.mark.distributed
@@ -38,11 +43,32 @@ TEXTS = {
 def test_a_lost_rank_ends_the_job(
     guilty: int, how: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    seconds = {"watch__still_seconds": SECONDS, "watch__silent_seconds": SECONDS}
-    path, log = write(tmp_path / "c.yaml", tiny(tmp_path / "run", **seconds)), tmp_path / "log.txt"
+    require_named(guilty, how, fork_server, tmp_path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("seed", trials("lost-rank", 2 * len(CASES)))
+def test_a_lost_rank_of_several(seed: int, fork_server: ForkServer, tmp_path: Path) -> None:
+    strategy, ranks, how = CASES[seed % len(CASES)]
+    guilty = random.Random(f"lost-rank-{seed}").randrange(ranks)
+    require_named(guilty, how, fork_server, tmp_path, ranks=ranks, strategy=strategy)
+
+
+def require_named(
+    guilty: int,
+    how: str,
+    fork_server: ForkServer,
+    tmp_path: Path,
+    *,
+    ranks: int = 2,
+    strategy: str = "ddp",
+) -> None:
+    options: dict[str, Any] = {"watch__still_seconds": SECONDS, "watch__silent_seconds": SECONDS}
+    options |= {"trainer__strategy": strategy, "batch__per_device": 4 // ranks}
+    path, log = write(tmp_path / "c.yaml", tiny(tmp_path / "run", **options)), tmp_path / "log.txt"
     statuses = fork_server.run(
         *(str(guilty), how, "fit", "-c", str(path)),
-        ranks=2,
+        ranks=ranks,
         log=log,
         script=MISBEHAVE,
         environment={"TORCHELASTIC_ERROR_FILE": tmp_path / "error.json"},
@@ -50,9 +76,10 @@ def test_a_lost_rank_ends_the_job(
         repeat=0,  # no signal
     )
     text = log.read_text()
-    assert statuses[1 - guilty] == 1, text
+    first = int(guilty == 0)  # of the others; it speaks for all of them
+    assert statuses[first] == 1, text
     lines = [line for line in text.splitlines() if line.startswith("llm-train: error: ")]
-    assert f"rank {1 - guilty} ends because rank {guilty} (" in lines[-1]
+    assert f"rank {first} ends because rank {guilty} (" in lines[-1]
     assert TEXTS[how] in lines[-1]
     if how in ("raise", "refuse", "hang", "mismatch"):  # it can speak for itself
         assert len(lines) == 2
@@ -60,7 +87,7 @@ def test_a_lost_rank_ends_the_job(
     if how in ("hang", "mismatch"):
         assert 'misbehave.py", line' in text  # its traceback
         stacks = [path.read_text() for path in (tmp_path / "run" / "stacks").glob("rank-*.txt")]
-        assert len(stacks) == 2
+        assert len(stacks) == ranks
         assert any("misbehave.py" in stack for stack in stacks)
     assert TEXTS[how] in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
     assert fork_server.seconds < 2 * SECONDS + 5

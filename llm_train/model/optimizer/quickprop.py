@@ -1,0 +1,53 @@
+"""QuickProp (Fahlman, CMU-CS-88-162, 1988): a secant step for each weight by itself.
+
+What is unusual: it is no BFGS. The curvature is the difference quotient of two gradients of the
+same weight, so that nothing couples weights, no matrix is kept, and no line is searched. With the
+slope g and the step d before it, the parabola through both slopes has its minimum at::
+
+    d <- d g / (g' - g)        where g' is the slope before
+
+The step grows by ``growth`` at the most, which also holds where the slope has not become smaller
+and the parabola opens downwards. Gradient descent is added as long as the slope keeps its sign, and
+starts a weight that has not moved. The slopes must be those of one function: noise of small batches
+is taken for curvature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickProp(UpdateRule):
+    """A secant step for each weight; meant for large batches.
+
+    Attributes:
+        learning_rate: the peak of the gradient descent in it, before batch scaling.
+        growth: how many times longer than the step before a step may be.
+        weight_decay: fraction taken off per step, times the learning rate, of parameters with two
+            or more dimensions; it is not part of the slope.
+    """
+
+    growth: float = 1.75
+
+    @property
+    def buffers(self) -> int:
+        """The slope and the step before."""
+        return 2
+
+    def update(self, now: Update) -> None:
+        """One step."""
+        before, step = now.buffer("gradient"), now.buffer("step_before")
+        slope = now.gradient
+        ratio = slope / before  # by which the slope has shrunk
+        growing = ratio >= self.growth / (1.0 + self.growth)  # ratio / (1 - ratio) >= growth
+        secant = step * torch.where(growing, self.growth, ratio / (1.0 - ratio))
+        secant = torch.where(step == 0, 0.0, secant)
+        descends = (step == 0) | (ratio > 0)
+        step.copy_(secant - now.rate * torch.where(descends, slope, 0.0))
+        before.copy_(slope)
+        now.weight.mul_(1.0 - now.rate * now.decay).add_(step)
