@@ -64,8 +64,8 @@ class Model(Protocol):
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated layers, in order."""
 
-    def tensor_limits(self) -> Mapping[str, int]:
-        """Into how many pieces tensor parallelism may cut, by configuration key."""
+    def tensor_limits(self) -> Mapping[str, tuple[int, int]]:
+        """What tensor parallelism cuts, by configuration key: its size, and that of a piece."""
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
@@ -88,6 +88,7 @@ class StrategyTraits:
         final_in_backward: no reduction changes a gradient once backward has produced it.
         one_model: after every step the ranks hold one model, whole or in shards.
         hides_gradients: that of a rank's first micro-batch cannot be read when backward made it.
+        dtensors: parameters are torch's DTensors.
     """
 
     name: str
@@ -99,6 +100,7 @@ class StrategyTraits:
     final_in_backward: bool = False
     one_model: bool = True
     hides_gradients: bool = False
+    dtensors: bool = False
 
 
 UpdateSize = Literal["gradient", "element", "layer", "unknown"]

@@ -80,7 +80,7 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
     ranks = f"{derived.ranks} ranks"
     if derived.data_ranks != derived.ranks:
         ranks = f"{derived.data_ranks} groups of {derived.ranks // derived.data_ranks} ranks"
-    return {
+    rows = {
         "tokens_per_step": (
             f"{derived.tokens_per_step:,} = {ranks} x {derived.accumulation} "
             f"micro-batches x {derived.per_device} samples x {derived.sequence} positions"
@@ -90,6 +90,12 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
         "total_tokens": derived.total_tokens,
         "tokens_per_parameter": round(derived.total_tokens / parameters, 3),
     }
+    for stage in derived.stages if len(derived.stages) > 1 else ():
+        rows[f"from_step_{stage.first_step}"] = (
+            f"{stage.tokens_per_step:,} tokens in {stage.accumulation} micro-batches, learning "
+            f"rate x {stage.learning_rate_factor:.6g}"
+        )
+    return rows
 
 
 def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:

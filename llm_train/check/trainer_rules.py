@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.settings import Settings
+from llm_train.trainer import loss_scaling
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
@@ -94,6 +95,8 @@ def precision(settings: Settings) -> Iterator[str]:
     name = settings.precision
     if name not in PRECISIONS:
         yield f"trainer.precision={name} is not supported; choose {', '.join(PRECISIONS)}"
+    if name == "16-mixed":
+        yield from loss_scaling.problems(settings.context())
 
 
 def callbacks(settings: Settings) -> Iterator[str]:

@@ -112,7 +112,7 @@ def _conclude(run: Run, result: Result) -> int:
             "continue with --resume auto"
         )
         return 128 + result.signal if result.signal else 0
-    say(f"\ndone: {step} steps, {step * run.derived.tokens_per_step:,} tokens")
+    say(f"\ndone: {step} steps, {run.derived.tokens(step):,} tokens")
     if "val/loss" in result.metrics:
         say(section("held out", held_out(settings, result)))
     say(f"\nwrote {settings.run_dir}/metrics.jsonl, config.yaml, derived.json and checkpoints/")

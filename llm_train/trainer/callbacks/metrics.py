@@ -136,7 +136,7 @@ class Metrics(EachStep):
         known = {
             "optimizer/lr": rate,
             **{f"optimizer/lr_{i}": r for i, r in enumerate(others, start=1) if r != rate},
-            "progress/tokens": float(step * task.derived.tokens_per_step),
+            "progress/tokens": float(task.derived.tokens(step)),
             **memory(trainer.strategy.root_device),
         }
         riders = [values.numel() for values in ridden]
@@ -180,7 +180,8 @@ class Metrics(EachStep):
         seconds = sample.lap.seconds
         if not sample.steps or seconds <= 0:
             return {}
-        per_second = sample.steps * derived.tokens_per_step / seconds
+        tokens = derived.tokens(sample.step) - derived.tokens(sample.step - sample.steps)
+        per_second = tokens / seconds
         per_device = per_second / derived.ranks
         metrics = {
             "throughput/tokens_per_s": per_second,
@@ -206,7 +207,7 @@ class Metrics(EachStep):
             return
         metrics = dict(task.run_state.held_out)
         if trainer.state.fn == "fit":
-            metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
+            metrics["progress/tokens"] = float(task.derived.tokens(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 

@@ -84,7 +84,7 @@ class Workload:
     @property
     def product_width(self) -> int:
         """Bytes of a weight in a matrix product."""
-        return 2 if self.precision.startswith("bf16") else 4
+        return 2 if "16" in self.precision else 4
 
     @property
     def layers(self) -> int:
@@ -102,8 +102,11 @@ class Workload:
         sizes = [(weight.block, math.prod(part(weight))) for weight in self.weights]
         return sum(n for block, n in sizes if not block), sum(n for block, n in sizes if block)
 
-    def optimizer_bytes(self, part: Callable[[Weight], Extent], width: int = 0) -> int:
-        """State that the optimizer keeps for ``part`` of every weight, of ``width`` bytes each."""
+    def optimizer_bytes(self, part: Callable[[Weight], Extent], width: int = 0) -> float:
+        """State that the optimizer keeps for ``part`` of every weight, of ``width`` bytes each.
+
+        nan where it is unknown.
+        """
         dtype = torch.bfloat16 if (width or self.width) == 2 else torch.float32
         return sum(
             self.optimizer.state_bytes(w.name, torch.empty(part(w), dtype=dtype, device="meta"))
@@ -223,7 +226,7 @@ class Costed:
         return type(self).__name__
 
     def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
-        """Bytes of one rank: here w + 2 for a copy (bf16-mixed) + w + the optimizer's state.
+        """Bytes of one rank: here w + 2 for a copy (mixed precision) + w + the optimizer's state.
 
         w is the width of a weight, 4 bytes or, under bf16-true, 2.
         """
@@ -231,7 +234,7 @@ class Costed:
         size = work.width * sum(work.elements())
         return StateBytes(
             parameters=size,
-            copies=2 * copied if work.precision == "bf16-mixed" else 0,
+            copies=2 * copied if work.precision.endswith("mixed") else 0,
             gradients=size,
             optimizer=work.optimizer_bytes(lambda weight: weight.extent),
         )
