@@ -73,7 +73,7 @@ class Grouped(Optimizer):
         """The optimizer inside, which is asked for its problems by itself."""
         yield self.optimizer
 
-    def state_bytes(self, name: str, parameter: Tensor) -> int:
+    def state_bytes(self, name: str, parameter: Tensor) -> float:
         """As the optimizer inside has it."""
         return self.optimizer.state_bytes(name, parameter)
 
