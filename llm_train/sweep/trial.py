@@ -12,6 +12,7 @@ import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -56,8 +57,7 @@ def run(out: Path, values: Values, words: Sequence[str], metric: str) -> Trial:
         words: what ``fit`` is given besides.
         metric: that matters.
     """
-    name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-    folder = out / name
+    folder = out / name_of(values)
     if (folder / RESULT).is_file():
         return structure(Trial, json.loads((folder / RESULT).read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,14 +75,19 @@ def run(out: Path, values: Values, words: Sequence[str], metric: str) -> Trial:
     return found
 
 
+def name_of(values: Mapping[str, Any]) -> str:
+    """The name of a trial's folder."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as YAML nests them.
 
-    >>> nested({"seed": 1, "batch.tokens": 64})
-    {'seed': 1, 'batch': {'tokens': 64}}
+    >>> nested({"a": {"b": 1, "c": 2}, "a.c": 3})
+    {'a': {'b': 1, 'c': 3}}
     """
     found: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in deepcopy(dict(values)).items():
         place = found
         *path, last = key.split(".")
         for part in path:
