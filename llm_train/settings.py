@@ -77,6 +77,7 @@ class Settings:
         text: the resolved configuration as YAML; it can be run again unchanged.
         plain: the same as nested plain values.
         name: what to call the run when no directory is given.
+        notes: what was not said but follows from how options were laid over files.
     """
 
     seed: int
@@ -92,6 +93,7 @@ class Settings:
     watch: WatchOptions = field(default_factory=WatchOptions)
     plain: dict[str, Any] = field(default_factory=dict)
     name: str = "run"
+    notes: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:

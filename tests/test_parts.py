@@ -29,7 +29,7 @@ FAMILIES = {
 
 EXAMPLES = {
     "running_mean": "model/network",
-    "label_smoothing": "model/loss",
+    "confidence_penalty": "model/loss",
     "sign_descent": "model/optimizer",
     "step_decay": "model/schedule",
     "numpy_tokens": "data",

@@ -55,6 +55,13 @@ def _sound(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def notes(settings: Settings) -> list[str]:
+    """What is not wrong but deserves a second thought, one line each."""
+    context = settings.context()
+    found = [note for part in settings.parts() for note in part.notes(context)]
+    return list(dict.fromkeys([*settings.notes, *found]))
+
+
+def missing(settings: Settings) -> list[str]:
     """What is not wrong but must be done before the run can start."""
     source, recipe = settings.data.source, settings.data.recipe
     if source.prepared:

@@ -109,9 +109,17 @@ def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
         rows[f"group_{index}"] = (
             f"peak {group['lr'] * factor:.6g} = {group['lr']:g} x {factor:.6g}, "
             f"weight decay {group.get('weight_decay', 0.0):g}, {len(group['params'])} tensors, "
-            f"{sum(p.numel() for p in group['params']):,} parameters"
+            f"{sum(p.numel() for p in group['params']):,} parameters{_own(group)}"
         )
     return rows
+
+
+def _own(group: dict[str, Any]) -> str:
+    """What a group has for itself, by the names of its parameters."""
+    factor, clip = group.get("rate_factor"), group.get("clip_pattern")
+    own = f", rate x {factor:g}" if factor is not None else ""
+    own += f", clipped to {group['clip_norm']:g} with all of {clip}" if clip else ""
+    return own and f"{own} ({group['param_names'][0]} and others like it)"
 
 
 def _scaling(scaling: Scaling, tokens: int, factor: float) -> str:

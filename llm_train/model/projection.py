@@ -60,13 +60,18 @@ class Projection(NamedTuple):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) in float32, or float64; padding columns are -inf."""
         matrix = through_shadow(self.weight, self.shadow)
-        out = at_least_float32(F.linear(hidden, matrix))
-        if self.soft_cap > 0.0:
-            out = self.soft_cap * torch.tanh(out / self.soft_cap)
-        if self.vocab_size < self.weight.shape[0]:
-            padding = torch.arange(self.weight.shape[0], device=out.device) >= self.vocab_size
-            out = out.masked_fill(padding, float("-inf"))
-        return out
+        return finish(F.linear(hidden, matrix), self.vocab_size, self.soft_cap)
+
+
+def finish(products: Tensor, vocab_size: int, soft_cap: float) -> Tensor:
+    """(..., V) products of hidden states and weight -> logits, as ``Projection`` describes them."""
+    out = at_least_float32(products)
+    if soft_cap > 0.0:
+        out = soft_cap * torch.tanh(out / soft_cap)
+    if vocab_size < out.shape[-1]:
+        padding = torch.arange(out.shape[-1], device=out.device) >= vocab_size
+        out = out.masked_fill(padding, float("-inf"))
+    return out
 
 
 Readout = Callable[[Tensor, Projection], R]

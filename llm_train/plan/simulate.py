@@ -28,7 +28,7 @@ from llm_train.model.loss.base import Loss, LossSum
 from llm_train.model.network.base import LanguageModel, Network, Readout
 from llm_train.model.network.init import materialise
 from llm_train.model.network.shadow import ShadowWeights, shadowed
-from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.base import MadeUpNumbers, Optimizer
 from llm_train.model.recompute.base import Recompute
 from llm_train.plan.operators import Measured, OperatorCounter, saved_bytes, watching
 from llm_train.runtime.sharded import pieces, tensor_bytes
@@ -80,7 +80,7 @@ def simulate(case: Case) -> Measured:
     with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         network = _build(case, mode)
-        with mode:
+        with mode, MadeUpNumbers():
             return _measure(network, case)
 
 

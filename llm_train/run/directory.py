@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llm_train.trainer.logger.records import read_lines
 CHECKPOINTS = "checkpoints"
 EARLIER = "earlier"
 RECORDS = "records"
+_RISES = 1.1  # times what it was: less is a matter of a step
 FIRST_SAVE = "first_save"
 _TRACES = (CHECKPOINTS, "config.yaml", "metrics.jsonl", "derived.json", RECORDS, EARLIER)
 _WRITTEN = (
@@ -58,7 +60,7 @@ def record(
         say(f"\nskipped {path}: {reason}")
     if found.path is not None:
         say(f"\nresuming from {found.path}")
-        _show_changes(found.path, settings)
+        _show_changes(found.path, settings, manifest.read(found.path).metadata)
     # A checkpoint of another run begins a run here, and what was here before is no part of it.
     if not resume or (resume != "auto" and not _is_own(run_dir, found.path)):
         _set_aside(run_dir)
@@ -137,7 +139,7 @@ def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
 
 
-def _show_changes(start: Path, settings: Settings) -> None:
+def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
     before = _flat(yaml12.load((start / "config.yaml").read_text()))
     after = _flat(settings.plain)
@@ -145,9 +147,33 @@ def _show_changes(start: Path, settings: Settings) -> None:
     if not changed:
         return
     say("\nchanged since the checkpoint (the new values apply)")
+    step, rate = int(metadata["step"]), metadata.get("learning_rate")
+    now = _rate(settings, step - 1)
+    rate = rate if isinstance(rate, float) else now  # earlier versions saved none
+    if not math.isclose(rate, now, rel_tol=1e-5):
+        key = f"learning rate of step {step}"
+        before[key], after[key] = f"{rate:.6g}", f"{now:.6g}"
+        changed.append(key)
     width = max(len(key) for key in changed)
     for key in changed:
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
+    peak = any(key.startswith("model.optimizer") for key in changed)
+    if not peak and now > _RISES * rate:
+        say(
+            f"\nnote: the learning rate goes up, since step {step} lies elsewhere in the schedule "
+            f"now; to go on from where it was, use Constant with a peak of {rate:.6g}; to decay "
+            "again, CosineRestarts with the decay so far as its period (docs/theory/schedules.md)"
+        )
+
+
+def _rate(settings: Settings, step: int) -> float:
+    """Of the first group, with which the optimizer makes the update after ``step`` others."""
+    derived = settings.derive()
+    peak = float(settings.context().torch_optimizer.param_groups[0]["lr"])
+    multiplier = settings.task.schedule.build(
+        total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
+    )
+    return peak * derived.learning_rate_factor * multiplier(step)
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Fit(Verb):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         settings = load(flags.settings)
 
+        from llm_train.check import notes
         from llm_train.run.memory import FILE_NAME, OutOfMemory
         from llm_train.run.training import build
         from llm_train.runtime import startup
@@ -57,6 +58,8 @@ class Fit(Verb):
             say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)
         say_sections(run.table)
+        for note in notes(run.settings):
+            say(f"\nnote: {note}")
         try:
             return _conclude(run, run.fit())
         except OutOfMemory as error:

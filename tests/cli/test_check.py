@@ -227,6 +227,15 @@ def test_clipping_with_muon(tmp_path: Path) -> None:
     assert run("check", "-c", file).code == 0
 
 
+def test_a_rule_that_was_derived_for_sgd_is_a_note_with_adam(tmp_path: Path) -> None:
+    file = file_of(tmp_path, batch__scaling={"rule": "linear", "reference_tokens": 32})
+    adam, sgd = run("check", "-c", file), run("check", "-c", file, "--model.optimizer=SGD")
+    assert "note: batch.scaling.rule=linear was derived for SGD" in adam.out
+    assert "set batch.scaling.rule=sqrt" in adam.out
+    assert adam.out.endswith("\nno problems found\n")
+    assert "was derived for SGD" not in sgd.out
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_is_allowed(name: str, tmp_path: Path) -> None:
     outcome = run("check", "-c", file_of(tmp_path, **ALLOWED[name]))

@@ -143,6 +143,15 @@ def test_another_class_keeps_the_settings_it_knows_and_loses_the_others(tmp_path
     assert optimizer["class_path"] == "llm_train.model.optimizer.LowBitAdamW"
     assert optimizer["init_args"]["learning_rate"] == 0.01
     assert "fused" not in optimizer["init_args"]
+    (note,) = found.notes
+    assert "model.optimizer=LowBitAdamW in the place of AdamW keeps learning_rate" in note
+    assert "and drops fused; set model.optimizer.init_args.NAME" in note
+    rate = "--model.optimizer.learning_rate=0.2"
+    (note,) = load_settings(["-c", str(base), "--model.optimizer=MuonAdamW", rate]).notes
+    assert "AdamW keeps fused; set" in note  # the rate is its own
+    (note,) = load_settings(["-c", str(base), "--model.schedule=Constant"]).notes
+    assert "model.schedule=Constant in the place of WarmupCosine keeps warmup" in note
+    assert load_settings(["-c", str(base), rate]).notes == ()
 
 
 def test_print_config_runs_again_as_it_is(tmp_path: Path) -> None:
@@ -208,7 +217,9 @@ def test_resuming_applies_and_shows_changed_values(tmp_path: Path) -> None:
     assert changes == {
         "budget": "2 steps -> 4 steps",
         "model.optimizer.init_args.learning_rate": "0.01 -> 0.02",
+        "learning rate of step 2": "0.01 -> 0.02",
     }
+    assert "goes up" not in resumed.out  # which is what was asked for
     assert "done: 4 steps" in resumed.out
     rates = [
         r["optimizer/lr"] for r in read_metrics(directory / "metrics.jsonl") if "train/loss" in r

@@ -23,8 +23,9 @@ class LossSum(NamedTuple):
     """Sums over the valid targets of one micro-batch.
 
     Attributes:
-        objective: float32 scalar to differentiate: nats plus any regulariser, summed over targets.
-        nats: float32 scalar: cross-entropy alone, summed over targets, detached.
+        objective: float32 scalar to differentiate, summed over targets (float64 where the network
+            is): nats plus any regulariser, or another loss.
+        nats: the same for cross-entropy alone, summed over targets, detached.
         tokens: int64 scalar: the number of valid targets.
     """
 
@@ -40,12 +41,18 @@ Scorer = Callable[..., LossSum]
 class Loss(Part, ABC):
     """The configuration of a loss. Subclasses are frozen, keyword-only dataclasses."""
 
-    ignore_index: int = -100
-    """Targets with this value do not count. A subclass may turn it into a field."""
+    @property
+    def ignore_index(self) -> int:
+        """Targets with this value do not count. A subclass may turn it into a field."""
+        return -100
 
     @abstractmethod
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""
+
+    def plain(self) -> Loss:
+        """The same loss in a form that torch can differentiate twice, or itself if it is one."""
+        return self
 
     def compiled(self) -> Scorer:
         """Returns the loss with its element-wise work compiled, or itself if that gains nothing."""

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_train.errors import check_at_least
-from llm_train.model.loss.base import Loss, LossSum, Projection
+from llm_train.model.loss.base import LossSum, Projection
+from llm_train.model.loss.per_token import PerTokenLoss, nats_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM(Loss):
+class CausalLM(PerTokenLoss):
     """Sums the cross-entropy in nats over the valid targets; holds all logits of a micro-batch.
 
     Attributes:
@@ -36,6 +37,11 @@ class CausalLM(Loss):
     def __post_init__(self) -> None:
         hint = "; write 0 for none, or 1e-4 as PaLM does"
         check_at_least(self, 0, "z_loss", prefix="loss.", hint=hint)
+
+    def of_targets(self, logits: Tensor, columns: Tensor) -> Tensor:
+        """(N, V), (N, 1) -> (N,), for losses that are made of this one."""
+        nats = nats_of(logits, columns)
+        return nats + self.z_loss * logits.logsumexp(-1).square() if self.z_loss else nats
 
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_train.model.network.table import Table, Values
+from llm_train.model.network.fixed_table import FixedTable, Values
 
 
 def slopes(heads: int) -> list[float]:
@@ -30,7 +30,7 @@ def slopes(heads: int) -> list[float]:
     return (first + above)[:heads]
 
 
-class Alibi(Table):
+class Alibi(FixedTable):
     """Scores of a query at i and a key at j <= i change by ``-slope (i - j)``, head by head.
 
     Args:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from llm_train.model.network.architecture import Architecture
+from llm_train.model.network.fixed_table import FixedTable, Values
 from llm_train.model.network.rotary_scaling.base import NoScaling, RotaryScaling
-from llm_train.model.network.table import Table, Values
 from llm_train.runtime.autocast import at_least_float32
 
 _PLAIN = NoScaling()
 
 
-class Rotary(Table):
+class Rotary(FixedTable):
     """Turns pairs of features by an angle proportional to the position.
 
     Args:

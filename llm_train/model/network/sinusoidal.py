@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from llm_train.model.network.fixed_table import FixedTable, Values
 from llm_train.model.network.rotary_scaling.base import plain_frequencies
-from llm_train.model.network.table import Table, Values
 
 _BASE = 10_000.0
 
 
-class Sinusoidal(Table):
+class Sinusoidal(FixedTable):
     """Feature 2 i is ``sin(t / 10000 ** (2 i / D))``, and feature 2 i + 1 the cosine of the same.
 
     Args:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickProp(Rule):
+class QuickProp(UpdateRule):
     """A secant step for each weight; meant for large batches.
 
     Attributes:

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Rule):
+class SGD(UpdateRule):
     """Gradient descent with momentum as a velocity or as an average; decoupled weight decay.
 
     Attributes:

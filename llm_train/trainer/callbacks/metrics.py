@@ -132,8 +132,10 @@ class Metrics(EachStep):
         lap = task.run_state.stopwatch.lap()  # its mark comes after the copy in the stream
         step = trainer.global_step
         steps, self._steps_at_lap = step - self._steps_at_lap, step
+        rate, *others = (float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         known = {
-            "optimizer/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "optimizer/lr": rate,
+            **{f"optimizer/lr_{i}": r for i, r in enumerate(others, start=1) if r != rate},
             "progress/tokens": float(task.derived.tokens(step)),
             **memory(trainer.strategy.root_device),
         }

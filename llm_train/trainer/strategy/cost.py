@@ -102,8 +102,11 @@ class Workload:
         sizes = [(weight.block, math.prod(part(weight))) for weight in self.weights]
         return sum(n for block, n in sizes if not block), sum(n for block, n in sizes if block)
 
-    def optimizer_bytes(self, part: Callable[[Weight], Extent], width: int = 0) -> int:
-        """State that the optimizer keeps for ``part`` of every weight, of ``width`` bytes each."""
+    def optimizer_bytes(self, part: Callable[[Weight], Extent], width: int = 0) -> float:
+        """State that the optimizer keeps for ``part`` of every weight, of ``width`` bytes each.
+
+        nan where it is unknown.
+        """
         dtype = torch.bfloat16 if (width or self.width) == 2 else torch.float32
         return sum(
             self.optimizer.state_bytes(w.name, torch.empty(part(w), dtype=dtype, device="meta"))

@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 from llm_train.errors import ConfigError
 from llm_train.model.loss import CausalLM, ChunkedCausalLM
 from llm_train.model.loss.chunked import _chunk
+from llm_train.model.loss.class_weights import ClassWeights
+from llm_train.model.loss.label_smoothing import LabelSmoothing
 from llm_train.model.network.base import Projection
 
 B, T, D, V, VOCAB = 3, 7, 8, 48, 41
@@ -219,5 +221,9 @@ def test_faulty_settings_are_refused():
         CausalLM(z_loss=-1.0)
     with pytest.raises(ConfigError, match=r"loss\.z_loss=nan"):
         ChunkedCausalLM(z_loss=float("nan"))
+    with pytest.raises(ConfigError, match=r"loss\.smoothing=1\.0 must be .* a usual value is 0\.1"):
+        LabelSmoothing(smoothing=1.0)
+    with pytest.raises(ConfigError, match=r"loss\.weights: 3: -1\.0 must be"):
+        ClassWeights(weights={3: -1.0})
     with pytest.raises(ConfigError, match=r"loss\.chunk_tokens=0 must be at least 1; write 1024"):
         ChunkedCausalLM(chunk_tokens=0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_train.model.network.table import Values
+from llm_train.model.network.fixed_table import Values
 
 
 def plain_frequencies(base: float, head_dim: int) -> Values:

@@ -12,18 +12,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
 
-from llm_train.context import OptimizerTraits
+from llm_train.context import OptimizerTraits, UpdateSize
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import Group, check_fields, decay_groups
 from llm_train.runtime.sharded import local_part
 
 
-def _state_dtype(parameter: Tensor) -> torch.dtype:
+def state_dtype(parameter: Tensor) -> torch.dtype:
+    """float32, or wider where the parameter is."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
@@ -51,7 +52,7 @@ class Update(NamedTuple):
     def buffer(self, name: str) -> Tensor:
         """State in the shape of the weight; zero before the first update."""
         if name not in self.state:
-            dtype = _state_dtype(self.weight)
+            dtype = state_dtype(self.weight)
             self.state[name] = torch.zeros_like(self.weight, dtype=dtype, requires_grad=False)
         found: Tensor = self.state[name]
         return found
@@ -63,7 +64,7 @@ class Update(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(Optimizer):
+class UpdateRule(Optimizer):
     """Base of these optimizers.
 
     Attributes:
@@ -71,6 +72,12 @@ class Rule(Optimizer):
         weight_decay: fraction taken off per step, times the learning rate, of parameters with two
             or more dimensions.
     """
+
+    needs_whole: ClassVar[bool] = False
+    """Whether it looks at whole tensors, or at their names; a flattened fragment has neither."""
+
+    update_size: ClassVar[UpdateSize] = "gradient"
+    """See ``OptimizerTraits``."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -81,7 +88,12 @@ class Rule(Optimizer):
     @property
     def traits(self) -> OptimizerTraits:
         """Element by element, unless a subclass says otherwise."""
-        return OptimizerTraits(name=type(self).__name__, on_host=True)
+        return OptimizerTraits(
+            name=type(self).__name__,
+            on_host=True,
+            flat_fragments=not self.needs_whole,
+            update_size=self.update_size,
+        )
 
     @property
     def buffers(self) -> int:
@@ -98,13 +110,13 @@ class Rule(Optimizer):
 
     def state_bytes(self, name: str, parameter: Tensor) -> int:
         """The buffers; steps are counted on the host."""
-        return self.buffers * local_part(parameter).numel() * _state_dtype(parameter).itemsize
+        return self.buffers * local_part(parameter).numel() * state_dtype(parameter).itemsize
 
 
 class ByRule(optim.Optimizer):
     """The torch optimizer of a rule."""
 
-    def __init__(self, groups: list[Group], rule: Rule) -> None:
+    def __init__(self, groups: list[Group], rule: UpdateRule) -> None:
         super().__init__(groups, {"lr": rule.learning_rate})
         self._rule = rule
         self._names = {
@@ -138,7 +150,7 @@ class ByRule(optim.Optimizer):
             rate=group["lr"],
             decay=group["weight_decay"],
             weight=parameter,
-            gradient=gradient.to(_state_dtype(parameter)),
+            gradient=gradient.to(state_dtype(parameter)),
             state=state,
         )
         self._rule.update(now)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 Values = NDArray[np.float64]
 
 
-class Table(nn.Module, ABC):
+class FixedTable(nn.Module, ABC):
     """Holds ``table``, a buffer.
 
     Args:

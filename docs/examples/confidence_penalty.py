@@ -1,6 +1,6 @@
-"""A loss: cross-entropy against targets that are a little uncertain.
+"""A loss: cross-entropy with a penalty on being sure (Pereyra et al., arXiv:1701.06548).
 
-What is unusual: only ``objective`` is smoothed. ``nats`` stays the plain cross-entropy, so that
+What is unusual: only ``objective`` has the penalty. ``nats`` stays the plain cross-entropy, so that
 ``train/loss`` remains comparable between runs with different regularisers.
 
 Shapes: B batch, T positions, D width, V vocabulary without padding.
@@ -21,20 +21,18 @@ _IGNORE = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSmoothing(Loss):
-    """``(1 - s) nats + s mean_v(-log p_v)``, summed over the valid targets.
+class ConfidencePenalty(Loss):
+    """``nats - weight * entropy(p)``, summed over the valid targets.
 
     Attributes:
-        smoothing: s, the probability that is spread over the whole vocabulary.
+        weight: of the entropy of each prediction.
     """
 
-    smoothing: float = 0.1
+    weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ConfigError(
-                f"loss.smoothing={self.smoothing} must lie in [0, 1); a usual value is 0.1"
-            )
+        if not 0.0 <= self.weight < 1.0:
+            raise ConfigError(f"loss.weight={self.weight} must lie in [0, 1); a usual value is 0.1")
 
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""
@@ -42,6 +40,7 @@ class LabelSmoothing(Loss):
         flat = targets.flatten()  # (B*T,)
         valid = flat != _IGNORE
         nats = F.cross_entropy(logits, flat, ignore_index=_IGNORE, reduction="sum")
-        spread = torch.where(valid, -logits.log_softmax(-1).mean(-1), 0.0).sum()
-        objective = (1.0 - self.smoothing) * nats + self.smoothing * spread
+        log_p = logits.log_softmax(-1)
+        entropy = torch.where(valid, -(log_p.exp() * log_p).sum(-1), 0.0).sum()
+        objective = nats - self.weight * entropy
         return LossSum(objective=objective, nats=nats.detach(), tokens=valid.sum())
