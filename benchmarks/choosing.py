@@ -23,7 +23,7 @@ from llm_train import load_settings
 from llm_train.parity.processes import command
 from llm_train.sweep import trial
 from llm_train.sweep.spec import Spec
-from llm_train.sweep.trial import Trial, nested
+from llm_train.sweep.trial import TrialResult, nested
 
 SPECS = Path(__file__).parents[1] / "configs" / "sweeps"
 SEEDS = (1, 2, 3)
@@ -53,7 +53,7 @@ class Comparison:
         self.words = [f"-c{file}" for file in self.spec.config] + words
         self.run = run
 
-    def trial(self, rate: float, seed: int) -> Trial:
+    def trial(self, rate: float, seed: int) -> TrialResult:
         """One run, from its file where it is there.
 
         Raises:
@@ -68,7 +68,7 @@ class Comparison:
         print(f"{self.out.name:14} rate {rate:<8g} seed {seed}  {found.loss:.4f}", flush=True)
         return found
 
-    def tuned(self) -> tuple[float, list[Trial], bool]:
+    def tuned(self) -> tuple[float, list[TrialResult], bool]:
         """The best rate with its runs, and whether it lies inside what was tried."""
         tried = {rate: self.trial(rate, 1).loss for rate in self.spec.keys[self.rate]}
         while True:
@@ -82,8 +82,7 @@ class Comparison:
         """Bytes of optimizer state for each parameter."""
         overlay = self.out / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(nested({**self.fixed, self.rate: rate})))
-        allowed = [word.partition("=")[2] for word in self.words if "--allow-import" in word]
-        settings = load_settings(*self.spec.config, overlay, allow_import=allowed)
+        settings = load_settings(*self.spec.config, overlay)
         named = settings.context().parameters
         optimizer = settings.task.optimizer_config
         return sum(optimizer.state_bytes(*pair) for pair in named) / sum(
@@ -133,9 +132,9 @@ def main() -> None:
     files = [f for f in sorted(SPECS.glob("*.yaml")) if f.stem != "base"]
     files = [file for file in files if not names or file.stem in names]
     words = [f"--data.recipe.init_args.corpus.init_args.paths=[{flags.text}]"]
-    words += [f"--data.source.init_args.path={flags.out}/data", "--allow-import=pytorch_optimizer"]
+    words += [f"--data.source.init_args.path={flags.out}/data"]
     if not flags.table and not (Path(flags.out) / "data").is_dir():
-        prepare = command("prepare", "-c", str(SPECS / "base.yaml"), *words[:2])
+        prepare = command("prepare", "-c", str(SPECS / "base.yaml"), *words)
         subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
     found = list(rows(files, Path(flags.out), words, run=not flags.table))
     print(
