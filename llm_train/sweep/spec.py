@@ -19,6 +19,9 @@ from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.runtime.structure import structure
 
+Domain = list[Any] | Mapping[str, Any]
+"""What a key may be: one of a list, or a number in a range."""
+
 Values = dict[str, Any]
 """What one trial sets, by dotted key."""
 
@@ -97,7 +100,7 @@ def proposals(spec: Spec) -> Generator[Values, float, None]:
         yield from _optuna(spec)
 
 
-def _drawn(generator: random.Random, domain: Any) -> Any:
+def _drawn(generator: random.Random, domain: Domain) -> object:
     if isinstance(domain, list):
         return generator.choice(domain)
     if domain.get("log"):
@@ -115,10 +118,10 @@ def _optuna(spec: Spec) -> Generator[Values, float, None]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kind: Any = getattr(optuna.samplers, spec.method, None)
+    kinds = vars(optuna.samplers)
     try:
-        sampler = kind(seed=spec.seed)
-    except TypeError:
+        sampler = kinds[spec.method](seed=spec.seed)
+    except (KeyError, TypeError):
         raise ConfigError(
             f"method={spec.method} is neither grid, random nor a sampler of Optuna that takes a "
             "seed; TPESampler is usual"
