@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.store import Found
-from llm_train.derived import Sizes
 from llm_train.errors import CheckpointError
 from llm_train.model.learning_rate import LearningRates
 from llm_train.runtime import yaml12
