@@ -8,11 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
-from llm_train.checkpoint import dcp, tensors
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.errors import CheckpointError
 from llm_train.run import training
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
