@@ -103,7 +103,6 @@ def test_resuming_from_elsewhere_spares_the_run_that_was_there(tmp_path: Path) -
     ("change", "message"),
     [
         ("--seed=8", "seed is 8 but"),
-        ("--batch.tokens=256", "batch.tokens / batch.sequence is 16 but"),
         ("--batch.sequence=8", "batch.sequence is 8 but"),
         ("--model.optimizer=MuonAdamW", "model.optimizer is MuonAdamW but"),
     ],
