@@ -124,6 +124,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer__callbacks": [{"class_path": "ModelCheckpoint"}]},
         "trainer.callbacks[0]=ModelCheckpoint does not work here: set checkpoint.every",
     ),
+    "a monitor that nothing measures": (
+        {"trainer__callbacks": [part("EarlyStopping", monitor="val_loss")]},
+        "trainer.callbacks[0]: EarlyStopping.monitor=val_loss; write val/loss or val/bits_per_byte",
+    ),
     "optimizer that refuses": (
         {
             "model__optimizer": {

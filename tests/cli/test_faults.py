@@ -209,7 +209,8 @@ MORE = {
     ),
     "no class, but settings": (
         put("model", optimizer={"init_args": {"learning_rate": 0.1}}),
-        "model.optimizer; known: AdamW, LowBitAdamW, MuonAdamW, TorchOptimizer",
+        "model.optimizer; known: AdamW, Grouped, LAMB, LARS, Lion, LowBitAdamW, MuonAdamW, "
+        "QuickProp, SGD, SGLD, ScheduleFreeAdamW, TorchOptimizer",
     ),
     "group that is no group": (
         put(batch="x"),

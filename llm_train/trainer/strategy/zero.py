@@ -221,7 +221,10 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
         self._init_config_if_needed()
         mixed = self.precision_plugin.precision == "bf16-mixed"
-        swapper: Any = None  # of NVMe; its host memory is meant for the whole network
+        # The parts share them: the swapper of NVMe, whose host memory is meant for the whole
+        # network, and the group of hpZ.
+        swapper: Any = None
+        group: Any = None
         for block in network.blocks():
             # Gathered as one, outside what is recomputed: torch refuses a recomputation in which
             # hooks inside a block gather at other places than they did in forward.
@@ -233,8 +236,9 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
                 remote_device=self.remote_device,
                 config_dict_or_path=self.config,
                 param_swapper=swapper,
+                zero_param_parallel_group=group,
             )
-            swapper = made.param_swapper
+            swapper, group = made.param_swapper, made.zero_param_process_group
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Stage 3: the full parameter on every rank, written back from rank 0."""

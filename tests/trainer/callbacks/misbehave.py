@@ -48,5 +48,7 @@ class Misbehaves(pl.Callback):
 
 
 if __name__ == "__main__":
+    if how == "parse" and os.environ["RANK"] == rank:
+        arguments.append("--seed=x")
     with attached(Misbehaves()):
         main(arguments)

@@ -93,6 +93,17 @@ def require_named(
     assert fork_server.seconds < 2 * SECONDS + 5
 
 
+@pytest.mark.distributed
+def test_a_rank_that_alone_refuses_its_settings_says_so_soon(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    path, log = write(tmp_path / "c.yaml", tiny(tmp_path / "run")), tmp_path / "log.txt"
+    arguments = ("1", "parse", "fit", "-c", str(path))
+    assert fork_server.run(*arguments, ranks=2, log=log, script=MISBEHAVE)[1] == 2
+    assert "llm-train: error: rank 1: seed=x is not a whole number" in log.read_text()
+    assert fork_server.seconds < 30
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("how", ["kill", "raise"])
