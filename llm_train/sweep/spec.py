@@ -73,6 +73,8 @@ class Spec:
         Raises:
             ConfigError: it is none of a sweep.
         """
+        if not path.is_file():
+            raise ConfigError(f"{path} does not exist; the file of a sweep comes first")
         defaults = {"config": [], "method": "grid", "trials": 0, "seed": 0, "metric": "val/loss"}
         try:
             plain = yaml12.load(path.read_text("utf-8"))
