@@ -12,9 +12,10 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from llm_train.checkpoint import manifest
+from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.store import Found
 from llm_train.errors import CheckpointError
+from llm_train.model.learning_rate import LearningRates
 from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
@@ -148,7 +149,7 @@ def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) 
         return
     say("\nchanged since the checkpoint (the new values apply)")
     step, rate = int(metadata["step"]), metadata.get("learning_rate")
-    now = _rate(settings, step - 1)
+    now = _rate(settings, metadata)
     rate = rate if isinstance(rate, float) else now  # earlier versions saved none
     if not math.isclose(rate, now, rel_tol=1e-5):
         key = f"learning rate of step {step}"
@@ -166,14 +167,13 @@ def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) 
         )
 
 
-def _rate(settings: Settings, step: int) -> float:
-    """Of the first group, with which the optimizer makes the update after ``step`` others."""
-    derived = settings.derive()
-    peak = float(settings.context().torch_optimizer.param_groups[0]["lr"])
-    multiplier = settings.task.schedule.build(
-        total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
-    )
-    return peak * derived.learning_rate_factor * multiplier(step)
+def _rate(settings: Settings, metadata: Mapping[str, Any]) -> float:
+    """Of the first group, for the last step of a checkpoint, as it is configured now."""
+    step = int(metadata["step"])
+    derived = settings.derive(compatibility.sizes(metadata), step)
+    groups = settings.context().torch_optimizer.param_groups
+    LearningRates(settings.task.schedule, derived, groups).set(groups, step - 1)
+    return float(groups[0]["lr"])
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, Any]:

@@ -17,13 +17,8 @@ from llm_train.runtime.host_memory import keep_freed_memory
 from llm_train.runtime.launch import Launch
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
-from llm_train.trainer.callbacks import (
-    GarbageCollection,
-    GracefulStop,
-    Metrics,
-    OptimizersAverage,
-    Progress,
-)
+from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
+from llm_train.trainer.callbacks.averaging import OptimizersAverage
 from llm_train.trainer.logger.base import attach
 from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.loss_scaling import LossScaling

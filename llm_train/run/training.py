@@ -156,7 +156,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
                 "seed": derived.seed,
                 "samples_per_step": derived.samples_per_step,
                 "sequence": derived.sequence,
-                "optimizer": type(settings.task.optimizer_config).__name__,
+                "optimizer": settings.task.optimizer_config.traits.name,
             },
             files=directory.files_for_checkpoints(settings),
         ),

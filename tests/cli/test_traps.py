@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from llm_train import verbs
 from llm_train.cli import load_settings
+from llm_train.runtime import terminal
 from llm_train.runtime.yaml12 import dump, load
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
@@ -237,6 +240,27 @@ def test_resuming_a_complete_run_repeats_its_result(tmp_path: Path) -> None:
     again = run("fit", "-c", str(file), "--resume", "auto")
     assert again.code == 0
     assert again.out.split("\ndone: ")[1] == first.out.split("\ndone: ")[1]
+    assert "nothing was trained" in again.out
+    at_end = "--checkpoint.every=0 steps"
+    shorter = run("fit", "-c", str(file), "--resume", "auto", "--budget=1 steps", at_end)
+    assert re.search("nothing was trained: .* of step 2, .* at step 1; .*--budget", shorter.out)
+
+
+def test_a_signal_after_the_end_leaves_the_status_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: dict[str, object] = {}
+    say = terminal.say
+
+    def noted(text: str) -> None:
+        handlers[text.strip().split()[0]] = signal.getsignal(signal.SIGTERM)
+        say(text)
+
+    monkeypatch.setattr(terminal, "say", noted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("fit", "-c", str(write(tmp_path / "c.yaml", tiny(tmp_path / "run")))).code == 0
+    assert handlers["done:"] == handlers["wrote"] == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # --- help -----------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Probe:
         elif all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")):
             yield (
                 f"{name} has other weights for evaluation than for training (eval() and train()), "
-                f"and nothing here switches them; {way_out}"
+                "and nothing here switches them; use ScheduleFreeAdamW of our own, or AdamW"
             )
         elif context.strategy.dtensors and self.sharded:
             yield (

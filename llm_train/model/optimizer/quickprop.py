@@ -15,6 +15,7 @@ is taken for curvature.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -32,12 +33,9 @@ class QuickProp(UpdateRule):
             or more dimensions; it is not part of the slope.
     """
 
-    growth: float = 1.75
+    buffers: ClassVar[int] = 2
 
-    @property
-    def buffers(self) -> int:
-        """The slope and the step before."""
-        return 2
+    growth: float = 1.75
 
     def update(self, now: Update) -> None:
         """One step."""

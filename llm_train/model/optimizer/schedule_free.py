@@ -16,13 +16,13 @@ would round. The schedule should be ``Constant`` with a warm-up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn, optim
 
-from llm_train.context import Context, OptimizerTraits, UpdateSize
+from llm_train.context import Context, UpdateSize
 from llm_train.model.optimizer.groups import decay_groups
 from llm_train.model.optimizer.update_rule import ByRule, Update, UpdateRule, state_dtype
 
@@ -42,20 +42,12 @@ class ScheduleFreeAdamW(UpdateRule):
 
     needs_whole: ClassVar[bool] = True
     update_size: ClassVar[UpdateSize] = "element"
+    averages: ClassVar[bool] = True
+    buffers: ClassVar[int] = 2
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-
-    @property
-    def traits(self) -> OptimizerTraits:
-        """It has weights of its own for validations and checkpoints."""
-        return replace(super().traits, averages=True)
-
-    @property
-    def buffers(self) -> int:
-        """The point z and the second moment."""
-        return 2
 
     def problems(self, context: Context) -> Iterator[str]:
         """Replicas that differ have an average each, of which a checkpoint could hold but one."""

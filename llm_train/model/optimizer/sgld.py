@@ -42,14 +42,10 @@ class SGLD(UpdateRule):
     """
 
     needs_whole: ClassVar[bool] = True
+    buffers: ClassVar[int] = 0
 
     temperature: float
     seed: int = 0
-
-    @property
-    def buffers(self) -> int:
-        """None."""
-        return 0
 
     def update(self, now: Update) -> None:
         """One step."""

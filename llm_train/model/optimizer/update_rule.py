@@ -10,7 +10,7 @@ a parameter may be left out of a step, and a device would have to be asked for i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import OptimizerTraits, UpdateSize
 from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.group_by_group import GroupByGroup
 from llm_train.model.optimizer.groups import Group, check_fields, decay_groups
 from llm_train.runtime.sharded import local_part
 
@@ -77,7 +78,11 @@ class UpdateRule(Optimizer):
     """Whether it looks at whole tensors, or at their names; a flattened fragment has neither."""
 
     update_size: ClassVar[UpdateSize] = "gradient"
+    averages: ClassVar[bool] = False
     """See ``OptimizerTraits``."""
+
+    buffers: ClassVar[int] = 1
+    """How many tensors of a parameter's shape ``update`` keeps."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -93,12 +98,8 @@ class UpdateRule(Optimizer):
             on_host=True,
             flat_fragments=not self.needs_whole,
             update_size=self.update_size,
+            averages=self.averages,
         )
-
-    @property
-    def buffers(self) -> int:
-        """How many tensors of a parameter's shape ``update`` keeps."""
-        return 1
 
     @abstractmethod
     def update(self, now: Update) -> None:
@@ -113,7 +114,7 @@ class UpdateRule(Optimizer):
         return self.buffers * local_part(parameter).numel() * state_dtype(parameter).itemsize
 
 
-class ByRule(optim.Optimizer):
+class ByRule(GroupByGroup):
     """The torch optimizer of a rule."""
 
     def __init__(self, groups: list[Group], rule: UpdateRule) -> None:
@@ -125,20 +126,11 @@ class ByRule(optim.Optimizer):
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         }
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]  # torch's overloads say the same
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
+    def update_group(self, group: Group) -> None:
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(group, parameter)
-        return loss
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self._update(group, parameter)
 
     def _update(self, group: Group, parameter: Tensor) -> None:
         state, gradient = self.state[parameter], parameter.grad
