@@ -127,6 +127,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         if not context.unmasked:
             # DeepSpeed reduces before they are counted.
             yield "data.source or model.loss ignores targets, which ZeRO cannot; use ddp or fsdp"
+        yield from zero_config.optimizer_problems(self.stage, context)
         yield from zero_config.offload_problems(vars(self), context)
         yield from zero_config.partition_problems(vars(self), context.ranks)
 

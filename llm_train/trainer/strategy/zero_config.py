@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import optim
+
 from llm_train.context import Context
 from llm_train.errors import ConfigError, check_at_least
 
@@ -81,6 +83,19 @@ def partition_problems(zero: Mapping[str, Any], ranks: int) -> Iterator[str]:
     elif ranks % hpz:
         divide = f"does not divide the {ranks} ranks"
         yield f"{KEY}.hpz_partition_size={hpz} {divide}; use the devices of a node"
+
+
+def optimizer_problems(stage: int, context: Context) -> Iterator[str]:
+    """Where DeepSpeed lets an optimizer work as it was not made to."""
+    name = context.optimizer.name
+    if isinstance(context.torch_optimizer, optim.Adagrad):
+        # All parameters would be in one group, norms and biases decaying with the matrices.
+        made_anew = "is constructed anew by DeepSpeed, which knows it, without its groups"
+        yield f"model.optimizer={name} {made_anew}; set trainer.strategy to ddp or fsdp"
+    elif stage == 3 and context.optimizer.flat_fragments and not context.optimizer.one_by_one:
+        # A count of steps that belongs to a group goes up whenever another group is updated.
+        together = "updates parameters together, and ZeRO's stage 3 each group by itself"
+        yield f"model.optimizer={name} {together}; set trainer.strategy to zero2, or use AdamW"
 
 
 def offload_problems(zero: Mapping[str, Any], context: Context) -> Iterator[str]:

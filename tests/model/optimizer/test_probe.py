@@ -108,6 +108,7 @@ def test_answers_of_a_library(
         ("torch.optim.Adafactor", "zero2", "needs whole matrices, and ZeRO flattens them; set"),
         ("torch.optim.Rprop", "fsdp", "cannot update the shards of FSDP"),
         ("pytorch_optimizer.Lamb", "zero1", "needs whole matrices"),
+        ("pytorch_optimizer.AdaBelief", "zero3", "ZeRO's stage 3 each group by itself"),
         ("pytorch_optimizer.ScheduleFreeAdamW", "single", "other weights for evaluation"),
     ],
 )
