@@ -49,6 +49,10 @@ class Part:
         """What is wrong with this part here, one line each: key, value, rule, way out."""
         yield from ()
 
+    def notes(self, context: Context) -> Iterator[str]:
+        """What is not wrong but deserves a second thought, one line each."""
+        yield from ()
+
     def examine(self) -> Iterator[Finding]:
         """What the world outside is like, as far as this part depends on it, in bounded time."""
         yield from ()
@@ -60,8 +64,8 @@ class Model(Protocol):
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated layers, in order."""
 
-    def tensor_limits(self) -> Mapping[str, int]:
-        """Into how many pieces tensor parallelism may cut, by configuration key."""
+    def tensor_limits(self) -> Mapping[str, tuple[int, int]]:
+        """What tensor parallelism cuts, by configuration key: its size, and that of a piece."""
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
@@ -84,6 +88,7 @@ class StrategyTraits:
         final_in_backward: no reduction changes a gradient once backward has produced it.
         one_model: after every step the ranks hold one model, whole or in shards.
         hides_gradients: that of a rank's first micro-batch cannot be read when backward made it.
+        dtensors: parameters are torch's DTensors.
     """
 
     name: str
@@ -95,6 +100,10 @@ class StrategyTraits:
     final_in_backward: bool = False
     one_model: bool = True
     hides_gradients: bool = False
+    dtensors: bool = False
+
+
+UpdateSize = Literal["gradient", "element", "layer", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,9 @@ class OptimizerTraits:
         on_host: its update runs on a CPU, and fast enough for offloading.
         one_by_one: it updates each parameter without looking at the others.
         compiled: torch compiles its update, so that a plan counts no temporary tensors for it.
+        update_size: what the size of an update follows: the size of the gradient, as in SGD; of
+            each element by itself, which is about the learning rate, as in Adam; or of the layer.
+        averages: it keeps an average of the weights, which validations score.
     """
 
     name: str
@@ -114,6 +126,8 @@ class OptimizerTraits:
     on_host: bool = False
     one_by_one: bool = True
     compiled: bool = False
+    update_size: UpdateSize = "unknown"
+    averages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,42 @@ callbacks, so that none of them repeats the arithmetic.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError
 from llm_train.units import Batch, Duration
+
+Sizes = Sequence[tuple[int, int]]
+"""The first step and the samples per step of each batch that a run has had, as checkpoints keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Optimizer steps with one global batch.
+
+    Attributes:
+        first_step: steps done before.
+        first_sample: samples trained on before.
+        samples_per_step: samples of each step over all ranks.
+        tokens_per_step: target tokens of each step.
+        accumulation: micro-batches of each step.
+        learning_rate_factor: the factor that batch scaling applies to the configured learning rate.
+        schedule_steps: length of a run with this batch from its beginning.
+    """
+
+    first_step: int
+    first_sample: int
+    samples_per_step: int
+    tokens_per_step: int
+    accumulation: int
+    learning_rate_factor: float
+    schedule_steps: int
+
+    def samples(self, step: int) -> int:
+        """Samples trained on when ``step`` steps are done, at most at the end of this stage."""
+        return self.first_sample + (step - self.first_step) * self.samples_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +55,16 @@ class Derived:
             tensor parallelism.
         sequence: positions per sample.
         per_device: samples per micro-batch.
-        accumulation: micro-batches per optimizer step.
-        tokens_per_step: target tokens per optimizer step over all ranks.
-        samples_per_step: samples per optimizer step over all ranks.
+        accumulation: micro-batches per optimizer step, after the ramp if there is one.
+        tokens_per_step: target tokens per optimizer step over all ranks, after the ramp.
+        samples_per_step: samples per optimizer step over all ranks, after the ramp.
         total_steps: optimizer steps of the run.
         total_tokens: target tokens of the run.
         validate_every: optimizer steps between validations; 0 validates at the end only.
         log_every: optimizer steps between log points.
-        learning_rate_factor: the factor that batch scaling applies to the configured learning rate.
+        learning_rate_factor: the factor that batch scaling applies to the configured learning rate
+            after the ramp.
+        stages: the batches of the run, in order; one where the batch never changes.
     """
 
     seed: int
@@ -46,6 +80,7 @@ class Derived:
     validate_every: int
     log_every: int
     learning_rate_factor: float
+    stages: tuple[Stage, ...]
 
     @classmethod
     def of(
@@ -58,15 +93,33 @@ class Derived:
         log_every: int,
         ranks: int,
         tensor: int = 1,
+        before: Sizes = (),
+        step: int = 0,
     ) -> Derived:
         """Computes the numbers; each group of ``tensor`` ranks works on the same samples.
+
+        Args:
+            seed: of the run.
+            batch: the global batch.
+            budget: length of the run, from its beginning.
+            validate_every: distance between validations.
+            log_every: steps between log points.
+            ranks: processes.
+            tensor: ranks that work on the same samples.
+            before: the batches of the steps that are done.
+            step: how many are done.
 
         Raises:
             ConfigError: if the batch does not divide, or a duration is empty.
         """
         data_ranks = ranks // tensor
         accumulation = batch.accumulation(data_ranks)
-        total_steps = budget.steps(batch.tokens)
+        if batch.ramp.tokens and budget.unit == "steps":
+            raise ConfigError(
+                f"budget={budget} is in steps, which batch.ramp makes of different size; write "
+                "tokens"
+            )
+        stages, total_steps = _stages(batch, budget, data_ranks, before, step)
         if total_steps < 1:
             raise ConfigError(f"budget={budget} is no training at all; give at least 1 steps")
         if log_every < 1:
@@ -84,8 +137,74 @@ class Derived:
             tokens_per_step=batch.tokens,
             samples_per_step=batch.samples,
             total_steps=total_steps,
-            total_tokens=total_steps * batch.tokens,
+            total_tokens=stages[-1].samples(total_steps) * batch.sequence,
             validate_every=validate_every.steps(batch.tokens),
             log_every=log_every,
             learning_rate_factor=batch.scaling.factor(batch.tokens),
+            stages=stages,
         )
+
+    def stage(self, step: int) -> Stage:
+        """The stage of the step that comes after ``step`` steps."""
+        return next(stage for stage in reversed(self.stages) if stage.first_step <= step)
+
+    def samples(self, step: int) -> int:
+        """Samples that ``step`` steps train on, over all ranks."""
+        return self.stage(step).samples(step)
+
+    def tokens(self, step: int) -> int:
+        """Target tokens that ``step`` steps train on, over all ranks."""
+        return self.samples(step) * self.sequence
+
+    def schedule_step(self, step: int) -> int:
+        """Where a schedule of ``stage(step).schedule_steps`` steps is: as many tokens into it.
+
+        Where the batch changes, the learning rate goes by tokens: each step has that of a run with
+        its batch from the beginning. With a budget in steps it goes by steps.
+        """
+        if all(stage.schedule_steps == self.total_steps for stage in self.stages):
+            return step
+        stage = self.stage(step)
+        return stage.samples(step) // stage.samples_per_step
+
+    def sizes(self, step: int) -> list[tuple[int, int]]:
+        """The batches of the first ``step`` steps."""
+        return [(s.first_step, s.samples_per_step) for s in self.stages if s.first_step < step]
+
+
+def _stages(
+    batch: Batch, budget: Duration, data_ranks: int, before: Sizes, step: int
+) -> tuple[tuple[Stage, ...], int]:
+    """All stages, and the steps in all."""
+    found: list[Stage] = []
+
+    def add(first_step: int, size: int) -> None:
+        if found and found[-1].samples_per_step == size:
+            return
+        tokens = size * batch.sequence
+        found.append(
+            Stage(
+                first_step=first_step,
+                first_sample=found[-1].samples(first_step) if found else 0,
+                samples_per_step=size,
+                tokens_per_step=tokens,
+                accumulation=size // (data_ranks * batch.per_device),
+                learning_rate_factor=batch.scaling.factor(tokens),
+                schedule_steps=budget.steps(tokens),
+            )
+        )
+
+    for first_step, size in before:
+        add(first_step, size)
+    for size, until in batch.stages():
+        sample = found[-1].samples(step) if found else 0
+        if until is not None and until <= sample:
+            continue
+        add(step, size)
+        if budget.unit == "steps":
+            return tuple(found), budget.count
+        end = math.ceil(budget.count / batch.sequence)
+        if until is None or end <= until:
+            break
+        step += math.ceil((until - sample) / size)
+    return tuple(found), step + max(0, math.ceil((end - sample) / size))

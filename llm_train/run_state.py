@@ -109,6 +109,10 @@ class TaskBase(pl.LightningModule):
             )
         return self._derived
 
+    def rederive(self, derived: Derived) -> None:
+        """Receives other numbers, before training starts: those of a run that continues."""
+        self._derived = derived
+
 
 def task_of(module: pl.LightningModule) -> TaskBase:
     """``module`` by its full type; Lightning hands it to callbacks as any LightningModule.

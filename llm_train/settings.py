@@ -11,7 +11,7 @@ from typing import Any
 from llm_train.checkpoint.remote import require_url
 from llm_train.context import Context, Model, Part
 from llm_train.data.module import TokenData
-from llm_train.derived import Derived
+from llm_train.derived import Derived, Sizes
 from llm_train.errors import ConfigError
 from llm_train.model.network.meta import without_memory
 from llm_train.model.task import Task
@@ -24,6 +24,7 @@ from llm_train.trainer.strategy.base import require_strategy
 from llm_train.units import Batch, Duration
 
 _NEVER = Duration(0, "steps")
+_FULL_NAMES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class Settings:
         text: the resolved configuration as YAML; it can be run again unchanged.
         plain: the same as nested plain values.
         name: what to call the run when no directory is given.
+        notes: what was not said but follows from how options were laid over files.
     """
 
     seed: int
@@ -91,6 +93,7 @@ class Settings:
     watch: WatchOptions = field(default_factory=WatchOptions)
     plain: dict[str, Any] = field(default_factory=dict)
     name: str = "run"
+    notes: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -146,7 +149,7 @@ class Settings:
     def precision(self) -> str:
         """The precision by its full name; Lightning also takes short ones."""
         precision = str(self.trainer_args.get("precision") or "32-true")
-        return {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+        return _FULL_NAMES.get(precision, precision)
 
     @property
     def callbacks(self) -> list[Any]:
@@ -205,8 +208,12 @@ class Settings:
             build_optimizer=self.task.optimizer_config.build,
         )
 
-    def derive(self) -> Derived:
+    def derive(self, before: Sizes = (), step: int = 0) -> Derived:
         """The numbers of the run for the ranks it will have.
+
+        Args:
+            before: the batches of the steps that are done, where a run continues.
+            step: how many are done.
 
         Raises:
             ConfigError: something does not divide, or a duration is empty.
@@ -220,6 +227,8 @@ class Settings:
             log_every=10 if log_every is None else log_every,
             ranks=self.world_size,
             tensor=self.mesh_shape.tensor,
+            before=before,
+            step=step,
         )
 
     def _build(self) -> Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -112,6 +113,34 @@ class Scaling:
         return ratio if self.rule == "linear" else math.sqrt(ratio)
 
 
+_NO_TOKENS = Duration(0, "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A global batch that begins small and doubles until it is ``batch.tokens``.
+
+    Early gradients are large against their noise, so that a small batch learns as much from fewer
+    tokens (McCandlish et al., arXiv:1812.06162, section 2.3). A stage begins where its own batch
+    divides the tokens trained on: at the next such step at or after a multiple of doubles_every.
+
+    Args:
+        tokens: tokens of the first steps, batch.tokens over a power of two; 0 is no ramp.
+        doubles_every: tokens of training between two doublings.
+    """
+
+    tokens: int = 0
+    doubles_every: Duration = _NO_TOKENS
+
+    def __post_init__(self) -> None:
+        every = self.doubles_every
+        if bool(self.tokens) != bool(every.count) or every.unit != "tokens":
+            raise ConfigError(
+                f"batch.ramp.tokens={self.tokens} with batch.ramp.doubles_every={every}: a ramp "
+                "needs both, the second in tokens, as in '50M tokens'; leave out both for none"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The global batch: the data of one optimizer step, on any number of devices.
@@ -121,6 +150,7 @@ class Batch:
         sequence: positions per sample.
         per_device: samples in one forward and backward pass on one device.
         scaling: rule that adapts the learning rate to ``tokens``.
+        ramp: smaller batches before, each with its accumulation and scaled learning rate.
         on_out_of_memory: raise ends a run that finds a device too small for ``per_device``, and
             says what to set; halve takes half of it at the next start and from then on, by a file
             in the run directory, and a single process starts again by itself.
@@ -130,10 +160,17 @@ class Batch:
     sequence: int
     per_device: int
     scaling: Scaling = Scaling()
+    ramp: Ramp = Ramp()
     on_out_of_memory: Literal["raise", "halve"] = "raise"
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "tokens", "sequence", "per_device", prefix="batch.")
+        first = self.ramp.tokens
+        if first and (first < 0 or first not in [self.tokens >> k for k in range(1, 64)]):
+            raise ConfigError(
+                f"batch.ramp.tokens={first} does not become batch.tokens={self.tokens} by "
+                "doubling; divide the latter by 2, 4, 8 or another power of two"
+            )
 
     def accumulation(self, world_size: int) -> int:
         """Returns the micro-batches per optimizer step on each of ``world_size`` ranks.
@@ -146,18 +183,35 @@ class Batch:
         4
         """
         unit = world_size * self.per_device * self.sequence
-        if self.tokens % unit:
+        smallest = self.ramp.tokens or self.tokens
+        if smallest % unit:
+            key = "batch.ramp.tokens" if self.ramp.tokens else "batch.tokens"
             raise ConfigError(
-                f"batch.tokens={self.tokens} is not a multiple of {world_size} ranks x "
+                f"{key}={smallest} is not a multiple of {world_size} ranks x "
                 f"{self.per_device} samples x {self.sequence} positions = {unit}; "
-                f"nearest: {nearest(self.tokens, unit)}"
+                f"nearest: {nearest(smallest, unit)}"
             )
         return self.tokens // unit
 
     @property
     def samples(self) -> int:
-        """Samples per optimizer step."""
+        """Samples per optimizer step, after the ramp if there is one."""
         return self.tokens // self.sequence
+
+    def stages(self) -> Iterator[tuple[int, int | None]]:
+        """Samples of a step, and the count of samples at which that ends; None: never.
+
+        >>> ramp = Ramp(tokens=100, doubles_every=Duration(500, "tokens"))
+        >>> list(Batch(tokens=400, sequence=10, per_device=1, ramp=ramp).stages())
+        [(10, 60), (20, 120), (40, None)]
+        """
+        size, every, doublings = self.ramp.tokens // self.sequence, self.ramp.doubles_every, 0
+        while size and size < self.samples:
+            doublings += 1
+            until = math.ceil(every.count * doublings / self.sequence)
+            yield size, math.ceil(until / (2 * size)) * 2 * size
+            size *= 2
+        yield self.samples, None
 
 
 def nearest(value: int, unit: int) -> str:

@@ -136,7 +136,7 @@ def test_sizes_of_the_device_mesh_are_read_from_these_attributes() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a question of CPUs")
 def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
-    from llm_train.trainer.strategy.zero import import_deepspeed
+    from llm_train.trainer.strategy.zero_config import import_deepspeed
 
     import_deepspeed("cpu")
     backend = importlib.import_module("deepspeed.comm.torch")

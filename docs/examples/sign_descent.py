@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignDescent(Rule):
+class SignDescent(UpdateRule):
     """Every element moves by the learning rate, against the sign of the momentum.
 
     Attributes:

@@ -5,7 +5,7 @@ against network, precision against strategy, settings that would have no effect.
 touches a device, so a configuration for a thousand GPUs can be checked on a laptop.
 """
 
-from llm_train.check.problems import notes, problems, require_sound
+from llm_train.check.problems import missing, notes, problems, require_sound
 from llm_train.check.table import table
 from llm_train.check.trainer_rules import ACCELERATORS, PRECISIONS, REPLACED
 
@@ -13,6 +13,7 @@ __all__ = [
     "ACCELERATORS",
     "PRECISIONS",
     "REPLACED",
+    "missing",
     "notes",
     "problems",
     "require_sound",

@@ -9,6 +9,7 @@ from functools import partial
 from llm_train.check import device_rules, trainer_rules
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.settings import Settings
+from llm_train.units import Duration
 
 
 def problems(settings: Settings, *, running: bool = True) -> list[str]:
@@ -54,6 +55,13 @@ def _sound(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def notes(settings: Settings) -> list[str]:
+    """What is not wrong but deserves a second thought, one line each."""
+    context = settings.context()
+    found = [note for part in settings.parts() for note in part.notes(context)]
+    return list(dict.fromkeys([*settings.notes, *found]))
+
+
+def missing(settings: Settings) -> list[str]:
     """What is not wrong but must be done before the run can start."""
     source, recipe = settings.data.source, settings.data.recipe
     if source.prepared:
@@ -77,6 +85,19 @@ def _batch(settings: Settings) -> Iterator[str]:
         yield f"{longer}; shorten it, or use '0 steps' to validate at the end"
 
 
+def _ramp(settings: Settings) -> Iterator[str]:
+    if not settings.batch.ramp.tokens:
+        return
+    key, traits = "batch.ramp", settings.strategy.traits(settings.world_size)
+    if traits.flattens or not traits.one_model:
+        # DeepSpeed's engine counts micro-batches itself; replicas agree at fixed steps.
+        yield f"{key} does not work under {traits.name}; use ddp or fsdp, or remove {key}"
+    for name, length in vars(settings.task.schedule).items():
+        if isinstance(length, Duration) and length.unit == "steps" and length.count:
+            # The schedule goes by tokens, and a step would be longer in each stage.
+            yield f"model.schedule.{name}={length} is in steps; with {key} write it in tokens"
+
+
 def _checkpoint(settings: Settings) -> Iterator[str]:
     policy, tokens = settings.checkpoint, settings.batch.tokens
     every, keep = policy.every.steps(tokens), policy.keep_every.steps(tokens)
@@ -90,6 +111,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
 
 _RULES = (
     _batch,
+    _ramp,
     _checkpoint,
     trainer_rules.replaced,
     trainer_rules.values,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
+from llm_train.model.learning_rate import schedule_factor
 from llm_train.model.network import sdpa
 from llm_train.runtime.devices import device_named
 from llm_train.settings import Settings
@@ -80,7 +81,7 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
     ranks = f"{derived.ranks} ranks"
     if derived.data_ranks != derived.ranks:
         ranks = f"{derived.data_ranks} groups of {derived.ranks // derived.data_ranks} ranks"
-    return {
+    rows = {
         "tokens_per_step": (
             f"{derived.tokens_per_step:,} = {ranks} x {derived.accumulation} "
             f"micro-batches x {derived.per_device} samples x {derived.sequence} positions"
@@ -90,6 +91,12 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
         "total_tokens": derived.total_tokens,
         "tokens_per_parameter": round(derived.total_tokens / parameters, 3),
     }
+    for stage in derived.stages if len(derived.stages) > 1 else ():
+        rows[f"from_step_{stage.first_step}"] = (
+            f"{stage.tokens_per_step:,} tokens in {stage.accumulation} micro-batches, learning "
+            f"rate x {stage.learning_rate_factor:.6g}"
+        )
+    return rows
 
 
 def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
@@ -103,9 +110,17 @@ def _learning_rate(settings: Settings, derived: Derived) -> dict[str, Any]:
         rows[f"group_{index}"] = (
             f"peak {group['lr'] * factor:.6g} = {group['lr']:g} x {factor:.6g}, "
             f"weight decay {group.get('weight_decay', 0.0):g}, {len(group['params'])} tensors, "
-            f"{sum(p.numel() for p in group['params']):,} parameters"
+            f"{sum(p.numel() for p in group['params']):,} parameters{_own(group)}"
         )
     return rows
+
+
+def _own(group: dict[str, Any]) -> str:
+    """What a group has for itself, by the names of its parameters."""
+    factor, clip = group.get("rate_factor"), group.get("clip_pattern")
+    own = f", rate x {factor:g}" if factor is not None else ""
+    own += f", clipped to {group['clip_norm']:g} with all of {clip}" if clip else ""
+    return own and f"{own} ({group['param_names'][0]} and others like it)"
 
 
 def _scaling(scaling: Scaling, tokens: int, factor: float) -> str:
@@ -118,14 +133,14 @@ def _scaling(scaling: Scaling, tokens: int, factor: float) -> str:
 
 def _schedule(settings: Settings, derived: Derived) -> dict[str, Any]:
     schedule: Any = settings.task.schedule
-    total, tokens = derived.total_steps, derived.tokens_per_step
-    multiplier = schedule.build(total_steps=total, tokens_per_step=tokens)
+    total = derived.total_steps
     rows: dict[str, Any] = {"class": type(schedule).__name__}
     for field in dataclasses.fields(schedule) if dataclasses.is_dataclass(schedule) else ():
         value = getattr(schedule, field.name)
         rows[field.name] = _steps(value, derived) if isinstance(value, Duration) else value
     steps = {"first_step": 0, "middle": total // 2, "last_step": total - 1}
-    return rows | {f"factor_{name}": round(multiplier(step), 6) for name, step in steps.items()}
+    factors = {name: schedule_factor(schedule, derived, step) for name, step in steps.items()}
+    return rows | {f"factor_{name}": round(factor, 6) for name, factor in factors.items()}
 
 
 def _steps(duration: Duration, derived: Derived) -> str:

@@ -9,13 +9,16 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from llm_train.model.task import Task
 from llm_train.settings import Settings
+from llm_train.trainer import loss_scaling
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+MONITORS = ("val/loss", "val/bits_per_byte")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
 # Trainer arguments that another key replaces or that would break an invariant, with the way out.
@@ -94,6 +97,8 @@ def precision(settings: Settings) -> Iterator[str]:
     name = settings.precision
     if name not in PRECISIONS:
         yield f"trainer.precision={name} is not supported; choose {', '.join(PRECISIONS)}"
+    if name == "16-mixed":
+        yield from loss_scaling.problems(settings.context())
 
 
 def callbacks(settings: Settings) -> Iterator[str]:
@@ -109,6 +114,13 @@ def callbacks(settings: Settings) -> Iterator[str]:
         bases = [base.__name__ for base in type(callback).__mro__]
         if forbidden := next((name for name in bases if name in _FORBIDDEN_CALLBACKS), ""):
             yield f"{key}={forbidden} does not work here: {_FORBIDDEN_CALLBACKS[forbidden]}"
+        elif (
+            isinstance(callback, EarlyStopping)
+            and callback.monitor not in MONITORS
+            and type(settings.task) is Task  # another may measure more
+        ):
+            names = " or ".join(MONITORS)
+            yield f"{key}: EarlyStopping.monitor={callback.monitor} is not measured; write {names}"
         elif not whole and any(is_overridden(hook, callback, Callback) for hook in _HOOKS):
             yield (
                 f"{key}={bases[0]} keeps whole weights through on_save_checkpoint, which no rank "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Checkpoints(pl.Callback):
         every: optimizer steps between checkpoints; 0 saves at the end only.
         resume: auto, a path, or "" to start at step 0.
         announce: called on rank 0 with what was found, before the network is built.
+        follow: called on all ranks after it with the metadata of the checkpoint that was found.
         first_save: called on rank 0 with the step, once a run that began at 0 has a checkpoint.
         remote: where checkpoints go as well; None: nowhere.
         asynchronous: whether training goes on while a checkpoint is written.
@@ -59,6 +60,7 @@ class Checkpoints(pl.Callback):
     every: int
     resume: str
     announce: Callable[[Found], None]
+    follow: Callable[[Mapping[str, Any]], None]
     first_save: Callable[[int], None]
     compare_replicas: bool = True
     remote: Remote | None = None
@@ -110,8 +112,7 @@ class Checkpoints(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, last: bool) -> None:
         snapshot = None if last else self._snapshot
-        samples = self.writer.metadata["samples_per_step"]
-        found = content.take(trainer, self._built, samples, snapshot)
+        found = content.take(trainer, self._built, snapshot)
         if last:
             self.writer.write(found)
         elif snapshot is None:
@@ -145,6 +146,8 @@ class Checkpoints(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Chooses the checkpoint to continue from, once for all ranks, before a network exists."""
         self.resume_from = Ranks().on_main(lambda: self._find(trainer))
+        if self.resume_from is not None:
+            self.follow(manifest.read(self.resume_from).metadata)
 
     def _find(self, trainer: pl.Trainer) -> Path | None:
         store = self.writer.store
@@ -198,7 +201,13 @@ class Checkpoints(pl.Callback):
         run.flush()
         with run.stopwatch.paused("rollback"):
             self.writer.settle()
+            micro_batches = trainer.accumulate_grad_batches
             random = content.restore(trainer, path, self._built)
+            if micro_batches % trainer.accumulate_grad_batches:
+                raise LLMTrainError(
+                    f"going back to {path} would cross a change of batch.tokens, in the middle of "
+                    "a step; resume from it instead (--resume PATH)"
+                )
             data = data_of(trainer)
             data.consumed = consumed or data.consumed
             content.restart_data(trainer, batch)

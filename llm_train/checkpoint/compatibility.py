@@ -15,12 +15,10 @@ from llm_train.checkpoint.rank_state import RankState
 from llm_train.errors import CheckpointError, check_at_least
 from llm_train.runtime.structure import structure
 
-# What a position in the data, a number of steps and an optimizer's state depend on, and the keys
-# that set it.
+# What a position in the data and an optimizer's state depend on, and the keys that set it.
 _FIXED = {
     "seed": "seed",
     "sequence": "batch.sequence",
-    "samples_per_step": "batch.tokens / batch.sequence",
     "optimizer": "model.optimizer",
 }
 
@@ -49,10 +47,13 @@ class _RunMetadata:
     sequence: int
     samples_per_step: int
     optimizer: str
+    stages: list[list[int]]
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "step")
         check_at_least(self, 1, "world_size", "samples_per_step")
+        if any(len(pair) != 2 or pair[0] < 0 or pair[1] < 1 for pair in self.stages):
+            raise ValueError(f"stages={self.stages} are not pairs of a step and its samples")
 
 
 @runtime_checkable
@@ -80,7 +81,7 @@ def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
     """Refuses changes after which the position of the run would mean something else.
 
     Raises:
-        CheckpointError: another seed, sequence, global batch or optimizer.
+        CheckpointError: another seed, sequence or optimizer.
     """
     for key, name in _FIXED.items():
         if before[key] != now[key]:
@@ -131,12 +132,18 @@ def require_weights(path: Path, metadata: Mapping[str, Any]) -> None:
             "not read; finish that run with the version that began it, or start a new run"
         )
     try:
-        structure(_RunMetadata, metadata)
+        structure(_RunMetadata, {"stages": [], **metadata})
     except ValueError as error:
         raise CheckpointError(
             f"{path / manifest.NAME} is not one of a run: metadata: {error}; resume from another "
             "checkpoint"
         ) from None
+
+
+def sizes(metadata: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The batches that a checkpoint was trained with; earlier versions had one only."""
+    one = [[0, metadata.get("samples_per_step", 1)]] if metadata.get("step") else []
+    return [(first, size) for first, size in metadata.get("stages", one)]
 
 
 def load_weights(path: Path, network: torch.nn.Module) -> None:

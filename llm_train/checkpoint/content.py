@@ -20,6 +20,7 @@ from torch.serialization import default_restore_location
 
 from llm_train.checkpoint import callback_state, dcp, group_state, manifest
 from llm_train.checkpoint.compatibility import KeepsState
+from llm_train.checkpoint.loop_position import set_position
 from llm_train.checkpoint.rank_state import RankState, Snapshot, copied
 from llm_train.data.module import data_of
 from llm_train.model.optimizer.groups import Group
@@ -67,15 +68,12 @@ class Content:
             (stage / name).write_text(text, encoding="utf-8")
 
 
-def take(
-    trainer: pl.Trainer, built: Sequence[Group], samples_per_step: int, snapshot: Snapshot | None
-) -> Content:
+def take(trainer: pl.Trainer, built: Sequence[Group], snapshot: Snapshot | None) -> Content:
     """What a run that is between two optimizer steps has to save; on all ranks.
 
     Args:
         trainer: that trains.
         built: what the optimizer's groups began with.
-        samples_per_step: samples of a step over all ranks.
         snapshot: makes the copy of what training changes; None where it stands still meanwhile.
     """
     states = {"state": keeper(trainer).state()}
@@ -86,22 +84,27 @@ def take(
     rank = {
         "random": random_state(trainer.strategy.root_device),
         "sums": task_of(trainer.lightning_module).run_state.sums.cpu(),
+        "precision": trainer.precision_plugin.state_dict(),
         "groups": group_state.changes(trainer.optimizers[0].param_groups, built),
     }
     if snapshot is not None:
         states = {folder: snapshot.of(folder, state) for folder, state in states.items()}
         rank = copied(rank)
         kept = copied(kept) if trainer.is_global_zero else {}
-    position = _position(trainer, samples_per_step)
+    position = _position(trainer)
     return Content(states=states, rank=rank, kept=kept, position=position, snapshot=snapshot)
 
 
-def _position(trainer: pl.Trainer, samples_per_step: int) -> dict[str, Any]:
+def _position(trainer: pl.Trainer) -> dict[str, Any]:
     step, data, strategy = trainer.global_step, data_of(trainer), keeper(trainer)
-    consumed = data.consumed + (step - data.steps_done) * samples_per_step
+    derived = task_of(trainer.lightning_module).derived
+    sizes = derived.sizes(step)
     return {
         "step": step,
-        "data": {**data.state_dict(), "consumed": consumed},
+        "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),  # of that step
+        "data": {**data.state_dict(), "consumed": data.consumed_at(step, derived)},
+        "samples_per_step": sizes[-1][1] if sizes else derived.stages[0].samples_per_step,
+        "stages": sizes,
         "world_size": trainer.world_size,
         "strategy": type(strategy).__name__,
         "state_format": strategy.state_format,
@@ -118,7 +121,7 @@ def restore(trainer: pl.Trainer, path: Path, built: Sequence[Group]) -> dict[str
     metadata = manifest.read(path).metadata
     keeper(trainer).load_state(path / "state", with_optimizer=True)
     data_of(trainer).restore(metadata["data"], steps_done=metadata["step"])
-    _set_loop_position(trainer, metadata["step"])
+    set_position(trainer, task_of(trainer.lightning_module).derived, metadata["step"])
     callback_state.restore(trainer, path)
     return _restore_rank(trainer, path, built, metadata["world_size"])
 
@@ -163,6 +166,8 @@ def _restore_rank(
     own = _load_rank(path, rank if same else 0)
     if "groups" in own:  # earlier versions saved none
         group_state.restore(trainer.optimizers[0].param_groups, built, own["groups"])
+    if own.get("precision"):  # a scaler's, the same on all ranks
+        trainer.precision_plugin.load_state_dict(own["precision"])
     sums = task_of(trainer.lightning_module).run_state.sums
     if same:
         sums.copy_(own["sums"])
@@ -173,21 +178,6 @@ def _restore_rank(
     for other in range(ranks) if rank == 0 else ():
         sums += _load_rank(path, other)["sums"].to(sums)
     return None
-
-
-def _set_loop_position(trainer: pl.Trainer, step: int) -> None:
-    """Makes Lightning's progress counters say that ``step`` optimizer steps are done."""
-    state = trainer.fit_loop.state_dict()
-    micro = step * trainer.accumulate_grad_batches
-    batches = {"ready": micro, "started": micro, "processed": micro, "completed": micro}
-    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    for scope in ("current", "total"):
-        state["epoch_loop.batch_progress"][scope].update(batches)
-        state["epoch_progress"][scope].update(epoch)
-        optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-        optimizer["step"][scope].update(ready=step, completed=step)
-    state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
-    trainer.fit_loop.load_state_dict(state)
 
 
 def _load_rank(path: Path, rank: int) -> dict[str, Any]:

@@ -70,31 +70,37 @@ def write(directory: Path, state: RankState, group: dist.ProcessGroup | None = N
     """Writes tensors, or this rank's parts of them; collective, and replicas are written once.
 
     Args:
-        directory: exists, and is empty.
+        directory: is made, or is empty.
         state: of this rank.
         group: of all ranks; None: the default one.
 
     Raises:
         CheckpointError: on all ranks, before anything is written, if a number is not finite on any.
+        CheckpointException: on all ranks, if one of them could not write.
     """
     _require_finite(state.tensors, group)
     # DCP would copy ahead in a stream of its own for tensors on the host, too.
     on_device = any(tensor.device.type == "cuda" for tensor in state.tensors.values())
     writer = FileSystemWriter(directory, per_thread_copy_ahead=_COPIED_AHEAD if on_device else 0)
     writer.reset()
-    with _as_our_error():
-        # ``save`` warns where there is one process; silencing a warning is not safe in a thread.
-        _save_state_dict(dict(state.tensors), writer, group, no_dist=not dist.is_initialized())
+    # ``save`` warns where there is one process; silencing a warning is not safe in a thread.
+    _save_state_dict(dict(state.tensors), writer, group, no_dist=not dist.is_initialized())
     if state.own or not dist.is_initialized() or dist.get_rank() == 0:
         (directory / f"{state.own}{_SCALARS}").write_text(json.dumps(state.scalars))
 
 
 def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
-    with _quiet(), _as_our_error():
-        reader = Reader(directory)
-        reader.read_metadata()  # torch 2.11 would lose the reason for a refusal
-        state_dict_loader.load(dict(tensors), storage_reader=reader)
+    reader = Reader(directory)
+    reader.read_metadata()  # torch 2.11 would lose the reason for a refusal
+    with warnings.catch_warnings():
+        # One process is what was asked for; DCP warns about it all the same.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            state_dict_loader.load(dict(tensors), storage_reader=reader)
+        except CheckpointException as error:  # every rank gets it; not even an Exception in torch
+            first = next(iter(error.failures.values()))[0]
+            raise CheckpointError(f"the state could not be read: {first}") from error
 
 
 def read_scalars(directory: Path, own: str = "") -> dict[str, dict[str, Any]]:
@@ -185,20 +191,3 @@ def readable(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} cannot be read ({reason}); it is damaged or hostile: take another checkpoint"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """One process is what was asked for; DCP warns about it all the same."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-@contextmanager
-def _as_our_error() -> Iterator[None]:
-    try:
-        yield
-    except CheckpointException as error:  # every rank gets it; not even an Exception in torch
-        first = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"the state could not be written or read: {first}") from error

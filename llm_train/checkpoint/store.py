@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.manifest import CheckpointManifest
-from llm_train.checkpoint.save_failed import SaveFailed
+from llm_train.checkpoint.save_failed import SaveFailed, reason_of
 from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.runtime import disk
 
@@ -188,9 +188,11 @@ class CheckpointStore:
             found = CheckpointStore(inner if inner.is_dir() else path).newest()
         if found.path is None:
             listed = ", ".join(f"{skipped.name} ({reason})" for skipped, reason in found.skipped)
-            remedy = "; fit without --resume starts over" if where == "auto" else ""
+            remedy = "take another one, or auto for the newest complete one"
+            if where == "auto":
+                remedy = "fit without --resume starts over"
             raise CheckpointError(
-                f"{path} holds no complete checkpoint; found: {listed or 'nothing'}{remedy}"
+                f"{path} holds no complete checkpoint; found: {listed or 'nothing'}; {remedy}"
             )
         return found
 
@@ -272,10 +274,20 @@ class CheckpointStore:
             raise self.failure(step, error) from error
 
     def failure(self, step: int, error: BaseException | None) -> SaveFailed:
-        """Removes the stage of a save that failed, and says what is left (``SaveFailed``)."""
-        failed = SaveFailed.because(error, step, self.root)  # while its space is still taken
+        """Removes the stage of a save that failed, and says why and what is left.
+
+        Args:
+            step: of the save.
+            error: why; None: another process knows.
+        """
+        space = ""
+        with suppress(OSError):  # while the stage still takes some
+            space = f" ({shutil.disk_usage(self.root).free / 2**20:,.1f} MiB free)"
         self.drop_stage(step)
-        return failed
+        return SaveFailed(
+            f"cannot save step {step} in {self.root}{space}: {reason_of(error)}; "
+            "the checkpoints saved before are untouched"
+        )
 
 
 def _name(step: int) -> str:

@@ -67,7 +67,8 @@ def load(
     Args:
         directory: what ``dcp.write`` filled with ``state``.
         network: gets every parameter and persistent buffer.
-        optimizer: gets its state; None leaves that where it is.
+        optimizer: gets its state; None leaves that where it is, and takes an average that it kept
+            of the weights in their place.
         own: as it was saved with; keys without it are somebody else's.
         shared: further tensors to read into, as far as they are stored.
 
@@ -80,6 +81,8 @@ def load(
         _allocate(network, optimizer, stored)
     found, _ = _collect(network, optimizer)
     require_fit(directory, stored, {key: tensor.shape for key, tensor in found.items()})
+    if optimizer is None:  # somebody who will not train takes the average, where there is one
+        found = {_averaged(key, stored): tensor for key, tensor in found.items()}
     tensors = {own + key: tensor for key, tensor in found.items()}
     tensors.update({key: t for key, t in (shared or {}).items() if key in everything})
     dcp.read(directory, tensors)
@@ -88,6 +91,12 @@ def load(
         for name, parameter in _parameters(network).items():
             if name in scalars:
                 optimizer.state[parameter].update(scalars[name])
+
+
+def _averaged(key: str, stored: Mapping[str, Any]) -> str:
+    """The key of an optimizer's average of a weight, or of the weight itself."""
+    average = f"optimizer.{key.removeprefix('model.')}.average"
+    return average if average in stored else key
 
 
 def require_fit(

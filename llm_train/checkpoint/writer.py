@@ -94,15 +94,13 @@ class Writer:
 
         step = content.step
         # Nobody writes into the stage before rank 0 has emptied it.
-        stage = Path(self.ranks.on_main(lambda: self._stage(step)))
+        stage = self.ranks.on_main(lambda: self.store.stage(step))
         failure: BaseException | None = None
         try:
             content.write(stage, self.ranks.group)
-        except LLMTrainError as error:  # of all ranks
-            if not isinstance(error.__cause__, CheckpointException):  # no fault of the disk
-                self.store.drop_stage(step)
-                raise CheckpointError(f"cannot save step {step}: {error}") from error
-            failure = error
+        except LLMTrainError as error:  # of all ranks, and no fault of the disk
+            self.store.drop_stage(step)
+            raise CheckpointError(f"cannot save step {step}: {error}") from error
         # torch's writers raise RuntimeError for a short write; DCP's is the same on all ranks.
         except (OSError, RuntimeError, CheckpointException) as error:
             failure = error
@@ -111,12 +109,6 @@ class Writer:
             raise self.store.failure(step, failure) from failure
         self.ranks.on_main(lambda: self._finish(content, stage))
         self.saved = step
-
-    def _stage(self, step: int) -> Path:
-        stage = self.store.stage(step)
-        with self.store.surfaced(step):
-            (stage / "state").mkdir()
-        return stage
 
     def _finish(self, content: Content, stage: Path) -> None:
         with self.store.surfaced(content.step):

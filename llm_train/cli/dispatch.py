@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -109,15 +108,19 @@ def _report(message: str, *, alone: bool) -> None:
     """Prints each problem once, whatever the number of ranks.
 
     torchrun kills all ranks when the first one leaves, and srun soon after (scripts/slurm.sbatch),
-    so the others must wait until rank 0 has spoken. One that is still alive after the grace period
-    failed on its own, and says so. Once a run has begun, its watcher knows whether it did (alone).
+    so the others must wait until rank 0 has spoken. One that is still alive when rank 0 has begun a
+    run, or after the grace period, failed on its own, and says so. Once a run has begun, its
+    watcher knows whether it did (alone).
     """
     launch, prefix = find_launch(), ""
     if launch.rank != 0:
         if launch.kind == "none":
             return
         sys.stdout.flush()
-        time.sleep(0.0 if alone else _GRACE_SECONDS)
+        if not alone:
+            from llm_train.runtime.watch.peers import await_first
+
+            await_first(launch, _GRACE_SECONDS)
         prefix = f"rank {launch.rank}: "
     for line in message.splitlines():
         _write(f"{prefix}{line}")

@@ -124,6 +124,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
             text=text,
             plain=yaml12.load(text),
             name=Path(files[0]).stem if files else "run",
+            notes=tuple(filter(None, (each.note(walk.given) for each in walk.exchanges))),
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llm_train.cli import schema
+from llm_train.cli.exchange import Exchange
 from llm_train.cli.schema import Hint, Owner, Setting
 from llm_train.cli.secret_keys import literals
 from llm_train.cli.spelling import closest, nearest, texts
@@ -52,6 +53,8 @@ class Walk:
 
     Attributes:
         chosen: the class at each key that has one: of a group, or named by a ``class_path``.
+        exchanges: where a later layer has named another class.
+        given: the number of the layer that last gave each key.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Walk:
         self.chosen: dict[str, type] = {k: s.hint for k, s in known if schema.is_group(s.hint)}
         self._roots, self._choices, self._allowed = roots, choices, allowed
         self._problems: dict[str, None] = {}  # each once, in order
-        self._given: set[str] = set()
+        self.exchanges: list[Exchange] = []
+        self.given: dict[str, int] = {}
+        self._layer = 0
         self._owners: dict[str, tuple[Owner, int]] = {}
         self._option = False
 
@@ -74,7 +79,7 @@ class Walk:
         Raises:
             ConfigError: one line for each problem.
         """
-        for layer in layers:
+        for self._layer, layer in enumerate(layers):
             self._option = layer.option
             # First and alone: another complaint about the same key could repeat the secret.
             if written_out := list(
@@ -114,7 +119,7 @@ class Walk:
             setting = known[key]
             words = self._option and str in schema.parts(setting.hint)
             if value is not None and (words or self._structured(value) is not None):
-                self._given.add(inner)
+                self.given[inner] = self._layer
             elif not setting.required and not schema.admits_null(setting.hint):
                 self._say(f"{inner} has no value; {_EMPTY}")  # all lines below it are comments
                 continue
@@ -129,7 +134,7 @@ class Walk:
                 f"{join(path, key)} ({_needed(setting.hint)})"
                 for key, setting in list(schema.settings_of(owner).items())[from_call:]
                 if setting.required and not schema.is_group(setting.hint)
-                if join(path, key) not in self._given
+                if join(path, key) not in self.given
             ]
             if absent:
                 verb, them = ("is", "it") if len(absent) == 1 else ("are", "them")
@@ -203,10 +208,12 @@ class Walk:
         if stray and self._option:  # --model.optimizer.learning_rate
             arguments, stray = {**arguments, **stray}, {}
         if "class_path" in value:
-            self.chosen.pop(path, None)
+            before = self.chosen.pop(path, None)
             found = self._find(hint, str(value["class_path"]), key)
             if isinstance(found, type):
                 self.chosen[path] = found
+                if before not in (None, found):
+                    self.exchanges.append(Exchange(path, before, found, self._layer))
         elif path not in self.chosen:
             self._say(
                 f"{path} has settings and no class yet; name {path}.class_path before them, in the "

@@ -16,6 +16,7 @@ from llm_train.data.base import NO_TOKEN, Recipe, TokenSource, Windows
 from llm_train.data.preparation import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
+from llm_train.derived import Derived
 from llm_train.errors import ConfigError, LLMTrainError
 
 
@@ -146,9 +147,9 @@ class TokenData(Part, pl.LightningDataModule):
         self.consumed = int(state["consumed"])
         self.steps_done = steps_done
 
-    def consumed_at(self, step: int) -> int:
+    def consumed_at(self, step: int, derived: Derived) -> int:
         """Samples that the run has consumed, or passed over, when ``step`` steps are done."""
-        return self.consumed + (step - self.steps_done) * self.share.samples_per_step
+        return self.consumed + derived.samples(step) - derived.samples(self.steps_done)
 
     def train_dataloader(self) -> TokenLoader:
         """Loader of this rank's micro-batches from the current position to the end of the run."""

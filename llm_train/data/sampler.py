@@ -24,7 +24,7 @@ class Share:
         rank: this process, or the tensor-parallel group it belongs to.
         data_ranks: number of those, all of which read different data.
         per_device: samples per micro-batch.
-        accumulation: micro-batches per optimizer step.
+        accumulation: micro-batches per optimizer step; where that changes, the most.
     """
 
     rank: int
@@ -42,7 +42,8 @@ class MicroBatches(Sampler[np.ndarray]):
     """Yields the sample indices of each micro-batch of this rank, from ``consumed`` on.
 
     Its length is that of the whole run, also after a resume: to find the last batch, Lightning
-    compares it with the micro-batches done before plus those fetched now.
+    compares it with the micro-batches done before plus those fetched now. Where the accumulation
+    changes, it is more than the run takes, and the number of steps ends the run.
     """
 
     def __init__(self, share: Share, *, steps_total: int, steps_done: int, consumed: int) -> None:

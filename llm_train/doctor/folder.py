@@ -6,6 +6,7 @@ tried in a scratch folder there, which is removed again.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -29,13 +30,14 @@ _SKEW_SECONDS = 2.0
 
 
 def checkpoint_bytes(settings: Settings) -> int:
-    """Weights and optimizer state, which no strategy saves twice."""
+    """Weights and optimizer state, as far as that is known; no strategy saves them twice."""
     work = Workload(
         weights=weights_of(settings.task.network_config),
         optimizer=settings.task.optimizer_config,
         precision=settings.precision,
     )
-    return work.width * sum(work.elements()) + work.optimizer_bytes(lambda w: w.extent)
+    state = work.optimizer_bytes(lambda w: w.extent)
+    return work.width * sum(work.elements()) + (0 if math.isnan(state) else int(state))
 
 
 def disk_space(settings: Settings) -> Iterator[Finding]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, requires
-from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
+from torch.utils import collect_env
 
 from llm_train.context import Finding
 from llm_train.settings import Settings
 
 _NAMED = ("torch", "lightning", "deepspeed")
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)+")
 _FREE = 0.9  # of a device that nobody else uses; its context takes some
 
 
@@ -27,7 +25,8 @@ def versions(settings: Settings) -> Iterator[Finding]:
     shown += [f"{name} {found}" for name in _NAMED if (found := _version(name))]
     if settings.accelerator.type == "cuda" and settings.accelerator.count:
         shown.append(f"CUDA {torch.version.cuda or torch.version.hip}")
-        shown += [f"driver {driver}"] if (driver := _driver()) else []
+        driver = collect_env.get_nvidia_driver_version(collect_env.run)  # type: ignore[no-untyped-call]
+        shown.append(f"driver {driver or 'not known'}")
         shown.append(f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")  # type: ignore[no-untyped-call]
     yield Finding("versions", ", ".join(shown))
     for requirement in map(Requirement, (_version("llm-train") and requires("llm-train")) or ()):
@@ -62,12 +61,4 @@ def devices(settings: Settings) -> Iterator[Finding]:
 def _version(name: str) -> str:
     with suppress(PackageNotFoundError):
         return str(metadata(name)["Version"])
-    return ""
-
-
-def _driver() -> str:
-    """NVIDIA's, as the kernel module says it."""
-    with suppress(OSError):
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="ascii", errors="replace")
-        return next(filter(_NUMBER.fullmatch, text.split()), "")
     return ""

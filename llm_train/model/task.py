@@ -17,10 +17,12 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from llm_train.checkpoint.loop_position import enter_stage
 from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.construction import CompileUnit, Construction, Float8, Score
+from llm_train.model.learning_rate import LearningRates
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
@@ -33,15 +35,15 @@ from llm_train.model.network.shadow import ShadowWeights
 from llm_train.model.optimizer import in_backward
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.clipping import clip_by_norm
-from llm_train.model.optimizer.groups import set_learning_rates
 from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
-from llm_train.model.schedule.base import Multiplier, Schedule
+from llm_train.model.schedule.base import Schedule
 from llm_train.run_state import TaskBase
 from llm_train.runtime.devices import KINDS
 from llm_train.runtime.random_state import seed_generators
 from llm_train.runtime.stopwatch import Stopwatch
+from llm_train.trainer.loss_scaling import LossScaling
 from llm_train.trainer.strategy.base import Strategy, require_strategy
 
 
@@ -89,15 +91,14 @@ class Task(Part, Trimmed, TaskBase):
         self.attention = attention
         self.update = update
         self._in_backward: InBackward | None = None  # until there is an optimizer
-        self._multiplier: Multiplier | None = None
-        self._peaks: list[float] = []
+        self._rates: LearningRates | None = None  # as well
         self._stop_wanted = False
         self._unmasked = True
         self._token_bytes: Tensor | None = None
         self._shadows: ShadowWeights | None = None
         self._score: Score = self._plain_score
 
-    # --- configuration ----------------------------------------------------------------------------
+    # --- configuration, wiring --------------------------------------------------------------------
 
     def parts(self) -> Iterator[Part]:
         """What is connected here."""
@@ -115,8 +116,6 @@ class Task(Part, Trimmed, TaskBase):
         if context.batch.sequence <= self.network_config.max_positions:
             self.counts.flops_per_token(context.batch.sequence)
 
-    # --- wiring -----------------------------------------------------------------------------------
-
     def bind(self, derived: Derived, *, unmasked: bool, token_bytes: Tensor | None) -> None:
         """Receives what follows from the settings and the data.
 
@@ -128,9 +127,6 @@ class Task(Part, Trimmed, TaskBase):
         self._derived = derived
         self._unmasked = unmasked
         self._token_bytes = token_bytes
-        self._multiplier = self.schedule.build(
-            total_steps=derived.total_steps, tokens_per_step=derived.tokens_per_step
-        )
 
     @property
     def strategy(self) -> Strategy:
@@ -156,10 +152,9 @@ class Task(Part, Trimmed, TaskBase):
         self.network = network
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Builds the optimizer and remembers each group's peak learning rate."""
+        """Builds the optimizer and remembers each group's configured learning rate."""
         optimizer = self.optimizer_config.build(self.network.named_parameters())
-        factor = self.derived.learning_rate_factor
-        self._peaks = [float(group["lr"]) * factor for group in optimizer.param_groups]
+        self._rates = LearningRates(self.schedule, self.derived, optimizer.param_groups)
         self._in_backward = InBackward(optimizer) if self.update == "backward" else None
         if self._shadows is not None:
             self._shadows.follow(optimizer)
@@ -226,9 +221,8 @@ class Task(Part, Trimmed, TaskBase):
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         """Sets the learning rate, then runs the closure (the last micro-batch) and the update."""
-        assert self._multiplier is not None
-        factor = self._multiplier(self.trainer.global_step)
-        set_learning_rates(optimizer.param_groups, self._peaks, factor)
+        assert self._rates is not None
+        self._rates.set(optimizer.param_groups, self.trainer.global_step)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def optimizer_zero_grad(
@@ -252,22 +246,27 @@ class Task(Part, Trimmed, TaskBase):
             scale = None
             if not self._unmasked:  # the ratio of target slots to valid ones stays on the device
                 valid, self._valid = self._valid.float(), torch.zeros_like(self._valid)
-                scale = strategy.loss_normaliser(valid, self.derived.tokens_per_step)
+                slots = self.derived.stage(self.trainer.global_step).tokens_per_step
+                scale = strategy.loss_normaliser(valid, slots)
             groups, norm_of = optimizer.param_groups, strategy.gradient_norm
             norm = clip_by_norm(groups, gradient_clip_val, scale=scale, norm_of=norm_of)
+            if isinstance(scaling := self.trainer.precision_plugin, LossScaling):
+                norm = scaling.seen(norm)
         self.run_state.gradient_norm = norm
         self.run_state.judge()
 
     def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
-        """Postpones any wish to stop to the end of the optimizer step.
+        """Postpones any wish to stop to the end of the optimizer step; there the batch may change.
 
         Lightning stops between micro-batches; the gradients and sums of the others would be lost.
         """
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             self._stop_wanted |= self.trainer.should_stop
             self.trainer.should_stop = False
-        elif self._stop_wanted:
+            return
+        if self._stop_wanted:
             self.trainer.should_stop = True
+        enter_stage(self.trainer, self.derived, self.trainer.global_step)
 
     # --- validation -------------------------------------------------------------------------------
 

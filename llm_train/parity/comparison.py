@@ -101,7 +101,7 @@ def parity(
         ConfigError: the configuration cannot be compared, or one process cannot run it.
     """
     _require(_refusals(settings, variants, steps))
-    changes = configuration.shared(settings.plain, steps)
+    changes = configuration.shared(settings, steps)
     compared = Comparison(
         settings=settings, changes=changes, options=options, load=load, launch=launch
     )

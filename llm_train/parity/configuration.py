@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from llm_train.errors import ConfigError
 from llm_train.parity.variants import Variant
 from llm_train.runtime import yaml12
+from llm_train.settings import Settings
+from llm_train.units import Duration
 
 LEAST_STEPS = 4
 
 
-def shared(plain: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Dotted key -> value of what is changed for all runs, where it differs."""
+def shared(settings: Settings, steps: int) -> dict[str, Any]:
+    """Dotted key -> value of what is changed for all runs, where it differs.
+
+    Lengths of the model, the phases of its schedule for instance, are shortened as the run is.
+    """
+    plain, tokens = settings.plain, settings.batch.tokens
+    share = min(1.0, steps / settings.budget.steps(tokens))
+    lengths = _durations(plain.get("model"), "model")
     wanted = {
+        **{k: f"{math.ceil(share * v.steps(tokens))} steps" for k, v in lengths if share < 1},
         "budget": f"{steps} steps",
         "validate_every": "0 steps",
         "checkpoint.every": "0 steps",
@@ -73,6 +85,14 @@ def _get(plain: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _durations(value: Any, path: str) -> Iterator[tuple[str, Duration]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _durations(inner, f"{path}.{key}")
+    with suppress(ConfigError):  # most texts are none
+        yield path, Duration.parse(value)
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:

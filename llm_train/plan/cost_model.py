@@ -42,7 +42,8 @@ class Candidate:
         recompute: the policy.
         micro_batch: samples of one forward.
         micro_batches: of one optimizer step.
-        held: bytes of the state.
+        held: bytes of the state; what the optimizer keeps is 0 where that is unknown.
+        unknown: whether it is.
         activations: bytes besides it at the worst phase.
         parts: seconds of a step by part.
         transfers: what is sent.
@@ -57,6 +58,7 @@ class Candidate:
     activations: float
     parts: dict[str, float] = field(compare=False)
     transfers: tuple[Transfer, ...] = field(compare=False)
+    unknown: bool = False
 
     @property
     def peak(self) -> float:
@@ -106,6 +108,8 @@ class CostModel:
             recomputed=speed.operations(found) > speed.operations(plain),
         )
         held = strategy.state_bytes(work, mesh)
+        if unknown := math.isnan(held.optimizer):
+            held = replace(held, optimizer=0.0)
         transfers = tuple(t for t in strategy.transfers(work, mesh) if t.ranks > 1)
         kept = sum(found[key] for key in _STATE) + self.saved_by_compiler(policy, micro_batch)
         # Tensor parallelism gathers the head's weight (2 bytes) and sums its whole gradient (4).
@@ -120,6 +124,7 @@ class CostModel:
             activations=(peak(found)[1] - kept) / mesh.tensor + whole_head,
             parts=self._seconds(found, plain, held, transfers, mesh.tensor, count, tokens),
             transfers=transfers,
+            unknown=unknown,
         )
 
     def _seconds(

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch._subclasses.fake_tensor import DataDependentOutputException
-
 from llm_train import check as checks
 from llm_train.errors import ConfigError
 from llm_train.plan import sections
@@ -42,16 +40,9 @@ def plan(settings: Settings, gpu: str, json_path: str, *, devices: int, nodes: i
     if problems:
         raise ConfigError("\n".join(problems))
     model = CostModel(settings, device)
-    try:
-        own, shown, values = configured(model)
-        budget = USABLE * device.memory
-        found = search(model, budget)
-    except DataDependentOutputException as error:
-        name = type(settings.task.optimizer_config).__name__
-        raise ConfigError(
-            f"model.optimizer={name} reads numbers while it updates, and a plan has none; plan "
-            "with an optimizer that keeps as much state, for instance AdamW"
-        ) from error
+    own, shown, values = configured(model)
+    budget = USABLE * device.memory
+    found = search(model, budget)
     seconds = time.perf_counter() - started
     shown |= sections.searched(found, own, budget) | {"assumptions": sections.assumptions(device)}
     say_sections(shown)
@@ -100,7 +91,10 @@ def configured(model: CostModel) -> tuple[Candidate, dict[str, sections.Rows], d
 
 
 def _rehearsed(model: CostModel, own: Candidate) -> Measured | None:
-    """The configured step, simulated as sharded as it will be; None where that is impossible."""
+    """The configured step, simulated as sharded as it will be; None where that is impossible.
+
+    It is where an optimizer cannot update tensors without values.
+    """
     settings = model.settings
     if not settings.strategy.rehearsable():
         return None
@@ -113,7 +107,10 @@ def _rehearsed(model: CostModel, own: Candidate) -> Measured | None:
         mesh=own.mesh,
         clip=bool(settings.trainer_args.get("gradient_clip_val")),
     )
-    return at_depth(case)
+    try:
+        return at_depth(case)
+    except Exception:  # any that a step without values can raise
+        return None
 
 
 def _head(settings: Settings, own: Candidate, device: Device) -> dict[str, str]:

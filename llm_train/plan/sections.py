@@ -56,6 +56,8 @@ def memory(
         if formula or measured:
             rows[name] = f"formula {gib(formula)}"
             rows[name] += "" if measured is None else f"; simulated {gib(measured)}"
+    if candidate.unknown:
+        rows[_PARTS["optimizer"]] = "unknown, and left out of all sums: this is the least"
     each = f" / {candidate.mesh.tensor}" if candidate.mesh.tensor > 1 else ""
     rows["saved activations"] = f"simulated {gib(saved)}{each}, operator by operator"
     if saving:
@@ -73,6 +75,8 @@ def memory(
     left = usable - highest
     rows["usable"] = f"{gib(usable)} = {USABLE:.0%} of the {gib(device.memory)} of {device.name}"
     rows["fits"] = f"yes, {gib(left)} left" if left >= 0 else f"no, by {gib(-left)}"
+    if candidate.unknown and left >= 0:
+        rows["fits"] = f"unknown: {gib(left)} left for the optimizer state"
     return rows
 
 

@@ -28,7 +28,7 @@ from llm_train.model.loss.base import Loss, LossSum
 from llm_train.model.network.base import LanguageModel, Network, Readout
 from llm_train.model.network.init import materialise
 from llm_train.model.network.shadow import ShadowWeights, shadowed
-from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.base import MadeUpNumbers, Optimizer
 from llm_train.model.recompute.base import Recompute
 from llm_train.plan.operators import Measured, OperatorCounter, saved_bytes, watching
 from llm_train.runtime.sharded import pieces, tensor_bytes
@@ -45,7 +45,7 @@ class Case:
         loss: what is minimised.
         optimizer: how parameters move.
         recompute: what blocks keep.
-        precision: 32-true, bf16-mixed or bf16-true.
+        precision: 32-true, bf16-mixed or bf16-true; 16-mixed has as many bytes as bf16-mixed.
         sequence: positions of a sample.
         micro_batch: samples of one forward.
         micro_batches: of the step; more than two are as two, since from the second on all is alike.
@@ -69,7 +69,7 @@ class Case:
     @property
     def copies(self) -> bool:
         """Whether weights have copies in bf16 alongside them, as on one device and under DDP."""
-        return self.precision == "bf16-mixed" and not self.strategy.cuts_network
+        return self.precision.endswith("mixed") and not self.strategy.cuts_network
 
 
 def simulate(case: Case) -> Measured:
@@ -80,7 +80,7 @@ def simulate(case: Case) -> Measured:
     with group, default_dtype(case.precision), torch.compiler.set_stance("force_eager"):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         network = _build(case, mode)
-        with mode:
+        with mode, MadeUpNumbers():
             return _measure(network, case)
 
 
@@ -188,7 +188,7 @@ def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def autocast(precision: str) -> torch.autocast:
     """The precision plugin of the Trainer in forward."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision.endswith("mixed"))
 
 
 def default_dtype(precision: str) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -133,7 +134,11 @@ class RecordedRun:
             if points := self.finite(metric):
                 rows[label] = shown(reduced(point.value for point in points))
         rows["running time"] = str(timedelta(seconds=round(self.seconds())))
-        rows["resumes"] = str(sum(event["event"] == "resume" for event in self.events))
+        happened = Counter(event["event"] for event in self.events)
+        rows["resumes"] = str(happened["resume"])
+        for event, label in _EVENTS.items():
+            if happened[event]:
+                rows[label] = str(happened[event])
         bad = [p.step for metric in ("train/loss", "val/loss") for p in self.not_finite(metric)]
         if bad:
             rows["losses that are not finite"] = f"{len(bad)}, the first at step {min(bad):,}"
@@ -153,6 +158,7 @@ def short(value: float) -> str:
     return tqdm.format_sizeof(value).replace("G", "B")
 
 
+_EVENTS = {"spike": "spikes", "skipped": "steps left out", "rollback": "rollbacks"}
 _LOSSES = (
     ("training loss", "train/loss", " nats per token"),
     ("validation loss", "val/loss", " nats per token"),
@@ -165,4 +171,5 @@ _FIGURES: tuple[
     ("throughput, median", "throughput/tokens_per_s", median, lambda n: f"{short(n)} tokens/s"),
     ("model FLOPs utilisation, median", "throughput/mfu", median, "{:.1%}".format),
     ("peak memory", "memory/peak_gib", max, "{:.2f} GiB".format),
+    ("updates left out by the loss scaler", "optimizer/skipped", max, "{:.0f}".format),
 )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from llm_train.checkpoint import manifest
+from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.store import Found
 from llm_train.errors import CheckpointError
+from llm_train.model.learning_rate import LearningRates
 from llm_train.runtime import yaml12
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
@@ -23,6 +25,7 @@ from llm_train.trainer.logger.records import read_lines
 CHECKPOINTS = "checkpoints"
 EARLIER = "earlier"
 RECORDS = "records"
+_RISES = 1.1  # times what it was: less is a matter of a step
 FIRST_SAVE = "first_save"
 _TRACES = (CHECKPOINTS, "config.yaml", "metrics.jsonl", "derived.json", RECORDS, EARLIER)
 _WRITTEN = (
@@ -58,7 +61,7 @@ def record(
         say(f"\nskipped {path}: {reason}")
     if found.path is not None:
         say(f"\nresuming from {found.path}")
-        _show_changes(found.path, settings)
+        _show_changes(found.path, settings, manifest.read(found.path).metadata)
     # A checkpoint of another run begins a run here, and what was here before is no part of it.
     if not resume or (resume != "auto" and not _is_own(run_dir, found.path)):
         _set_aside(run_dir)
@@ -137,7 +140,7 @@ def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
 
 
-def _show_changes(start: Path, settings: Settings) -> None:
+def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
     before = _flat(yaml12.load((start / "config.yaml").read_text()))
     after = _flat(settings.plain)
@@ -145,9 +148,32 @@ def _show_changes(start: Path, settings: Settings) -> None:
     if not changed:
         return
     say("\nchanged since the checkpoint (the new values apply)")
+    step, rate = int(metadata["step"]), metadata.get("learning_rate")
+    now = _rate(settings, metadata)
+    rate = rate if isinstance(rate, float) else now  # earlier versions saved none
+    if not math.isclose(rate, now, rel_tol=1e-5):
+        key = f"learning rate of step {step}"
+        before[key], after[key] = f"{rate:.6g}", f"{now:.6g}"
+        changed.append(key)
     width = max(len(key) for key in changed)
     for key in changed:
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
+    peak = any(key.startswith("model.optimizer") for key in changed)
+    if not peak and now > _RISES * rate:
+        say(
+            f"\nnote: the learning rate goes up, since step {step} lies elsewhere in the schedule "
+            f"now; to go on from where it was, use Constant with a peak of {rate:.6g}; to decay "
+            "again, CosineRestarts with the decay so far as its period (docs/theory/schedules.md)"
+        )
+
+
+def _rate(settings: Settings, metadata: Mapping[str, Any]) -> float:
+    """Of the first group, for the last step of a checkpoint, as it is configured now."""
+    step = int(metadata["step"])
+    derived = settings.derive(compatibility.sizes(metadata), step)
+    groups = settings.context().torch_optimizer.param_groups
+    LearningRates(settings.task.schedule, derived, groups).set(groups, step - 1)
+    return float(groups[0]["lr"])
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, Any]:

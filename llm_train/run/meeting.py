@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from datetime import timedelta
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +13,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.watch.ending import RECORDER
-from llm_train.runtime.watch.peers import meet
+from llm_train.runtime.watch.peers import Peers, alone, meet
 from llm_train.runtime.watch.thread import Watched
 from llm_train.settings import Settings
 
@@ -22,29 +22,30 @@ _LET_GO_SECONDS = 0.2  # what a thread may need to be scheduled on a busy machin
 
 def watched(settings: Settings, trainer: pl.Trainer, lease: Lease) -> Watched:
     """What the watcher looks after; the ranks meet here, before they have a process group."""
-    strategy = settings.strategy
-    timeout = strategy.timeout or default_pg_timeout
-    found = Watched(
+    timeout = settings.strategy.timeout or default_pg_timeout
+    return Watched(
+        peers=alone() if trainer.world_size == 1 else _peers(settings, trainer, timeout),
         folder=settings.run_dir,
         options=settings.watch,
         slow_seconds=timeout.total_seconds(),
         release=lease.release,
     )
-    if trainer.world_size == 1:
-        return found
+
+
+def _peers(settings: Settings, trainer: pl.Trainer, timeout: timedelta) -> Peers:
+    strategy = settings.strategy
     assert isinstance(strategy, ParallelStrategy), "there are several ranks"
     environment = strategy.cluster_environment
     assert environment is not None, "the Trainer connects it"
     if settings.accelerator.type == "cuda":
         os.environ.setdefault(RECORDER, "2000")  # collectives
-    peers = meet(
+    return meet(
         settings.launch,
         environment,
         rank=trainer.global_rank,
         ranks=trainer.world_size,
         timeout=timeout,
     )
-    return replace(found, peers=peers)
 
 
 def leave_process_group(trainer: pl.Trainer) -> None:

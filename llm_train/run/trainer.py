@@ -8,6 +8,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+from llm_train.checkpoint.loop_position import set_accumulation
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
 from llm_train.model.lightning_shortcuts import NoProfiler, trim
@@ -17,8 +18,10 @@ from llm_train.runtime.launch import Launch
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
+from llm_train.trainer.callbacks.averaging import OptimizersAverage
 from llm_train.trainer.logger.base import attach
 from llm_train.trainer.logger.jsonl import JSONLMetrics
+from llm_train.trainer.loss_scaling import LossScaling
 
 
 def build_trainer(
@@ -41,6 +44,7 @@ def build_trainer(
     wanted = settings.trainer_args.get("devices")
     loggers = [] if metrics is None else [metrics, *settings.loggers]
     attach(loggers, settings.run_dir)
+    accumulation = derived.stages[0].accumulation
     arguments.update(
         accelerator=settings.accelerator.type,
         strategy=settings.strategy,
@@ -49,8 +53,8 @@ def build_trainer(
         plugins=[*settings.plugins, _environment(settings.launch)],
         max_steps=derived.total_steps,
         max_epochs=-1,
-        accumulate_grad_batches=derived.accumulation,
-        val_check_interval=(derived.validate_every or derived.total_steps) * derived.accumulation,
+        accumulate_grad_batches=accumulation,
+        val_check_interval=(derived.validate_every or derived.total_steps) * accumulation,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=derived.log_every,
@@ -65,6 +69,7 @@ def build_trainer(
         callbacks=[
             _meter(settings, derived),
             *settings.callbacks,
+            OptimizersAverage(),
             GracefulStop(),
             GarbageCollection(),
         ],
@@ -74,6 +79,11 @@ def build_trainer(
         arguments["callbacks"].append(Progress())
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
+    if settings.precision == "16-mixed":  # Lightning would take bf16-mixed on a CPU
+        scaling = LossScaling(settings.accelerator.type)
+        settings.task.run_state.riders.append(scaling)
+        arguments["plugins"].append(scaling)
+        arguments["precision"] = None
     if arguments.get("profiler") is None:
         arguments["profiler"] = NoProfiler(settings.task.run_state.ledger)
     trainer = pl.Trainer(**arguments)
@@ -94,18 +104,21 @@ def _meter(settings: Settings, derived: Derived) -> Metrics:
 
 
 def _bind(settings: Settings, derived: Derived, rank: int) -> None:
-    source = settings.data.source
-    lengths = source.token_bytes()
+    lengths = settings.data.source.token_bytes()
     settings.task.bind(
         derived,
         unmasked=settings.unmasked,
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
     )
+    _bind_data(settings, derived, rank)
+
+
+def _bind_data(settings: Settings, derived: Derived, rank: int) -> None:
     share = Share(
         rank=rank // settings.mesh_shape.tensor,
         data_ranks=derived.data_ranks,
         per_device=derived.per_device,
-        accumulation=derived.accumulation,
+        accumulation=max(stage.accumulation for stage in derived.stages),
     )
     settings.data.bind(
         share=share,
@@ -114,6 +127,14 @@ def _bind(settings: Settings, derived: Derived, rank: int) -> None:
         steps_total=derived.total_steps,
         pin_memory=settings.accelerator.pinned,
     )
+
+
+def rebind(settings: Settings, derived: Derived, trainer: pl.Trainer, step: int) -> None:
+    """Tells task, data and Trainer other numbers of a run that is to go on after ``step`` steps."""
+    settings.task.rederive(derived)
+    _bind_data(settings, derived, trainer.global_rank)
+    trainer.fit_loop.epoch_loop.max_steps = derived.total_steps
+    set_accumulation(trainer, derived, step)
 
 
 def _nodes(settings: Settings) -> int:

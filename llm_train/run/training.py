@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llm_train import check as checks
-from llm_train.checkpoint import manifest
+from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
@@ -27,10 +27,11 @@ from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.run import directory, memory
 from llm_train.run.meeting import leave_process_group, watched
-from llm_train.run.trainer import build_trainer
+from llm_train.run.trainer import build_trainer, rebind
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.quiet import without_advice
+from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.logger.jsonl import JSONLMetrics
@@ -62,15 +63,18 @@ class Run:
 
     Attributes:
         settings: what was configured.
-        derived: the numbers that follow from it.
         table: every derived number by section, as ``check`` prints them.
         trainer: Lightning's Trainer with all callbacks and loggers.
     """
 
     settings: Settings
-    derived: Derived
     table: dict[str, dict[str, Any]]
     trainer: pl.Trainer
+
+    @property
+    def derived(self) -> Derived:
+        """The numbers that follow from the settings, and from the steps that a resume goes on."""
+        return self.settings.task.derived
 
     @cached_property
     def lease(self) -> Lease:
@@ -152,7 +156,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
                 "seed": derived.seed,
                 "samples_per_step": derived.samples_per_step,
                 "sequence": derived.sequence,
-                "optimizer": type(settings.task.optimizer_config).__name__,
+                "optimizer": settings.task.optimizer_config.traits.name,
             },
             files=directory.files_for_checkpoints(settings),
         ),
@@ -165,13 +169,14 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         announce=lambda found: directory.record(
             settings, table, trainer.loggers, found, resume=resume
         ),
+        follow=lambda metadata: _follow(settings, trainer, metadata),
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
     agree = [memory.SameMicroBatch()] if settings.batch.on_out_of_memory == "halve" else []
     with _lightning():
         trainer = build_trainer(settings, derived, [*agree, saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
-    run = Run(settings=settings, derived=derived, table=table, trainer=trainer)
+    run = Run(settings=settings, table=table, trainer=trainer)
     return run
 
 
@@ -224,6 +229,23 @@ def rehearse(settings: Settings, callback: pl.Callback) -> None:
         with no_sanity_check(), _in_use(settings, trainer):
             trainer.fit(settings.task, datamodule=settings.data)
     leave_process_group(trainer)
+
+
+def _follow(settings: Settings, trainer: pl.Trainer, metadata: Mapping[str, Any]) -> None:
+    """Derives the numbers of the run again where a checkpoint was trained with other batches."""
+    step, task = metadata["step"], settings.task
+    before = compatibility.sizes(metadata)
+    if before == task.derived.sizes(step):
+        return
+    derived = settings.derive(before, step)
+    rebind(settings, derived, trainer, step)
+    stage, now = derived.stage(step), before[-1][1] * derived.sequence
+    if trainer.is_global_zero:
+        say(
+            f"\nbatch: {now:,} -> {stage.tokens_per_step:,} tokens a step from step {step:,} on; "
+            f"learning rate x {stage.learning_rate_factor:.6g} by batch.scaling; "
+            f"{derived.total_steps:,} steps in all"
+        )
 
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:

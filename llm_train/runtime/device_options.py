@@ -56,7 +56,7 @@ class DeviceOptions:
 
     def product_dtype(self, kind: Kind, precision: str) -> str:
         """The type in which most matrices are multiplied, by its name in the table of devices."""
-        if precision.startswith("bf16"):
+        if "16" in precision:  # one rate for both kinds of 16 bits
             return "bf16"
         return "tf32" if self._tf32(kind) else "fp32"
 

@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llm_train.errors import LLMTrainError
+from llm_train.runtime.proc import stat_of
 from llm_train.runtime.terminal import say
 
 STALE_SECONDS = 60.0
@@ -80,7 +81,7 @@ class LeaseHolder:
     @property
     def stopped(self) -> bool:
         """Whether the process is here and somebody has stopped it."""
-        return self.kernel == _kernel() and _state(self.pid)[:1] == ["T"]
+        return self.kernel == _kernel() and stat_of(self.pid)[:1] == ["T"]
 
     def __str__(self) -> str:
         return f"{self.host}, pid {self.pid}, since {self.since}"
@@ -237,14 +238,5 @@ def _kernel() -> str:
 
 def _born(pid: int) -> str:
     """When a process started; "" when it has ended and only its parent has not noticed."""
-    fields = _state(pid)
+    fields = stat_of(pid)
     return "" if not fields or fields[0] in "ZX" else fields[19]
-
-
-def _state(pid: int) -> list[str]:
-    """What the system says of a process from its state on; nothing if there is none."""
-    try:
-        # The name in parentheses may hold anything, a parenthesis and spaces included.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []

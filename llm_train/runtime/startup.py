@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
+
+from llm_train.runtime.proc import stat_of
 
 _IMPORTED = time.monotonic()
 _UNCLAIMED = [True]
@@ -16,13 +17,10 @@ def seconds_since_start() -> float:
 
     Under torchrun the process is the rank's own, not the launcher's.
     """
-    try:
-        # Field 22 is the start in clock ticks after boot; field 2, the name, may contain blanks.
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    if fields := stat_of(os.getpid()):
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return float(Path("/proc/uptime").read_text().split()[0]) - started
-    except (OSError, ValueError, IndexError):
-        return time.monotonic() - _IMPORTED
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return time.monotonic() - _IMPORTED
 
 
 def claim() -> float:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 from typing import NamedTuple
 
 from llm_train.cli import main
 
 _PREFIX = "llm-train: error: "
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # by a run that has ended
 
 
 class Outcome(NamedTuple):
@@ -37,11 +39,14 @@ def run(*arguments: str) -> Outcome:
     """Runs ``llm-train`` with ``arguments``."""
     out, err = io.StringIO(), io.StringIO()
     code: object = None
+    handlers = {number: signal.getsignal(number) for number in _HANDLED}
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main(arguments)
         except SystemExit as exit_:
             code = exit_.code
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -14,9 +14,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -31,6 +32,7 @@ from llm_train.testing.ranks import environment, launched_as
 from llm_train.trainer.logger.records import read_lines
 
 _GRACE_SECONDS = 5.0
+_PATIENCE_SECONDS = 120.0
 _SPOKEN_SECONDS = 0.5  # once rank 0 has refused something, the others only wait to be ended
 # What a run would otherwise import late, in every rank; what is not installed is passed over.
 _IMPORTED = (
@@ -67,6 +69,13 @@ class Job:
         for rank in victims or range(len(self.children)):
             with suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(self.children[rank].pid or 0, number)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Returns when something is true, or when a rank has ended by itself."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self.running and not true():
+            assert time.monotonic() < deadline, "nothing has happened"
+            time.sleep(0.002)
 
     def wait(self) -> list[int]:
         """Exit statuses in order of rank; like torchrun, ends the others soon after a failure."""
@@ -107,7 +116,7 @@ class ForkServer:
         """
         job = self.start(*arguments, ranks=ranks, log=log, **options)
         if "step" in options or "file" in options:
-            _wait_for(options, job)
+            job.until(partial(_is_due, options))
             time.sleep(options.get("delay_seconds", 0.0))
             for _ in range(options.get("repeat", 1)):
                 job.send(options.get("signal", signal.SIGKILL), options.get("victims", ()))
@@ -170,19 +179,11 @@ def _become(request: dict[str, Any], rank: int, port: int) -> NoReturn:
         os._exit(code)
 
 
-def _wait_for(options: dict[str, Any], job: Job) -> None:
-    """Returns when it is time for the signal, or when a rank has ended by itself."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and job.running:
-        if "file" in options:
-            if Path(options["file"]).exists():
-                return
-        elif _is_logged(Path(options["metrics"]), options["step"]):
-            return
-        time.sleep(0.002)
-
-
-def _is_logged(metrics: Path, step: int) -> bool:
+def _is_due(options: dict[str, Any]) -> bool:
+    """Whether it is time for the signal."""
+    if "file" in options:
+        return Path(options["file"]).exists()
+    metrics = Path(options["metrics"])
     last = read_lines(metrics)[-1:] if metrics.exists() else []
     # An event may be the start or resume that makes the records before it those of another run.
-    return any("event" not in record and record["step"] >= step for record in last)
+    return any("event" not in record and record["step"] >= options["step"] for record in last)

@@ -1,18 +1,22 @@
-"""Says from a run's measured noise which batch is critical, and what a larger one would cost."""
+"""Says from a run which batch is critical and what a larger one costs, or which rates train."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.verbs.base import Load, Verb
+
+if TYPE_CHECKING:
+    from llm_train.report import RecordedRun
 
 _FACTORS = (0.5, 1, 2, 4, 8, 16)
 
 
 class Advise(Verb):
-    """Reads what the callback NoiseScale has logged, and builds nothing."""
+    """Reads what NoiseScale or a RangeTest has left in the metrics, and builds nothing."""
 
     takes_settings = False
     builds = False
@@ -50,6 +54,8 @@ def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:
     from llm_train.runtime import yaml12
 
     run = RecordedRun.read(run_dir)
+    if _rises(run):
+        return {"learning-rate range test": _rates(run)}
     gradients, traces = run.finite("noise/gradient_squared"), run.finite("noise/trace")
     count = round(len(gradients) * last)
     if count < 2:
@@ -78,3 +84,26 @@ def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:
             "{:.2f} x the steps, {:.2f} x the tokens".format(*cost) + now
         )
     return {"gradient noise scale": said, "to the same loss": rows}
+
+
+def _rises(run: RecordedRun) -> bool:
+    """Whether the learning rate has grown tenfold without ever falling, as in a range test."""
+    rates = [point.value for point in run.points("optimizer/lr")]
+    return len(rates) > 1 and rates == sorted(rates) and rates[-1] >= 10 * rates[0]
+
+
+def _rates(run: RecordedRun) -> dict[str, str]:
+    """What a run with the schedule RangeTest says of the learning rate."""
+    from llm_train.analysis.fits import usable_range
+
+    points = run.finite("train/loss")
+    at = {point.step: point.value for point in run.points("optimizer/lr")}
+    if len(points) < 2:
+        raise LLMTrainError(f"{run.name} has no two log points; set trainer.log_every_n_steps=1")
+    found = usable_range([at[p.step] for p in points], [p.value for p in points])
+    return {
+        "from": f"{len(points)} log points, smoothed over about 10 of them",
+        "the loss falls fastest at": f"{found.steepest:.3g}",
+        "and rises again from": f"{found.highest:.3g}",
+        "to try": f"{found.highest / 10:.3g} to {found.highest / 3:.3g}, a tenth to a third of it",
+    }

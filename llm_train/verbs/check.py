@@ -19,7 +19,8 @@ class Check(Verb):
 
         check.require_sound(settings, running=False)
         say_sections(check.table(settings))
-        for note in (notes := check.notes(settings)):
+        missing = check.missing(settings)
+        for note in (*check.notes(settings), *missing):
             say(f"\nnote: {note}")
-        say("\nno problems found" + ", but fit needs what the note says first" * bool(notes))
+        say("\nno problems found" + ", but fit needs what the note says first" * bool(missing))
         return 0

@@ -39,12 +39,12 @@ class Fit(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Returns 0 when done or stopped by a callback, 128 + n after signal n."""
-        if threading.current_thread() is threading.main_thread():
-            # SIGUSR1 before training starts would end the process with the status that means
-            # "stopped and saved", and the scheduler would requeue the job without end.
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # Before training starts it would end the process with the status that means "stopped and
+        # saved", and the scheduler would requeue the job without end.
+        _ignore(signal.SIGUSR1)
         settings = load(flags.settings)
 
+        from llm_train.check import notes
         from llm_train.run.memory import FILE_NAME, OutOfMemory
         from llm_train.run.training import build
         from llm_train.runtime import startup
@@ -57,6 +57,8 @@ class Fit(Verb):
             say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)
         say_sections(run.table)
+        for note in notes(run.settings):
+            say(f"\nnote: {note}")
         try:
             return _conclude(run, run.fit())
         except OutOfMemory as error:
@@ -65,6 +67,12 @@ class Fit(Verb):
                 raise
             say(f"\n{error}")
             _start_again(settings.run_dir)
+
+
+def _ignore(*numbers: signal.Signals) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _start_again(run_dir: Path) -> NoReturn:
@@ -101,6 +109,8 @@ def _conclude(run: Run, result: Result) -> int:
     from llm_train.runtime.terminal import say, section
     from llm_train.verbs.validate import held_out
 
+    # All is saved; another signal could only make the exit status untrue.
+    _ignore(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     settings, step = run.settings, result.step
     if not result.complete:
         name = signal.Signals(result.signal).name if result.signal else "a callback"
@@ -109,7 +119,12 @@ def _conclude(run: Run, result: Result) -> int:
             "continue with --resume auto"
         )
         return 128 + result.signal if result.signal else 0
-    say(f"\ndone: {step} steps, {step * run.derived.tokens_per_step:,} tokens")
+    if not settings.task.run_state.start_up:
+        say(
+            f"\nnothing was trained: the checkpoint is of step {step}, and the run ends at step "
+            f"{run.derived.total_steps}; raise --budget to train on"
+        )
+    say(f"\ndone: {step} steps, {run.derived.tokens(step):,} tokens")
     if "val/loss" in result.metrics:
         say(section("held out", held_out(settings, result)))
     say(f"\nwrote {settings.run_dir}/metrics.jsonl, config.yaml, derived.json and checkpoints/")

@@ -23,7 +23,6 @@ from llm_train.trainer.logger.records import read_metrics
 RANKS = {"single": 0, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
 EXACT = ("train/loss", "grad/norm", "optimizer/lr", "val/loss", "progress/tokens")
 EVERY = 8  # steps from one save to the next
-PATIENCE_SECONDS = 120.0
 
 
 def launcher(
@@ -50,14 +49,6 @@ def arguments_of(folder: Path, strategy: str, steps: int, **overrides: Any) -> l
 
 def require_end(job: Job, folder: Path) -> None:
     assert set(job.wait()) == {0}, (folder / "log.txt").read_text()
-
-
-def until(job: Job, true: Callable[[], bool]) -> None:
-    """Returns when something is true, or when a rank has ended by itself."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while job.running and not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class Progress:
@@ -106,11 +97,11 @@ def kill(fit: Callable[[], Job], run_dir: Path, moment: str, draw: random.Random
     job = fit()
     if moment == "save":
         wanted = reached + EVERY * draw.randint(0, 1) + 1
-        until(job, lambda: steps.last >= wanted and saving())
+        job.until(lambda: steps.last >= wanted and saving())
         time.sleep(draw.uniform(0, 0.015))
     elif moment == "step":
         wanted = reached + draw.randint(1, 20)
-        until(job, lambda: steps.last >= wanted)
+        job.until(lambda: steps.last >= wanted)
         time.sleep(draw.uniform(0, 0.01))
     else:
         time.sleep(draw.uniform(0, 2.5))

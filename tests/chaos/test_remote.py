@@ -27,7 +27,6 @@ from tests.chaos.jobs import (
     require_end,
     require_same,
     require_unbroken,
-    until,
 )
 from tests.chaos.trials import trials
 
@@ -83,7 +82,7 @@ def kill_uploading(
     steps, began = Progress(run_dir), time.time()
     wanted, inside = reached + draw.randint(1, EVERY), draw.random() < 0.7
     job = fit()
-    until(job, lambda: steps.last >= wanted and (not inside or uploading(bucket, began)))
+    job.until(lambda: steps.last >= wanted and (not inside or uploading(bucket, began)))
     time.sleep(draw.uniform(0, 0.5))
     job.send()
     return {"kills": -9 in job.wait(), "uploads": uploading(bucket, began)}
@@ -95,8 +94,8 @@ def complete(bucket: Path) -> list[Path]:
 
 def uploading(bucket: Path, since: float) -> bool:
     """Whether an upload that was under way after ``since`` is not complete."""
-    newest = max(bucket.iterdir(), key=lambda path: path.name.rpartition("-")[2], default=None)
-    return newest is not None and newest not in complete(bucket) and newest.stat().st_mtime > since
+    last = max(bucket.iterdir(), key=lambda path: path.name.rpartition("-")[2], default=None)
+    return last is not None and last not in complete(bucket) and last.stat().st_mtime > since
 
 
 def newest_of_both(run_dir: Path, bucket: Path) -> int:

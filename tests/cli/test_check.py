@@ -96,9 +96,9 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer__strategy": {"class_path": "SingleDevice", "init_args": {"device": "cuda:0"}}},
         "trainer.strategy.init_args.device=cuda:0; write trainer.strategy=single",
     ),
-    "half precision": (
-        {"trainer__precision": "16-mixed"},
-        "trainer.precision=16-mixed; choose 32-true, bf16-mixed, bf16-true",
+    "pure half precision": (
+        {"trainer__precision": "16-true"},
+        "trainer.precision=16-true; choose 32-true, bf16-mixed, bf16-true, 16-mixed",
     ),
     "bf16-true under ZeRO": (
         {"trainer__strategy": "zero3", "trainer__precision": "bf16-true"},
@@ -123,6 +123,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "Lightning's checkpoints": (
         {"trainer__callbacks": [{"class_path": "ModelCheckpoint"}]},
         "trainer.callbacks[0]=ModelCheckpoint does not work here: set checkpoint.every",
+    ),
+    "a monitor that nothing measures": (
+        {"trainer__callbacks": [part("EarlyStopping", monitor="val_loss")]},
+        "trainer.callbacks[0]: EarlyStopping.monitor=val_loss; write val/loss or val/bits_per_byte",
     ),
     "optimizer that refuses": (
         {
@@ -225,6 +229,15 @@ def test_what_only_lightning_knows_is_one_line_too(tmp_path: Path) -> None:
 def test_clipping_with_muon(tmp_path: Path) -> None:
     file = file_of(tmp_path, model__optimizer=MUON, trainer__gradient_clip_val=1)
     assert run("check", "-c", file).code == 0
+
+
+def test_a_rule_that_was_derived_for_sgd_is_a_note_with_adam(tmp_path: Path) -> None:
+    file = file_of(tmp_path, batch__scaling={"rule": "linear", "reference_tokens": 32})
+    adam, sgd = run("check", "-c", file), run("check", "-c", file, "--model.optimizer=SGD")
+    assert "note: batch.scaling.rule=linear was derived for SGD" in adam.out
+    assert "set batch.scaling.rule=sqrt" in adam.out
+    assert adam.out.endswith("\nno problems found\n")
+    assert "was derived for SGD" not in sgd.out
 
 
 @pytest.mark.parametrize("name", ALLOWED)

@@ -95,6 +95,7 @@ VERBS = {
     ],
     "validate": ["--checkpoint=/nope", ""],
     "advise": ["/nope", "", "/proc"],
+    "sweep": ["/nope", "", "/proc"],
     "generate": ["/nope", "", "--device=x"],
     "plan": ["--gpu=x", "--devices=-1", "--nodes=x"],
     "parity": ["--ranks=x", "--strategies=x"],
@@ -107,7 +108,7 @@ VERBS = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_verbs(tmp_path: Path, verb: str) -> None:
     config = write(tmp_path / "c.yaml", tiny(tmp_path / "run", steps=4))
-    takes = [] if verb in ("advise", "generate", "report") else ["-c", str(config)]
+    takes = [] if verb in ("advise", "generate", "report", "sweep") else ["-c", str(config)]
     for word in VERBS[verb]:
         outcome = run(verb, *takes, *filter(None, [word]))
         require_one_line_each(outcome)

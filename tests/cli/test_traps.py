@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from llm_train import verbs
 from llm_train.cli import load_settings
+from llm_train.runtime import terminal
 from llm_train.runtime.yaml12 import dump, load
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import tiny, write
@@ -143,6 +146,15 @@ def test_another_class_keeps_the_settings_it_knows_and_loses_the_others(tmp_path
     assert optimizer["class_path"] == "llm_train.model.optimizer.LowBitAdamW"
     assert optimizer["init_args"]["learning_rate"] == 0.01
     assert "fused" not in optimizer["init_args"]
+    (note,) = found.notes
+    assert "model.optimizer=LowBitAdamW in the place of AdamW keeps learning_rate" in note
+    assert "and drops fused; set model.optimizer.init_args.NAME" in note
+    rate = "--model.optimizer.learning_rate=0.2"
+    (note,) = load_settings(["-c", str(base), "--model.optimizer=MuonAdamW", rate]).notes
+    assert "AdamW keeps fused; set" in note  # the rate is its own
+    (note,) = load_settings(["-c", str(base), "--model.schedule=Constant"]).notes
+    assert "model.schedule=Constant in the place of WarmupCosine keeps warmup" in note
+    assert load_settings(["-c", str(base), rate]).notes == ()
 
 
 def test_print_config_runs_again_as_it_is(tmp_path: Path) -> None:
@@ -208,7 +220,9 @@ def test_resuming_applies_and_shows_changed_values(tmp_path: Path) -> None:
     assert changes == {
         "budget": "2 steps -> 4 steps",
         "model.optimizer.init_args.learning_rate": "0.01 -> 0.02",
+        "learning rate of step 2": "0.01 -> 0.02",
     }
+    assert "goes up" not in resumed.out  # which is what was asked for
     assert "done: 4 steps" in resumed.out
     rates = [
         r["optimizer/lr"] for r in read_metrics(directory / "metrics.jsonl") if "train/loss" in r
@@ -226,6 +240,27 @@ def test_resuming_a_complete_run_repeats_its_result(tmp_path: Path) -> None:
     again = run("fit", "-c", str(file), "--resume", "auto")
     assert again.code == 0
     assert again.out.split("\ndone: ")[1] == first.out.split("\ndone: ")[1]
+    assert "nothing was trained" in again.out
+    at_end = "--checkpoint.every=0 steps"
+    shorter = run("fit", "-c", str(file), "--resume", "auto", "--budget=1 steps", at_end)
+    assert re.search("nothing was trained: .* of step 2, .* at step 1; .*--budget", shorter.out)
+
+
+def test_a_signal_after_the_end_leaves_the_status_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: dict[str, object] = {}
+    say = terminal.say
+
+    def noted(text: str) -> None:
+        handlers[text.strip().split()[0]] = signal.getsignal(signal.SIGTERM)
+        say(text)
+
+    monkeypatch.setattr(terminal, "say", noted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("fit", "-c", str(write(tmp_path / "c.yaml", tiny(tmp_path / "run")))).code == 0
+    assert handlers["done:"] == handlers["wrote"] == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # --- help -----------------------------------------------------------------------------------------

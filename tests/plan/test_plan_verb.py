@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
-from llm_train.model.optimizer import AdamW
+from llm_train.cli import load_settings
+from llm_train.model.optimizer import AdamW, TorchOptimizer
+from llm_train.plan.draft import plan
 from llm_train.plan.speed import LINK_EFFICIENCY, transfer_seconds
 from llm_train.runtime.devices import device_called
 from llm_train.testing import configs
@@ -67,12 +73,34 @@ def test_what_check_refuses_is_refused() -> None:
     assert line.startswith("batch.tokens=1024 is not a multiple of 3 ranks")
 
 
-def test_an_optimizer_that_reads_numbers_is_refused(tmp_path: Path) -> None:
-    adafactor = {"class_path": "torch.optim.Adafactor", "init_args": {"lr": 0.01}}
-    chosen = {"class_path": "TorchOptimizer", "init_args": {"optimizer": adafactor}}
-    config = configs.tiny(tmp_path / "run", model__optimizer=chosen)
-    (line,) = refused("plan", "-c", str(configs.write(tmp_path / "c.yaml", config)))
-    assert line.startswith("model.optimizer=TorchOptimizer reads numbers while it updates")
+class Secretive(torch.optim.SGD):
+    """Cannot update what has no memory."""
+
+    def step(self, closure: Any = None) -> None:
+        if any(isinstance(p, FakeTensor) for g in self.param_groups for p in g["params"]):
+            raise RuntimeError
+        super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            torch.optim.Adafactor,
+            "formula 0.0 MiB; simulated 0.0",
+        ),  # reads a number while it updates
+        (Secretive, "unknown, and left out of all sums"),
+    ],
+)
+def test_an_unusual_optimizer_never_stops_a_plan(
+    kind: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configs.write(tmp_path / "c.yaml", configs.tiny(tmp_path / "run"))
+    settings = load_settings(["-c", str(path)])
+    settings.task.optimizer_config = TorchOptimizer(optimizer=partial(kind, lr=0.1))
+    plan(settings, "h100", "", devices=1, nodes=1)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "optimizer state " in line)
+    assert said in row
 
 
 def test_a_ring_by_hand() -> None:

@@ -126,6 +126,9 @@ def test_the_page_says_what_the_files_say(tmp_path):
     }
     end = {**times, "event": "end", "step": 9, "time": at(4), "steps": 9, "seconds": {"steps": 4}}
     (run / "ledger.jsonl").write_text(json.dumps(times) + "\n" + json.dumps(end) + "\n")
+    with open(run / "metrics.jsonl", "a") as metrics:
+        for event in ("skipped", "skipped", "rollback"):
+            metrics.write(json.dumps({"event": event, "step": 200, "time": at(510)}) + "\n")
     (run / "config.yaml").write_text("seed: 1337  # <b>not bold</b>\n")
     html, picture = write_report(run)
     assert (html, picture) == (run / "report.html", run / "report.png")
@@ -145,6 +148,8 @@ def test_the_page_says_what_the_files_say(tmp_path):
     assert cells["peak memory"] == "1.25 GiB"
     assert cells["running time"] == "0:00:21"  # 110 steps and 100 steps; the pause does not count
     assert cells["resumes"] == "1"
+    assert cells["steps left out"] == "2"
+    assert cells["rollbacks"] == "1"
     assert cells["start up: data"] == "3.0 s (42.86%)"
     assert cells["effective training time ratio"] == "57.1%"
     assert cells["tokens per step"] == "16 x 128 = 2,048"

@@ -22,7 +22,7 @@ Shapes: N = B*T positions, n positions of a chunk, D width, V padded vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from llm_train.context import Context
 from llm_train.errors import check_at_least
 from llm_train.model.loss.base import Loss, LossSum, Projection, Scorer
 from llm_train.model.loss.causal_lm import CausalLM
@@ -61,6 +62,11 @@ class ChunkedCausalLM(Loss):
         self.plain()  # which checks its own
         hint = "; write 1024, or use CausalLM to hold all logits at once"
         check_at_least(self, 1, "chunk_tokens", prefix="loss.", hint=hint)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Gradients that underflow: those of forward know no loss scaler's factor."""
+        if context.precision == "16-mixed":
+            yield "model.loss=ChunkedCausalLM underflows under 16-mixed; use CausalLM"
 
     def __call__(self, hidden: Tensor, projection: Projection, targets: Tensor) -> LossSum:
         """Scores ``targets`` (B, T) under the logits of ``hidden`` (B, T, D)."""

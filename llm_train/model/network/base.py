@@ -87,8 +87,8 @@ class LanguageModel(nn.Module, ABC):
         """
         return None
 
-    def tensor_limits(self) -> Mapping[str, int]:
-        """How many parts what tensor parallelism cuts can have at most, by the key that says so.
+    def tensor_limits(self) -> Mapping[str, tuple[int, int]]:
+        """What tensor parallelism cuts, by the key that says so: its size, and the least of a part.
 
         Raises:
             ConfigError: the network does not say how it may be cut.
@@ -96,7 +96,7 @@ class LanguageModel(nn.Module, ABC):
         roles = self.tensor_roles().items()
         tables = [path for path, role in roles if role in ("embedding", "head")]
         rows = {self.get_parameter(f"{path}.weight").shape[0] for path in tables}
-        return {"the rows of the vocabulary (see pad_vocab_to)": math.gcd(*rows)}
+        return {"the rows of the vocabulary (see pad_vocab_to)": (math.gcd(*rows), 1)}
 
     @abstractmethod
     def initial(self, name: str) -> Initial:
@@ -140,12 +140,13 @@ class Network(Part, ABC):
             )
         ranks = context.strategy.tensor
         limits = context.network.tensor_limits() if ranks > 1 else {}
-        for name, number in {"batch.sequence": context.batch.sequence, **limits}.items():
-            if number % ranks:
-                yield (
-                    f"trainer.strategy: tensor={ranks} does not divide {name}={number}; use a "
-                    f"divisor of both, or change {name}"
-                )
+        sizes = {"batch.sequence": (context.batch.sequence, 1), **limits}
+        for name, (size, least) in sizes.items():
+            if size % (ranks * least):
+                way_out = f"use a divisor of both, or change {name}"
+                if least > 1:
+                    way_out = f"each part needs {least}: make it a multiple of {ranks * least}"
+                yield f"trainer.strategy: tensor={ranks} does not divide {name}={size}; {way_out}"
 
     def fused_bytes(self) -> FusedBytes | None:
         """Bytes that element-wise kernels move, compiled; None (the default) lets plan estimate."""

@@ -71,7 +71,7 @@ def problems(kernel: Kernel, context: Context) -> Iterator[str]:
             f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
             "install FlashAttention 3, or write auto"
         )
-    if kernel in ("cudnn", "flash", "flash3") and not context.precision.startswith("bf16"):
+    if kernel in ("cudnn", "flash", "flash3") and "16" not in context.precision:
         yield (
             f"model.attention={kernel} computes in 16 bits alone, and "
             f"trainer.precision={context.precision}; set trainer.precision=bf16-mixed, or write "
@@ -176,7 +176,8 @@ def chosen(
     Raises:
         ConfigError: ``kernel`` cannot compute one of the calls.
     """
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    low = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
+    dtype = low.get(precision, torch.float32)
     with without_memory():
         network = config.build()
 

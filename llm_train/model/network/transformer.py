@@ -192,14 +192,13 @@ class Decoder(CachedLanguageModel):
         products = 2 * sequence * sum(matrix.numel() for matrix in matrices)
         return ForwardFlops(products, attention // 2, attention)
 
-    def tensor_limits(self) -> Mapping[str, int]:
+    def tensor_limits(self) -> Mapping[str, tuple[int, int]]:
         """Whole groups of heads, and whole slabs or features of the feed-forward part."""
         block = cast(Block, self.layers[0])
         mlp = block.mlp
-        groups = f"the groups of {mlp.slab} in " if mlp.slab > 1 else ""
         return {
-            "model.network's kv_heads": block.attention.heads // block.attention.group,
-            f"{groups}model.network's mlp_width": mlp.down.in_features // mlp.slab,
+            "model.network's kv_heads": (block.attention.heads // block.attention.group, 1),
+            "model.network's mlp_width": (mlp.down.in_features, mlp.slab),
             **super().tensor_limits(),
         }
 

@@ -66,7 +66,7 @@ class AdamW(AdamSettings):
     @property
     def traits(self) -> OptimizerTraits:
         """Elementwise; torch has a fused kernel for CPUs."""
-        return OptimizerTraits(name=type(self).__name__, on_host=True)
+        return OptimizerTraits(name=type(self).__name__, on_host=True, update_size="element")
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs torch's AdamW over two decay groups."""

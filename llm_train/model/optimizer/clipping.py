@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,7 +32,8 @@ def clip_by_norm(
     """Clips the gradients of all groups of an optimizer together.
 
     Args:
-        groups: their ``params`` have the gradients.
+        groups: their ``params`` have the gradients. Those that share a ``clip_pattern`` are first
+            clipped together to their ``clip_norm``.
         limit: above this norm they are scaled down to it; None or 0 clips nothing.
         scale: what every gradient is multiplied by first.
         norm_of: gradients to their global norm.
@@ -44,6 +46,14 @@ def clip_by_norm(
     if scale is not None:
         torch._foreach_mul_(gradients, scale)
     norm = norm_of(gradients)
+    together: dict[tuple[str, float], list[Tensor]] = defaultdict(list)
+    for group in groups:
+        if "clip_pattern" in group:
+            together[group["clip_pattern"], group["clip_norm"]] += group["params"]
+    for (_, own_limit), members in together.items():
+        own = norm_of([p.grad for p in members if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(members, own_limit, own, foreach=True)
     if limit:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+        left = norm_of(gradients) if together else norm
+        nn.utils.clip_grads_with_norm_(parameters, limit, left, foreach=True)
     return norm

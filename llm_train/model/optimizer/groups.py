@@ -39,13 +39,19 @@ def trainable(named_parameters: Iterable[Named]) -> list[Named]:
     return list(first.values())
 
 
-def dimensions(parameter: Tensor) -> int:
-    """Number of dimensions of the whole parameter, sharded or not.
+def full_shape(parameter: Tensor) -> Sequence[int]:
+    """The shape of the whole parameter, sharded or not.
 
     A DTensor answers for the whole. DeepSpeed's ZeRO-3 leaves an empty vector in place of a
     parameter that it partitioned at construction, and the true shape alongside it in ``ds_shape``.
     """
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    shape: Sequence[int] = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def dimensions(parameter: Tensor) -> int:
+    """Number of dimensions of the whole parameter, sharded or not."""
+    return len(full_shape(parameter))
 
 
 def decay_groups(named_parameters: Iterable[Named], weight_decay: float) -> list[Group]:

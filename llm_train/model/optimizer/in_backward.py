@@ -13,6 +13,7 @@ when backward has them: no accumulation, no clipping by global norm, no reductio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -65,6 +66,17 @@ def problems(context: Context) -> Iterator[str]:
         )
 
 
+@contextmanager
+def in_view(optimizer: torch.optim.Optimizer, group: Group, parameter: Tensor) -> Iterator[None]:
+    """Context in which an optimizer has one parameter, which is of ``group``, and no other."""
+    whole = optimizer.param_groups
+    optimizer.param_groups = [{**group, "params": [parameter]}]
+    try:
+        yield
+    finally:
+        optimizer.param_groups = whole
+
+
 class InBackward:
     """Updates the parameters of an optimizer inside backward, and remembers gradient norms.
 
@@ -83,12 +95,8 @@ class InBackward:
     def _update(self, group: Group, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self._norms[parameter] = torch._foreach_norm([parameter.grad], 2.0)[0]
-        whole = self._optimizer.param_groups
-        self._optimizer.param_groups = [{**group, "params": [parameter]}]
-        try:
+        with in_view(self._optimizer, group, parameter):
             self._optimizer.step()
-        finally:
-            self._optimizer.param_groups = whole
         parameter.grad = None
 
     def take_norm(self) -> Tensor:

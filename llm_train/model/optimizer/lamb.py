@@ -12,9 +12,10 @@ The paper's bounds on |W| are the identity here, as in its experiments.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from llm_train.model.optimizer.rule import Update
 from llm_train.model.optimizer.trust_ratio import Layerwise
+from llm_train.model.optimizer.update_rule import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,11 @@ class LAMB(Layerwise):
             dimensions.
     """
 
+    buffers: ClassVar[int] = 2
+
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     weight_decay: float = 0.01
-
-    @property
-    def buffers(self) -> int:
-        """Two moments."""
-        return 2
 
     def update(self, now: Update) -> None:
         """One step."""

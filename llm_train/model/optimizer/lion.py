@@ -7,14 +7,16 @@ to ten times smaller than AdamW's and the decay as many times larger (section 5 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.context import UpdateSize
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lion(Rule):
+class Lion(UpdateRule):
     """The sign of ``b1 m + (1 - b1) g``, where ``m <- b2 m + (1 - b2) g`` follows more slowly.
 
     Attributes:
@@ -23,6 +25,8 @@ class Lion(Rule):
         weight_decay: fraction taken off per step, times the learning rate, of parameters with two
             or more dimensions.
     """
+
+    update_size: ClassVar[UpdateSize] = "element"
 
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.3

@@ -166,7 +166,9 @@ class LowBitAdamW(AdamSettings):
     @property
     def traits(self) -> OptimizerTraits:
         """Scales belong to blocks of a row, so matrices must be whole."""
-        return OptimizerTraits(name=type(self).__name__, flat_fragments=False, compiled=True)
+        return OptimizerTraits(
+            name=type(self).__name__, flat_fragments=False, compiled=True, update_size="element"
+        )
 
     def problems(self, context: Context) -> Iterator[str]:
         """Weights that ranks would round differently, and state that nothing would make smaller."""

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from llm_train.model.optimizer.group_by_group import GroupByGroup
 from llm_train.model.optimizer.groups import Group
 from llm_train.model.optimizer.newton_schulz import orthogonalize
 from llm_train.runtime.sharded import is_dtensor
@@ -48,27 +48,18 @@ MUON_SETTINGS = (
 """What a group with ``algorithm: muon`` has besides ``lr`` and ``weight_decay``."""
 
 
-class MuonWithAdamW(Optimizer):
+class MuonWithAdamW(GroupByGroup):
     """Muon on groups with ``algorithm: muon``, AdamW on those with ``algorithm: adamw``."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         super().__init__(list(groups), {})
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]  # torch's overloads say the same
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group["algorithm"] == "muon":
-                self._muon(group)
-            else:
-                self._adamw(group)
-        return loss
+    def update_group(self, group: Group) -> None:
+        """By the algorithm that the group names."""
+        if group["algorithm"] == "muon":
+            self._muon(group)
+        else:
+            self._adamw(group)
 
     def _muon(self, group: Group) -> None:
         """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""

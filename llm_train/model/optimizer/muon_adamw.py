@@ -67,7 +67,12 @@ class MuonAdamW(AdamSettings):
     @property
     def traits(self) -> OptimizerTraits:
         """Orthogonalizes whole matrices, those of one shape together."""
-        return OptimizerTraits(name=type(self).__name__, flat_fragments=False, one_by_one=False)
+        return OptimizerTraits(
+            name=type(self).__name__,
+            flat_fragments=False,
+            one_by_one=False,
+            update_size="layer",
+        )
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer: Muon's group first, then AdamW's decaying and its others.

@@ -15,14 +15,15 @@ is taken for curvature.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickProp(Rule):
+class QuickProp(UpdateRule):
     """A secant step for each weight; meant for large batches.
 
     Attributes:
@@ -32,12 +33,9 @@ class QuickProp(Rule):
             or more dimensions; it is not part of the slope.
     """
 
-    growth: float = 1.75
+    buffers: ClassVar[int] = 2
 
-    @property
-    def buffers(self) -> int:
-        """The slope and the step before."""
-        return 2
+    growth: float = 1.75
 
     def update(self, now: Update) -> None:
         """One step."""

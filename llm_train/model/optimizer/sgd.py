@@ -20,12 +20,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Rule):
+class SGD(UpdateRule):
     """Gradient descent with momentum as a velocity or as an average; decoupled weight decay.
 
     Attributes:
@@ -50,10 +52,9 @@ class SGD(Rule):
                 "momentum=0.9"
             )
 
-    @property
-    def buffers(self) -> int:
-        """One, if there is momentum."""
-        return 1 if self.momentum else 0
+    def state_bytes(self, name: str, parameter: Tensor) -> int:
+        """v, if there is momentum."""
+        return super().state_bytes(name, parameter) if self.momentum else 0
 
     def update(self, now: Update) -> None:
         """One step."""

@@ -19,17 +19,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llm_train.context import OptimizerTraits
-from llm_train.model.optimizer.rule import Rule, Update
+from llm_train.model.optimizer.update_rule import Update, UpdateRule
 from llm_train.runtime.sharded import local_part, own_part
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGLD(Rule):
+class SGLD(UpdateRule):
     """Gradient descent with noise, which samples weights; keeps no state.
 
     Attributes:
@@ -41,18 +41,11 @@ class SGLD(Rule):
             or more dimensions.
     """
 
+    needs_whole: ClassVar[bool] = True
+    buffers: ClassVar[int] = 0
+
     temperature: float
     seed: int = 0
-
-    @property
-    def traits(self) -> OptimizerTraits:
-        """A fragment has no name, and noise belongs to names."""
-        return OptimizerTraits(name=type(self).__name__, on_host=True, flat_fragments=False)
-
-    @property
-    def buffers(self) -> int:
-        """None."""
-        return 0
 
     def update(self, now: Update) -> None:
         """One step."""

@@ -1,6 +1,7 @@
-"""Any optimizer of ``torch.optim``, by its own class and arguments.
+"""Any optimizer of ``torch.optim``, or of another library, by its own class and arguments.
 
-What is unusual: the field is a *callable* that makes an optimizer from parameters. For such a field
+What is unusual: what such a class can do is not written down anywhere, so it is tried out
+(``probe``). The field is a *callable* that makes an optimizer from parameters. For such a field
 the command line takes ``class_path`` and ``init_args`` without the first argument, and checks both
 against the class's signature while parsing::
 
@@ -13,16 +14,19 @@ against the class's signature while parsing::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn, optim
 
-from llm_train.context import OptimizerTraits
+from llm_train.context import Context, OptimizerTraits
 from llm_train.errors import ConfigError
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import decay_groups, trainable
+from llm_train.model.optimizer.probe import Probe
+from llm_train.runtime.sharded import is_dtensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,26 @@ class TorchOptimizer(Optimizer):
 
     optimizer: Callable[[Iterable[Any]], optim.Optimizer]
 
+    @cached_property
+    def _probe(self) -> Probe:
+        return Probe(self.build)
+
     @property
     def traits(self) -> OptimizerTraits:
-        """The classes of torch run on a CPU too."""
-        return OptimizerTraits(name=type(self).__name__, on_host=True)
+        """What a trial on a CPU has shown."""
+        probe = self._probe
+        return OptimizerTraits(
+            name=probe.name or type(self).__name__,
+            flat_fragments=not probe.fragments,
+            on_host=True,
+            one_by_one=not probe.alone,
+        )
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """What the class cannot do and the run needs."""
+        yield from self._probe.problems(context)
+        if not self._probe.trains:
+            yield from super().problems(context)
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> optim.Optimizer:
         """Constructs the optimizer.
@@ -61,7 +81,7 @@ class TorchOptimizer(Optimizer):
     def _make(self, parameters: Iterable[object]) -> optim.Optimizer:
         try:
             made = self.optimizer(parameters)
-        except ValueError as error:
+        except Exception as error:  # any that the class raises
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"optimizer.optimizer refused the parameters or its arguments: {reason}; "
@@ -73,4 +93,9 @@ class TorchOptimizer(Optimizer):
                 f"optimizer.optimizer={type(made).__name__} computes the loss several times a "
                 "step, which training here does not; choose another one, for instance AdamW"
             )
+        for group in made.param_groups:
+            # Others than torch's take multi-tensor kernels for whatever is on a GPU or a CPU, and
+            # DTensor knows few of them.
+            if group.get("foreach", False) is None and any(map(is_dtensor, group["params"])):
+                group["foreach"] = False
         return made

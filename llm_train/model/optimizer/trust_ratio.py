@@ -10,17 +10,18 @@ proportion, and a bias that begins at zero could never leave it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llm_train.context import OptimizerTraits
-from llm_train.model.optimizer.rule import Rule
+from llm_train.context import UpdateSize
+from llm_train.model.optimizer.update_rule import UpdateRule
 from llm_train.runtime.sharded import whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layerwise(Rule):
+class Layerwise(UpdateRule):
     """Base of optimizers with a trust ratio; needs whole matrices.
 
     Attributes:
@@ -28,10 +29,8 @@ class Layerwise(Rule):
         weight_decay: of parameters with two or more dimensions.
     """
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        """A fragment has no norm of a whole tensor."""
-        return OptimizerTraits(name=type(self).__name__, on_host=True, flat_fragments=False)
+    needs_whole: ClassVar[bool] = True
+    update_size: ClassVar[UpdateSize] = "layer"
 
     @staticmethod
     def trust_ratio(weight: Tensor, update: Tensor, weight_share: float = 0.0) -> Tensor | float:

@@ -6,6 +6,7 @@ from llm_train.model.schedule.constant import Constant
 from llm_train.model.schedule.cosine_restarts import CosineRestarts
 from llm_train.model.schedule.inverse_power import InversePower
 from llm_train.model.schedule.linear import Linear
+from llm_train.model.schedule.range_test import RangeTest
 from llm_train.model.schedule.warmup_cosine import WarmupCosine
 from llm_train.model.schedule.warmup_stable_decay import WarmupStableDecay
 
@@ -15,6 +16,7 @@ __all__ = [
     "InversePower",
     "Linear",
     "Multiplier",
+    "RangeTest",
     "Schedule",
     "WarmupCosine",
     "WarmupStableDecay",

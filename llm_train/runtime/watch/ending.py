@@ -59,16 +59,15 @@ def write_error(path: str, line: str, stack: str, *, late: bool = False) -> None
             json.dump({"message": {"message": line, "extraInfo": more}}, file)
 
 
-def end(verdict: Verdict, peers: Peers | None, folder: Path) -> NoReturn:
+def end(verdict: Verdict, peers: Peers, folder: Path) -> NoReturn:
     """Ends this process, whatever its main thread does.
 
     Args:
         verdict: why.
-        peers: the other ranks.
+        peers: all ranks.
         folder: the run directory.
     """
-    rank = peers.rank if peers else 0
-    line = verdict.text
+    rank, line = peers.rank, verdict.text
     if verdict.kind != "failed":
         write_stacks(folder, rank)
         line += f"; stacks of all ranks that could write them are in {folder / STACKS}"
@@ -77,10 +76,9 @@ def end(verdict: Verdict, peers: Peers | None, folder: Path) -> NoReturn:
         stack = "".join(main_frames().format())
         write_error(error_file, line, stack)
         _say(line, stack)
-        if peers and peers.serves:
+        if peers.serves:
             time.sleep(_FEW_SECONDS)  # for the others to read who is to blame
     else:
-        assert peers is not None, "somebody else is to blame"
         if verdict.rank >= 0 and peers.known:
             _dismiss(peers, verdict, line)
         write_error(error_file, f"rank {rank} ends because {line}", "", late=True)

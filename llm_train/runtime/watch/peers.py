@@ -14,24 +14,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from llm_train.runtime.launch import Launch
 from llm_train.runtime.lease import LeaseHolder
+from llm_train.runtime.structure import structure
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from torch._C._distributed_c10d import Store
 
-_NOTHING = "-"
 _HASTE_SECONDS = 0.05
 _served: list[Store] = []  # they live as long as the process
 Blame = Literal["failed", "still", "silent", "gone"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Standing:
     """How far a rank has come, as its own watcher sees it.
 
@@ -58,22 +59,15 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A rank's process.
+    """A rank's process; without arguments this one.
 
     Attributes:
         holder: which process it is, and on which host.
         error_file: where torchrun reads why the process ended; "" without torchrun.
     """
 
-    holder: LeaseHolder
-    error_file: str
-
-    @classmethod
-    def here(cls) -> Member:
-        """This process."""
-        return cls(
-            holder=LeaseHolder.here(), error_file=os.environ.get("TORCHELASTIC_ERROR_FILE", "")
-        )
+    holder: LeaseHolder = field(default_factory=LeaseHolder.here)
+    error_file: str = field(default_factory=lambda: os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +98,19 @@ class Peers:
     """
 
     def __init__(
-        self, store: Store, rank: int, ranks: int, *, serves: bool, by_first: bool
+        self,
+        store: Store,
+        rank: int = 0,
+        ranks: int = 1,
+        *,
+        serves: bool = False,
+        by_first: bool = False,
     ) -> None:
         self._store, self.rank, self.ranks = store, rank, ranks
         self.serves, self.by_first = serves, by_first
-        for key in ("wish", "verdict"):
-            store.compare_set(key, "", _NOTHING)
-        member = Member.here()
-        about = {"holder": asdict(member.holder), "error_file": member.error_file}
-        self.report(Standing())  # before others know of this member
-        store.set(f"member/{rank}", json.dumps(about))
         self.known: list[Member] = []
+        self.report(Standing())  # before others know of this member
+        store.set(f"member/{rank}", json.dumps(asdict(Member())))
 
     def report(self, standing: Standing) -> None:
         """Publishes how far this rank has come."""
@@ -125,11 +121,8 @@ class Peers:
         if not self.members:
             return {}
         host = self.members[self.rank].holder.kernel
-        ranks = [
-            rank
-            for rank, member in enumerate(self.members)
-            if not (self.rank and rank) or member.holder.kernel == host
-        ]
+        hosts = enumerate(member.holder.kernel for member in self.members)
+        ranks = [rank for rank, its in hosts if 0 in (self.rank, rank) or its == host]
         found = self._store.multi_get([f"standing/{rank}" for rank in ranks])
         return {r: Standing(**json.loads(text)) for r, text in zip(ranks, found, strict=True)}
 
@@ -138,17 +131,14 @@ class Peers:
         """The processes; empty until all of them have joined."""
         keys = [f"member/{rank}" for rank in range(self.ranks)]
         if not self.known and self._store.check(keys):
-            found = map(json.loads, self._store.multi_get(keys))
-            self.known = [
-                Member(holder=LeaseHolder(**m["holder"]), error_file=m["error_file"]) for m in found
-            ]
+            found = self._store.multi_get(keys)
+            self.known = [structure(Member, json.loads(member)) for member in found]
         return self.known
 
     def blame(self, verdict: Verdict | None = None) -> Verdict | None:
         """The first verdict of any rank; publishes this one, if there was none."""
-        value = json.dumps(asdict(verdict)) if verdict else _NOTHING
-        found = self._store.compare_set("verdict", _NOTHING, value).decode()
-        return None if found == _NOTHING else Verdict(**json.loads(found))
+        found = self._first("verdict", json.dumps(asdict(verdict)) if verdict else "")
+        return Verdict(**json.loads(found)) if found else None
 
     def fail(self, text: str) -> None:
         """Publishes what this rank has raised."""
@@ -165,9 +155,11 @@ class Peers:
 
     def wish(self, number: int = 0) -> int:
         """The signal that any rank was sent first; publishes ``number``, if there was none."""
-        value = str(number) if number else _NOTHING
-        found = self._store.compare_set("wish", _NOTHING, value).decode()
-        return 0 if found == _NOTHING else int(found)
+        return int(self._first("wish", str(number or "")) or 0)
+
+    def _first(self, key: str, value: str) -> str:
+        """What any rank said first; says ``value`` if that is nobody, and "" is nothing."""
+        return self._store.compare_set(key, "", value).decode()
 
     def agree(self, passed: int) -> int | None:
         """The most boundaries that any frozen rank has passed; None until all have said so.
@@ -179,6 +171,27 @@ class Peers:
         if self.rank == 0 and self._store.check(keys):
             self._store.set("target", str(max(map(int, self._store.multi_get(keys)))))
         return int(self._store.get("target")) if self._store.check(["target"]) else None
+
+
+def await_first(launch: Launch, seconds: float) -> None:
+    """Returns once rank 0 has joined a run, which it has not refused then, or after ``seconds``."""
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    end, joined = time.monotonic() + seconds, False
+    while not joined and time.monotonic() < end:
+        time.sleep(0.5)
+        with suppress(KeyError, RuntimeError):  # no address is known, or nobody serves there yet
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            timeout = timedelta(seconds=seconds)
+            store = TCPStore(address, port, timeout=timeout, wait_for_workers=False)
+            joined = PrefixStore(f"llm_train/{launch.attempt}", store).check(["member/0"])
+
+
+def alone() -> Peers:
+    """A run of one process."""
+    from torch._C._distributed_c10d import HashStore
+
+    return Peers(HashStore())
 
 
 def meet(

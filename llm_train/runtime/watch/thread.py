@@ -23,14 +23,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from llm_train.errors import LLMTrainError
 from llm_train.runtime.watch.clock import Clock
 from llm_train.runtime.watch.ending import end, write_error
 from llm_train.runtime.watch.peers import Member, Peers, Standing, Verdict
-from llm_train.runtime.watch.verdict import Judge, cut_off, described
+from llm_train.runtime.watch.verdict import Judge, blamed, cut_off
 from llm_train.runtime.watch.wakeup import OVER, Signals
 from llm_train.runtime.watch.watch_options import WatchOptions
 
@@ -50,18 +50,18 @@ class Watched:
     """What is watched.
 
     Attributes:
-        peers: the other ranks; None where there are none.
+        peers: all ranks.
         folder: the run directory, for stacks.
         options: how long ranks may stand still.
         slow_seconds: the same for phases that may be slow.
         release: called before the process is ended in the middle.
     """
 
-    peers: Peers | None = None
-    folder: Path = Path()
-    options: WatchOptions = field(default_factory=WatchOptions)
-    slow_seconds: float = 1800.0
-    release: Callable[[], None] = lambda: None
+    peers: Peers
+    folder: Path
+    options: WatchOptions
+    slow_seconds: float
+    release: Callable[[], None]
 
 
 class Watch:
@@ -72,21 +72,21 @@ class Watch:
         passed: boundaries that the main thread has passed.
     """
 
+    _watched: Watched  # while it is running
+
     def __init__(self) -> None:
         self.number = 0
         self.passed = 0
-        self._watched = Watched()
         self._signals = Signals()
         self._turn = threading.Condition()
         self._frozen = False
         self._target: int | None = None
         self._leaving = False
-        self._marks, self._phase, self._step = 0, "start-up", 0
+        self._here = Standing()
         self._clock = Clock()
         self._verdict: Verdict | None = None
         self._judged = threading.Event()
         self._own = False  # the main thread is about to end with an error of its own
-        self._over = False
         self._turns = 0  # of the watcher
 
     def __deepcopy__(self, memo: object) -> Watch:
@@ -99,16 +99,17 @@ class Watch:
     def running(self, watched: Watched) -> Iterator[None]:
         """Watches while the context lasts."""
         self._watched = watched
+        several = watched.peers.ranks > 1
         with self._signals.heard() as heard:
             thread = threading.Thread(target=self._watch, args=(heard,), daemon=True)
             thread.start()
-            if watched.peers:
+            if several:
                 threading.Thread(target=self._guard, daemon=True).start()
             try:
                 yield
-                self._over = True
+                self._here.over = True
             except Exception as error:
-                if watched.peers:
+                if several:
                     with suppress(RuntimeError):  # the store has gone first
                         self._failed(error, watched.peers)
                 raise
@@ -118,8 +119,8 @@ class Watch:
 
     def mark(self, phase: str, step: int) -> None:
         """Says that the main thread gets on."""
-        self._phase, self._step = phase, step
-        self._marks += 1
+        self._here.phase, self._here.step = phase, step
+        self._here.marks += 1
 
     def begin(self) -> None:
         """Passes the first boundary: training starts.
@@ -159,9 +160,9 @@ class Watch:
             error.alone = True
         others = isinstance(error, (RuntimeError, ConnectionError)) and _BY_OTHERS.search(text)
         if not (others and self._judged.wait(_JUDGE_SECONDS)):
-            line = described(peers.rank, self._standing(), Member.here(), f"has failed: {text}")
             peers.fail(text)
-            self._verdict = peers.blame(Verdict(rank=peers.rank, kind="failed", text=line))
+            own = blamed("failed", peers.rank, self._here, Member(), f"has failed: {text}")
+            self._verdict = peers.blame(own)
         elif self._verdict and self._verdict.rank != peers.rank:
             time.sleep(_LEAVE_SECONDS + 2 * _JUDGE_SECONDS)  # the watcher ends this process
         self._own = True
@@ -177,18 +178,19 @@ class Watch:
     # --- the watcher ------------------------------------------------------------------------------
 
     def _watch(self, heard: Callable[[float], bytes]) -> None:
-        rank = self._watched.peers.rank if self._watched.peers else 0
-        judge = Judge(rank, self._watched.options, self._watched.slow_seconds)
+        watched = self._watched
+        judge = Judge(watched.peers.rank, watched.options, watched.slow_seconds)
         while not self._leaving:
             hasty = (self._frozen and self._target is None) or judge.suspects
             told = heard(_HASTE_SECONDS if hasty else _BEAT_SECONDS)
             try:
                 if OVER in told:
-                    return self._part()
-                self._hear(told[0] if told else 0)
-                self._verdict = self._verdict or (None if self._leaving else self._look(judge))
+                    return self._part(watched.peers)
+                self._hear(told[0] if told else 0, watched.peers)
+                if not (self._verdict or self._leaving):
+                    self._verdict = self._look(judge, watched.peers)
             except RuntimeError as error:  # of the store
-                if self._over:
+                if self._here.over:
                     return None
                 self._cut_off(str(error).splitlines()[0])
             self._turns += 1
@@ -199,32 +201,29 @@ class Watch:
     def _guard(self) -> None:
         """Ends the process when the watcher waits for an answer that does not come."""
         clock = Clock()
-        while not (self._over or self._verdict or self._leaving):
+        while not (self._here.over or self._verdict or self._leaving):
             time.sleep(_BEAT_SECONDS)
             clock.read(self._turns)
             if clock.quiet > self._watched.options.silent_seconds:
-                self._cut_off(f"has not answered for {clock.quiet:.0f} s")
-                if self._verdict:
-                    self._conclude(self._verdict)
+                self._conclude(self._cut_off(f"has not answered for {clock.quiet:.0f} s"))
 
-    def _cut_off(self, why: str) -> None:
-        if peers := self._watched.peers:
-            self._verdict = cut_off(peers.known, why, by_first=peers.by_first)
+    def _cut_off(self, why: str) -> Verdict:
+        peers = self._watched.peers
+        self._verdict = cut_off(peers.known, why, by_first=peers.by_first)
+        return self._verdict
 
-    def _hear(self, number: int) -> None:
+    def _hear(self, number: int, peers: Peers) -> None:
         """Takes part in the decision on an end, if any rank has asked for one."""
         self.number = self.number or number
         if self._target is not None:
             return
-        peers = self._watched.peers
-        if peers:
-            self.number = peers.wish(self.number)
+        self.number = peers.wish(self.number)
         if not self.number:
             return
         with self._turn:
             self._frozen = True
             self._turn.notify_all()
-        target = self.passed if peers is None else peers.agree(self.passed)
+        target = peers.agree(self.passed)
         if target is None:
             return
         with self._turn:
@@ -236,30 +235,18 @@ class Watch:
             os.kill(os.getpid(), self.number)  # for the handler to raise in the main thread
             _later(_LEAVE_SECONDS, 128 + self.number)
 
-    def _standing(self) -> Standing:
-        return Standing(
-            marks=self._marks,
-            phase=self._phase,
-            step=self._step,
-            quiet=self._clock.quiet,
-            where=self._clock.where,
-            waits=self._clock.waits,
-            beat=time.monotonic_ns(),
-            over=self._over,
-        )
-
-    def _look(self, judge: Judge) -> Verdict | None:
+    def _look(self, judge: Judge, peers: Peers) -> Verdict | None:
         """Says how this rank stands, and judges the others."""
-        self._clock.read(self._marks)
-        peers, standing = self._watched.peers, self._standing()
-        standings, members = {0: standing}, [Member.here()]
-        if peers:
-            peers.report(standing)
-            if verdict := peers.blame():
-                return verdict
-            standings, members = peers.standings(), peers.members
-        found = judge.look(standings, members, now=self._clock.awake, hurry=self.number != 0)
-        return peers.blame(found) if found and peers else found
+        here, clock = self._here, self._clock
+        clock.read(here.marks)
+        here.quiet, here.where, here.waits = clock.quiet, clock.where, clock.waits
+        here.beat = time.monotonic_ns()
+        peers.report(here)
+        if verdict := peers.blame():
+            return verdict
+        standings, hurry = peers.standings(), self.number != 0
+        found = judge.look(standings, peers.members, now=clock.awake, hurry=hurry)
+        return peers.blame(found) if found else None
 
     def _conclude(self, verdict: Verdict) -> None:
         """Ends this process, unless its main thread is about to, with an error of its own."""
@@ -272,12 +259,11 @@ class Watch:
         self._watched.release()
         end(verdict, self._watched.peers, self._watched.folder)
 
-    def _part(self) -> None:
+    def _part(self, peers: Peers) -> None:
         """Leaves the others, who may still need what this process serves."""
-        peers = self._watched.peers
-        if not (peers and self._over):
+        if not self._here.over:
             return
-        peers.report(self._standing())
+        peers.report(self._here)
         deadline = time.monotonic() + _PART_SECONDS
         while peers.serves and time.monotonic() < deadline:
             if all(standing.over for standing in peers.standings().values()):

@@ -63,12 +63,13 @@ class Judge:
                 since = now
             self._seen[rank] = (standing.beat, since)
             if rank in self.suspects:
-                return self._verdict("gone", rank, standing, member, "has ended without a word")
+                text = "has ended without a word within a second of that"
+                return blamed("gone", rank, standing, member, text)
             if member.holder.gone:
                 self.suspects.add(rank)
             if now - since > self._patience(member.holder, hurry):
                 text = f"has given no sign of life for {now - since:.0f} s"
-                return self._verdict("silent", rank, standing, member, text)
+                return blamed("silent", rank, standing, member, text)
         return self._still(standings, members) if len(standings) == len(members) else None
 
     def _patience(self, holder: LeaseHolder, hurry: bool) -> float:
@@ -88,17 +89,14 @@ class Judge:
         if found.quiet <= (min(self._options.still_seconds, self._slow) if quick else self._slow):
             return None
         text = f"has stood still for {found.quiet:.0f} s, at {found.where}"
-        return self._verdict("still", rank, found, members[rank], text)
-
-    @staticmethod
-    def _verdict(kind: Blame, rank: int, standing: Standing, member: Member, text: str) -> Verdict:
-        return Verdict(rank=rank, kind=kind, text=described(rank, standing, member, text))
+        return blamed("still", rank, found, members[rank], text)
 
 
-def described(rank: int, standing: Standing, member: Member, text: str) -> str:
-    """One line about a rank."""
+def blamed(kind: Blame, rank: int, standing: Standing, member: Member, text: str) -> Verdict:
+    """One line about a rank, which ends the job."""
     where = f"last seen in {standing.phase} after step {standing.step}"
-    return f"rank {rank} ({member.holder.host}, pid {member.holder.pid}, {where}) {text}"
+    line = f"rank {rank} ({member.holder.host}, pid {member.holder.pid}, {where}) {text}"
+    return Verdict(rank=rank, kind=kind, text=line)
 
 
 def cut_off(known: Sequence[Member], why: str, *, by_first: bool) -> Verdict:
@@ -111,9 +109,8 @@ def cut_off(known: Sequence[Member], why: str, *, by_first: bool) -> Verdict:
     """
     if not by_first:
         return Verdict(rank=-1, kind="gone", text=f"torchrun cannot be reached: {why}")
-    text = f"rank 0 has ended or cannot be reached: {why}"
-    if known:
-        gone = known[0].holder.gone
-        text = "has ended without a word" if gone else why
-        text = described(0, Standing(phase="the run"), known[0], text)
-    return Verdict(rank=0 if known else -1, kind="gone", text=text)
+    if not known:
+        text = f"rank 0 has ended or cannot be reached: {why}"
+        return Verdict(rank=-1, kind="gone", text=text)
+    text = "has ended without a word" if known[0].holder.gone else why
+    return blamed("gone", 0, Standing(phase="the run"), known[0], text)

@@ -9,7 +9,9 @@ on another number of ranks too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -23,7 +25,52 @@ from llm_train.trainer.callbacks.base import EachStep
 from llm_train.trainer.strategy.base import require_strategy
 
 
-class EMA(Part, EachStep):
+@runtime_checkable
+class KeepsAverages(Protocol):
+    """An optimizer with weights to score that are not those it trains."""
+
+    def averages(self) -> dict[Tensor, Tensor]:
+        """The average of each parameter that has been updated."""
+        ...
+
+
+class ScoresAverage(pl.Callback, ABC):
+    """Base of callbacks that put an average in the place of the weights for a validation."""
+
+    def __init__(self) -> None:
+        self._trained: list[Tensor] = []
+
+    @abstractmethod
+    def average(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:
+        """Of each parameter of the network, in order; empty where the weights are scored."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the average in the place of the weights."""
+        if average := self.average(trainer, pl_module):
+            parameters = _at_rest(trainer, pl_module)
+            self._trained = [parameter.clone() for parameter in parameters]
+            _overwrite(parameters, average)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the weights back."""
+        if self._trained:
+            _overwrite(_at_rest(trainer, pl_module), self._trained)
+            self._trained = []
+
+
+class OptimizersAverage(ScoresAverage):
+    """Validations while training score the average that the optimizer keeps, if it keeps one."""
+
+    def average(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:
+        """As the optimizer has it; weights without an update stay what they are."""
+        optimizers = [o for o in trainer.optimizers if isinstance(o, KeepsAverages)]
+        require_strategy(trainer.strategy).reshard()
+        found = [optimizer.averages() for optimizer in optimizers]
+        parameters = task_of(pl_module).network.parameters()
+        return [found[0].get(p, p.detach()) for p in parameters] if found else []
+
+
+class EMA(Part, ScoresAverage, EachStep):
     """Exponential moving average of the weights; 4 bytes a parameter.
 
     Args:
@@ -35,10 +82,10 @@ class EMA(Part, EachStep):
     def __init__(self, decay: float = 0.999, validate: bool = True) -> None:
         if not 0 < decay < 1:
             raise ConfigError(f"decay={decay} must lie between 0 and 1; 0.999 averages 1000 steps")
+        super().__init__()
         self.decay = decay
         self.validate = validate
         self._average: dict[str, Tensor] = {}
-        self._trained: list[Tensor] = []
 
     def problems(self, context: Context) -> Iterator[str]:
         """Weights that are no parameters of one model cannot be averaged by name."""
@@ -46,6 +93,11 @@ class EMA(Part, EachStep):
             yield (
                 f"trainer.callbacks: EMA averages parameters that {context.strategy.name} flattens "
                 "or lets differ between ranks; use trainer.strategy=ddp or fsdp"
+            )
+        if context.optimizer.averages:
+            yield (
+                f"trainer.callbacks: EMA with model.optimizer={context.optimizer.name}, which has "
+                "an average of its own that validations score; remove EMA, or use AdamW"
             )
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
@@ -67,18 +119,9 @@ class EMA(Part, EachStep):
         weights = [parameter.detach().float() for parameter in task.network.parameters()]
         torch._foreach_lerp_(list(self._average.values()), weights, 1 - self.decay)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the average in the place of the weights."""
-        if self.validate and self._average:
-            parameters = _at_rest(trainer, pl_module)
-            self._trained = [parameter.clone() for parameter in parameters]
-            _overwrite(parameters, list(self._average.values()))
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the weights back."""
-        if self._trained:
-            _overwrite(_at_rest(trainer, pl_module), self._trained)
-            self._trained = []
+    def average(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:
+        """What it has so far."""
+        return list(self._average.values()) if self.validate else []
 
 
 def _at_rest(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Tensor]:

@@ -177,7 +177,8 @@ class Guard(Part, pl.Callback):
         self, trainer: pl.Trainer, task: TaskBase, step: int, reason: str, finite: bool
     ) -> None:
         data, run = data_of(trainer), task.run_state
-        samples = [data.consumed_at(step - 1), data.consumed_at(step) - 1]
+        start, end = (data.consumed_at(at, task.derived) for at in (step - 1, step))
+        samples = [start, end - 1]
         if self.policy == "log":
             log_event(trainer.loggers, "spike", step, reason=reason, samples=samples)
             return
@@ -210,7 +211,7 @@ class Guard(Part, pl.Callback):
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # not declared
         (saver,) = (callback for callback in callbacks if isinstance(callback, Checkpoints))
         acted, path = self._acted, saver.earlier(spike, self.before)
-        consumed = data_of(trainer).consumed_at(spike + self.beyond)
+        consumed = data_of(trainer).consumed_at(spike + self.beyond, task.derived)
         first = manifest.read(path).metadata["data"]["consumed"]
         saver.restore(trainer, path, batch, consumed=consumed)
         self._acted = acted

@@ -132,9 +132,11 @@ class Metrics(EachStep):
         lap = task.run_state.stopwatch.lap()  # its mark comes after the copy in the stream
         step = trainer.global_step
         steps, self._steps_at_lap = step - self._steps_at_lap, step
+        rate, *others = (float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         known = {
-            "optimizer/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "progress/tokens": float(step * task.derived.tokens_per_step),
+            "optimizer/lr": rate,
+            **{f"optimizer/lr_{i}": r for i, r in enumerate(others, start=1) if r != rate},
+            "progress/tokens": float(task.derived.tokens(step)),
             **memory(trainer.strategy.root_device),
         }
         riders = [values.numel() for values in ridden]
@@ -178,7 +180,8 @@ class Metrics(EachStep):
         seconds = sample.lap.seconds
         if not sample.steps or seconds <= 0:
             return {}
-        per_second = sample.steps * derived.tokens_per_step / seconds
+        tokens = derived.tokens(sample.step) - derived.tokens(sample.step - sample.steps)
+        per_second = tokens / seconds
         per_device = per_second / derived.ranks
         metrics = {
             "throughput/tokens_per_s": per_second,
@@ -204,7 +207,7 @@ class Metrics(EachStep):
             return
         metrics = dict(task.run_state.held_out)
         if trainer.state.fn == "fit":
-            metrics["progress/tokens"] = float(trainer.global_step * task.derived.tokens_per_step)
+            metrics["progress/tokens"] = float(task.derived.tokens(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 

@@ -57,7 +57,7 @@ class Progress(EachStep):
         text = describe(run.latest)
         if self._bar.disable:
             if rate := run.latest.get("throughput/tokens_per_s"):
-                seconds = (total - step) * task.derived.tokens_per_step / rate
+                seconds = (task.derived.tokens(total) - task.derived.tokens(step)) / rate
                 text += f"  ETA {tqdm.format_interval(seconds)}"
             tqdm.write(f"step {step}/{total}  {text}", file=sys.stderr)
         else:

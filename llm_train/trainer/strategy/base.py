@@ -100,7 +100,8 @@ class Strategy(Costed, Part, LightningStrategy):
     @property
     def shadow_dtype(self) -> torch.dtype | None:
         """Dtype of the shadow weights that matrix products read; None: none are needed."""
-        return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return low.get(self.precision_plugin.precision)
 
     @property
     def parameter_device(self) -> torch.device:

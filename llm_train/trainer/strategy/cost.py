@@ -8,6 +8,8 @@ group or a device.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -84,7 +86,7 @@ class Workload:
     @property
     def product_width(self) -> int:
         """Bytes of a weight in a matrix product."""
-        return 2 if self.precision.startswith("bf16") else 4
+        return 2 if "16" in self.precision else 4
 
     @property
     def layers(self) -> int:
@@ -102,12 +104,18 @@ class Workload:
         sizes = [(weight.block, math.prod(part(weight))) for weight in self.weights]
         return sum(n for block, n in sizes if not block), sum(n for block, n in sizes if block)
 
-    def optimizer_bytes(self, part: Callable[[Weight], Extent], width: int = 0) -> int:
-        """State that the optimizer keeps for ``part`` of every weight, of ``width`` bytes each."""
+    def optimizer_bytes(self, part: Callable[[Weight], Extent], width: int = 0) -> float:
+        """State that the optimizer keeps for ``part`` of every weight, of ``width`` bytes each.
+
+        nan where it is unknown.
+        """
         dtype = torch.bfloat16 if (width or self.width) == 2 else torch.float32
+        alike = Counter(
+            (re.sub(r"\d+", "0", w.name), part(w)) for w in self.weights
+        )  # in all layers
         return sum(
-            self.optimizer.state_bytes(w.name, torch.empty(part(w), dtype=dtype, device="meta"))
-            for w in self.weights
+            count * self.optimizer.state_bytes(name, torch.empty(size, dtype=dtype, device="meta"))
+            for (name, size), count in alike.items()
         )
 
 
@@ -223,7 +231,7 @@ class Costed:
         return type(self).__name__
 
     def state_bytes(self, work: Workload, mesh: MeshShape) -> StateBytes:
-        """Bytes of one rank: here w + 2 for a copy (bf16-mixed) + w + the optimizer's state.
+        """Bytes of one rank: here w + 2 for a copy (mixed precision) + w + the optimizer's state.
 
         w is the width of a weight, 4 bytes or, under bf16-true, 2.
         """
@@ -231,7 +239,7 @@ class Costed:
         size = work.width * sum(work.elements())
         return StateBytes(
             parameters=size,
-            copies=2 * copied if work.precision == "bf16-mixed" else 0,
+            copies=2 * copied if work.precision.endswith("mixed") else 0,
             gradients=size,
             optimizer=work.optimizer_bytes(lambda weight: weight.extent),
         )

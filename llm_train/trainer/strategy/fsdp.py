@@ -95,6 +95,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
             communicates_between_blocks=True,
             final_in_backward=True,
             hides_gradients=True,
+            dtensors=True,
         )
 
     def problems(self, context: Context) -> Iterator[str]:

@@ -10,11 +10,8 @@ kernel for CPUs as well, needs no compiler on the machine, and keeps the same st
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 import warnings
-from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -26,18 +23,15 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from llm_train.context import Context, StrategyTraits
-from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.meta import allocate
+from llm_train.trainer.strategy import zero_config
 from llm_train.trainer.strategy.base import Strategy, from_word
 from llm_train.trainer.strategy.mesh import MeshShape, World
+from llm_train.trainer.strategy.zero_config import import_deepspeed
 from llm_train.trainer.strategy.zero_cost import StageCost
 
 Device = Literal["none", "cpu", "nvme"]
-_MISSING = (
-    "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-    "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
-)
 
 if TYPE_CHECKING:
     from llm_train.checkpoint.rank_state import RankState
@@ -53,6 +47,17 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
             stage 3). Give each rank its share of the cores: OMP_NUM_THREADS.
         offload_parameters: where the shards of parameters wait until they are needed (stage 3).
         nvme_path: directory on an NVMe device, for whatever is offloaded to nvme.
+        reduce_bucket_size: numbers that are reduced together.
+        allgather_bucket_size: numbers that are gathered together (stages 1 and 2).
+        overlap_comm: reduce gradients while backward goes on, in a second buffer.
+        contiguous_gradients: copy gradients to one buffer as they come, against fragmentation.
+        sub_group_size: numbers that are updated together (stage 3), and that travel together to and
+            from NVMe; 0 is 10**8 there and all at once elsewhere.
+        hpz_partition_size: ranks that share a second copy of the parameters, from which backward
+            gathers (stage 3; arXiv:2306.10209): the devices of a node. 1 is no second copy.
+        config: what else DeepSpeed is told, under its own names: sections zero_optimization, aio
+            and comms_logger; communication_data_type, prescale_gradients, wall_clock_breakdown and
+            memory_breakdown.
         timeout_minutes: how long a collective may wait for a rank.
     """
 
@@ -65,6 +70,13 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         offload_optimizer: Device = "none",
         offload_parameters: Device = "none",
         nvme_path: str = "",
+        reduce_bucket_size: int = 200_000_000,
+        allgather_bucket_size: int = 200_000_000,
+        overlap_comm: bool = True,
+        contiguous_gradients: bool = True,
+        sub_group_size: int = 0,
+        hpz_partition_size: int = 1,
+        config: dict[str, Any] = {},  # noqa: B006 - never changed
         timeout_minutes: float = 30.0,
     ) -> None:
         # Not DeepSpeedStrategy's, which imports deepspeed: that waits for ``setup_environment``.
@@ -73,6 +85,14 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         self.offload_optimizer = offload_optimizer
         self.offload_parameters = offload_parameters
         self.nvme_path = nvme_path
+        self.reduce_bucket_size = reduce_bucket_size
+        self.allgather_bucket_size = allgather_bucket_size
+        self.overlap_comm = overlap_comm
+        self.contiguous_gradients = contiguous_gradients
+        self.sub_group_size = sub_group_size
+        self.hpz_partition_size = hpz_partition_size
+        self.more = config
+        zero_config.check_sizes(self)
 
     @classmethod
     def from_word(cls, word: str, world: World) -> ZeRO:
@@ -97,8 +117,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def problems(self, context: Context) -> Iterator[str]:
         """What DeepSpeed's engine does on its own, and where it cannot offload."""
-        if importlib.util.find_spec("deepspeed") is None:
-            yield _MISSING
+        yield from zero_config.problems(self.more, context)
         if context.precision == "bf16-true":
             # DeepSpeed keeps fp32 masters, which is what bf16-mixed promises.
             yield "trainer.precision=bf16-true keeps fp32 weights under ZeRO; write bf16-mixed"
@@ -108,24 +127,8 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         if not context.unmasked:
             # DeepSpeed reduces before they are counted.
             yield "data.source or model.loss ignores targets, which ZeRO cannot; use ddp or fsdp"
-        yield from self._offload_problems(context)
-
-    def _offload_problems(self, context: Context) -> Iterator[str]:
-        key = "trainer.strategy.init_args"
-        for name in ("offload_optimizer", "offload_parameters"):
-            device = getattr(self, name)
-            written = f"{key}.{name}={device}"
-            if device != "none" and context.accelerator.type == "cpu":
-                yield f"{written} has no effect on a CPU, where all memory is the host's; remove it"
-            if device == "nvme" and not self.nvme_path:
-                yield f"{written} needs a directory for its files; set {key}.nvme_path"
-            # Below stage 3 all parameters stay on the device, and DeepSpeed would take host memory
-            # instead of NVMe for the state.
-            least = "cpu" if name == "offload_parameters" else "nvme"
-            if self.stage < 3 and device in (least, "nvme"):
-                yield f"{written} needs stage 3; set {key}.stage=3, or offload less"
-        if self.nvme_path and "nvme" not in (self.offload_optimizer, self.offload_parameters):
-            yield f"{key}.nvme_path={self.nvme_path} has no effect; remove it, or write nvme"
+        yield from zero_config.offload_problems(vars(self), context)
+        yield from zero_config.partition_problems(vars(self), context.ranks)
 
     # --- three overrides for the CPU --------------------------------------------------------------
 
@@ -156,21 +159,23 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
             remote_device=None if self.offload_parameters == "none" else self.offload_parameters,
             nvme_path=self.nvme_path,
             pin_memory=True,
+            reduce_bucket_size=self.reduce_bucket_size,
+            allgather_bucket_size=self.allgather_bucket_size,
+            overlap_comm=self.overlap_comm,
+            contiguous_gradients=self.contiguous_gradients,
             # On NVMe it is the unit of transfer, for which host memory holds several buffers.
-            sub_group_size=10**8 if self.offload_optimizer == "nvme" else 10**12,
+            sub_group_size=self.sub_group_size
+            or (10**8 if self.offload_optimizer == "nvme" else 10**12),
             logging_level=logging.WARNING,
             logging_batch_size_per_gpu=1,
         )
         vars(self).update(connected)
         assert isinstance(self.config, dict)
-        # There is no scaler to tell, and each check waits for the device. What is not finite ends
-        # the run at the next log point, as under every strategy.
+        if self.hpz_partition_size > 1:
+            own = {"zero_hpz_partition_size": self.hpz_partition_size}
+            self.config["zero_optimization"] |= own
         mixed = self.precision_plugin.precision == "bf16-mixed"
-        self.config["bf16"] = {"enabled": mixed, "check_grad_overflow": False}
-        self.config["zero_allow_untested_optimizer"] = True
-        self.config["zero_force_ds_cpu_optimizer"] = False
-        self.config["steps_per_print"] = 10**9
-        self.config["communication_data_type"] = "fp32"
+        self.config = zero_config.completed(self.config, self.more, mixed=mixed)
 
     def setup_distributed(self) -> None:
         """Makes the process group as DDP does, bound to its device; DeepSpeed takes it over.
@@ -216,16 +221,23 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
         self._init_config_if_needed()
         mixed = self.precision_plugin.precision == "bf16-mixed"
-        swapper: Any = None  # of NVMe; its host memory is meant for the whole network
+        # The parts share them: the swapper of NVMe, whose host memory is meant for the whole
+        # network, and the group of hpZ.
+        shared: dict[str, Any] = {}
+        for block in network.blocks():
+            # Gathered as one, outside what is recomputed: torch refuses a recomputation in which
+            # hooks inside a block gather at other places than they did in forward.
+            deepspeed.utils.set_z3_leaf_module(block, True)
         for part in (*network.blocks(), network):
             allocate(part, self.root_device, torch.bfloat16 if mixed else torch.float32)
             made = deepspeed.zero.Init(
                 module=part,
                 remote_device=self.remote_device,
                 config_dict_or_path=self.config,
-                param_swapper=swapper,
+                **shared,
             )
-            swapper = made.param_swapper
+            shared["param_swapper"] = made.param_swapper
+            shared["zero_param_parallel_group"] = made.zero_param_process_group
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Stage 3: the full parameter on every rank, written back from rank 0."""
@@ -281,21 +293,3 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     @property
     def _on_cuda(self) -> bool:
         return self.root_device.type == "cuda"
-
-
-def import_deepspeed(device: str) -> None:
-    """Imports it for the device of the run; it asks the environment for one while imported.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    if device == "cpu":  # whether or not this machine has something else
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ConfigError(_MISSING) from error
-    if device == "cpu":
-        # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
-        # process killed meanwhile leaves a lock, for which all later ones wait in silence.
-        vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)

@@ -16,6 +16,7 @@ class StageCost(Costed):
     """The cost of ZeRO by its stage."""
 
     stage: int
+    hpz_partition_size: int
 
     def rehearsable(self) -> bool:
         """False: the engine does not run on fake tensors."""
@@ -47,8 +48,10 @@ class StageCost(Costed):
         elements, ranks = root + blocks, mesh.shards
         moments = work.optimizer_bytes(lambda weight: weight.extent, width=4)
         gathered = 2 * (root + 2 * blocks / max(1, work.layers))
+        second = 2 * elements / self.hpz_partition_size if self.hpz_partition_size > 1 else 0.0
         return StateBytes(
             parameters=2 * elements / (ranks if self.stage == 3 else 1),
+            copies=second,
             gradients=2 * elements / (ranks if self.stage >= 2 else 1),
             optimizer=(4 * elements + moments) / ranks,
             gathered=gathered if self.stage == 3 else 0.0,

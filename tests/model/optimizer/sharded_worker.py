@@ -27,6 +27,7 @@ from llm_train.model.optimizer import (
     Lion,
     MuonAdamW,
     QuickProp,
+    ScheduleFreeAdamW,
     decay_groups,
 )
 
@@ -117,6 +118,7 @@ def main():
         LAMB(learning_rate=0.01, weight_decay=0.1),
         Lion(learning_rate=0.001),
         QuickProp(learning_rate=0.01),
+        ScheduleFreeAdamW(learning_rate=0.01),
         SGD(learning_rate=0.1, form="average", nesterov=True),
     ):
         compare(config, rank, mesh)

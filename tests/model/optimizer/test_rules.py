@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,23 @@ from torch import nn, optim
 
 from llm_train.checkpoint import dcp, tensors
 from llm_train.errors import ConfigError
-from llm_train.model.optimizer import LAMB, LARS, SGD, SGLD, AdamW, Lion, QuickProp
-from llm_train.model.optimizer.rule import Rule
+from llm_train.model.optimizer import (
+    LAMB,
+    LARS,
+    SGD,
+    SGLD,
+    Lion,
+    QuickProp,
+    ScheduleFreeAdamW,
+)
+from llm_train.model.optimizer.update_rule import UpdateRule
 
-STEPS, RATE, DECAY = 12, 0.05, 0.3
+hand = runpy.run_path(str(Path(__file__).with_name("by_hand.py")))
+STEPS, RATE, DECAY = hand["STEPS"], hand["RATE"], hand["DECAY"]
+named, slope, give = hand["named"], hand["slope"], hand["give"]
+followed, written_out, gap = hand["followed"], hand["written_out"], hand["gap"]
+Weights = list[np.ndarray]
+Path_ = list[Weights]
 RULES = [
     SGD(learning_rate=RATE, weight_decay=DECAY),
     SGD(learning_rate=RATE, weight_decay=DECAY, form="average"),
@@ -26,53 +40,8 @@ RULES = [
     LARS(learning_rate=RATE, weight_decay=DECAY, trust=0.5),
     LAMB(learning_rate=RATE, weight_decay=DECAY),
     SGLD(learning_rate=RATE, temperature=0.01),
+    ScheduleFreeAdamW(learning_rate=RATE, weight_decay=DECAY),
 ]
-
-
-def named(dtype: torch.dtype = torch.float64) -> list[tuple[str, nn.Parameter]]:
-    """A matrix, which decays and has a trust ratio, and a vector."""
-    torch.manual_seed(3)
-    shapes = {"matrix": (4, 3), "vector": (3,)}
-    return [(name, nn.Parameter(torch.randn(shape, dtype=dtype))) for name, shape in shapes.items()]
-
-
-def slope(weights: list[np.ndarray]) -> list[np.ndarray]:
-    """Gradient of sum(w^4 / 4 + w^2 / 2 - w), whose curvature changes along the way."""
-    return [w**3 + w - 1.0 for w in weights]
-
-
-def give(parameters: list[nn.Parameter], gradients: list[np.ndarray]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = torch.from_numpy(np.array(gradient)).to(parameter.dtype)
-
-
-Weights = list[np.ndarray]
-Path_ = list[Weights]
-
-
-def followed(config: Rule) -> Path_:
-    """The weights after each step of ours."""
-    pairs = named()
-    parameters = [parameter for _, parameter in pairs]
-    optimizer = config.build(pairs)
-    path = []
-    for _ in range(STEPS):
-        give(parameters, slope([p.detach().numpy() for p in parameters]))
-        optimizer.step()
-        path.append([p.detach().numpy().copy() for p in parameters])
-    return path
-
-
-def written_out(update: Callable[..., np.ndarray]) -> Path_:
-    """The weights after each step of ``update(w, g, t, decay, memory)``."""
-    weights = [p.detach().numpy().copy() for _, p in named()]
-    memories: list[dict[str, np.ndarray]] = [{}, {}]
-    path = []
-    for step in range(1, STEPS + 1):
-        parts = zip(weights, slope(weights), (DECAY, 0.0), memories, strict=True)
-        weights = [update(w, g, step, decay, memory) for w, g, decay, memory in parts]
-        path.append([w.copy() for w in weights])
-    return path
 
 
 def sgd(form: str, nesterov: bool) -> Callable[..., np.ndarray]:
@@ -125,9 +94,18 @@ def quickprop(w, g, t, decay, memory):
     return w + memory["d"]
 
 
-def gap(left: Path_, right: Path_) -> float:
-    pairs = zip(left, right, strict=True)
-    return max(np.abs(a - b).max() for one, two in pairs for a, b in zip(one, two, strict=True))
+def schedule_free(w, g, t, decay, memory):
+    """Algorithm 1 with its three points; w is y, where the gradient was taken."""
+    x, z = memory.get("x", w), memory.get("z", w)
+    memory["v"] = v = 0.95 * memory.get("v", 0.0) + 0.05 * g**2
+    z = z - RATE * (g / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + decay * w)
+    x = (1 - 1 / t) * x + z / t
+    memory["x"], memory["z"] = x, z
+    AVERAGES.append(x)
+    return 0.1 * z + 0.9 * x
+
+
+AVERAGES: Weights = []
 
 
 @pytest.mark.parametrize(
@@ -142,9 +120,10 @@ def gap(left: Path_, right: Path_) -> float:
         (LARS(learning_rate=RATE, weight_decay=DECAY, trust=0.5), lars),
         (LAMB(learning_rate=RATE, weight_decay=DECAY), lamb),
         (QuickProp(learning_rate=RATE), quickprop),
+        (ScheduleFreeAdamW(learning_rate=RATE, weight_decay=DECAY), schedule_free),
     ],
 )
-def test_the_update_is_the_formula(config: Rule, formula: Callable[..., np.ndarray]) -> None:
+def test_the_update_is_the_formula(config: UpdateRule, formula: Callable[..., np.ndarray]) -> None:
     assert gap(followed(config), written_out(formula)) < 1e-12
 
 
@@ -171,6 +150,21 @@ def test_the_momenta_differ_as_they_should() -> None:
     # torch's first step is that of plain descent, ten times as long as the average's.
     ratios = [(d - s) / (a - s) for d, a, s in zip(dampened[0], average[0], start, strict=True)]
     np.testing.assert_allclose(np.concatenate([r.ravel() for r in ratios]), 10.0)
+
+
+def test_whoever_reads_the_weights_alone_gets_the_average(tmp_path: Path) -> None:
+    config, pairs = ScheduleFreeAdamW(learning_rate=RATE, weight_decay=DECAY), named()
+    network = nn.ParameterDict(dict(pairs))
+    optimizer = config.build(network.named_parameters())
+    for _ in range(STEPS):
+        give([p for _, p in pairs], slope([p.detach().numpy() for _, p in pairs]))
+        optimizer.step()
+    dcp.write(tmp_path, tensors.state(network, optimizer))
+    alone = nn.ParameterDict(dict(named()))
+    tensors.load(tmp_path, alone, None)
+    written_out(schedule_free)
+    for (_, read), expected in zip(alone.items(), AVERAGES[-2:], strict=True):
+        np.testing.assert_allclose(read.detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
 def test_quickprop_ends_a_parabola_in_its_third_step() -> None:
@@ -209,7 +203,7 @@ def test_weights_in_bfloat16_have_state_in_float32() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_checkpoint_continues_bitwise(rule: Rule, tmp_path: Path) -> None:
+def test_a_checkpoint_continues_bitwise(rule: UpdateRule, tmp_path: Path) -> None:
     def network() -> nn.Linear:
         torch.manual_seed(0)
         return nn.Linear(3, 4)
@@ -233,44 +227,6 @@ def test_a_checkpoint_continues_bitwise(rule: Rule, tmp_path: Path) -> None:
     assert all(map(torch.equal, whole.parameters(), again.parameters()))
 
 
-# --- Adam, by torch -------------------------------------------------------------------------------
-
-
-def test_corrected_moments_are_unbiased() -> None:
-    """With gradients of mean 0.5 and mean square 1.25, E[m / (1 - b1^t)] and E[v / (1 - b2^t)]."""
-    torch.manual_seed(0)
-    weight = nn.Parameter(torch.zeros(400, 500))
-    optimizer = AdamW(learning_rate=0.1, betas=(0.9, 0.999)).build([("w", weight)])
-    for step in range(1, 6):
-        weight.grad = 0.5 + torch.randn_like(weight)
-        optimizer.step()
-        state = optimizer.state[weight]
-        raw = [state[name].mean().item() for name in ("exp_avg", "exp_avg_sq")]
-        corrected = [raw[0] / (1 - 0.9**step), raw[1] / (1 - 0.999**step)]
-        assert corrected == pytest.approx([0.5, 1.25], rel=0.01)
-        assert raw[1] < 0.01  # without the correction a two-hundredth, and steps too long
-
-
-def test_coupled_decay_is_divided_by_the_second_moment_and_decoupled_is_not() -> None:
-    """Two weights of 1 whose gradients are noise, of 1 and of 100; only the decay has a drift.
-
-    Each copy of them has another whose noise is the negative, so that noise leaves the mean.
-    """
-    left = {}
-    for kind in (optim.Adam, optim.AdamW):
-        torch.manual_seed(0)
-        weight = nn.Parameter(torch.ones(2, 4000))
-        optimizer = kind([weight], lr=1e-3, weight_decay=0.1)
-        for _ in range(300):
-            noise = torch.randn(2, 2000) * torch.tensor([[1.0], [100.0]])
-            weight.grad = torch.cat([noise, -noise], dim=1)
-            optimizer.step()
-        left[kind] = 1.0 - weight.detach().mean(dim=1).numpy()
-    assert left[optim.AdamW] == pytest.approx(1 - (1 - 1e-4) ** 300, rel=0.05)
-    small, large = left[optim.Adam]
-    assert small == pytest.approx(100 * large, rel=0.1)
-
-
 @pytest.mark.parametrize(
     ("make", "key"),
     [
@@ -284,6 +240,6 @@ def test_coupled_decay_is_divided_by_the_second_moment_and_decoupled_is_not() ->
         (lambda: SGLD(learning_rate=0.1, temperature=-1.0), "optimizer.temperature=-1.0 is not"),
     ],
 )
-def test_faulty_numbers_are_refused(make: Callable[[], Rule], key: str) -> None:
+def test_faulty_numbers_are_refused(make: Callable[[], UpdateRule], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         make()

@@ -35,10 +35,16 @@ DEEDS: dict[str, Callable[[], Any]] = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "hang": lambda: time.sleep(600),
     "mismatch": lambda: torch.distributed.all_reduce(torch.zeros(7)),
+    "group": lambda: torch.distributed.all_reduce(torch.zeros(7), group=groups[0]),
 }
+groups: list[Any] = []
 
 
 class Misbehaves(pl.Callback):
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if how == "group":
+            groups.append(torch.distributed.new_group(backend="gloo"))
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
     ) -> None:
@@ -48,5 +54,7 @@ class Misbehaves(pl.Callback):
 
 
 if __name__ == "__main__":
+    if how == "parse" and os.environ["RANK"] == rank:
+        arguments.append("--seed=x")
     with attached(Misbehaves()):
         main(arguments)

@@ -10,7 +10,7 @@ import torch
 
 from llm_train.checkpoint import dcp
 from llm_train.testing.command import refused, run
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.configs import part, tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 
@@ -93,6 +93,32 @@ def test_an_average_is_cut_as_the_weights_are(fork_server: ForkServer, tmp_path:
     file = write(tmp_path / "on.yaml", config(tmp_path / "on", OURS, **plain))
     assert set(fork_server.run("fit", "-c", str(file), "--resume", start, ranks=0, log=log)) == {0}
     assert curves(tmp_path / "on")[1][6] == pytest.approx(found["ddp", OURS][1][6], rel=1e-5)
+
+
+@pytest.mark.distributed
+def test_an_optimizer_is_scored_at_its_own_average(fork_server: ForkServer, tmp_path: Path) -> None:
+    free = {"model__optimizer": part("ScheduleFreeAdamW", learning_rate=0.02)}
+    free |= {"model__network__init_args__dropout": 0.0}
+
+    def file(name: str, **more: Any) -> str:
+        return str(write(tmp_path / f"{name}.yaml", config(tmp_path / name, "", **free, **more)))
+
+    for name, more in (("often", {}), ("once", {"validate_every": "0 steps"})):
+        assert run("fit", "-c", file(name, **more)).code == 0
+    train, held_out = curves(tmp_path / "often")
+    assert curves(tmp_path / "once") == [train, {6: held_out[6]}]
+    start = str(tmp_path / "often" / "checkpoints" / "step-00000004")
+    scored = run("validate", "-c", file("often"), "--checkpoint", start).out
+    assert f"{held_out[4]:.4f}" in scored
+    log, on = tmp_path / "log.txt", file("on", trainer__strategy="fsdp")
+    assert set(fork_server.run("fit", "-c", on, "--resume", start, ranks=2, log=log)) == {0}, (
+        log.read_text()
+    )
+    assert curves(tmp_path / "on")[1][6] == pytest.approx(held_out[6], rel=1e-5)
+    (line,) = refused("check", "-c", file("both"), "--trainer.callbacks+=EMA")
+    assert line.endswith("remove EMA, or use AdamW")
+    (line,) = refused("check", "-c", file("zero"), "--trainer.strategy=zero2")
+    assert "ScheduleFreeAdamW needs whole matrices" in line
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,14 @@ TEXTS = {
     "stop": "has given no sign of life for",
     "hang": "has stood still for",
     "mismatch": "has stood still for",
+    "group": "has stood still for",
 }
-CASES = list(product(["ddp", "fsdp", "zero2"], [2, 4], TEXTS))
+# Among more ranks gloo mixes up the bytes of two collectives of one group, which NCCL does not.
+CASES = [
+    (strategy, ranks, how)
+    for strategy, ranks, how in product(["ddp", "fsdp", "zero2"], [2, 4], TEXTS)
+    if how != "mismatch" or ranks == 2
+]
 
 
 @pytest.mark.distributed
@@ -80,17 +86,36 @@ def require_named(
     assert statuses[first] == 1, text
     lines = [line for line in text.splitlines() if line.startswith("llm-train: error: ")]
     assert f"rank {first} ends because rank {guilty} (" in lines[-1]
-    assert TEXTS[how] in lines[-1]
-    if how in ("raise", "refuse", "hang", "mismatch"):  # it can speak for itself
+    assert text_of(guilty, how) in lines[-1]
+    if how in ("raise", "refuse", "hang", "mismatch", "group"):  # it can speak for itself
         assert len(lines) == 2
-        assert TEXTS[how] in lines[0]
-    if how in ("hang", "mismatch"):
+        assert text_of(guilty, how) in lines[0]
+    if how in ("hang", "mismatch", "group"):
         assert 'misbehave.py", line' in text  # its traceback
         stacks = [path.read_text() for path in (tmp_path / "run" / "stacks").glob("rank-*.txt")]
         assert len(stacks) == ranks
         assert any("misbehave.py" in stack for stack in stacks)
-    assert TEXTS[how] in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert (
+        text_of(guilty, how)
+        in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    )
     assert fork_server.seconds < 2 * SECONDS + 5
+
+
+def text_of(guilty: int, how: str) -> str:
+    """What is said of a rank; without torchrun rank 0 serves the store at which they meet."""
+    return "has not answered for" if (guilty, how) == (0, "stop") else TEXTS[how]
+
+
+@pytest.mark.distributed
+def test_a_rank_that_alone_refuses_its_settings_says_so_soon(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    path, log = write(tmp_path / "c.yaml", tiny(tmp_path / "run")), tmp_path / "log.txt"
+    arguments = ("1", "parse", "fit", "-c", str(path))
+    assert fork_server.run(*arguments, ranks=2, log=log, script=MISBEHAVE)[1] == 2
+    assert "llm-train: error: rank 1: seed=x is not a whole number" in log.read_text()
+    assert fork_server.seconds < 30
 
 
 @pytest.mark.slow

@@ -198,6 +198,10 @@ def test_a_layout_names_products_that_divide() -> None:
             "tensor=4 does not divide model.network's kv_heads=2; use a divisor of both",
         ),
         (
+            {"trainer__strategy": fsdp(tensor=4), "model__network__init_args__mlp_width": 128},
+            "mlp_width=128; each part needs 64: make it a multiple of 256",
+        ),
+        (
             {"trainer__strategy": fsdp(tensor=2), "model__network__init_args__pad_vocab_to": 1},
             "tensor=2 does not divide the rows of the vocabulary (see pad_vocab_to)=61",
         ),

@@ -10,20 +10,22 @@ a parameter may be left out of a step, and a device would have to be asked for i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
 
-from llm_train.context import OptimizerTraits
+from llm_train.context import OptimizerTraits, UpdateSize
 from llm_train.model.optimizer.base import Optimizer
+from llm_train.model.optimizer.group_by_group import GroupByGroup
 from llm_train.model.optimizer.groups import Group, check_fields, decay_groups
 from llm_train.runtime.sharded import local_part
 
 
-def _state_dtype(parameter: Tensor) -> torch.dtype:
+def state_dtype(parameter: Tensor) -> torch.dtype:
+    """float32, or wider where the parameter is."""
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
@@ -51,7 +53,7 @@ class Update(NamedTuple):
     def buffer(self, name: str) -> Tensor:
         """State in the shape of the weight; zero before the first update."""
         if name not in self.state:
-            dtype = _state_dtype(self.weight)
+            dtype = state_dtype(self.weight)
             self.state[name] = torch.zeros_like(self.weight, dtype=dtype, requires_grad=False)
         found: Tensor = self.state[name]
         return found
@@ -63,7 +65,7 @@ class Update(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(Optimizer):
+class UpdateRule(Optimizer):
     """Base of these optimizers.
 
     Attributes:
@@ -71,6 +73,16 @@ class Rule(Optimizer):
         weight_decay: fraction taken off per step, times the learning rate, of parameters with two
             or more dimensions.
     """
+
+    needs_whole: ClassVar[bool] = False
+    """Whether it looks at whole tensors, or at their names; a flattened fragment has neither."""
+
+    update_size: ClassVar[UpdateSize] = "gradient"
+    averages: ClassVar[bool] = False
+    """See ``OptimizerTraits``."""
+
+    buffers: ClassVar[int] = 1
+    """How many tensors of a parameter's shape ``update`` keeps."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -81,12 +93,13 @@ class Rule(Optimizer):
     @property
     def traits(self) -> OptimizerTraits:
         """Element by element, unless a subclass says otherwise."""
-        return OptimizerTraits(name=type(self).__name__, on_host=True)
-
-    @property
-    def buffers(self) -> int:
-        """How many tensors of a parameter's shape ``update`` keeps."""
-        return 1
+        return OptimizerTraits(
+            name=type(self).__name__,
+            on_host=True,
+            flat_fragments=not self.needs_whole,
+            update_size=self.update_size,
+            averages=self.averages,
+        )
 
     @abstractmethod
     def update(self, now: Update) -> None:
@@ -98,13 +111,13 @@ class Rule(Optimizer):
 
     def state_bytes(self, name: str, parameter: Tensor) -> int:
         """The buffers; steps are counted on the host."""
-        return self.buffers * local_part(parameter).numel() * _state_dtype(parameter).itemsize
+        return self.buffers * local_part(parameter).numel() * state_dtype(parameter).itemsize
 
 
-class ByRule(optim.Optimizer):
+class ByRule(GroupByGroup):
     """The torch optimizer of a rule."""
 
-    def __init__(self, groups: list[Group], rule: Rule) -> None:
+    def __init__(self, groups: list[Group], rule: UpdateRule) -> None:
         super().__init__(groups, {"lr": rule.learning_rate})
         self._rule = rule
         self._names = {
@@ -113,20 +126,11 @@ class ByRule(optim.Optimizer):
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         }
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]  # torch's overloads say the same
-        self, closure: Callable[[], float] | None = None
-    ) -> float | None:
+    def update_group(self, group: Group) -> None:
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(group, parameter)
-        return loss
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self._update(group, parameter)
 
     def _update(self, group: Group, parameter: Tensor) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -138,7 +142,7 @@ class ByRule(optim.Optimizer):
             rate=group["lr"],
             decay=group["weight_decay"],
             weight=parameter,
-            gradient=gradient.to(_state_dtype(parameter)),
+            gradient=gradient.to(state_dtype(parameter)),
             state=state,
         )
         self._rule.update(now)

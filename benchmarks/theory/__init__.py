@@ -1,0 +1,1 @@
+"""Pictures and tables of docs/theory, each from runs of our own."""

@@ -1,0 +1,198 @@
+"""What DeepSpeed is told: what follows from other settings, and what ``config`` adds to it.
+
+What is unusual: nothing is passed on unseen. DeepSpeed ignores a key that it does not know, or
+fails over it long after the start. So ``config`` is held against the schema that DeepSpeed has of
+each section, and a key that has a place elsewhere in a configuration is refused with that place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from llm_train.context import Context
+from llm_train.errors import ConfigError, check_at_least
+
+KEY = "trainer.strategy.init_args"
+_MISSING = (
+    "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
+    "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
+)
+# DeepSpeed's keys -> where the same is said here; "" where it cannot be otherwise.
+_PLACES = {
+    **dict.fromkeys(("bf16", "fp16", "amp", "data_types", "torch_autocast"), "trainer.precision"),
+    **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), "trainer.logger"),
+    **dict.fromkeys(("train_batch_size", "gradient_accumulation_steps"), "batch.tokens"),
+    "train_micro_batch_size_per_gpu": "batch.per_device",
+    "gradient_clipping": "trainer.gradient_clip_val",
+    "steps_per_print": "trainer.log_every_n_steps",
+    "optimizer": "model.optimizer",
+    "scheduler": "model.schedule",
+    "activation_checkpointing": "model.recompute",
+    "compile": "model.compile",
+    "checkpoint": "checkpoint",
+    "zero_allow_untested_optimizer": "",
+    "zero_force_ds_cpu_optimizer": "",
+    "zero_optimization.offload_param": f"{KEY}.offload_parameters",
+    "zero_optimization.zero_hpz_partition_size": f"{KEY}.hpz_partition_size",
+}
+OWN = (
+    *("stage", "offload_optimizer", "reduce_bucket_size", "allgather_bucket_size"),
+    *("overlap_comm", "contiguous_gradients", "sub_group_size"),
+)
+_PLACES |= {f"zero_optimization.{name}": f"{KEY}.{name}" for name in OWN}
+_SECTIONS = {
+    "zero_optimization": ("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig"),
+    "comms_logger": ("deepspeed.comm.config", "CommsLoggerConfig"),
+    "aio": ("deepspeed.runtime.swap_tensor.aio_config", "AIO_DEFAULT_DICT"),
+}
+# Keys outside all sections that have no place here, with the values that they take.
+_SINGLE = {
+    "communication_data_type": ("fp32", "bf16", "fp16"),
+    **dict.fromkeys(
+        ("prescale_gradients", "wall_clock_breakdown", "memory_breakdown"), (False, True)
+    ),
+}
+
+
+def check_sizes(zero: object) -> None:
+    """Refuses numbers that are no sizes.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    sizes = ("reduce_bucket_size", "allgather_bucket_size", "hpz_partition_size")
+    check_at_least(zero, 1, *sizes, prefix=f"{KEY}.", hint="; it is a count")
+    check_at_least(zero, 0, "sub_group_size", prefix=f"{KEY}.", hint="; 0 chooses one")
+
+
+def partition_problems(zero: Mapping[str, Any], ranks: int) -> Iterator[str]:
+    """Sizes that have no effect, or do not divide ``ranks``."""
+    hpz = zero["hpz_partition_size"]
+    if zero["stage"] < 3:
+        for name, none in {"sub_group_size": 0, "hpz_partition_size": 1}.items():
+            if zero[name] != none:
+                yield f"{KEY}.{name}={zero[name]} has no effect below stage 3; remove it"
+    elif ranks % hpz:
+        divide = f"does not divide the {ranks} ranks"
+        yield f"{KEY}.hpz_partition_size={hpz} {divide}; use the devices of a node"
+
+
+def offload_problems(zero: Mapping[str, Any], context: Context) -> Iterator[str]:
+    """Where DeepSpeed cannot offload."""
+    for name in ("offload_optimizer", "offload_parameters"):
+        device = zero[name]
+        written = f"{KEY}.{name}={device}"
+        if device != "none" and context.accelerator.type == "cpu":
+            yield f"{written} has no effect on a CPU, where all memory is the host's; remove it"
+        if device == "nvme" and not zero["nvme_path"]:
+            yield f"{written} needs a directory for its files; set {KEY}.nvme_path"
+        # Below stage 3 all parameters stay on the device, and DeepSpeed would take host memory
+        # instead of NVMe for the state.
+        least = "cpu" if name == "offload_parameters" else "nvme"
+        if zero["stage"] < 3 and device in (least, "nvme"):
+            yield f"{written} needs stage 3; set {KEY}.stage=3, or offload less"
+    if zero["nvme_path"] and "nvme" not in (zero["offload_optimizer"], zero["offload_parameters"]):
+        yield f"{KEY}.nvme_path={zero['nvme_path']} has no effect; remove it, or write nvme"
+
+
+def problems(config: Mapping[str, Any], context: Context) -> Iterator[str]:
+    """What of ``config`` DeepSpeed or this framework does not know."""
+    if importlib.util.find_spec("deepspeed") is None:
+        yield _MISSING
+        return
+    for key, value in config.items():
+        written = f"{KEY}.config.{key}"
+        if key in _PLACES:
+            yield _elsewhere(written, key)
+        elif key in _SECTIONS:
+            yield from _section(key, value, context)
+        elif key not in _SINGLE:
+            yield f"{written} is not passed on to DeepSpeed{_nearest(key, [*_SECTIONS, *_SINGLE])}"
+        elif value not in _SINGLE[key]:
+            yield f"{written}={value}: one of {', '.join(map(str, _SINGLE[key]))}; choose one"
+
+
+def _section(name: str, given: object, context: Context) -> Iterator[str]:
+    """What a section's schema refuses."""
+    import_deepspeed(context.accelerator.type)
+    from pydantic import ValidationError, create_model
+
+    written = f"{KEY}.config.{name}"
+    module, attribute = _SECTIONS[name]
+    schema: Any = getattr(importlib.import_module(module), attribute)
+    if isinstance(schema, dict):  # of defaults
+        fields: dict[str, Any] = {key: (type(value), value) for key, value in schema.items()}
+        schema = create_model(name, __config__={"extra": "forbid"}, **fields)
+    if not isinstance(given, Mapping):
+        yield f"{written}={given} is a section of DeepSpeed; write its keys under it"
+        return
+    for key in given:
+        if f"{name}.{key}" in _PLACES:
+            yield _elsewhere(f"{written}.{key}", f"{name}.{key}")
+    try:
+        schema(**given)
+    except ValidationError as error:
+        for fault in error.errors():
+            place = ".".join(map(str, fault["loc"]))
+            if fault["type"] == "extra_forbidden":
+                known = [field.alias or key for key, field in schema.model_fields.items()]
+                yield f"{written}.{place} is no key of DeepSpeed{_nearest(place, known)}"
+            else:
+                yield f"{written}.{place}={fault['input']}: {fault['msg']}; correct it"
+
+
+def _elsewhere(written: str, key: str) -> str:
+    place = _PLACES[key]
+    return f"{written} is " + (f"{place} here; set that instead" if place else "fixed; remove it")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else "; remove it"
+
+
+def completed(base: Mapping[str, Any], config: Mapping[str, Any], *, mixed: bool) -> dict[str, Any]:
+    """What DeepSpeed is given.
+
+    Args:
+        base: as Lightning makes it.
+        config: what is added to it, by section.
+        mixed: whether products are in bf16.
+    """
+    # There is no scaler to tell, and each check waits for the device. What is not finite ends the
+    # run at the next log point, as under every strategy.
+    fixed = {
+        "bf16": {"enabled": mixed, "check_grad_overflow": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "communication_data_type": "fp32",
+    }
+    made = {**base, **fixed}
+    for key, value in config.items():
+        made[key] = {**made.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return made
+
+
+def import_deepspeed(device: str) -> None:
+    """Imports it for the device of the run; it asks the environment for one while imported.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if device == "cpu":  # whether or not this machine has something else
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(_MISSING) from error
+    if device == "cpu":
+        # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
+        # process killed meanwhile leaves a lock, for which all later ones wait in silence.
+        vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
