@@ -114,6 +114,19 @@ def test_squared_error_saturates_where_cross_entropy_does_not():
     assert slopes["SquaredError"] == pytest.approx(-0.02, rel=0.02)
 
 
+def test_the_hessian_at_the_logits_is_semidefinite():
+    """diag(p) - p p^T: no slope along a constant, which changes no probability; else positive."""
+    logits = torch.randn(1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hessian = torch.autograd.functional.hessian(
+        lambda z: CausalLM().score(z, torch.tensor([4]))[0], logits
+    )[0, :, 0]
+    p = logits.softmax(-1)[0]
+    torch.testing.assert_close(hessian, p.diag() - p.outer(p))
+    values = torch.linalg.eigvalsh(hessian)
+    assert abs(values[0]) < 1e-15 < values[1]
+    torch.testing.assert_close(hessian.sum(-1), torch.zeros(9, dtype=torch.float64))
+
+
 def test_a_network_that_starts_sure_and_wrong_learns_with_one_of_them():
     config = Transformer(
         vocab_size=16, layers=1, width=16, heads=2, max_sequence=16, init={"head.*": "normal 100"}

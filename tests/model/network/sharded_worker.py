@@ -80,7 +80,8 @@ def main():
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     check(CONFIG, mesh)
-    check(replace(CONFIG, tied=True, bias=True, pad_vocab_to=8), mesh)
+    init = {"*.qkv.weight": "orthogonal 0.1", "*.gate_up.weight": "deepnorm 0.2"}
+    check(replace(CONFIG, tied=True, bias=True, pad_vocab_to=8, init=init), mesh)
     check(replace(CONFIG, positions="learned", norm="layernorm", activation="gelu"), mesh)
     dist.destroy_process_group()
 

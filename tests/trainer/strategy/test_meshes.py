@@ -112,9 +112,22 @@ def test_every_mesh_equals_one_process(
         # Tied weights, biases, a table of positions, norms of heads and the chunked loss.
         GPT2,
         {"model__recompute__class_path": "Selective", "model__optimizer__class_path": "MuonAdamW"},
+        # Norms around branches and of embeddings, other gates, weights and objectives.
+        pytest.param(
+            {
+                "model__network__init_args__norm_placement": "peri",
+                "model__network__init_args__activation": "geglu",
+                "model__network__init_args__init": {"*.qkv.weight": "orthogonal 0.5"},
+                "model__loss": {
+                    "class_path": "Chunked",
+                    "init_args": {"loss": {"class_path": "LabelSmoothing"}, "chunk_tokens": 8},
+                },
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"model__compile": "blocks"}, marks=pytest.mark.slow),
     ],
-    ids=["gpt2", "recompute-and-muon", "compile"],
+    ids=["gpt2", "recompute-and-muon", "peri", "compile"],
 )
 def test_what_else_works_with_cut_matrices(
     overrides: dict[str, Any], fork_server: ForkServer, tmp_path: Path
@@ -166,6 +179,13 @@ def test_a_layout_names_products_that_divide() -> None:
     ("change", "message"),
     [
         ({"trainer__strategy": fsdp(tensor=3)}, "4 ranks are not a multiple of"),
+        (
+            {
+                "trainer__strategy": fsdp(tensor=2),
+                "model__network__init_args__positions": "alibi",
+            },
+            "positions=alibi; use rotary or learned, or tensor=1",
+        ),
         ({"trainer__strategy": fsdp(replicas=0)}, "replicas=0 must be at least 1"),
         ({"trainer__strategy": fsdp(replicas=4)}, "replicas=4 leaves nothing to shard"),
         ({"trainer__strategy": "hsdp"}, "trainer.strategy=hsdp on one node is fsdp"),
