@@ -143,7 +143,6 @@ def test_a_range_test_is_read_off(tmp_path: Path) -> None:
     found = usable_range(rates, losses)
     assert 0.002 < found.steepest < 0.005
     assert 0.01 < found.highest < 0.05
-    (tmp_path / "config.yaml").write_text("model: {schedule: {class_path: RangeTest}}")
     lines = [
         json.dumps({"step": step, "train/loss": loss, "optimizer/lr": rate})
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), start=1)

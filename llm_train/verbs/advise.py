@@ -12,6 +12,7 @@ from llm_train.verbs.base import Load, Verb
 if TYPE_CHECKING:
     from llm_train.report import RecordedRun
 
+_RISES = 30.0  # a rate that rises by more, to the end of the run, is a range test
 _FACTORS = (0.5, 1, 2, 4, 8, 16)
 
 
@@ -54,7 +55,8 @@ def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:
     from llm_train.runtime import yaml12
 
     run = RecordedRun.read(run_dir)
-    if _rises(run):
+    rates = [point.value for point in run.points("optimizer/lr")]
+    if rates and rates == sorted(rates) and rates[-1] > _RISES * rates[0]:
         return {"learning-rate range test": _rates(run)}
     gradients, traces = run.finite("noise/gradient_squared"), run.finite("noise/trace")
     count = round(len(gradients) * last)
@@ -84,12 +86,6 @@ def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:
             "{:.2f} x the steps, {:.2f} x the tokens".format(*cost) + now
         )
     return {"gradient noise scale": said, "to the same loss": rows}
-
-
-def _rises(run: RecordedRun) -> bool:
-    """Whether the learning rate has grown tenfold without ever falling, as in a range test."""
-    rates = [point.value for point in run.points("optimizer/lr")]
-    return len(rates) > 1 and rates == sorted(rates) and rates[-1] >= 10 * rates[0]
 
 
 def _rates(run: RecordedRun) -> dict[str, str]:
