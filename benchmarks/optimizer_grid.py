@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.judge import read_rows
 from benchmarks.studies.environment import described
 from llm_train.discovery import concrete
-from llm_train.model.optimizer import Optimizer, TorchOptimizer
+from llm_train.model.optimizer import Grouped, Optimizer, TorchOptimizer
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Recompute, Selective
 from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -76,6 +76,7 @@ OF_PYTORCH_OPTIMIZER = (
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "Prodigy": {"lr": 1.0},
     "DAdaptAdam": {"lr": 1.0},
+    "SGLD": {"temperature": 1e-9},
     "LowBitAdamW": {"state": "bf16"},  # no row of the tiny network is long enough for 8 bits
 }
 
@@ -106,7 +107,7 @@ def optimizer_cells() -> Iterator[Cell]:
     """Our own classes, torch's, and some of a library's, under each strategy."""
     chosen: dict[str, Any] = {}
     for kind in concrete(Optimizer):  # type: ignore[type-abstract]
-        if kind is not TorchOptimizer:
+        if kind not in (TorchOptimizer, Grouped):  # which are made of others
             name = kind.__name__
             chosen[name] = part(name, learning_rate=0.01, **_ARGUMENTS.get(name, {}))
     packages = {"torch.optim": OF_TORCH, "pytorch_optimizer": OF_PYTORCH_OPTIMIZER}

@@ -25,7 +25,7 @@ PUBLIC = {
     "LLMTrainError": None,
     "Pretrained": ["path", "settings", "network"],
     "Result": ["step", "path", "metrics", "complete", "signal"],
-    "Run": ["settings", "derived", "table", "trainer"],
+    "Run": ["settings", "table", "trainer"],
     "Settings": None,
     "build": ["settings", "resume"],
     "load_checkpoint": ["where", "device", "allow_import"],

@@ -123,7 +123,7 @@ def test_the_best_rate_is_fitted_against_the_batch(tmp_path: Path) -> None:
     keys = {"lr": [0.0005, 0.001, 0.002, 0.004, 0.008], "batch.tokens": [64, 256]}
     read = Spec.read(spec(tmp_path / "s.yaml", keys=keys, fit=fit))
     trials = [
-        trial.Trial(
+        trial.TrialResult(
             values=values,
             loss=2 + math.log(values["lr"] / (0.001 * math.sqrt(values["batch.tokens"] / 64))) ** 2,
         )

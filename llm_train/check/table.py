@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llm_train.derived import Derived
+from llm_train.model.learning_rate import schedule_factor
 from llm_train.model.network import sdpa
 from llm_train.runtime.devices import device_named
 from llm_train.settings import Settings
@@ -132,14 +133,14 @@ def _scaling(scaling: Scaling, tokens: int, factor: float) -> str:
 
 def _schedule(settings: Settings, derived: Derived) -> dict[str, Any]:
     schedule: Any = settings.task.schedule
-    total, tokens = derived.total_steps, derived.tokens_per_step
-    multiplier = schedule.build(total_steps=total, tokens_per_step=tokens)
+    total = derived.total_steps
     rows: dict[str, Any] = {"class": type(schedule).__name__}
     for field in dataclasses.fields(schedule) if dataclasses.is_dataclass(schedule) else ():
         value = getattr(schedule, field.name)
         rows[field.name] = _steps(value, derived) if isinstance(value, Duration) else value
     steps = {"first_step": 0, "middle": total // 2, "last_step": total - 1}
-    return rows | {f"factor_{name}": round(multiplier(step), 6) for name, step in steps.items()}
+    factors = {name: schedule_factor(schedule, derived, step) for name, step in steps.items()}
+    return rows | {f"factor_{name}": round(factor, 6) for name, factor in factors.items()}
 
 
 def _steps(duration: Duration, derived: Derived) -> str:

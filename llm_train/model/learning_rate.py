@@ -41,3 +41,12 @@ class LearningRates:
             self._enter(stage)
         factor = self._multiplier(self._derived.schedule_step(step))
         set_learning_rates(groups, self._peaks, factor)
+
+
+def schedule_factor(schedule: Schedule, derived: Derived, step: int) -> float:
+    """The factor on the peak, after batch scaling, of the update after ``step`` others."""
+    stage = derived.stage(step)
+    multiplier = schedule.build(
+        total_steps=stage.schedule_steps, tokens_per_step=stage.tokens_per_step
+    )
+    return multiplier(derived.schedule_step(step))

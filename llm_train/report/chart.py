@@ -55,6 +55,7 @@ PANELS = (
     Panel(title="Tokens per second", curves={"throughput/tokens_per_s": ""}, format="~s"),
     Panel(title="Model FLOPs utilisation", curves={"throughput/mfu": ""}, format="~%"),
     Panel(title="Peak memory, GiB", curves={"memory/peak_gib": ""}),
+    Panel(title="Gradient noise scale, tokens", curves={"noise/scale_tokens": ""}, log=True),
 )
 
 

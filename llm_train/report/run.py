@@ -171,4 +171,5 @@ _FIGURES: tuple[
     ("throughput, median", "throughput/tokens_per_s", median, lambda n: f"{short(n)} tokens/s"),
     ("model FLOPs utilisation, median", "throughput/mfu", median, "{:.1%}".format),
     ("peak memory", "memory/peak_gib", max, "{:.2f} GiB".format),
+    ("updates left out by the loss scaler", "optimizer/skipped", max, "{:.0f}".format),
 )

@@ -10,10 +10,10 @@ import vl_convert
 
 from llm_train.report.chart import STYLE
 from llm_train.sweep.spec import Spec
-from llm_train.sweep.trial import Trial
+from llm_train.sweep.trial import TrialResult
 
 
-def png(spec: Spec, trials: Sequence[Trial], title: str) -> bytes:
+def png(spec: Spec, trials: Sequence[TrialResult], title: str) -> bytes:
     """One line for each choice of the other keys, seeds apart; crosses on top did not end."""
     from llm_train.sweep.results import shown
 
@@ -52,6 +52,6 @@ def png(spec: Spec, trials: Sequence[Trial], title: str) -> bytes:
     return vl_convert.vegalite_to_png(chart.to_dict(), config=STYLE, scale=1.5)
 
 
-def _is_number(key: str, trials: Sequence[Trial]) -> bool:
+def _is_number(key: str, trials: Sequence[TrialResult]) -> bool:
     values = [trial.values[key] for trial in trials]
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

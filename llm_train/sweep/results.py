@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from llm_train.analysis.fits import best_rate, power_law
 from llm_train.runtime import yaml12
 from llm_train.sweep.spec import Spec, Values
-from llm_train.sweep.trial import Trial, nested
+from llm_train.sweep.trial import TrialResult, nested
 
 _COLUMNS = ("loss", "tokens", "tokens_per_s", "peak_gib", "why")
 
 
-def write(out: Path, spec: Spec, trials: Sequence[Trial]) -> dict[str, str]:
+def write(out: Path, spec: Spec, trials: Sequence[TrialResult]) -> dict[str, str]:
     """Writes table, picture and the overlay of the best; returns what to say of them."""
     trials = sorted(trials, key=lambda trial: trial.loss)
     with open(out / "table.csv", "w", newline="", encoding="utf-8") as file:
@@ -50,7 +49,7 @@ def write(out: Path, spec: Spec, trials: Sequence[Trial]) -> dict[str, str]:
     return said
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a cell: the name of a class instead of its arguments.
 
     >>> shown({"class_path": "AdamW", "init_args": {"learning_rate": 1e-3}})
@@ -62,9 +61,9 @@ def shown(value: Any) -> str:
     return f"{value['class_path'].rpartition('.')[2]}({arguments})"
 
 
-def _best(trials: Sequence[Trial]) -> tuple[Values, float, int] | None:
+def _best(trials: Sequence[TrialResult]) -> tuple[Values, float, int] | None:
     """Of values without their seed, with the mean of the loss over seeds, of which all count."""
-    groups: dict[str, list[Trial]] = defaultdict(list)
+    groups: dict[str, list[TrialResult]] = defaultdict(list)
     for trial in trials:
         values = {key: value for key, value in trial.values.items() if key != "seed"}
         groups[json.dumps(values, sort_keys=True)].append(trial)
@@ -75,7 +74,7 @@ def _best(trials: Sequence[Trial]) -> tuple[Values, float, int] | None:
     return json.loads(key), means[key], len(groups[key])
 
 
-def _fitted(spec: Spec, trials: Sequence[Trial], said: dict[str, str]) -> Values:
+def _fitted(spec: Spec, trials: Sequence[TrialResult], said: dict[str, str]) -> Values:
     """The rate at ``fit.at`` by the power law through the best rates; says how sure that is."""
     rate, against, at = spec.fit["rate"], spec.fit["against"], spec.fit["at"]
     groups: dict[float, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))

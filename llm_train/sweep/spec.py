@@ -19,6 +19,9 @@ from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
 from llm_train.runtime.structure import structure
 
+Domain = list[Any] | Mapping[str, Any]
+"""What a key may be: one of a list, or a number in a range."""
+
 Values = dict[str, Any]
 """What one trial sets, by dotted key."""
 
@@ -70,6 +73,8 @@ class Spec:
         Raises:
             ConfigError: it is none of a sweep.
         """
+        if not path.is_file():
+            raise ConfigError(f"{path} does not exist; the file of a sweep comes first")
         defaults = {"config": [], "method": "grid", "trials": 0, "seed": 0, "metric": "val/loss"}
         try:
             plain = yaml12.load(path.read_text("utf-8"))
@@ -97,7 +102,7 @@ def proposals(spec: Spec) -> Generator[Values, float, None]:
         yield from _optuna(spec)
 
 
-def _drawn(generator: random.Random, domain: Any) -> Any:
+def _drawn(generator: random.Random, domain: Domain) -> object:
     if isinstance(domain, list):
         return generator.choice(domain)
     if domain.get("log"):
@@ -115,10 +120,10 @@ def _optuna(spec: Spec) -> Generator[Values, float, None]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kind: Any = getattr(optuna.samplers, spec.method, None)
+    kinds = vars(optuna.samplers)
     try:
-        sampler = kind(seed=spec.seed)
-    except TypeError:
+        sampler = kinds[spec.method](seed=spec.seed)
+    except (KeyError, TypeError):
         raise ConfigError(
             f"method={spec.method} is neither grid, random nor a sampler of Optuna that takes a "
             "seed; TPESampler is usual"

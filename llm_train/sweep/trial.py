@@ -12,6 +12,7 @@ import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,7 @@ RESULT = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class TrialResult:
     """What a trial gave.
 
     Attributes:
@@ -47,7 +48,7 @@ class Trial:
     why: str = ""
 
 
-def run(out: Path, values: Values, words: Sequence[str], metric: str) -> Trial:
+def run(out: Path, values: Values, words: Sequence[str], metric: str) -> TrialResult:
     """Runs a trial, or reads its result.
 
     Args:
@@ -56,10 +57,9 @@ def run(out: Path, values: Values, words: Sequence[str], metric: str) -> Trial:
         words: what ``fit`` is given besides.
         metric: that matters.
     """
-    name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-    folder = out / name
+    folder = out / name_of(values)
     if (folder / RESULT).is_file():
-        return structure(Trial, json.loads((folder / RESULT).read_text("utf-8")))
+        return structure(TrialResult, json.loads((folder / RESULT).read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "overlay.yaml").write_text(yaml12.dump(nested(values)), encoding="utf-8")
     run_dir = folder / "run"
@@ -75,14 +75,19 @@ def run(out: Path, values: Values, words: Sequence[str], metric: str) -> Trial:
     return found
 
 
+def name_of(values: Mapping[str, Any]) -> str:
+    """The name of a trial's folder."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as YAML nests them.
 
-    >>> nested({"seed": 1, "batch.tokens": 64})
-    {'seed': 1, 'batch': {'tokens': 64}}
+    >>> nested({"a": {"b": 1, "c": 2}, "a.c": 3})
+    {'a': {'b': 1, 'c': 3}}
     """
     found: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in deepcopy(dict(values)).items():
         place = found
         *path, last = key.split(".")
         for part in path:
@@ -109,19 +114,19 @@ def _process(line: Sequence[str], log: Path, variables: Mapping[str, str]) -> in
             raise
 
 
-def _result(values: Values, run_dir: Path, metric: str, status: int, log: Path) -> Trial:
+def _result(values: Values, run_dir: Path, metric: str, status: int, log: Path) -> TrialResult:
     metrics = run_dir / "metrics.jsonl"
     records = read_metrics(metrics) if metrics.is_file() else []
     losses = [r[name] for r in records for name in ("train/loss", "grad/norm") if name in r]
     if status and all(map(math.isfinite, losses)):
         last = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
-        return Trial(values=values, loss=math.inf, why=f"exit {status}: {''.join(last)}")
+        return TrialResult(values=values, loss=math.inf, why=f"exit {status}: {''.join(last)}")
     found = [record[metric] for record in records if metric in record]
     if not status and not found:
-        return Trial(values=values, loss=math.inf, why=f"no {metric} in {metrics}")
+        return TrialResult(values=values, loss=math.inf, why=f"no {metric} in {metrics}")
     loss = math.inf if status else float(found[-1])
     rates = [r[key] for r in records if (key := "throughput/tokens_per_s") in r]
-    return Trial(
+    return TrialResult(
         values=values,
         loss=loss,
         tokens=max((r.get("progress/tokens", 0.0) for r in records), default=0.0),

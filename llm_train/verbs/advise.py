@@ -54,7 +54,7 @@ def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:
     from llm_train.runtime import yaml12
 
     run = RecordedRun.read(run_dir)
-    if "RangeTest" in run.config:
+    if _rises(run):
         return {"learning-rate range test": _rates(run)}
     gradients, traces = run.finite("noise/gradient_squared"), run.finite("noise/trace")
     count = round(len(gradients) * last)
@@ -84,6 +84,12 @@ def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:
             "{:.2f} x the steps, {:.2f} x the tokens".format(*cost) + now
         )
     return {"gradient noise scale": said, "to the same loss": rows}
+
+
+def _rises(run: RecordedRun) -> bool:
+    """Whether the learning rate has grown tenfold without ever falling, as in a range test."""
+    rates = [point.value for point in run.points("optimizer/lr")]
+    return len(rates) > 1 and rates == sorted(rates) and rates[-1] >= 10 * rates[0]
 
 
 def _rates(run: RecordedRun) -> dict[str, str]:

@@ -30,7 +30,7 @@ class Sweep(Verb):
         out = Path(flags.out or f"runs/{Path(flags.spec).stem}")
         words = [f"-c{file}" for file in spec.config] + flags.settings
         words += [f"--allow-import={name}" for name in flags.allow_import]
-        trials: list[trial.Trial] = []
+        trials: list[trial.TrialResult] = []
         proposed = proposals(spec)
         values = next(proposed, None)
         while values is not None:

@@ -50,7 +50,8 @@ class Corrupt(pl.Callback):
         if self.what == "spike":
             data = trainer.datamodule
             there = self.step * data.share.samples_per_step
-            if last and (trainer.global_step, data.consumed_at(self.step)) == (self.step, there):
+            consumed = data.consumed_at(self.step, module.derived)
+            if last and (trainer.global_step, consumed) == (self.step, there):
                 for parameter in module.network.parameters():
                     local_part(parameter.detach()).mul_(100)
             return

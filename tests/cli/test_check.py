@@ -96,9 +96,9 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer__strategy": {"class_path": "SingleDevice", "init_args": {"device": "cuda:0"}}},
         "trainer.strategy.init_args.device=cuda:0; write trainer.strategy=single",
     ),
-    "half precision": (
-        {"trainer__precision": "16-mixed"},
-        "trainer.precision=16-mixed; choose 32-true, bf16-mixed, bf16-true",
+    "pure half precision": (
+        {"trainer__precision": "16-true"},
+        "trainer.precision=16-true; choose 32-true, bf16-mixed, bf16-true, 16-mixed",
     ),
     "bf16-true under ZeRO": (
         {"trainer__strategy": "zero3", "trainer__precision": "bf16-true"},

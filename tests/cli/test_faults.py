@@ -67,11 +67,11 @@ FIFTEEN = {
     "failed cross-field rule": (put("batch", tokens=100), "batch.tokens=100; nearest: 96 or 128"),
     "bad choice": (
         put(*NET, norm="batchnorm"),
-        "model.network.init_args.norm=batchnorm is not one of layernorm, rmsnorm",
+        "model.network.init_args.norm=batchnorm is not one of layernorm, rmsnorm, none",
     ),
     "bad Trainer value": (
         put("trainer", precision="bf17"),
-        "trainer.precision=bf17 is not one of 32-true, bf16-mixed, bf16-true",
+        "trainer.precision=bf17 is not one of 32-true, bf16-mixed, bf16-true, 16-mixed",
     ),
     "section typo": (
         rename(old="model", new="modle"),  # codespell:ignore modle

@@ -48,7 +48,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
                 "init_args": {"optimizer": {"class_path": "torch.optim.Adafactor"}},
             },
         },
-        "model.optimizer; set trainer.strategy to ddp or fsdp, or use AdamW",
+        "model.optimizer=Adafactor; set trainer.strategy to ddp or fsdp, or use AdamW",
     ),
     "one graph under FSDP": (
         {"model__compile": "network", "trainer__strategy": "fsdp"},
@@ -67,7 +67,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "model.compile=graphs; raise batch.per_device until a step is one micro-batch, or write "
         "model.compile=network",
     ),
-    "a kernel on a CPU": ({"model__attention": "cudnn"}, "model.attention=cudnn; remove it"),
+    "a kernel on a CPU": (
+        {"model__attention": "cudnn"},
+        "model.attention=cudnn; remove it, or write math",
+    ),
     "FlashAttention 3 without its package": (
         {**ON_GPU, "model__attention": "flash3", "trainer__precision": "bf16-mixed"},
         "model.attention=flash3; install FlashAttention 3, or write auto",

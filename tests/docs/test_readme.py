@@ -18,7 +18,7 @@ import yaml
 
 from llm_train.testing.command import Outcome
 from llm_train.testing.fork_server import ForkServer
-from llm_train.units import Batch, Duration, Scaling
+from llm_train.units import Batch, Duration, Ramp, Scaling
 
 ROOT = Path(__file__).parents[2]
 # launching.md is about other people's programs, which test_scripts.py replaces by stand-ins.
@@ -97,8 +97,9 @@ def test_extras_exist() -> None:
 
 
 LINES = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
-PARSED = [line for line in LINES if line[0] not in ("generate", "report")]
-OTHERS = [line for line in LINES if line[0] in ("generate", "report")]
+WITHOUT_SETTINGS = ("advise", "generate", "report", "sweep")  # a run, or a sweep's own file
+PARSED = [line for line in LINES if line[0] not in WITHOUT_SETTINGS]
+OTHERS = [line for line in LINES if line[0] in WITHOUT_SETTINGS]
 
 
 class Results(NamedTuple):
@@ -152,7 +153,7 @@ def test_annotated_configuration(results: Results) -> None:
     assert code == 0, err
     plain = yaml.safe_load(out)
     scaling = Scaling(**plain["batch"]["scaling"])
-    batch = Batch(**{**plain["batch"], "scaling": scaling})
+    batch = Batch(**{**plain["batch"], "scaling": scaling, "ramp": Ramp()})
     assert scaling.factor(batch.tokens) == 2.0
     assert batch.accumulation(1) == 8
     assert batch.accumulation(2) == 4
@@ -175,6 +176,8 @@ def test_examples_need_to_be_allowed(results: Results) -> None:
 def test_every_preset_is_listed() -> None:
     listed = set(re.findall(r"\]\((configs/[\w./-]+\.yaml)\)", section("Presets")))
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    there -= {name for name in there if name.startswith("configs/sweeps/")}  # what sweeps vary
+    assert "(configs/sweeps/)" in section("Presets")
     assert there - listed == set()  # test_links finds what is listed and does not exist
 
 

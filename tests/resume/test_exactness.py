@@ -8,11 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
-from llm_train.checkpoint import dcp, tensors
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.errors import CheckpointError
 from llm_train.run import training
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
@@ -103,7 +100,6 @@ def test_resuming_from_elsewhere_spares_the_run_that_was_there(tmp_path: Path) -
     ("change", "message"),
     [
         ("--seed=8", "seed is 8 but"),
-        ("--batch.tokens=256", "batch.tokens / batch.sequence is 16 but"),
         ("--batch.sequence=8", "batch.sequence is 8 but"),
         ("--model.optimizer=MuonAdamW", "model.optimizer is MuonAdamW but"),
     ],
@@ -128,13 +124,3 @@ def test_callback_states_that_cannot_come_back_are_found_when_saving(
     outcome = run("fit", "-c", str(write(tmp_path / "c.yaml", tiny(tmp_path / "run"))))
     assert outcome.code == 2
     assert "trainer.callbacks: the state_dict of a callback holds objects" in outcome.err
-
-
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    network = torch.nn.Linear(2, 2)
-    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
-    with pytest.raises(CheckpointError, match=r"could not be written or read: .*No space left"):
-        dcp.write(tmp_path, tensors.state(network, None))

@@ -35,7 +35,7 @@ _BOUND = 2.0
 _TRUNCATED_STD = 0.87962566103423978  # of a standard normal variable between -2 and 2
 
 
-class Rule(NamedTuple):
+class InitialRule(NamedTuple):
     """How a matrix starts.
 
     Attributes:
@@ -61,20 +61,20 @@ class Fans(NamedTuple):
     on_values: bool
 
 
-def parse(pattern: str, text: str) -> Rule:
+def parse(pattern: str, text: str) -> InitialRule:
     """A rule, and the number after it.
 
     >>> parse("*.up.weight", "he 0.5")
-    Rule(name='he', gain=0.5)
+    InitialRule(name='he', gain=0.5)
 
     Raises:
         ConfigError: it is none.
     """
     name, _, gain = text.partition(" ")
     try:
-        rule = Rule(name, float(gain or 1.0))
+        rule = InitialRule(name, float(gain or 1.0))
     except ValueError:
-        rule = Rule("")
+        rule = InitialRule("")
     if rule.name not in RULES or not 0.0 < rule.gain < math.inf:
         raise ConfigError(
             f"init['{pattern}']={text!r} is not one of {', '.join(RULES)}, with or without a "
@@ -95,13 +95,13 @@ def check_patterns(rules: Mapping[str, str], names: Iterable[str]) -> None:
             )
 
 
-def chosen(rules: Mapping[str, str], name: str, default: Rule) -> Rule:
+def chosen(rules: Mapping[str, str], name: str, default: InitialRule) -> InitialRule:
     """The last rule whose pattern fits a parameter's name."""
     fitting = [(pattern, text) for pattern, text in rules.items() if fnmatchcase(name, pattern)]
     return parse(*fitting[-1]) if fitting else default
 
 
-def std(rule: Rule, fans: Fans, *, init_std: float, layers: int) -> float:
+def std(rule: InitialRule, fans: Fans, *, init_std: float, layers: int) -> float:
     """Standard deviation of a matrix's elements, or length of its vectors for ``orthogonal``."""
     plain = {
         "normal": init_std,
@@ -118,7 +118,7 @@ def std(rule: Rule, fans: Fans, *, init_std: float, layers: int) -> float:
     return rule.gain * plain * beta
 
 
-def fill(matrix: Tensor, rule: Rule, scale: float) -> None:
+def fill(matrix: Tensor, rule: InitialRule, scale: float) -> None:
     """Turns standard normal values (..., inputs) into those of ``rule``, in place."""
     if rule.name == "orthogonal":
         matrix.copy_(orthogonal(matrix.flatten(0, -2)).view(matrix.shape))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.base import Initial
-from llm_train.model.network.initial_rules import Fans, Rule, chosen, fill, std
+from llm_train.model.network.initial_rules import Fans, InitialRule, chosen, fill, std
 
 
 def initial_matrix(config: Architecture, name: str, role: str) -> Initial:
@@ -35,15 +35,15 @@ def initial_matrix(config: Architecture, name: str, role: str) -> Initial:
     return Initial(0.0, 1.0, rows, partial(_fill, config=config, module=module, rule=rule))
 
 
-def _default(config: Architecture, role: str) -> Rule:
+def _default(config: Architecture, role: str) -> InitialRule:
     if role in ("column", "row") and config.norm_placement == "deepnorm":
-        return Rule("deepnorm")
+        return InitialRule("deepnorm")
     if role == "row":  # the last weight of a residual branch
-        return Rule("scaled_residual" if config.residual_init == "depth" else "zero")
-    return Rule("normal")
+        return InitialRule("scaled_residual" if config.residual_init == "depth" else "zero")
+    return InitialRule("normal")
 
 
-def _fill(full: Tensor, *, config: Architecture, module: str, rule: Rule) -> None:
+def _fill(full: Tensor, *, config: Architecture, module: str, rule: InitialRule) -> None:
     for matrix, fans in _matrices(full, config, module):
         fill(matrix, rule, std(rule, fans, init_std=config.init_std, layers=config.layers))
 

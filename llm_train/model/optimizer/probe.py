@@ -46,7 +46,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _Trial:
+class _FewWeights:
     """An optimizer of a few parameters, always the same ones.
 
     Args:
@@ -155,7 +155,7 @@ class Probe:
         return self.trains or _reason(self._in_shards)
 
     @cached_property
-    def _plain(self) -> _Trial:
+    def _plain(self) -> _FewWeights:
         trial = self._trial()
         trial.run(range(_STEPS))
         return trial
@@ -164,8 +164,8 @@ class Probe:
         _ = self._plain
         return ""
 
-    def _trial(self, place: Place = _as_it_is) -> _Trial:
-        return _Trial(self._build, self._dtype, place)
+    def _trial(self, place: Place = _as_it_is) -> _FewWeights:
+        return _FewWeights(self._build, self._dtype, place)
 
     def _in_fragments(self) -> str:
         for rank in (0, 1):
@@ -222,7 +222,7 @@ class Probe:
         after.run(range(_STEPS // 2, _STEPS))
         return self._compared(after)
 
-    def _compared(self, trial: _Trial) -> str:
+    def _compared(self, trial: _FewWeights) -> str:
         plain = self._plain
         pairs = zip(trial.parameters, plain.parameters, plain.start, strict=True)
         return "" if all(self._same(*each) for each in pairs) else _OTHER

@@ -58,7 +58,7 @@ class Signals:
                     signal.signal(number, self._handle)
                 descriptor = signal.set_wakeup_fd(wake.fileno())
             try:
-                yield lambda seconds: ear.recv(64) if select([ear], [], [], seconds)[0] else b""
+                yield lambda seconds: _ours(ear, seconds)
             finally:
                 self._wake = None
                 if main:
@@ -87,6 +87,15 @@ class Signals:
             # Not Lightning's handler, which would wait for the other ranks inside the signal.
             signal.signal(number, _AT_ONCE[number])
             signal.raise_signal(number)
+
+
+def _ours(ear: socket.socket, seconds: float) -> bytes:
+    """What comes within so many seconds, without signals that other handlers wait for.
+
+    The interpreter writes those as well: where a loader has workers, SIGCHLD as a compiler ends.
+    """
+    told = ear.recv(64) if select([ear], [], [], seconds)[0] else b""
+    return bytes(number for number in told if number in (*OVER, *_AT_ONCE, signal.SIGUSR1))
 
 
 def _forget() -> None:

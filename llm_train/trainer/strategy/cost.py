@@ -8,6 +8,8 @@ group or a device.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -108,9 +110,12 @@ class Workload:
         nan where it is unknown.
         """
         dtype = torch.bfloat16 if (width or self.width) == 2 else torch.float32
+        alike = Counter(
+            (re.sub(r"\d+", "0", w.name), part(w)) for w in self.weights
+        )  # in all layers
         return sum(
-            self.optimizer.state_bytes(w.name, torch.empty(part(w), dtype=dtype, device="meta"))
-            for w in self.weights
+            count * self.optimizer.state_bytes(name, torch.empty(size, dtype=dtype, device="meta"))
+            for (name, size), count in alike.items()
         )
 
 

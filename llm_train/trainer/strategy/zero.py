@@ -223,8 +223,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         mixed = self.precision_plugin.precision == "bf16-mixed"
         # The parts share them: the swapper of NVMe, whose host memory is meant for the whole
         # network, and the group of hpZ.
-        swapper: Any = None
-        group: Any = None
+        shared: dict[str, Any] = {}
         for block in network.blocks():
             # Gathered as one, outside what is recomputed: torch refuses a recomputation in which
             # hooks inside a block gather at other places than they did in forward.
@@ -235,10 +234,10 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
                 module=part,
                 remote_device=self.remote_device,
                 config_dict_or_path=self.config,
-                param_swapper=swapper,
-                zero_param_parallel_group=group,
+                **shared,
             )
-            swapper, group = made.param_swapper, made.zero_param_process_group
+            shared["param_swapper"] = made.param_swapper
+            shared["zero_param_parallel_group"] = made.zero_param_process_group
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Stage 3: the full parameter on every rank, written back from rank 0."""

@@ -118,7 +118,7 @@ def problems(config: Mapping[str, Any], context: Context) -> Iterator[str]:
             yield f"{written}={value}: one of {', '.join(map(str, _SINGLE[key]))}; choose one"
 
 
-def _section(name: str, given: Any, context: Context) -> Iterator[str]:
+def _section(name: str, given: object, context: Context) -> Iterator[str]:
     """What a section's schema refuses."""
     import_deepspeed(context.accelerator.type)
     from pydantic import ValidationError, create_model
@@ -127,7 +127,7 @@ def _section(name: str, given: Any, context: Context) -> Iterator[str]:
     module, attribute = _SECTIONS[name]
     schema: Any = getattr(importlib.import_module(module), attribute)
     if isinstance(schema, dict):  # of defaults
-        fields: Any = {key: (type(value), value) for key, value in schema.items()}
+        fields: dict[str, Any] = {key: (type(value), value) for key, value in schema.items()}
         schema = create_model(name, __config__={"extra": "forbid"}, **fields)
     if not isinstance(given, Mapping):
         yield f"{written}={given} is a section of DeepSpeed; write its keys under it"
