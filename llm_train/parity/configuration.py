@@ -87,15 +87,16 @@ def _get(plain: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _durations(value: Any, path: str) -> Iterator[tuple[str, Duration]]:
+def _durations(value: object, path: str) -> Iterator[tuple[str, Duration]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _durations(inner, f"{path}.{key}")
-    with suppress(ConfigError):  # most texts are none
-        yield path, Duration.parse(value)
+    elif isinstance(value, str):
+        with suppress(ConfigError):  # most texts are none
+            yield path, Duration.parse(value)
 
 
-def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+def _numbers(value: object, path: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _numbers(inner, f"{path}.{key}")
