@@ -64,7 +64,7 @@ def revealed(settings: Mapping[str, Any], *, secret: bool = False) -> dict[str, 
     Raises:
         ConfigError: such a variable is not set.
     """
-    return {k: _revealed(v, k, secret=secret or looks_secret(k)) for k, v in settings.items()}
+    return {k: _revealed(v, k, secret=secret or looks_secret(str(k))) for k, v in settings.items()}
 
 
 def _revealed(value: Any, key: str, *, secret: bool) -> Any:

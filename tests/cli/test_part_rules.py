@@ -36,6 +36,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         zero(offload_optimizer="cpu", nvme_path="/nvme"),
         f"{KEY}.nvme_path=/nvme; remove it, or write nvme",
     ),
+    "an odd bucket": (
+        zero(allgather_bucket_size=1001),
+        f"{KEY}.allgather_bucket_size=1001; write 1002",
+    ),
     "on a CPU": (
         {**zero(offload_optimizer="cpu"), "trainer__accelerator": "cpu"},
         f"{KEY}.offload_optimizer=cpu; remove it",
@@ -66,6 +70,22 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {**ON_GPU, "model__compile": "graphs"},
         "model.compile=graphs; raise batch.per_device until a step is one micro-batch, or write "
         "model.compile=network",
+    ),
+    "weight of a token beyond the vocabulary": (
+        {"model__loss": part("ClassWeights", weights={3: 2.0, 61: 2.0})},
+        "model.loss.init_args.weights; remove it",
+    ),
+    "an optimizer that is differentiated": (
+        {
+            "model__optimizer": part(
+                "TorchOptimizer", optimizer=part("torch.optim.Adam", lr=0.01, differentiable=True)
+            )
+        },
+        "model.optimizer; remove it",
+    ),
+    "one frequency for all pairs": (
+        {"model__network__init_args__rotary_base": 1.0},
+        "model.network; remove it for the usual one",
     ),
     "a kernel on a CPU": (
         {"model__attention": "cudnn"},

@@ -104,6 +104,11 @@ class Architecture:
             value = getattr(self, key)
             if not 0.0 < value < math.inf:
                 raise ConfigError(f"{key}={value:g} must be a finite number above 0")
+        if self.rotary_base <= 1.0:
+            raise ConfigError(
+                f"rotary_base={self.rotary_base:g} must be above 1, or all pairs of features turn "
+                "alike; remove it for the usual one"
+            )
 
     @property
     def padded_vocab_size(self) -> int:

@@ -107,6 +107,8 @@ class Probe:
         way_out = "use AdamW, or another class"
         if self.trains:
             yield f"{name} cannot update weights from gradients alone ({self.trains}); {way_out}"
+        elif any(group.get("differentiable") for group in optimizer.param_groups):
+            yield f"{name}: differentiable=true needs weights that are no parameters; remove it"
         elif self.resumed:
             yield f"{name} cannot continue from a checkpoint ({self.resumed}); {way_out}"
         elif all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")):

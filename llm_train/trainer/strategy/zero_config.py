@@ -70,6 +70,11 @@ def check_sizes(zero: object) -> None:
     """
     sizes = ("reduce_bucket_size", "allgather_bucket_size", "hpz_partition_size")
     check_at_least(zero, 1, *sizes, prefix=f"{KEY}.", hint="; it is a count")
+    if (size := vars(zero)["allgather_bucket_size"]) % 2:
+        raise ConfigError(
+            f"{KEY}.allgather_bucket_size={size} is odd, and DeepSpeed aligns buckets to pairs; "
+            f"write {size + 1}"
+        )
     check_at_least(zero, 0, "sub_group_size", prefix=f"{KEY}.", hint="; 0 chooses one")
 
 

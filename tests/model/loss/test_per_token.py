@@ -52,7 +52,7 @@ FORMULAS = {
     ),
     "cross-entropy": (CausalLM(), cross_entropy),
     "z-loss": (
-        ClassWeights(weights={}, loss=CausalLM(z_loss=0.1)),
+        ClassWeights(weights={0: 1.0}, loss=CausalLM(z_loss=0.1)),
         lambda z, y: cross_entropy(z, y) + 0.1 * z.logsumexp(-1) ** 2,
     ),
 }
