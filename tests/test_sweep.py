@@ -16,6 +16,8 @@ import pytest
 from llm_train import load_settings
 from llm_train.analysis.fits import usable_range
 from llm_train.cli.dispatch import main
+from llm_train.errors import ConfigError
+from llm_train.model.schedule import RangeTest
 from llm_train.runtime import yaml12
 from llm_train.sweep import results, trial
 from llm_train.sweep.spec import Spec, proposals
@@ -54,7 +56,7 @@ def started(monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -> list[st
 
 
 def test_each_trial_is_a_run_and_only_what_has_no_result_runs_again(
-    started: list[str], tmp_path: Path
+    started: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = {"validate_every": "0 steps", "checkpoint__every": "0 steps"}
     config = write(tmp_path / "c.yaml", tiny(tmp_path / "x", steps=3, **short))
@@ -66,7 +68,8 @@ def test_each_trial_is_a_run_and_only_what_has_no_result_runs_again(
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [row["seed"] for row in rows[:2]] in (["1", "2"], ["2", "1"])
     assert all(math.isfinite(float(row["loss"])) and row[RATE] == "0.01" for row in rows[:2])
-    assert all("learning_rate=-1" in row["why"] for row in rows[2:])
+    assert all("learning_rate=-1" in row["why"] and row["loss"] == "nan" for row in rows[2:])
+    assert capsys.readouterr().out.count("  failed  ") == 2
     assert (out / "sweep.png").stat().st_size > 1000
     assert yaml12.load((out / "best.yaml").read_text())["model"]["optimizer"]["init_args"]
     load_settings(config, out / "best.yaml")
@@ -110,11 +113,30 @@ def test_proposals_repeat_and_stay_in_their_ranges(method: str, tmp_path: Path) 
         ({"keys": {"seed": {"low": 3, "high": 1}}, "method": "random", "trials": 2}, "keys.seed"),
         ({"keys": {"seed": [1]}, "metrics": "x"}, "metrics is none of"),
         ({"keys": {"seed": [1]}, "method": "NoSampler", "trials": 2}, "method=NoSampler"),
+        ({"keys": {"seed": [1]}, "fit": {"rate": "x", "against": "seed", "at": 3}}, "fit.rate=x"),
+        (
+            {"keys": {"seed": [1, "a"]}, "fit": {"rate": "seed", "against": "seed", "at": 3}},
+            "s.seed",
+        ),
+        ({"keys": {"trainer.default_root_dir": ["a"]}}, "keys.trainer.default_root_dir"),
     ],
 )
 def test_what_is_no_sweep_is_refused(values: dict[str, Any], key: str, tmp_path: Path) -> None:
     (line,) = refused("sweep", str(spec(tmp_path / "s.yaml", **values)), f"--out={tmp_path}")
     assert key in line
+
+
+def test_a_misspelled_key_or_metric_ends_the_sweep(started: list[str], tmp_path: Path) -> None:
+    config = write(tmp_path / "c.yaml", tiny(tmp_path / "x", steps=3))
+    words = [f"--out={tmp_path / 'out'}", "-c", str(config)]
+    (line,) = refused("sweep", str(spec(tmp_path / "k.yaml", keys={RATE[:-1]: [0.1]})), *words)
+    assert f"{RATE[:-1]} is not a setting" in line
+    assert not started
+    file = spec(tmp_path / "m.yaml", keys={"seed": [1, 2]}, metric="val/los")
+    (line,) = refused("sweep", str(file), *words)
+    assert line.startswith("metric=val/los")
+    assert line.endswith("did you mean val/loss?")
+    assert len(started) == 1
 
 
 def test_the_best_rate_is_fitted_against_the_batch(tmp_path: Path) -> None:
@@ -143,10 +165,24 @@ def test_a_range_test_is_read_off(tmp_path: Path) -> None:
     found = usable_range(rates, losses)
     assert 0.002 < found.steepest < 0.005
     assert 0.01 < found.highest < 0.05
+    said = _advised(tmp_path, rates, losses)
+    assert float(said["the loss falls fastest at"]) == pytest.approx(found.steepest, rel=0.01)
+    assert float(said["and rises again from"]) == pytest.approx(found.highest, rel=0.01)
+    said = _advised(tmp_path, rates[:100], losses[:100])
+    assert "raise the peak" in said["no rise"]
+    assert "and rises again from" not in said
+    assert "and rises again from" in _advised(tmp_path, rates[:100], [*losses[:99], math.nan])
+
+
+def _advised(folder: Path, rates: list[float], losses: list[float]) -> dict[str, str]:
     lines = [
         json.dumps({"step": step, "train/loss": loss, "optimizer/lr": rate})
         for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), start=1)
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    said = advice(tmp_path, 0.5)["learning-rate range test"]
-    assert float(said["the loss falls fastest at"]) == pytest.approx(found.steepest, rel=0.01)
+    (folder / "metrics.jsonl").write_text("\n".join(lines).replace("NaN", '"nan"') + "\n")
+    return advice(folder, 0.5)["learning-rate range test"]
+
+
+def test_a_range_test_starts_above_zero() -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.start=0 must be above 0"):
+        RangeTest(start=0)

@@ -14,7 +14,7 @@ from llm_train.sweep.trial import TrialResult
 
 
 def png(spec: Spec, trials: Sequence[TrialResult], title: str) -> bytes:
-    """One line for each choice of the other keys, seeds apart; crosses on top did not end."""
+    """One line for each choice of the other keys, seeds apart; crosses on top diverged."""
     from llm_train.sweep.results import shown
 
     keys = [key for key in spec.keys if key != "seed"] or list(spec.keys)

@@ -21,7 +21,8 @@ _COLUMNS = ("loss", "tokens", "tokens_per_s", "peak_gib", "why")
 
 def write(out: Path, spec: Spec, trials: Sequence[TrialResult]) -> dict[str, str]:
     """Writes table, picture and the overlay of the best; returns what to say of them."""
-    trials = sorted(trials, key=lambda trial: trial.loss)
+    trials = sorted(trials, key=lambda trial: (bool(trial.why), trial.loss))
+    ended = [trial for trial in trials if not trial.why]
     with open(out / "table.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow([*spec.keys, *_COLUMNS])
@@ -29,10 +30,10 @@ def write(out: Path, spec: Spec, trials: Sequence[TrialResult]) -> dict[str, str
             own = [shown(trial.values[key]) for key in spec.keys]
             rows.writerow([*own, *(getattr(trial, name) for name in _COLUMNS)])
     said = {"table": str(out / "table.csv")}
-    if find_spec("altair") is not None and find_spec("vl_convert") is not None:
+    if ended and find_spec("altair") is not None and find_spec("vl_convert") is not None:
         from llm_train.sweep.picture import png
 
-        (out / "sweep.png").write_bytes(png(spec, trials, out.name))
+        (out / "sweep.png").write_bytes(png(spec, ended, out.name))
         said["picture"] = str(out / "sweep.png")
     best = _best(trials)
     if best is None:
@@ -43,7 +44,7 @@ def write(out: Path, spec: Spec, trials: Sequence[TrialResult]) -> dict[str, str
     )
     said |= {f"  {key}": shown(value) for key, value in values.items()}
     if spec.fit:
-        values = {**values, **_fitted(spec, trials, said)}
+        values = {**values, **_fitted(spec, ended, said)}
     (out / "best.yaml").write_text(yaml12.dump(nested(values)), encoding="utf-8")
     said["as an overlay"] = str(out / "best.yaml")
     return said
@@ -67,7 +68,11 @@ def _best(trials: Sequence[TrialResult]) -> tuple[Values, float, int] | None:
     for trial in trials:
         values = {key: value for key, value in trial.values.items() if key != "seed"}
         groups[json.dumps(values, sort_keys=True)].append(trial)
-    means = {key: fmean(trial.loss for trial in group) for key, group in groups.items()}
+    means = {
+        key: fmean(trial.loss for trial in group)
+        for key, group in groups.items()
+        if not any(trial.why for trial in group)
+    }
     key = min(means, key=lambda key: means[key], default="")
     if not key or math.isinf(means[key]):
         return None

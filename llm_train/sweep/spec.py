@@ -50,6 +50,8 @@ class Spec:
     fit: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if "trainer.default_root_dir" in self.keys:
+            raise ValueError("keys.trainer.default_root_dir is the sweep's own; give --out=PATH")
         ranges = [key for key, domain in self.keys.items() if not isinstance(domain, list)]
         if not self.keys or any(not domain for domain in self.keys.values()):
             raise ValueError("keys name nothing to vary; write KEY: [VALUE, VALUE]")
@@ -65,6 +67,12 @@ class Spec:
                 raise ValueError(f"keys.{key}: low must be below high, and above 0 where log is")
         if self.fit and {*self.fit} != {"rate", "against", "at"}:
             raise ValueError("fit needs rate, against and at")
+        for role in ("rate", "against") if self.fit else ():
+            if (key := self.fit[role]) not in self.keys:
+                raise ValueError(f"fit.{role}={key} is not among keys; give it values there")
+            values = self.keys[key] if key not in ranges else [self.keys[key]["low"]]
+            if not all(_is_positive(value) for value in (*values, self.fit["at"])):
+                raise ValueError(f"keys.{key} and fit.at must be numbers above 0 for a power law")
 
     @classmethod
     def read(cls, path: Path) -> Spec:
@@ -90,7 +98,7 @@ class Spec:
 
 
 def proposals(spec: Spec) -> Generator[Values, float, None]:
-    """Yields the values of each trial and is sent its result, infinite where it failed."""
+    """Yields the values of each trial and is sent its result, NaN where it failed."""
     if spec.method == "grid":
         for chosen in itertools.product(*spec.keys.values()):
             yield dict(zip(spec.keys, chosen, strict=True))
@@ -100,6 +108,10 @@ def proposals(spec: Spec) -> Generator[Values, float, None]:
             yield {key: _drawn(generator, domain) for key, domain in spec.keys.items()}
     else:
         yield from _optuna(spec)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _drawn(generator: random.Random, domain: Domain) -> object:

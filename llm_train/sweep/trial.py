@@ -6,6 +6,7 @@ that was killed or failed has none, and goes on from its newest checkpoint at th
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from llm_train.errors import ConfigError
 from llm_train.parity.processes import command
 from llm_train.runtime import yaml12
 from llm_train.runtime.structure import structure
@@ -33,7 +35,8 @@ class TrialResult:
 
     Attributes:
         values: by dotted key.
-        loss: the metric of the sweep at the end; infinite where the run diverged or failed.
+        loss: the metric of the sweep at the end; infinite where the run diverged, NaN where it
+            failed.
         tokens: trained on.
         tokens_per_s: the median over the log points.
         peak_gib: peak memory.
@@ -56,23 +59,30 @@ def run(out: Path, values: Values, words: Sequence[str], metric: str) -> TrialRe
         values: of the trial.
         words: what ``fit`` is given besides.
         metric: that matters.
+
+    Raises:
+        ConfigError: a run that ended has not logged the metric, so that no other will.
     """
     folder = out / name_of(values)
     if (folder / RESULT).is_file():
         return structure(TrialResult, json.loads((folder / RESULT).read_text("utf-8")))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "overlay.yaml").write_text(yaml12.dump(nested(values)), encoding="utf-8")
-    run_dir = folder / "run"
-    place = [f"--trainer.default_root_dir={run_dir}", "--resume", "auto"]
-    line = command("fit", *words, "-c", str(folder / "overlay.yaml"), *place)
+    line = command("fit", *arguments(folder, values, words), "--resume", "auto")
     status = _process(line, folder / "log.txt", {"WANDB_RUN_GROUP": out.name})
-    found = _result(values, run_dir, metric, status, folder / "log.txt")
+    found = _result(values, folder / "run", metric, status, folder / "log.txt")
     if not found.why:
         text = json.dumps({**asdict(found), "loss": found.loss}, allow_nan=True)
         aside = folder / f".{RESULT}"
         aside.write_text(text + "\n", encoding="utf-8")
         aside.replace(folder / RESULT)
     return found
+
+
+def arguments(folder: Path, values: Values, words: Sequence[str]) -> list[str]:
+    """The settings of a trial as ``fit`` takes them, its values in a file of its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    overlay = folder / "overlay.yaml"
+    overlay.write_text(yaml12.dump(nested(values)), encoding="utf-8")
+    return [*words, "-c", str(overlay), f"--trainer.default_root_dir={folder / 'run'}"]
 
 
 def name_of(values: Mapping[str, Any]) -> str:
@@ -120,11 +130,13 @@ def _result(values: Values, run_dir: Path, metric: str, status: int, log: Path) 
     losses = [r[name] for r in records for name in ("train/loss", "grad/norm") if name in r]
     if status and all(map(math.isfinite, losses)):
         last = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
-        return TrialResult(values=values, loss=math.inf, why=f"exit {status}: {''.join(last)}")
+        return TrialResult(values=values, loss=math.nan, why=f"exit {status}: {''.join(last)}")
     found = [record[metric] for record in records if metric in record]
     if not status and not found:
-        return TrialResult(values=values, loss=math.inf, why=f"no {metric} in {metrics}")
-    loss = math.inf if status else float(found[-1])
+        logged = sorted({name for record in records for name in record})
+        near = difflib.get_close_matches(metric, logged, n=1, cutoff=0) or ["another"]
+        raise ConfigError(f"metric={metric} is not in {metrics}; did you mean {near[0]}?")
+    loss = math.inf if status or math.isnan(found[-1]) else float(found[-1])
     rates = [r[key] for r in records if (key := "throughput/tokens_per_s") in r]
     return TrialResult(
         values=values,

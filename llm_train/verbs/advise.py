@@ -97,9 +97,17 @@ def _rates(run: RecordedRun) -> dict[str, str]:
     if len(points) < 2:
         raise LLMTrainError(f"{run.name} has no two log points; set trainer.log_every_n_steps=1")
     found = usable_range([at[p.step] for p in points], [p.value for p in points])
-    return {
+    said = {
         "from": f"{len(points)} log points, smoothed over about 10 of them",
         "the loss falls fastest at": f"{found.steepest:.3g}",
+    }
+    last = at[run.points("train/loss")[-1].step]  # where it may be NaN
+    if found.highest >= last:
+        return said | {
+            "no rise": f"was seen up to {last:.3g}; raise the peak, "
+            "model.optimizer.init_args.learning_rate, and run the test again"
+        }
+    return said | {
         "and rises again from": f"{found.highest:.3g}",
         "to try": f"{found.highest / 10:.3g} to {found.highest / 3:.3g}, a tenth to a third of it",
     }

@@ -19,6 +19,7 @@ class Sweep(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Returns 1 if a trial has no result, which the next start tries again."""
+        from llm_train import check
         from llm_train.runtime.terminal import say, section
         from llm_train.sweep import results, trial
         from llm_train.sweep.spec import Spec, proposals
@@ -29,17 +30,21 @@ class Sweep(Verb):
                 raise ConfigError(f"--{key} is what {flags.spec} varies; leave it out of one")
         out = Path(flags.out or f"runs/{Path(flags.spec).stem}")
         words = [f"-c{file}" for file in spec.config] + flags.settings
-        words += [f"--allow-import={name}" for name in flags.allow_import]
+        imports = [f"--allow-import={name}" for name in flags.allow_import]
         trials: list[trial.TrialResult] = []
         proposed = proposals(spec)
         values = next(proposed, None)
+        if values and not (folder := out / trial.name_of(values)).joinpath(trial.RESULT).is_file():
+            # What is wrong with the first is most often wrong with all.
+            check.require_sound(load(trial.arguments(folder, values, words)))
         while values is not None:
-            found = trial.run(out, values, words, spec.metric)
+            found = trial.run(out, values, [*words, *imports], spec.metric)
             trials.append(found)
             chosen = ", ".join(
                 f"{k.rpartition('.')[2]}={results.shown(v)}" for k, v in values.items()
             )
-            say(f"{len(trials):3}  {spec.metric} {found.loss:.4f}  {chosen}  {found.why}".rstrip())
+            result = "failed" if found.why else f"{spec.metric} {found.loss:.4f}"
+            say(f"{len(trials):3}  {result}  {chosen}  {found.why}".rstrip())
             try:
                 values = proposed.send(found.loss)
             except StopIteration:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_train.errors import check_at_least
+from llm_train.errors import ConfigError
 from llm_train.model.schedule.base import Multiplier, Schedule
 
 
@@ -27,8 +27,11 @@ class RangeTest(Schedule):
     start: float = 1e-5
 
     def __post_init__(self) -> None:
-        hint = "; 1e-5 covers five powers of ten"
-        check_at_least(self, 0, "start", below=1, prefix="schedule.", hint=hint)
+        if not 0 < self.start < 1:
+            raise ConfigError(
+                f"schedule.start={self.start} must be above 0 and below 1; "
+                "1e-5 covers five powers of ten"
+            )
 
     def build(self, *, total_steps: int, tokens_per_step: int) -> Multiplier:
         """Returns the factor on the configured learning rate at each step."""
