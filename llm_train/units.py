@@ -213,6 +213,17 @@ class Batch:
             size *= 2
         yield self.samples, None
 
+    def longest_doubling(self, budget: int) -> int:
+        """The largest ``doubles_every`` whose ramp ends within so many tokens; 0: there is none.
+
+        >>> ramp = Ramp(tokens=100, doubles_every=Duration(500, "tokens"))
+        >>> Batch(tokens=400, sequence=10, per_device=1, ramp=ramp).longest_doubling(1300)
+        600
+        """
+        doublings = (self.tokens // self.ramp.tokens).bit_length() - 1
+        before = (math.ceil(budget / self.sequence) - 1) // self.samples * self.samples
+        return before * self.sequence // doublings
+
 
 def nearest(value: int, unit: int) -> str:
     """The multiples of ``unit`` next to ``value``, which is none, in words.

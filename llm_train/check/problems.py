@@ -96,6 +96,12 @@ def _ramp(settings: Settings) -> Iterator[str]:
         if isinstance(length, Duration) and length.unit == "steps" and length.count:
             # The schedule goes by tokens, and a step would be longer in each stage.
             yield f"model.schedule.{name}={length} is in steps; with {key} write it in tokens"
+    batch, budget = settings.batch, settings.budget
+    if settings.derive().stages[-1].tokens_per_step < batch.tokens:
+        most = batch.longest_doubling(budget.count)
+        never = f"{key}.doubles_every={batch.ramp.doubles_every} never reaches batch.tokens"
+        remedy = f"write at most {most} tokens, or train longer" if most else "train longer"
+        yield f"{never}={batch.tokens} within budget={budget}; {remedy}"
 
 
 def _checkpoint(settings: Settings) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -137,10 +138,20 @@ def _schedule(settings: Settings, derived: Derived) -> dict[str, Any]:
     rows: dict[str, Any] = {"class": type(schedule).__name__}
     for field in dataclasses.fields(schedule) if dataclasses.is_dataclass(schedule) else ():
         value = getattr(schedule, field.name)
-        rows[field.name] = _steps(value, derived) if isinstance(value, Duration) else value
+        rows[field.name] = _phase(field.name, value, derived)
     steps = {"first_step": 0, "middle": total // 2, "last_step": total - 1}
     factors = {name: schedule_factor(schedule, derived, step) for name, step in steps.items()}
     return rows | {f"factor_{name}": round(factor, 6) for name, factor in factors.items()}
+
+
+def _phase(name: str, value: object, derived: Derived) -> object:
+    """A setting of a schedule; under a ramp, how many steps it has depends on where it begins."""
+    if not isinstance(value, Duration):
+        return value
+    if len(derived.stages) == 1 or value.unit == "steps":
+        return _steps(value, derived)
+    steps = bisect_left(range(derived.total_steps), value.count, key=derived.tokens)
+    return f"{steps:,} steps ({value})" if name == "warmup" else str(value)
 
 
 def _steps(duration: Duration, derived: Derived) -> str:

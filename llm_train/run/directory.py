@@ -160,10 +160,15 @@ def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) 
         say(f"  {key:{width}}  {before.get(key, '-')} -> {after.get(key, '-')}")
     peak = any(key.startswith("model.optimizer") for key in changed)
     if not peak and now > _RISES * rate:
+        again = (
+            "; to decay again, CosineRestarts with the decay so far, its first step at the peak "
+            "included, as its period (docs/theory/schedules.md)"
+        )
+        tried = any(key.startswith("model.schedule") for key in changed)
         say(
             f"\nnote: the learning rate goes up, since step {step} lies elsewhere in the schedule "
-            f"now; to go on from where it was, use Constant with a peak of {rate:.6g}; to decay "
-            "again, CosineRestarts with the decay so far as its period (docs/theory/schedules.md)"
+            f"now; to go on from where it was, use Constant with a peak of {rate:.6g}"
+            + ("" if tried else again)
         )
 
 

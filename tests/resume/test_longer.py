@@ -34,11 +34,15 @@ def test_a_finished_cosine_does_not_jump_in_silence(tmp_path: Path) -> None:
     assert "0.001 -> 0.00614042" in row
     assert "note: the learning rate goes up" in text
     assert "Constant with a peak of 0.001" in text
+    assert "to decay again, CosineRestarts" in text
     assert rates[0] > 4 * FLOOR * PEAK
 
     text, rates = longer("--model.schedule=Constant", "--model.optimizer.learning_rate=0.001")
     assert "goes up" not in text
     assert rates == pytest.approx([0.001] * 6)
+    text, _ = longer("--model.schedule=CosineRestarts", "--model.schedule.period=5 steps")
+    assert "note: the learning rate goes up" in text
+    assert "to decay again" not in text
     text, rates = longer("--model.schedule=CosineRestarts", "--model.schedule.period=6 steps")
     assert "learning rate of step" not in text
     assert "keeps warmup, floor" in text

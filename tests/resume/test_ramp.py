@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from llm_train import build, load_settings, problems
+from llm_train.check.table import table
+from llm_train.model.learning_rate import schedule_factor
 from llm_train.testing.checkpoints import final_state
 from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -110,6 +112,16 @@ def test_a_batch_that_a_resume_changes_is_said(
         ({"batch__per_device": 8}, "batch.ramp.tokens=64", "nearest: 128"),
         ({"budget": "9 steps"}, "budget=9 steps", "write tokens"),
         (
+            {"batch__ramp": {"tokens": 64, "doubles_every": "385 tokens"}},
+            "doubles_every=385 tokens never reaches batch.tokens=256 within budget=1000",
+            "write at most 384 tokens, or train longer",
+        ),
+        (
+            {"budget": "200 tokens"},
+            "doubles_every=192 tokens never reaches",
+            "budget=200 tokens; train longer",
+        ),
+        (
             {"model__schedule": part("WarmupCosine", warmup="2 steps")},
             "model.schedule.warmup=2 steps",
             "write it in tokens",
@@ -126,3 +138,20 @@ def test_what_makes_no_ramp_is_refused(
     except ValueError as error:
         found = [str(error)]
     assert any(key in line and remedy in line for line in found), found
+
+
+def test_the_remedy_ends_the_ramp_and_the_table_counts_its_steps(tmp_path: Path) -> None:
+    ramp = {"tokens": 64, "doubles_every": "384 tokens"}
+    for warmup, steps in (("384 tokens", 6), ("450 tokens", 7)):
+        schedule = part("WarmupStableDecay", warmup=warmup, decay="256 tokens")
+        shape = {**deepcopy(SHAPE), "model__schedule": schedule, "batch__ramp": ramp}
+        settings = load_settings(write(tmp_path / "c.yaml", tiny(tmp_path / "run", **shape)))
+        assert not problems(settings)
+        rows = table(settings)["schedule"]
+        assert rows["warmup"] == f"{steps} steps ({warmup})"
+        assert rows["decay"] == "256 tokens"
+        factors = [
+            schedule_factor(settings.task.schedule, settings.derive(), step)
+            for step in (steps - 2, steps - 1)
+        ]
+        assert factors[0] < factors[1] == 1.0

@@ -15,6 +15,7 @@ from llm_train.model.network.initial_rules import parse
 from llm_train.model.network.rotary_scaling.base import NoScaling, RotaryScaling
 
 _DEFAULT_ROTARY_BASE = 10_000.0
+_DEFAULT_NORM_EPS = 1e-5
 _SLAB = 64
 
 
@@ -45,7 +46,7 @@ class Architecture:
     residual_init: Literal["depth", "zero"] = "depth"
     init_std: float = 0.02
     init: dict[str, str] = field(default_factory=dict)
-    norm_eps: float = 1e-5
+    norm_eps: float = _DEFAULT_NORM_EPS
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -83,11 +84,20 @@ class Architecture:
                     f"{setting} has no effect with positions={self.positions}; "
                     "remove it or use positions=rotary"
                 )
-        if self.norm == "none" and self.norm_placement != "pre":
+        if vars(self.rotary_scaling).get("factor") == 1:
             raise ConfigError(
-                f"norm_placement={self.norm_placement} has no effect with norm=none; "
-                "remove it or choose a norm"
+                f"rotary_scaling={type(self.rotary_scaling).__name__} has no effect with factor=1; "
+                "remove it or raise its factor"
             )
+        norms = {
+            f"norm_placement={self.norm_placement}": self.norm_placement != "pre",
+            f"norm_eps={self.norm_eps:g}": self.norm_eps != _DEFAULT_NORM_EPS and not self.qk_norm,
+        }
+        for setting, given in norms.items():
+            if given and self.norm == "none":
+                raise ConfigError(
+                    f"{setting} has no effect with norm=none; remove it or choose a norm"
+                )
         if self.norm_placement == "deepnorm" and self.residual_init == "zero":
             raise ConfigError(
                 "residual_init=zero has no effect with norm_placement=deepnorm, which has its own "

@@ -25,6 +25,9 @@ _BOUNDED = ("Adadelta", "Adagrad", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop"
 class Optimizer(Part, ABC):
     """Configuration of an optimizer. Subclasses are frozen, keyword-only dataclasses."""
 
+    needs = "whole matrices"
+    """What a flattened fragment lacks, in words, for those that cannot update one."""
+
     @property
     def traits(self) -> OptimizerTraits:
         """What other parts need to know of this optimizer."""
@@ -36,7 +39,7 @@ class Optimizer(Part, ABC):
         yield from _decay(built, context.batch.scaling.factor(context.batch.tokens))
         if context.strategy.flattens and not self.traits.flat_fragments:
             yield (
-                f"model.optimizer={self.traits.name} needs whole matrices, and "
+                f"model.optimizer={self.traits.name} needs {self.needs}, and "
                 f"{context.strategy.name} flattens them; set trainer.strategy to ddp or fsdp, or "
                 "use AdamW"
             )

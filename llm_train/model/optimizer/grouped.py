@@ -57,11 +57,17 @@ class Grouped(Optimizer):
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "base_width", prefix="optimizer.")
+        if not (self.rates or self.decays or self.clips or self.base_width):
+            raise ConfigError(
+                "optimizer: Grouped has no effect without rates, decays, clips or base_width; set "
+                f"one of them, or use {type(self.optimizer).__name__} by itself"
+            )
         for name in ("rates", "decays", "clips"):
             for pattern, value in getattr(self, name).items():
-                if not 0.0 <= value < float("inf"):
+                least = "above 0" if name == "clips" else "at least 0"
+                if not 0.0 <= value < float("inf") or (name == "clips" and not value):
                     raise ConfigError(
-                        f"optimizer.{name}.{pattern}={value} must be finite and at least 0"
+                        f"optimizer.{name}.{pattern}={value} must be finite and {least}"
                     )
 
     @property
@@ -168,5 +174,5 @@ def _width(named: Sequence[Named]) -> int:
 
 def _near(pattern: str, names: list[str]) -> list[str]:
     """Names, or patterns of names, that look like ``pattern``."""
-    known = [*dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names), *names]
+    known = list(dict.fromkeys([*(re.sub(r"\b\d+\b", "*", name) for name in names), *names]))
     return get_close_matches(pattern, known, cutoff=0.3) or known[:3]

@@ -41,6 +41,7 @@ class SGLD(UpdateRule):
             or more dimensions.
     """
 
+    needs = "whole tensors with names, to which its noise belongs"
     needs_whole: ClassVar[bool] = True
     buffers: ClassVar[int] = 0
 

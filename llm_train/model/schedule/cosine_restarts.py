@@ -52,10 +52,18 @@ class CosineRestarts(Decaying):
         """Returns the factor on the peak learning rate at each step."""
         rise, period = (each.steps(tokens_per_step) for each in (self.warmup, self.period))
         starts = [max(rise, 1) - 1]
+        if starts[0] + 2 >= total_steps:
+            most = total_steps - (period if 2 <= period < total_steps else 2)
+            raise ConfigError(
+                f"schedule.warmup={self.warmup} is {rise} steps and leaves none of the run's "
+                f"{total_steps} for a restart; "
+                + (f"warm up for at most {most} steps, " if most > 0 else "")
+                + "train longer, or use WarmupCosine"
+            )
         if period < 2 or starts[0] + period >= total_steps:
             raise ConfigError(
                 f"schedule.period={self.period} is {period} steps and leaves no restart in the "
-                f"run's {total_steps}; write 2 to {max(total_steps - starts[0] - 1, 2)} steps, "
+                f"run's {total_steps}; write 2 to {total_steps - starts[0] - 1} steps, "
                 "train longer, or use WarmupCosine"
             )
         while starts[-1] < total_steps:

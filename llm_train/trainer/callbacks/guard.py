@@ -73,7 +73,7 @@ class Guard(Part, pl.Callback):
         self.limit = limit
         self.before = before
         self.beyond = beyond
-        prefix = "trainer.callbacks: Guard."
+        prefix = "Guard."
         check_choices(self, prefix)
         check_at_least(self, 0, "sigmas", "before", "beyond", prefix=prefix)
         check_at_least(self, 1, "limit", prefix=prefix, hint="; 10 is usual")

@@ -39,7 +39,7 @@ class NoiseScale(Part, EachStep):
     def __init__(self, every: int = 1, smoothing: float = 0.95) -> None:
         self.every = every
         self.smoothing = smoothing
-        prefix = "trainer.callbacks: NoiseScale."
+        prefix = "NoiseScale."
         check_at_least(self, 1, "every", prefix=prefix, hint=" optimizer step")
         check_at_least(self, 0, "smoothing", below=1, prefix=prefix, hint="; 0 smooths nothing")
         self._smoothed = [0.0, 0.0]

@@ -28,7 +28,7 @@ from llm_train.model.network.meta import allocate
 from llm_train.trainer.strategy import zero_config
 from llm_train.trainer.strategy.base import Strategy, from_word
 from llm_train.trainer.strategy.mesh import MeshShape, World
-from llm_train.trainer.strategy.zero_config import import_deepspeed
+from llm_train.trainer.strategy.zero_config import BUCKET, import_deepspeed
 from llm_train.trainer.strategy.zero_cost import StageCost
 
 Device = Literal["none", "cpu", "nvme"]
@@ -70,8 +70,8 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         offload_optimizer: Device = "none",
         offload_parameters: Device = "none",
         nvme_path: str = "",
-        reduce_bucket_size: int = 200_000_000,
-        allgather_bucket_size: int = 200_000_000,
+        reduce_bucket_size: int = BUCKET,
+        allgather_bucket_size: int = BUCKET,
         overlap_comm: bool = True,
         contiguous_gradients: bool = True,
         sub_group_size: int = 0,

@@ -21,6 +21,7 @@ from llm_train.context import Context
 from llm_train.errors import ConfigError, check_at_least
 
 KEY = "trainer.strategy.init_args"
+BUCKET = 200_000_000
 _MISSING = (
     "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
     "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
@@ -81,11 +82,13 @@ def check_sizes(zero: object) -> None:
 def partition_problems(zero: Mapping[str, Any], ranks: int) -> Iterator[str]:
     """Sizes that have no effect, or do not divide ``ranks``."""
     hpz = zero["hpz_partition_size"]
-    if zero["stage"] < 3:
-        for name, none in {"sub_group_size": 0, "hpz_partition_size": 1}.items():
-            if zero[name] != none:
-                yield f"{KEY}.{name}={zero[name]} has no effect below stage 3; remove it"
-    elif ranks % hpz:
+    below = zero["stage"] < 3
+    unused = {"sub_group_size": 0, "hpz_partition_size": 1}
+    for name, default in (unused if below else {"allgather_bucket_size": BUCKET}).items():
+        if zero[name] != default:
+            where = "below stage 3" if below else "at stage 3"
+            yield f"{KEY}.{name}={zero[name]} has no effect {where}; remove it"
+    if not below and ranks % hpz:
         divide = f"does not divide the {ranks} ranks"
         yield f"{KEY}.hpz_partition_size={hpz} {divide}; use the devices of a node"
 

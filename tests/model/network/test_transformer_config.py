@@ -6,6 +6,7 @@ import pytest
 
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer
+from llm_train.model.network.rotary_scaling.linear_scaling import LinearScaling
 from llm_train.model.network.rotary_scaling.llama3 import Llama3
 
 VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_sequence=9)
@@ -51,6 +52,15 @@ VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_
         (
             {"norm": "none", "norm_placement": "post"},
             "norm_placement=post has no effect with norm=none; remove it or choose a norm",
+        ),
+        (
+            {"norm": "none", "norm_eps": 1e-6},
+            "norm_eps=1e-06 has no effect with norm=none; remove it or choose a norm",
+        ),
+        (
+            {"rotary_scaling": LinearScaling(factor=1.0)},
+            "rotary_scaling=LinearScaling has no effect with factor=1; "
+            "remove it or raise its factor",
         ),
         (
             {"norm_placement": "deepnorm", "residual_init": "zero"},

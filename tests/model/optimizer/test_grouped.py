@@ -105,7 +105,9 @@ def test_check_names_what_is_near_and_shows_the_groups(tmp_path) -> None:
     assert len(lines) == 2
     assert "rates: no parameter matches layer.*.mlp.down.weight" in lines[0]
     assert "layers.*.mlp.down.weight" in lines[0]
-    assert "head.weight" in lines[1]
+    near = lines[1].partition("near it: ")[2].split(", ")
+    assert "head.weight" in near
+    assert len(near) == len(set(near))
     (line,) = refused("check", "-c", file(base_width=8), "--model.optimizer.optimizer=SGD")
     assert "base_width=8 is muP's rule for Adam" in line
     shown = run("check", "-c", file(base_width=8, clips={"head.*": 1.0})).out
@@ -119,6 +121,10 @@ def test_check_names_what_is_near_and_shows_the_groups(tmp_path) -> None:
 def test_faulty_factors_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.rates\.head=-1\.0 must be finite"):
         Grouped(optimizer=AdamW(learning_rate=0.1), rates={"head": -1.0})
+    with pytest.raises(ConfigError, match=r"optimizer\.clips\.\*=0 must be finite and above 0"):
+        Grouped(optimizer=AdamW(learning_rate=0.1), clips={"*": 0})
+    with pytest.raises(ConfigError, match=r"no effect without rates.*AdamW by itself"):
+        Grouped(optimizer=AdamW(learning_rate=0.1))
     with pytest.raises(ConfigError, match=r"base_width needs one width.*optimizer\.rates"):
         Grouped(optimizer=AdamW(learning_rate=0.1), base_width=8).build(
             nn.ModuleList([nn.Linear(3, 4)]).named_parameters()

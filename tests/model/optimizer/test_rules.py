@@ -24,6 +24,8 @@ from llm_train.model.optimizer import (
     ScheduleFreeAdamW,
 )
 from llm_train.model.optimizer.update_rule import UpdateRule
+from llm_train.testing.command import refused
+from llm_train.testing.configs import part, tiny, write
 
 hand = runpy.run_path(str(Path(__file__).with_name("by_hand.py")))
 STEPS, RATE, DECAY = hand["STEPS"], hand["RATE"], hand["DECAY"]
@@ -243,3 +245,10 @@ def test_a_checkpoint_continues_bitwise(rule: UpdateRule, tmp_path: Path) -> Non
 def test_faulty_numbers_are_refused(make: Callable[[], UpdateRule], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         make()
+
+
+def test_sgld_says_why_it_does_not_run_under_zero(tmp_path: Path) -> None:
+    sgld = part("SGLD", learning_rate=0.01, temperature=0.0)
+    shape = {"trainer__strategy": "zero2", "trainer__devices": 2, "model__optimizer": sgld}
+    (line,) = refused("check", "-c", str(write(tmp_path / "c.yaml", tiny(tmp_path / "r", **shape))))
+    assert "SGLD needs whole tensors with names, to which its noise belongs" in line

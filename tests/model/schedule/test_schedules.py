@@ -163,6 +163,18 @@ def test_a_run_of_one_step_is_at_the_peak(schedule, warmup):
             "schedule.period=8 steps is 8 steps and leaves no restart in the run's 10; write 2 to "
             "7 steps, train longer, or use WarmupCosine",
         ),
+        (
+            CosineRestarts(warmup=steps(5), period=steps(3)),
+            6,
+            "schedule.warmup=5 steps is 5 steps and leaves none of the run's 6 for a restart; warm "
+            "up for at most 3 steps, train longer",
+        ),
+        (
+            CosineRestarts(warmup=steps(100), period=steps(9)),
+            6,
+            "warm up for at most 4 steps, train longer",
+        ),
+        (CosineRestarts(warmup=steps(0), period=steps(3)), 2, "for a restart; train longer, or"),
     ],
 )
 def test_phases_that_do_not_fit_are_refused(schedule, total_steps, message):
@@ -174,6 +186,8 @@ def test_phases_that_do_not_fit_are_refused(schedule, total_steps, message):
 
 def test_phases_that_just_fit_are_not():
     values(Linear(warmup=steps(9)), 10)
+    values(CosineRestarts(warmup=steps(3), period=steps(3)), 6)
+    values(CosineRestarts(warmup=steps(4), period=steps(2)), 6)
     assert values(WarmupStableDecay(warmup=steps(3), decay=steps(7)), 10)[2:4] == [
         1.0,
         pytest.approx(1 - math.sqrt(1 / 7)),

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from llm_train import build, load_settings
 from llm_train.analysis.noise import estimates, noise_scale
 from llm_train.derived import Derived
+from llm_train.errors import ConfigError
 from llm_train.run_state import TaskBase
 from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -196,3 +197,10 @@ def test_what_cannot_be_measured_is_refused(
     (found,) = problems(load_settings(path))
     assert key in found
     assert remedy in found
+
+
+def test_a_refused_setting_is_named_once(tmp_path: Path) -> None:
+    callbacks = [part("NoiseScale", every=0)]
+    path = write(tmp_path / "c.yaml", tiny(tmp_path / "run", trainer__callbacks=callbacks))
+    with pytest.raises(ConfigError, match=r"^trainer\.callbacks\[0\]: every=0 must"):
+        load_settings(path)
