@@ -35,7 +35,7 @@ from llm_train.testing.fork_server import ForkServer
         ({"reduce_bucket_size": 0}, "reduce_bucket_size=0 must be at least 1"),
         ({"hpz_partition_size": 2}, "hpz_partition_size=2 has no effect below stage 3"),
         ({"stage": 3, "hpz_partition_size": 3}, "does not divide the 2 ranks"),
-        ({"stage": 3, "allgather_bucket_size": 5}, "allgather_bucket_size=5 has no effect at"),
+        ({"stage": 3, "allgather_bucket_size": 6}, "allgather_bucket_size=6 has no effect at"),
     ],
 )
 def test_what_deepspeed_would_ignore_or_die_of_is_one_line(
