@@ -31,9 +31,7 @@ class LearningRates:
     def _enter(self, stage: Stage) -> None:
         self._stage = stage
         self._peaks = [rate * stage.learning_rate_factor for rate in self._configured]
-        self._multiplier: Multiplier = self._schedule.build(
-            total_steps=stage.schedule_steps, tokens_per_step=stage.tokens_per_step
-        )
+        self._multiplier = _multiplier(self._schedule, stage)
 
     def set(self, groups: Sequence[Group], step: int) -> None:
         """Gives each group its rate for the update after ``step`` steps."""
@@ -45,8 +43,8 @@ class LearningRates:
 
 def schedule_factor(schedule: Schedule, derived: Derived, step: int) -> float:
     """The factor on the peak, after batch scaling, of the update after ``step`` others."""
-    stage = derived.stage(step)
-    multiplier = schedule.build(
-        total_steps=stage.schedule_steps, tokens_per_step=stage.tokens_per_step
-    )
-    return multiplier(derived.schedule_step(step))
+    return _multiplier(schedule, derived.stage(step))(derived.schedule_step(step))
+
+
+def _multiplier(schedule: Schedule, stage: Stage) -> Multiplier:
+    return schedule.build(total_steps=stage.schedule_steps, tokens_per_step=stage.tokens_per_step)

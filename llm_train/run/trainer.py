@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -79,11 +81,8 @@ def build_trainer(
         arguments["callbacks"].append(Progress())
     # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
     arguments["callbacks"] += callbacks
-    if settings.precision == "16-mixed":  # Lightning would take bf16-mixed on a CPU
-        scaling = LossScaling(settings.accelerator.type)
-        settings.task.run_state.riders.append(scaling)
-        arguments["plugins"].append(scaling)
-        arguments["precision"] = None
+    if settings.precision == "16-mixed":
+        _scale_loss(settings, arguments)
     if arguments.get("profiler") is None:
         arguments["profiler"] = NoProfiler(settings.task.run_state.ledger)
     trainer = pl.Trainer(**arguments)
@@ -91,6 +90,14 @@ def build_trainer(
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
     _bind(settings, derived, trainer.global_rank)
     return trainer
+
+
+def _scale_loss(settings: Settings, arguments: dict[str, Any]) -> None:
+    """Trains in float16 by our plugin: Lightning would take bf16-mixed on a CPU."""
+    scaling = LossScaling(settings.accelerator.type)
+    settings.task.run_state.riders.append(scaling)
+    arguments["plugins"].append(scaling)
+    arguments["precision"] = None
 
 
 def _meter(settings: Settings, derived: Derived) -> Metrics:
