@@ -117,14 +117,29 @@ def load_checkpoint(
         CheckpointError: no complete checkpoint, or one that does not fit its configuration.
         ConfigError: a device that cannot be used.
     """
-    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
-    assert path is not None
-    settings = load(["-c", str(path / "config.yaml")])
+    path, settings = open_checkpoint(where, load)
     with without_parameters():
         network = settings.task.network_config.build()
     materialise(network, _device(device))
     load_weights(path, network)
     return Pretrained(path=path, settings=settings, network=network.eval())
+
+
+def open_checkpoint(
+    where: str | Path, load: Callable[[Sequence[str]], Settings]
+) -> tuple[Path, Settings]:
+    """The directory of a checkpoint, and the configuration that it was trained with.
+
+    Args:
+        where: a checkpoint directory, or a run directory for its newest checkpoint.
+        load: reads a configuration.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
+    assert path is not None
+    return path, load(["-c", str(path / "config.yaml")])
 
 
 def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Iterator[str]:
