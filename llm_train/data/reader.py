@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import Ids, SplitName
+from llm_train.data.base import Ids
 from llm_train.data.blocks import BLOCK_BYTES, blocks_of, read_sums
 from llm_train.data.shards import check_size, little_endian
 from llm_train.data.token_manifest import REMEDY, Manifest, sums_name
@@ -48,7 +48,7 @@ class _Shard:
 class ShardTokens(Tokens):
     """The shards of one split as one row of token ids."""
 
-    def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
         # 32-bit ids are read as signed integers, which torch can index with.
         self._dtype = little_endian("uint16" if manifest.dtype == "uint16" else "int32")
         shards = manifest.splits[split].shards
