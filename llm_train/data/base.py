@@ -231,6 +231,11 @@ class TokenSource(Part, ABC):
         if missing := self.check():
             yield from missing
             return
+        if context.documents == "confined" and self.end_of_text() == NO_TOKEN:
+            yield (
+                "model.documents=confined needs the token that ends a document, and data.source "
+                "knows none; prepare with a tokenizer that has one, or write joined"
+            )
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
         facts, sequence = self.description(), context.batch.sequence
@@ -273,6 +278,10 @@ class TokenSource(Part, ABC):
     def documents(self, split: str = TRAIN) -> Documents | None:
         """Where the documents of a split lie; None where it is unknown."""
         return None
+
+    def end_of_text(self) -> int:
+        """The id that follows each document; ``NO_TOKEN`` where there is none, or it is unknown."""
+        return NO_TOKEN
 
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
