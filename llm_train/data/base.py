@@ -279,10 +279,6 @@ class TokenSource(Part, ABC):
         """Where the documents of a split lie; None where it is unknown."""
         return None
 
-    def end_of_text(self) -> int:
-        """The id that follows each document; ``NO_TOKEN`` where there is none, or it is unknown."""
-        return NO_TOKEN
-
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
         return None
