@@ -21,6 +21,11 @@ from llm_train.data.corpus.standard_library import StandardLibrary as StandardLi
 from llm_train.data.corpus.text_files import TextFiles as TextFiles
 from llm_train.data.documents import Documents as Documents
 from llm_train.data.documents import Place as Place
+from llm_train.data.foreign.datatrove import DatatroveTokens as DatatroveTokens
+from llm_train.data.foreign.litdata import LitDataTokens as LitDataTokens
+from llm_train.data.foreign.megatron import MegatronTokens as MegatronTokens
+from llm_train.data.foreign.mosaic import MosaicTokens as MosaicTokens
+from llm_train.data.foreign.nanogpt import NanoGPTTokens as NanoGPTTokens
 from llm_train.data.preparation import Prepared as Prepared
 from llm_train.data.preparation import prepare as prepare
 from llm_train.data.random_tokens import RandomTokens as RandomTokens
