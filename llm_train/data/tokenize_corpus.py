@@ -34,7 +34,8 @@ from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.references import CompressedSize
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
 from llm_train.data.token_manifest import VERSION, Manifest, StoredSplit, sums_name
-from llm_train.data.tokenizer.tokenizer_file import byte_lengths, load_tokenizer, token_id
+from llm_train.data.tokenizer.byte_lengths import byte_lengths
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
 from llm_train.errors import DataError, check_at_least
 
 _log = logging.getLogger(__name__)
