@@ -25,7 +25,6 @@ from llm_train.data.base import (
     Recipe,
     Skipped,
     Split,
-    SplitName,
     Texts,
     Tokenizer,
 )
@@ -141,7 +140,7 @@ class Tokenize(Recipe):
         pieces = self.split.divide(lambda: self._documents(Counter()))
         return (piece.text for piece in pieces if piece.split == "train")
 
-    def _check(self, splits: Mapping[SplitName, StoredSplit]) -> None:
+    def _check(self, splits: Mapping[str, StoredSplit]) -> None:
         if not splits["train"].tokens:
             raise DataError("the corpus has no training text; check its paths and the split")
         if self.split.holds_out and not splits["held_out"].tokens:

@@ -20,7 +20,7 @@ def test_standard_library_lists_source_without_tests() -> None:
     forbidden = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
     assert not any(forbidden & set(key.split("/")) for key in keys)
     provenance = corpus.provenance()
-    assert 300 < provenance["files"] < 2000
+    assert 300 < len(keys) < 2000
     assert 5_000_000 < provenance["bytes"] < 50_000_000
 
 
@@ -61,7 +61,7 @@ def test_text_files_by_pattern_and_name(tree: Path) -> None:
     corpus = TextFiles(paths=[f"{tree}/**/*.md", f"{tree}/b.txt", f"{tree}/[ab].txt"])
     keys = [item.key for item in corpus.read()]
     assert keys == ["deep/c.md", "b.txt", "a.txt"]
-    assert corpus.provenance() == {"files": 3, "bytes": 3 + 5 + 15}
+    assert corpus.provenance()["bytes"] == 3 + 5 + 15
 
 
 def test_keys_do_not_depend_on_where_the_data_lie(
@@ -171,7 +171,7 @@ EXPECTED = [
 def test_hugging_face_saved_to_disk(saved: Path, name: str) -> None:
     corpus = HuggingFace(path=str(saved / name))
     assert list(corpus.read()) == EXPECTED
-    assert list(corpus.provenance()) == ["state"]
+    assert len(corpus.units()[0].stamp) == 64
 
 
 def test_hugging_face_other_split(saved: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import glob
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_train.data.base import Corpus, Document, Skipped
+from llm_train.data.base import Corpus, Document, Skipped, Unit
 from llm_train.errors import ConfigError, DataError
 
 _READ_CHARACTERS = 1 << 20
+_UNIT_BYTES = 64 << 20
+_SAMPLE_BYTES = 1 << 16
+_SAMPLES = 16
 
 
 class FoundFile(NamedTuple):
@@ -24,31 +28,48 @@ class FoundFile(NamedTuple):
     path: Path
 
 
-class FileCorpus(Corpus):
-    """Documents that lie in files.
+@dataclass(frozen=True, kw_only=True)
+class Files(Unit):
+    """Some files that follow one another.
 
     Attributes:
-        size_key: what provenance calls the size of the files; ``bytes`` where it is the text's.
+        files: at least one.
     """
 
-    size_key = "bytes"
+    files: tuple[FoundFile, ...]
+
+
+class FileCorpus(Corpus):
+    """Documents that lie in files."""
 
     @abstractmethod
     def files(self) -> list[FoundFile]:
         """The files, in the same order at every call."""
 
     @abstractmethod
-    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """What one file holds, in order."""
 
-    def read(self) -> Iterator[Document | Skipped]:
-        """All documents, in the order of their files."""
-        return chain.from_iterable(map(self.documents, self.files()))
+    def units(self) -> list[Files]:
+        """Whole files, small ones together."""
+        groups: list[list[FoundFile]] = []
+        sizes: list[int] = []
+        for file in self.files():
+            size = file.path.stat().st_size
+            if not groups or sizes[-1] + size > _UNIT_BYTES:
+                groups.append([])
+                sizes.append(0)
+            groups[-1].append(file)
+            sizes[-1] += size
+        return [
+            Files(name=f"{number}:{group[0].key}", size=size, stamp=_stamp(group), files=(*group,))
+            for number, (group, size) in enumerate(zip(groups, sizes, strict=True))
+        ]
 
-    def provenance(self) -> Mapping[str, str | int]:
-        """Number of files and their size on disk."""
-        files = self.files()
-        return {"files": len(files), self.size_key: sum(f.path.stat().st_size for f in files)}
+    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
+        """All documents of the unit's files."""
+        assert isinstance(unit, Files), "a corpus is given its own units"
+        return chain.from_iterable(map(self.read_file, unit.files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +127,7 @@ class TextFiles(NamedFiles):
 
     separator: str = ""
 
-    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """The whole file, or the texts between separators."""
         if not self.separator:
             yield read_document(file)
@@ -167,3 +188,28 @@ def read_document(file: FoundFile) -> Document | Skipped:
         return document(file.key, file.path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError:
         return Skipped(file.key, "not UTF-8")
+
+
+def _stamp(files: Iterable[FoundFile]) -> str:
+    """Changes with names and content: a hash of small files, of samples of large ones."""
+    digest = sha256()
+    for file in files:
+        digest.update(f"{file.key} {stamp_of(file.path)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def stamp_of(path: Path) -> str:
+    """Size and hash of a file of up to a megabyte; of a larger one, samples and its time, too.
+
+    The time alone would change when a file is copied, samples alone not with every edit.
+    """
+    digest = sha256()
+    with path.open("rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if found.st_size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(file.read())
+            return f"{found.st_size} {digest.hexdigest()}"
+        for number in range(_SAMPLES):
+            file.seek((found.st_size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return f"{found.st_size} {found.st_mtime_ns} {digest.hexdigest()}"

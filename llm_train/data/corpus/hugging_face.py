@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_train.data.base import Corpus, Document, Skipped
+from llm_train.data.base import Corpus, Document, Skipped, Unit
 from llm_train.data.corpus.files import document
 from llm_train.errors import ConfigError, DataError
 
@@ -46,7 +46,13 @@ class HuggingFace(Corpus):
                 "have no effect; leave them out"
             )
 
-    def read(self) -> Iterator[Document | Skipped]:
+    def units(self) -> list[Unit]:
+        """One, whose stamp hashes the state that ``save_to_disk`` writes; all else would cost."""
+        states = sorted(Path(self.path).rglob("state.json")) if self._saved() else []
+        digest = hashlib.sha256(b"".join(state.read_bytes() for state in states))
+        return [Unit(name=self.split, size=0, stamp=digest.hexdigest() if states else "unknown")]
+
+    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
         """Rows in order."""
         for number, row in enumerate(self._rows()):
             key = f"{self.split}:{number}"
@@ -55,12 +61,6 @@ class HuggingFace(Corpus):
                 raise DataError(f"field={self.field!r} is no column of {self.path}; it has {known}")
             text = row[self.field]
             yield document(key, text) if isinstance(text, str) else Skipped(key, "not a string")
-
-    def provenance(self) -> Mapping[str, str | int]:
-        """The hash of the state that ``save_to_disk`` writes; elsewhere nothing is cheap."""
-        states = sorted(Path(self.path).rglob("state.json")) if self._saved() else []
-        digest = hashlib.sha256(b"".join(state.read_bytes() for state in states))
-        return {"state": digest.hexdigest()} if states else {}
 
     def _saved(self) -> bool:
         return any((Path(self.path) / name).is_file() for name in _SAVED)

@@ -26,7 +26,6 @@ class JSONLines(NamedFiles):
         field: the member that holds the text.
     """
 
-    size_key = "file_bytes"  # keys and braces count, and the files may be compressed
     field: str = "text"
 
     def __post_init__(self) -> None:
@@ -34,7 +33,7 @@ class JSONLines(NamedFiles):
         if not self.field:
             raise ConfigError("field='' names no member of the JSON objects, as in field: text")
 
-    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """Lines in order."""
         opener = gzip.open if file.path.suffix == ".gz" else open
         with opener(file.path, "rb") as lines:  # decoded one by one: a bad byte spoils one line

@@ -38,7 +38,7 @@ class StandardLibrary(FileCorpus):
             )
         return found
 
-    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile) -> Iterator[Document | Skipped]:
         """The file is one document."""
         yield read_document(file)
 
