@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from llm_train.data.base import Texts, Tokenizer
-from llm_train.data.tokenizer.train_bpe import _first_bytes
+from llm_train.data.tokenizer.train_bpe import first_bytes
 from llm_train.errors import ConfigError, DataError
 
 ModelProto = Any  # the library makes the class when it is imported, without a type
@@ -64,7 +64,7 @@ class SentencePieceFile(Tokenizer):
         original = sentencepiece.SentencePieceProcessor(model_proto=content)
         added = tokenizer.get_added_tokens_decoder().values()
         own = (f"a{token.content}b" for token in added if not token.special)
-        for text in chain(own, _first_bytes(texts.train(), _COMPARED_BYTES)):
+        for text in chain(own, first_bytes(texts.train(), _COMPARED_BYTES)):
             expected, found = original.encode(text), tokenizer.encode(text).ids
             if expected != found:
                 raise DataError(

@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from llm_train.context import Context
 from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer, too_many_ids
 from llm_train.data.tokenizer.raw_bytes import byte_characters
-from llm_train.data.tokenizer.train_bpe import _first_bytes
+from llm_train.data.tokenizer.train_bpe import first_bytes
 from llm_train.errors import DataError, check_at_least
 
 _SMALLEST = 257  # every byte and the boundary token
@@ -60,7 +60,7 @@ class TrainUnigram(Tokenizer):
         splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
         # Every byte once, so that each gets a piece.
         counts = Counter(byte_characters())
-        for text in _first_bytes(texts.train(), self.sample_bytes):
+        for text in first_bytes(texts.train(), self.sample_bytes):
             counts.update(word[:_LONGEST_WORD] for word, _ in splitter.pre_tokenize_str(text))
         if counts.total() == 256:
             raise DataError("the corpus has no training text; check its paths and the split")
