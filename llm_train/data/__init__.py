@@ -34,9 +34,12 @@ from llm_train.data.split import TailSplit as TailSplit
 from llm_train.data.token_shards import TokenShards as TokenShards
 from llm_train.data.tokenize_corpus import Tokenize as Tokenize
 from llm_train.data.tokenizer.characters import Characters as Characters
+from llm_train.data.tokenizer.raw_bytes import Bytes as Bytes
+from llm_train.data.tokenizer.sentence_piece import SentencePieceFile as SentencePieceFile
 from llm_train.data.tokenizer.tokenizer_file import TokenizerFile as TokenizerFile
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer as load_tokenizer
 from llm_train.data.tokenizer.train_bpe import TrainBPE as TrainBPE
+from llm_train.data.tokenizer.train_unigram import TrainUnigram as TrainUnigram
 from llm_train.discovery import load
 
 load(__name__, skip=("module",))

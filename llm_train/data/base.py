@@ -182,6 +182,20 @@ class Recipe(Part, ABC):
         return {}
 
 
+class Span(NamedTuple):
+    """Consecutive tokens of the training split.
+
+    Attributes:
+        source: the name of the source in a mixture; "" where there is one source.
+        start: the first of them.
+        stop: one more than the last.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+
 class Windows(ABC):
     """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
 
@@ -195,6 +209,10 @@ class Windows(ABC):
 
         -1 marks a place without a token; a source without such places may use uint16.
         """
+
+    def spans(self, index: int) -> list[Span]:
+        """Where the tokens of a training window come from, in order; empty where unknown."""
+        return []
 
 
 class TokenSource(Part, ABC):
