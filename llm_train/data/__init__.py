@@ -14,11 +14,11 @@ from llm_train.data.base import Tokenizer as Tokenizer
 from llm_train.data.base import TokenSource as TokenSource
 from llm_train.data.base import Unit as Unit
 from llm_train.data.base import Windows as Windows
-from llm_train.data.corpus.any_files import Files as Files
 from llm_train.data.corpus.hugging_face import HuggingFace as HuggingFace
-from llm_train.data.corpus.json_lines import JSONLines as JSONLines
+from llm_train.data.corpus.named_files import Files as Files
+from llm_train.data.corpus.named_files import JSONLines as JSONLines
+from llm_train.data.corpus.named_files import TextFiles as TextFiles
 from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
-from llm_train.data.corpus.text_files import TextFiles as TextFiles
 from llm_train.data.preparation import Prepared as Prepared
 from llm_train.data.preparation import prepare as prepare
 from llm_train.data.random_tokens import RandomTokens as RandomTokens

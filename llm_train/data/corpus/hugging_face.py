@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as new
 from functools import cached_property
@@ -14,14 +13,14 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from llm_train.data.base import Corpus, Document, Skipped, Unit
+from llm_train.data.base import Corpus, Unit
 from llm_train.data.corpus.files import UNIT_BYTES
 from llm_train.data.corpus.found import line_of
-from llm_train.data.corpus.rows import RowText
-from llm_train.errors import ConfigError, DataError, LLMTrainError
+from llm_train.data.corpus.opening import named_cause
+from llm_train.data.corpus.rows import Item, RowText
+from llm_train.errors import ConfigError, DataError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves for one split, for several
-_LOADERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 _REACH_SECONDS = 5
 
 
@@ -88,13 +87,13 @@ class HuggingFace(Corpus):
             for start in range(0, count, step)
         ]
 
-    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
+    def documents(self, unit: Unit) -> Iterator[Item]:
         """Rows in order."""
         assert isinstance(unit, RowRange), "a corpus is given its own units"
         rows = self._rows()
         if unit.stop:
             rows = rows.select(range(unit.start, unit.stop))
-        with self._named_cause():
+        with named_cause(f"{self.path} with split={self.split!r}"):
             for number, row in enumerate(rows, start=unit.start):
                 yield self._text.document(f"{self.split}:{number}", row)
 
@@ -119,16 +118,13 @@ class HuggingFace(Corpus):
                 "the corpus HuggingFace needs the package datasets; "
                 "run pip install 'llm-train[datasets]'"
             ) from None
-        with self._named_cause():
+        if not Path(self.path).exists():
+            self._require_hub()
+        with named_cause(f"{self.path} with split={self.split!r}"):
             rows = self._loaded(datasets)
             # Only the text: decoding other columns (images, say) would cost and may need packages.
             names = rows.column_names
-            if names is None:
-                return rows
-            try:
-                return rows.select_columns(self._text.columns(names))
-            except ValueError as error:
-                raise DataError(f"{self.path} cannot be read: {error}") from None
+            return rows if names is None else rows.select_columns(self._text.columns(names))
 
     def _loaded(self, datasets: Any) -> Any:
         if self._saved():
@@ -136,24 +132,17 @@ class HuggingFace(Corpus):
             if not isinstance(rows, datasets.DatasetDict):
                 return rows
             if self.split not in rows:
-                known = ", ".join(rows)
-                raise DataError(f"split={self.split!r} is not in {self.path}; it has {known}")
+                raise ValueError(f"it has no such split but {', '.join(rows)}")
             return rows[self.split]
-        files: dict[str, Any] = {}
-        path = self.path
-        if Path(path).is_file():
-            name = Path(path).name.removesuffix(".gz").removesuffix(".zst")
-            files = {"data_files": {self.split.partition("[")[0]: path}}
-            path = _LOADERS.get(Path(name).suffix, "json")
-        elif not Path(path).exists():
-            self._require_hub()
+        file = Path(self.path)
+        only = {"data_files": {self.split.partition("[")[0]: file.name}} if file.is_file() else {}
         return datasets.load_dataset(
-            path,
+            str(file.parent) if only else self.path,
             self.name or None,
             split=self.split,
             revision=self.revision or None,
             streaming=self.streaming,
-            **files,
+            **only,
         )
 
     def _require_hub(self) -> None:
@@ -171,15 +160,3 @@ class HuggingFace(Corpus):
                 f"{line_of(error)}; correct the path, connect this machine, or set "
                 "HF_HUB_OFFLINE=1 to use what was downloaded before"
             ) from None
-
-    @contextmanager
-    def _named_cause(self) -> Iterator[None]:
-        try:
-            yield
-        except LLMTrainError:
-            raise
-        except Exception as error:  # of many libraries
-            raise DataError(
-                f"path={self.path} with split={self.split!r} cannot be read: {line_of(error)}; "
-                "correct path, name, split or revision"
-            ) from error
