@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from llm_train.context import Context, Part
+from llm_train.data.documents import Documents
 
-SplitName = Literal["train", "held_out"]
-SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
+TRAIN = "train"
+HELD_OUT = "held_out"  # the part that the split holds out; other held-out sets have other names
+SPLITS = (TRAIN, HELD_OUT)
 END_OF_TEXT = "<|endoftext|>"
 NO_TOKEN = -1
 
@@ -32,7 +34,7 @@ Ids = npt.NDArray[np.integer[Any]]  # of any width
 
 
 class Document(NamedTuple):
-    """One text and the name it keeps whatever else the corpus holds."""
+    """One text and its place: FILE, FILE#NUMBER, FILE:LINE, ARCHIVE!MEMBER or SPLIT:ROW."""
 
     key: str
     text: str
@@ -77,7 +79,7 @@ class Piece(NamedTuple):
         ends: True when the document ends here, so that a boundary token follows.
     """
 
-    split: SplitName
+    split: str
     key: str
     text: str
     ends: bool
@@ -180,6 +182,20 @@ class Recipe(Part, ABC):
         return {}
 
 
+class Span(NamedTuple):
+    """Consecutive tokens of the training split.
+
+    Attributes:
+        source: the name of the source in a mixture; "" where there is one source.
+        start: the first of them.
+        stop: one more than the last.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+
 class Windows(ABC):
     """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
 
@@ -193,6 +209,10 @@ class Windows(ABC):
 
         -1 marks a place without a token; a source without such places may use uint16.
         """
+
+    def spans(self, index: int) -> list[Span]:
+        """Where the tokens of a training window come from, in order; empty where unknown."""
+        return []
 
 
 class TokenSource(Part, ABC):
@@ -229,6 +249,11 @@ class TokenSource(Part, ABC):
         if missing := self.check():
             yield from missing
             return
+        if context.documents == "confined" and self.end_of_text() == NO_TOKEN:
+            yield (
+                "model.documents=confined needs the token that ends a document, and data.source "
+                "knows none; prepare with a tokenizer that has one, or write joined"
+            )
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
         facts, sequence = self.description(), context.batch.sequence
@@ -257,8 +282,20 @@ class TokenSource(Part, ABC):
         """
 
     @abstractmethod
-    def held_out_windows(self, sequence: int) -> Windows:
-        """Each held-out token after the first is a target of exactly one window."""
+    def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
+        """Each token of a held-out set after the first is a target of exactly one window."""
+
+    def held_out_sets(self) -> tuple[str, ...]:
+        """Names of the held-out sets; there may be none."""
+        return (HELD_OUT,)
+
+    def end_of_text(self) -> int:
+        """The id that follows each document; ``NO_TOKEN`` where there is none, or it is unknown."""
+        return NO_TOKEN
+
+    def documents(self, split: str = TRAIN) -> Documents | None:
+        """Where the documents of a split lie; None where it is unknown."""
+        return None
 
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
