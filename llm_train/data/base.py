@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,17 +41,19 @@ class Document(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Something that should have been a document and is not.
+    """Something that could have been a document and is not.
 
     Attributes:
         key: its place.
         reason: a phrase that is counted, without parts that vary ("no field 'text'").
         detail: what was found instead ("it has content, id"), shown with the first example.
+        intended: True where the configuration asked for it, as with filters.
     """
 
     key: str
     reason: str
     detail: str = ""
+    intended: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,10 @@ class Corpus(Part, ABC):
     def read(self) -> Iterator[Document | Skipped]:
         """All documents, in the same order at every call."""
         return chain.from_iterable(map(self.documents, self.units()))
+
+    def preview(self, count: int = 100) -> list[Document | Skipped]:
+        """The first items, which are cheap to look at before anything expensive begins."""
+        return list(islice(self.read(), count))
 
     def provenance(self) -> Mapping[str, str | int]:
         """Cheap facts about the outside world that change when the text does.

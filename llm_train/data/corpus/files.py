@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 
@@ -14,6 +14,7 @@ from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.found import FoundFile, find
 from llm_train.data.corpus.opening import Content, contents, kind_of, named_cause, opened
 from llm_train.data.corpus.rows import Item
+from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError
 
 UNIT_BYTES = 64 << 20
@@ -95,8 +96,8 @@ class NamedFiles(FileCorpus):
     """
 
     paths: list[str]
-    encoding: str = "utf-8"
-    members: str = "*"
+    encoding: str = field(default="utf-8", metadata=ADDED_LATER)
+    members: str = field(default="*", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         paths: Sequence[str] = self.paths  # a script may have passed a text

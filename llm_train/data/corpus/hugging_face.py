@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from dataclasses import field as new
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from llm_train.data.corpus.files import UNIT_BYTES
 from llm_train.data.corpus.found import line_of
 from llm_train.data.corpus.opening import named_cause
 from llm_train.data.corpus.rows import Item, RowText
+from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves for one split, for several
@@ -54,7 +56,7 @@ class HuggingFace(Corpus):
     name: str = ""
     split: str = "train"
     field: str = "text"
-    where: dict[str, list[str]] = new(default_factory=dict)
+    where: dict[str, list[str]] = dataclasses.field(default_factory=dict, metadata=ADDED_LATER)
     revision: str = ""
     streaming: bool = False
 
@@ -93,7 +95,7 @@ class HuggingFace(Corpus):
         rows = self._rows()
         if unit.stop:
             rows = rows.select(range(unit.start, unit.stop))
-        with named_cause(f"{self.path} with split={self.split!r}"):
+        with self._named_cause():
             for number, row in enumerate(rows, start=unit.start):
                 yield self._text.document(f"{self.split}:{number}", row)
 
@@ -110,6 +112,10 @@ class HuggingFace(Corpus):
         digest = sha256(b"".join(state.read_bytes() for state in states))
         return digest.hexdigest() if states else str(rows._fingerprint)
 
+    def _named_cause(self) -> AbstractContextManager[None]:
+        what = f"{self.path} with split={self.split!r}"
+        return named_cause(what, "correct path, name, split or revision")
+
     def _rows(self) -> Any:  # one of two classes, neither of them typed
         try:
             import datasets
@@ -120,7 +126,7 @@ class HuggingFace(Corpus):
             ) from None
         if not Path(self.path).exists():
             self._require_hub()
-        with named_cause(f"{self.path} with split={self.split!r}"):
+        with self._named_cause():
             rows = self._loaded(datasets)
             # Only the text: decoding other columns (images, say) would cost and may need packages.
             names = rows.column_names

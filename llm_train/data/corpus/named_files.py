@@ -16,6 +16,7 @@ from llm_train.data.corpus.formats.table import Table
 from llm_train.data.corpus.formats.text import PlainText
 from llm_train.data.corpus.opening import Content
 from llm_train.data.corpus.rows import RowText
+from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import check_choices
 
 _FORMATS: dict[str, type[Format]] = {
@@ -68,7 +69,7 @@ class JSONLines(NamedFiles):
     """
 
     field: str = "text"
-    where: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    where: dict[str, list[str]] = dataclasses.field(default_factory=dict, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -102,7 +102,9 @@ def opened(file: FoundFile) -> io.BufferedReader:
 
 
 @contextmanager
-def named_cause(path: str) -> Iterator[None]:
+def named_cause(
+    path: str, remedy: str = "repair it, download it again, or leave it out"
+) -> Iterator[None]:
     """Makes whatever goes wrong with a file one line that names it."""
     try:
         yield
@@ -110,9 +112,7 @@ def named_cause(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # each library has errors of its own
         cause = "it ends too early" if isinstance(error, EOFError) else line_of(error)
-        raise DataError(
-            f"{path} cannot be read: {cause}; repair it, download it again, or leave it out"
-        ) from error
+        raise DataError(f"{path} cannot be read: {cause}; {remedy}") from error
 
 
 def kind_of(stream: io.BufferedReader) -> str:

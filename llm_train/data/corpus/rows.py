@@ -74,7 +74,8 @@ class RowText:
         for name, allowed in self.where.items():
             if (found := _value(row, name)) is _MISSING or str(found) not in allowed:
                 has = "missing" if found is _MISSING else repr(found)[:80]
-                return Skipped(key, f"{name!r} is not {' or '.join(allowed)}", f"it is {has}")
+                reason = f"{name!r} is not {' or '.join(allowed)}"
+                return Skipped(key, reason, f"it is {has}", intended=True)
         texts = []
         for literal, path in self._pieces:
             if literal:
