@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,10 @@ class Corpus(Part, ABC):
     def read(self) -> Iterator[Document | Skipped]:
         """All documents, in the same order at every call."""
         return chain.from_iterable(map(self.documents, self.units()))
+
+    def preview(self, count: int = 100) -> list[Document | Skipped]:
+        """The first items, which are cheap to look at before anything expensive begins."""
+        return list(islice(self.read(), count))
 
     def provenance(self) -> Mapping[str, str | int]:
         """Cheap facts about the outside world that change when the text does.
