@@ -20,6 +20,8 @@ from llm_train.data.corpus.json_lines import JSONLines as JSONLines
 from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
 from llm_train.data.documents import Documents as Documents
 from llm_train.data.documents import Place as Place
+from llm_train.data.mixture import Change as Change
+from llm_train.data.mixture import Mixture as Mixture
 from llm_train.data.preparation import Prepared as Prepared
 from llm_train.data.preparation import prepare as prepare
 from llm_train.data.random_tokens import RandomTokens as RandomTokens
