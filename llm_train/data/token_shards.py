@@ -99,6 +99,10 @@ class TokenShards(TokenSource):
             )
         return ShardTokens(self.folder, manifest, split)
 
+    def end_of_text(self) -> int:
+        """As the manifest says."""
+        return self.manifest().end_of_text
+
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
         path, expected = self.folder / TOKEN_BYTES, self.vocab_size()
