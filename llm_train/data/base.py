@@ -290,7 +290,8 @@ class TokenSource(Part, ABC):
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
         facts, sequence = self.description(), context.batch.sequence
-        for key, needed in (("train_tokens", sequence + 1), ("held_out_tokens", 2)):
+        wanted = {"train_tokens": sequence + 1, "held_out_tokens": 2 * bool(self.held_out_sets())}
+        for key, needed in wanted.items():
             count = facts.get(key)
             if isinstance(count, int) and count < needed:
                 yield (
@@ -301,6 +302,22 @@ class TokenSource(Part, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the tokens, whatever their layout on disk; the data order depends on it."""
+
+    def past(self, samples: int, sequence: int) -> str:
+        """A hash of what the first ``samples`` of a run are; a run goes on only after the same."""
+        return self.fingerprint()
+
+    def identity(self) -> dict[str, str]:
+        """What the tokens were made from, to say what changed where the fingerprint did."""
+        return {}
+
+    def remedy(self, samples: int, sequence: int) -> str:
+        """What to do after ``samples`` of a run where the fingerprint changed."""
+        return "point data.source at the old tokens, or start a new run"
+
+    def realised(self, samples: int, sequence: int) -> dict[str, float]:
+        """Metrics of where the first ``samples`` of a run came from; there may be none."""
+        return {}
 
     @abstractmethod
     def vocab_size(self) -> int:
