@@ -10,18 +10,23 @@ Shapes: N windows, S sequence. Windows are (N, S + 1): inputs are ``[:, :-1]``, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from llm_train.context import Context, Part
+from llm_train.data.documents import Documents
 
-SplitName = Literal["train", "held_out"]
-SPLITS: tuple[SplitName, SplitName] = ("train", "held_out")
+TRAIN = "train"
+HELD_OUT = "held_out"  # the part that the split holds out; other held-out sets have other names
+SPLITS = (TRAIN, HELD_OUT)
 END_OF_TEXT = "<|endoftext|>"
 NO_TOKEN = -1
 
@@ -29,17 +34,39 @@ Ids = npt.NDArray[np.integer[Any]]  # of any width
 
 
 class Document(NamedTuple):
-    """One text and the name it keeps whatever else the corpus holds."""
+    """One text and its place: FILE, FILE#NUMBER, FILE:LINE, ARCHIVE!MEMBER or SPLIT:ROW."""
 
     key: str
     text: str
 
 
 class Skipped(NamedTuple):
-    """Something that should have been a document and is not."""
+    """Something that should have been a document and is not.
+
+    Attributes:
+        key: its place.
+        reason: a phrase that is counted, without parts that vary ("no field 'text'").
+        detail: what was found instead ("it has content, id"), shown with the first example.
+    """
 
     key: str
     reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A part of a corpus that one process reads alone. Subclasses say which files, and are pickled.
+
+    Attributes:
+        name: unique within the corpus, and the same at every call.
+        size: bytes on disk; 0 where unknown.
+        stamp: changes when the content does, and is cheap to find out.
+    """
+
+    name: str
+    size: int
+    stamp: str
 
 
 class Piece(NamedTuple):
@@ -52,26 +79,43 @@ class Piece(NamedTuple):
         ends: True when the document ends here, so that a boundary token follows.
     """
 
-    split: SplitName
+    split: str
     key: str
     text: str
     ends: bool
 
 
 class Corpus(Part, ABC):
-    """Configuration of a body of text. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of a body of text. Subclasses are frozen, keyword-only dataclasses.
+
+    One bad document is ``Skipped``; a file that cannot be read at all raises DataError.
+    """
 
     @abstractmethod
+    def units(self) -> Sequence[Unit]:
+        """All parts in the order of the corpus, of about 64 MiB where it can be cut."""
+
+    @abstractmethod
+    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
+        """What one part holds, the same at every call."""
+
     def read(self) -> Iterator[Document | Skipped]:
-        """All documents, in the same order at every call; what cannot be one is ``Skipped``."""
+        """All documents, in the same order at every call."""
+        return chain.from_iterable(map(self.documents, self.units()))
 
-    @abstractmethod
     def provenance(self) -> Mapping[str, str | int]:
         """Cheap facts about the outside world that change when the text does.
 
         They are recorded with the recipe, and ``prepare`` refuses to call old tokens up to date
-        when they differ. ``bytes``, where present, is the size of the text (for a progress bar).
+        when they differ.
         """
+        units = self.units()
+        stamps = "\n".join(f"{unit.name} {unit.stamp}" for unit in units)
+        return {
+            "units": len(units),
+            "bytes": sum(unit.size for unit in units),
+            "stamps": sha256(stamps.encode("utf-8", "surrogateescape")).hexdigest(),
+        }
 
 
 class Split(Part, ABC):
@@ -138,6 +182,20 @@ class Recipe(Part, ABC):
         return {}
 
 
+class Span(NamedTuple):
+    """Consecutive tokens of the training split.
+
+    Attributes:
+        source: the name of the source in a mixture; "" where there is one source.
+        start: the first of them.
+        stop: one more than the last.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+
 class Windows(ABC):
     """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
 
@@ -151,6 +209,10 @@ class Windows(ABC):
 
         -1 marks a place without a token; a source without such places may use uint16.
         """
+
+    def spans(self, index: int) -> list[Span]:
+        """Where the tokens of a training window come from, in order; empty where unknown."""
+        return []
 
 
 class TokenSource(Part, ABC):
@@ -220,12 +282,20 @@ class TokenSource(Part, ABC):
         """
 
     @abstractmethod
-    def held_out_windows(self, sequence: int) -> Windows:
-        """Each held-out token after the first is a target of exactly one window."""
+    def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
+        """Each token of a held-out set after the first is a target of exactly one window."""
+
+    def held_out_sets(self) -> tuple[str, ...]:
+        """Names of the held-out sets; there may be none."""
+        return (HELD_OUT,)
 
     def end_of_text(self) -> int:
         """The id that follows each document; ``NO_TOKEN`` where there is none, or it is unknown."""
         return NO_TOKEN
+
+    def documents(self, split: str = TRAIN) -> Documents | None:
+        """Where the documents of a split lie; None where it is unknown."""
+        return None
 
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import Ids, SplitName
+from llm_train.data.base import Ids
 from llm_train.data.blocks import BLOCK_BYTES, blocks_of, read_sums
 from llm_train.data.shards import check_size, little_endian
 from llm_train.data.token_manifest import REMEDY, Manifest, sums_name
@@ -203,7 +203,7 @@ class MappedTokens(Tokens):
 class ShardTokens(MappedTokens):
     """The shards of one split as one row of token ids."""
 
-    def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
         shards = manifest.splits[split].shards
         super().__init__((shard.bytes for shard in shards), manifest.dtype, manifest.vocab_size)
         self._directory = directory

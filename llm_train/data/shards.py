@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from llm_train.data.base import SPLITS, Ids, SplitName
+from llm_train.data.base import SPLITS, Ids
 from llm_train.data.blocks import write_sums
 from llm_train.data.token_manifest import REMEDY, Manifest, StoredFile, StoredSplit, sums_name
 from llm_train.errors import DataError
@@ -57,9 +57,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         shard_tokens: length of every shard but the last.
     """
 
-    def __init__(
-        self, directory: Path, split: SplitName, vocab_size: int, shard_tokens: int
-    ) -> None:
+    def __init__(self, directory: Path, split: str, vocab_size: int, shard_tokens: int) -> None:
         self._stem = directory / split
         self._sums = directory / sums_name(split)
         self._vocab_size = vocab_size

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llm_train.data.base import Document, Piece, Split, SplitName
+from llm_train.data.base import Document, Piece, Split
 from llm_train.errors import check_at_least
 
 
@@ -44,7 +44,7 @@ class HashSplit(_Fraction):
     def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:
         """Whole documents, in corpus order."""
         for document in documents():
-            side: SplitName = "held_out" if self.held_out(document.key) else "train"
+            side = "held_out" if self.held_out(document.key) else "train"
             yield Piece(side, document.key, document.text, ends=True)
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llm_train.data.base import SPLITS, SplitName
+from llm_train.data.base import SPLITS
 from llm_train.errors import DataError
 from llm_train.runtime import disk
 from llm_train.runtime.structure import structure
@@ -27,7 +27,7 @@ DTYPES = {"uint16": 2, "uint32": 4}  # bytes of a stored token id
 REMEDY = "prepare again with --force, or restore it from a copy"
 
 
-def sums_name(split: SplitName) -> str:
+def sums_name(split: str) -> str:
     """The file with a CRC-32 for each block of a split's shards; see ``blocks``."""
     return f"{split}.crc32"
 
@@ -84,7 +84,7 @@ class Manifest:
     dtype: str
     vocab_size: int
     end_of_text: int
-    splits: dict[SplitName, StoredSplit]
+    splits: dict[str, StoredSplit]
     others: list[StoredFile]
     recipe: dict[str, Any]
     provenance: dict[str, str | int]
@@ -104,6 +104,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Compares what the fields say with one another: each of them decides what is read."""
+        if not self.splits.keys() >= set(SPLITS):
+            raise ValueError(f"splits={', '.join(self.splits)} lacks one of {', '.join(SPLITS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype} is not one of {', '.join(DTYPES)}")
         width = DTYPES[self.dtype]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.base import SPLITS, Ids, SplitName, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, SPLITS, Ids, TokenSource, Windows
 from llm_train.data.reader import ShardTokens
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest
@@ -76,11 +76,11 @@ class TokenShards(TokenSource):
         """Windows of the training shards."""
         return TrainWindows(self._tokens("train"), sequence, seed, self.fingerprint())
 
-    def held_out_windows(self, sequence: int) -> Windows:
-        """Windows of the held-out shards."""
-        return HeldOutWindows(self._tokens("held_out"), sequence)
+    def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
+        """Windows of the shards of one held-out set."""
+        return HeldOutWindows(self._tokens(name), sequence)
 
-    def _tokens(self, split: SplitName) -> ShardTokens:
+    def _tokens(self, split: str) -> ShardTokens:
         manifest = verify(self.folder)
         if not manifest.has_sums and split == "train" and find_launch().rank == 0:
             _log.warning(

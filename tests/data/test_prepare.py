@@ -199,15 +199,15 @@ from collections.abc import Iterator
 from llm_train.data import *
 
 class Stuck(Corpus):
-    def read(self):
+    def units(self):
+        return [Unit(name="all", size=0, stamp="")]
+    def documents(self, unit):
         for number in range(4000):
             yield Document(str(number), f"document {number} of many")
         Stuck.passes = getattr(Stuck, "passes", 0) + 1
         if Stuck.passes == 2:
             print("stuck", flush=True)
             time.sleep(600)
-    def provenance(self):
-        return {}
 
 import dataclasses
 Stuck = dataclasses.dataclass(frozen=True, kw_only=True)(Stuck)
