@@ -134,7 +134,7 @@ class TrainWindows(Located):
 
     def spans(self, index: int) -> list[Span]:
         """One span."""
-        start = self._starts([index])[0]
+        start = self.located([index])[0]
         return [Span("", start, start + self._sequence + 1)]
 
 
