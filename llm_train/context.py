@@ -149,6 +149,7 @@ class Context:
         compile: model.compile.
         float8: model.float8.
         update: model.update.
+        documents: model.documents.
         token_ids: number of token ids that the network knows.
         strategy: traits of the strategy.
         optimizer: traits of the optimizer.
@@ -171,6 +172,7 @@ class Context:
     compile: str
     float8: str
     update: str
+    documents: str
     token_ids: int
     strategy: StrategyTraits
     optimizer: OptimizerTraits

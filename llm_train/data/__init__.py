@@ -14,10 +14,11 @@ from llm_train.data.base import Tokenizer as Tokenizer
 from llm_train.data.base import TokenSource as TokenSource
 from llm_train.data.base import Unit as Unit
 from llm_train.data.base import Windows as Windows
-from llm_train.data.corpus.files import TextFiles as TextFiles
+from llm_train.data.corpus.any_files import Files as Files
 from llm_train.data.corpus.hugging_face import HuggingFace as HuggingFace
 from llm_train.data.corpus.json_lines import JSONLines as JSONLines
 from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
+from llm_train.data.corpus.text_files import TextFiles as TextFiles
 from llm_train.data.documents import Documents as Documents
 from llm_train.data.documents import Place as Place
 from llm_train.data.foreign.datatrove import DatatroveTokens as DatatroveTokens
@@ -33,9 +34,12 @@ from llm_train.data.split import TailSplit as TailSplit
 from llm_train.data.token_shards import TokenShards as TokenShards
 from llm_train.data.tokenize_corpus import Tokenize as Tokenize
 from llm_train.data.tokenizer.characters import Characters as Characters
+from llm_train.data.tokenizer.raw_bytes import Bytes as Bytes
+from llm_train.data.tokenizer.sentence_piece import SentencePieceFile as SentencePieceFile
 from llm_train.data.tokenizer.tokenizer_file import TokenizerFile as TokenizerFile
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer as load_tokenizer
 from llm_train.data.tokenizer.train_bpe import TrainBPE as TrainBPE
+from llm_train.data.tokenizer.train_unigram import TrainUnigram as TrainUnigram
 from llm_train.discovery import load
 
 load(__name__, skip=("module",))

@@ -182,6 +182,20 @@ class Recipe(Part, ABC):
         return {}
 
 
+class Span(NamedTuple):
+    """Consecutive tokens of the training split.
+
+    Attributes:
+        source: the name of the source in a mixture; "" where there is one source.
+        start: the first of them.
+        stop: one more than the last.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+
 class Windows(ABC):
     """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
 
@@ -195,6 +209,10 @@ class Windows(ABC):
 
         -1 marks a place without a token; a source without such places may use uint16.
         """
+
+    def spans(self, index: int) -> list[Span]:
+        """Where the tokens of a training window come from, in order; empty where unknown."""
+        return []
 
 
 class TokenSource(Part, ABC):
@@ -231,6 +249,11 @@ class TokenSource(Part, ABC):
         if missing := self.check():
             yield from missing
             return
+        if context.documents == "confined" and self.end_of_text() == NO_TOKEN:
+            yield (
+                "model.documents=confined needs the token that ends a document, and data.source "
+                "knows none; prepare with a tokenizer that has one, or write joined"
+            )
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
         facts, sequence = self.description(), context.batch.sequence

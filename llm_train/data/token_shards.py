@@ -117,6 +117,10 @@ class TokenShards(TokenSource):
             )
         return ShardTokens(self._home, manifest, split)
 
+    def end_of_text(self) -> int:
+        """As the manifest says."""
+        return self.manifest().end_of_text
+
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
         path, expected = self._home / TOKEN_BYTES, self.vocab_size()

@@ -33,7 +33,8 @@ from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.references import CompressedSize
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
 from llm_train.data.token_manifest import VERSION, Manifest, StoredSplit, sums_name
-from llm_train.data.tokenizer.tokenizer_file import byte_lengths, load_tokenizer, token_id
+from llm_train.data.tokenizer.byte_lengths import byte_lengths
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
 from llm_train.errors import DataError, check_at_least
 
 _log = logging.getLogger(__name__)
@@ -80,10 +81,11 @@ class Tokenize(Recipe):
         self.tokenizer.build(texts).save(str(directory / TOKENIZER))
         # Encode with what will be loaded later, not with the object that was trained.
         tokenizer = load_tokenizer(directory / TOKENIZER)
-        lengths = byte_lengths(tokenizer)
-        np.save(directory / TOKEN_BYTES, lengths)
         boundary = self.tokenizer.boundary
+        lengths = byte_lengths(tokenizer, boundary)
+        np.save(directory / TOKEN_BYTES, lengths)
         end_of_text = token_id(tokenizer, boundary) if boundary else NO_TOKEN
+        at_the_ends = int(lengths[end_of_text]) if boundary else 0
         skipped, compressed = Counter[str](), CompressedSize()
         size = provenance.get("bytes")
         total = size if isinstance(size, int) else None
@@ -98,6 +100,7 @@ class Tokenize(Recipe):
             pieces = self.split.divide(lambda: self._documents(skipped))
             for piece, ids in encode_all(pieces, tokenizer, self.workers):
                 text, decoded = piece.text.encode(), int(lengths[ids].sum(dtype=np.int64))
+                decoded += at_the_ends
                 if piece.ends and boundary:
                     ids = np.append(ids, np.int32(end_of_text))
                 counts = {"documents": 1, "text_bytes": len(text), "decoded_bytes": decoded}

@@ -116,6 +116,7 @@ def _bind(settings: Settings, derived: Derived, rank: int) -> None:
         derived,
         unmasked=settings.unmasked,
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
+        end_of_text=settings.data.source.end_of_text(),
     )
     _bind_data(settings, derived, rank)
 

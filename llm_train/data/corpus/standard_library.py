@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_train.data.base import Document, Skipped
-from llm_train.data.corpus.files import FileCorpus, FoundFile, read_document, walk
+from llm_train.data.corpus.files import FileCorpus
+from llm_train.data.corpus.formats.base import Span
+from llm_train.data.corpus.found import FoundFile, walk
+from llm_train.data.corpus.rows import decoded
 from llm_train.errors import DataError
 
 # Tests repeat the code they test and hold files in deliberately broken encodings; the package
@@ -30,7 +33,7 @@ class StandardLibrary(FileCorpus):
     def files(self) -> list[FoundFile]:
         """The files in order of their keys."""
         root = Path(sysconfig.get_path("stdlib"))
-        found = sorted(file for file in walk(root, _WITHOUT) if file.path.suffix == ".py")
+        found = sorted(file for file in walk(root, _WITHOUT) if file.path.endswith(".py"))
         if not found:
             raise DataError(
                 f"this Python has no source of its standard library in {root}; "
@@ -38,10 +41,10 @@ class StandardLibrary(FileCorpus):
             )
         return found
 
-    def read_file(self, file: FoundFile) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Document | Skipped]:
         """The file is one document."""
-        yield read_document(file)
+        yield decoded(file.key, Path(file.path).read_bytes())
 
     def provenance(self) -> Mapping[str, str | int]:
-        """Version of Python, number of files and their size."""
+        """Version of Python, and what files give."""
         return {"python": platform.python_version(), **super().provenance()}

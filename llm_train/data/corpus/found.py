@@ -1,0 +1,142 @@
+"""Files that a configuration names: paths, folders and patterns, on a disk or at any fsspec URL."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_train.errors import ConfigError, DataError
+
+# What libraries call a fact that changes when the content does.
+_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "mtime")
+
+
+class FoundFile(NamedTuple):
+    """A file and the key it goes by: relative to what was configured, so that data can move.
+
+    Attributes:
+        key: relative path with slashes.
+        path: on a disk, or a URL.
+        size: in bytes; 0 where a server does not say.
+        version: what changes when the content does, as far as names and sizes tell.
+    """
+
+    key: str
+    path: str
+    size: int
+    version: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether the path is a URL."""
+        return "://" in self.path
+
+
+def find(entries: Sequence[str]) -> list[FoundFile]:
+    """Files named by ``entries``, in their order and sorted within each; none twice.
+
+    A directory stands for all files below it whose path holds no name that starts with a dot; in a
+    pattern, ``**`` matches any depth. Where two entries hold files of one key, it begins with the
+    number of the entry.
+
+    Raises:
+        DataError: an entry that matches nothing or cannot be reached.
+    """
+    found: dict[str, tuple[int, FoundFile]] = {}
+    for number, entry in enumerate(entries):
+        matches = sorted(_remote(entry) if "://" in entry else _local(os.path.expanduser(entry)))
+        if not matches:
+            raise DataError(f"paths: {entry!r} matches no file; correct the path or the pattern")
+        for match in matches:
+            place = match.path if match.remote else os.path.realpath(match.path)
+            found.setdefault(place, (number, match))
+    times = Counter(match.key for _, match in found.values())
+    return [
+        match._replace(key=f"{number}/{match.key}") if times[match.key] > 1 else match
+        for number, match in found.values()
+    ]
+
+
+def on_disk(path: Path, root: Path) -> FoundFile:
+    """A file below ``root``."""
+    facts = path.stat()
+    key = path.relative_to(root).as_posix()
+    return FoundFile(key, str(path), facts.st_size, str(facts.st_mtime_ns))
+
+
+def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
+    """Files below ``root``, without hidden ones and directories named in ``without``."""
+    for directory, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
+        for name in names:
+            path = Path(directory, name)
+            if not name.startswith(".") and path.is_file():
+                yield on_disk(path, root)
+
+
+def _local(entry: str) -> Iterator[FoundFile]:
+    path = Path(entry)
+    if path.is_file():
+        yield on_disk(path, path.parent)
+    elif path.is_dir():
+        yield from walk(path)
+    else:
+        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        for match in map(Path, glob.iglob(entry, recursive=True)):
+            if match.is_file():
+                yield on_disk(match, fixed)
+
+
+def _remote(url: str) -> Iterator[FoundFile]:
+    try:
+        import fsspec
+
+        fs, path = fsspec.url_to_fs(url)
+        fs.invalidate_cache()
+        root, infos = _listing(fs, path)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+            return
+        raise _unreachable(url, cause) from None  # fsspec calls every failure not found
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"paths: {url}: {error}; write a URL that fsspec knows and install its library"
+        ) from None
+    except Exception as error:  # each library has errors of its own
+        raise _unreachable(url, error) from error
+    for name, info in infos.items():
+        key = name.removeprefix(root).lstrip("/") or name.rpartition("/")[2]
+        if not any(part.startswith(".") for part in key.split("/")):
+            version = " ".join(str(info[each]) for each in _VERSIONS if info.get(each))
+            yield FoundFile(key, fs.unstrip_protocol(name), info.get("size") or 0, version)
+
+
+def _unreachable(url: str, error: BaseException) -> DataError:
+    return DataError(
+        f"paths: {url} cannot be reached: {line_of(error)}; "
+        "check the address, the network and the credentials"
+    )
+
+
+def _listing(fs: Any, path: str) -> tuple[str, Mapping[str, Mapping[str, Any]]]:
+    """What the keys leave out, and what the server says of each file."""
+    if "*" in path or "[" in path:  # a question mark belongs to the address
+        infos = fs.glob(path, detail=True)
+        fixed = takewhile(lambda part: not glob.has_magic(part), path.split("/"))
+        return "/".join(fixed), {k: v for k, v in infos.items() if v["type"] == "file"}
+    info = fs.info(path)
+    if info["type"] == "file":
+        return path.rpartition("/")[0], {path: info}
+    return path, fs.find(path, detail=True)
+
+
+def line_of(error: BaseException) -> str:
+    """What an error of a library says, on one line, or its name."""
+    text = " ".join(str(error).split())[:300]
+    return text or type(error).__name__
