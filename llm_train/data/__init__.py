@@ -42,4 +42,4 @@ from llm_train.data.tokenizer.train_bpe import TrainBPE as TrainBPE
 from llm_train.data.tokenizer.train_unigram import TrainUnigram as TrainUnigram
 from llm_train.discovery import load
 
-load(__name__, skip=("module",))
+load(__name__, skip=("module", "sampler"))  # of torch and Lightning, which preparing does not need

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.base import HELD_OUT, SPLITS, Ids, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, TRAIN, Ids, TokenSource, Windows
+from llm_train.data.documents import Documents, StoredDocuments
 from llm_train.data.reader import ShardTokens
 from llm_train.data.remote_shards import AheadWindows, Remote, RemoteShards, ShardCache
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
-from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest
+from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError
 from llm_train.runtime.launch import find_launch
@@ -88,7 +89,7 @@ class TokenShards(TokenSource):
     def fingerprint(self) -> str:
         """Of the ids on both sides, not of the shards they happen to lie in."""
         splits = self.manifest().splits
-        return "-".join(splits[name].sha256[:32] for name in SPLITS)
+        return "-".join(split.sha256[:32] for split in splits.values())
 
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer."""
@@ -104,6 +105,18 @@ class TokenShards(TokenSource):
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of the shards of one held-out set."""
         return HeldOutWindows(self._tokens(name), sequence)
+
+    def held_out_sets(self) -> tuple[str, ...]:
+        """As prepared."""
+        return tuple(self.manifest().held_out)
+
+    def documents(self, split: str = TRAIN) -> Documents | None:
+        """Those of the files alongside the shards, which version 1 had not."""
+        manifest = self.manifest()
+        if manifest.version == 1:
+            return None
+        stored = manifest.splits[split]
+        return StoredDocuments(self.folder, split, stored.documents, stored.tokens)
 
     def _tokens(self, split: str) -> ShardTokens:
         if self._remote is not None:
@@ -151,19 +164,25 @@ class TokenShards(TokenSource):
     def description(self) -> dict[str, str | int | float | None]:
         """Counts, tokenizer and the compressors' bits per byte."""
         manifest = self.manifest()
-        train, held_out = (manifest.splits[name] for name in SPLITS)
         named = manifest.recipe.get("tokenizer")
         tokenizer = named if isinstance(named, dict) else {}
         return {
             "path": self.path,
-            "train_tokens": train.tokens,
-            "train_documents": train.documents,
-            "train_bytes_per_token": train.text_bytes / max(1, train.tokens),
-            "held_out_tokens": held_out.tokens,
-            "held_out_documents": held_out.documents,
-            "held_out_bytes_per_token": held_out.text_bytes / max(1, held_out.tokens),
+            **{
+                f"{name}_{key}": value
+                for name, split in manifest.splits.items()
+                for key, value in _counts(split).items()
+            },
             "skipped_documents": sum(manifest.skipped.values()),
             "vocab_size": manifest.vocab_size,
             "tokenizer": str(tokenizer.get("class_path", "")),
             **{f"{name}_bits_per_byte": value for name, value in manifest.references.items()},
         }
+
+
+def _counts(split: StoredSplit) -> dict[str, int | float]:
+    return {
+        "tokens": split.tokens,
+        "documents": split.documents,
+        "bytes_per_token": split.text_bytes / max(1, split.tokens),
+    }
