@@ -22,12 +22,8 @@ import numpy.typing as npt
 from llm_train.data.base import END_OF_TEXT, HELD_OUT, NO_TOKEN, TRAIN, Ids, TokenSource, Windows
 from llm_train.data.documents import Documents, Place
 from llm_train.data.reader import MappedTokens
-from llm_train.data.tokenizer.tokenizer_file import (
-    byte_lengths,
-    load_tokenizer,
-    tokenizer_file,
-    vocabulary_size,
-)
+from llm_train.data.tokenizer.byte_lengths import byte_lengths
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, tokenizer_file, vocabulary_size
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
 from llm_train.errors import ConfigError, DataError, check_at_least
 
