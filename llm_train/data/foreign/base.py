@@ -228,7 +228,10 @@ class ForeignTokens(TokenSource):
 
     def token_bytes(self) -> Ids | None:
         """From the configured tokenizer."""
-        return byte_lengths(load_tokenizer(self.tokenizer)) if self.tokenizer else None
+        if not self.tokenizer:
+            return None
+        boundary = END_OF_TEXT if self.end_of_text() != NO_TOKEN else ""
+        return byte_lengths(load_tokenizer(self.tokenizer), boundary)
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts."""
