@@ -215,7 +215,7 @@ class Recipe(Part, ABC):
         return ""
 
 
-class Span(NamedTuple):
+class TokenSpan(NamedTuple):
     """Consecutive tokens of the training split.
 
     Attributes:
@@ -243,7 +243,7 @@ class Windows(ABC):
         -1 marks a place without a token; a source without such places may use uint16.
         """
 
-    def spans(self, index: int) -> list[Span]:
+    def spans(self, index: int) -> list[TokenSpan]:
         """Where the tokens of a training window come from, in order; empty where unknown."""
         return []
 
