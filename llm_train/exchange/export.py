@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.exchange import card, safetensor_files, tokenizer_files
+from llm_train.exchange import safetensor_files, tokenizer_files
 from llm_train.exchange.families import Family, fitting
 from llm_train.exchange.proof import Proof, prove
 from llm_train.exchange.weights import CheckpointWeights
@@ -74,7 +74,9 @@ class Export:
             network = self._rounded(family, load())
             proof = prove(network, self.network, stage, bare=True)
             proof.require(stage)
-            card.write(stage, name, facts, proof)
+            rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+            card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+            (stage / "README.md").write_text(card.format(name=name, rows=rows, proof=proof))
             stage.replace(out)
         finally:
             shutil.rmtree(stage, ignore_errors=True)

@@ -101,32 +101,23 @@ def _write_weights(directory: Path, weights: FolderWeights) -> None:
 
 def _configuration(weights: FolderWeights, out: Path) -> dict[str, Any]:
     """A configuration that continues training; the text is to be named."""
+    config: dict[str, Any] = yaml12.load(Path(__file__).with_name("imported.yaml").read_text())
     network, name = weights.network, out.name
     sequence = min(_SEQUENCE, network.max_sequence)
-    data: dict[str, Any] = {"source": _part("TokenShards", path=f"data/{name}")}
+    config["batch"] |= {"tokens": _SAMPLES * sequence, "sequence": sequence}
+    config["init_from"]["path"] = str(out)
+    config["model"]["network"]["init_args"] = _arguments(network)
+    config["trainer"]["default_root_dir"] = f"runs/{name}"
+    data = config["data"]
+    data["source"]["init_args"] = {"path": f"data/{name}"}
     if (weights.path / TOKENIZER).is_file():
         library = transformers()
         theirs = library.AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
-        file = _part("TokenizerFile", path=str(out / TOKENIZER), end_of_text=theirs.eos_token or "")
-        data["recipe"] = _part(
-            "Tokenize",
-            corpus=_part("TextFiles", paths=["text.txt"]),
-            tokenizer=file,
-            split=_part("HashSplit", fraction=0.05),
-        )
-    return {
-        "budget": "1000 steps",
-        "batch": {"tokens": _SAMPLES * sequence, "sequence": sequence, "per_device": 1},
-        "init_from": {"path": str(out)},
-        "model": {
-            "network": _part("Transformer", **_arguments(network)),
-            "loss": {"class_path": "ChunkedCausalLM"},
-            "optimizer": _part("AdamW", learning_rate=2e-5, weight_decay=0.1),
-            "schedule": _part("WarmupCosine", warmup="50 steps"),
-        },
-        "data": data,
-        "trainer": {"gradient_clip_val": 1.0, "default_root_dir": f"runs/{name}"},
-    }
+        arguments = {"path": str(out / TOKENIZER), "end_of_text": theirs.eos_token or ""}
+        data["recipe"]["init_args"]["tokenizer"]["init_args"] = arguments
+    else:
+        del data["recipe"]
+    return config
 
 
 def _arguments(network: Transformer) -> dict[str, Any]:
@@ -135,11 +126,7 @@ def _arguments(network: Transformer) -> dict[str, Any]:
     for field in dataclasses.fields(network):
         value = getattr(network, field.name)
         if isinstance(value, RotaryScaling):
-            value = _part(type(value).__name__, **vars(value))
+            value = {"class_path": type(value).__name__, "init_args": dict(vars(value))}
         if getattr(network, field.name) != field.default and value != {}:
             found[field.name] = value
     return found
-
-
-def _part(class_path: str, **init_args: Any) -> dict[str, Any]:
-    return {"class_path": class_path, "init_args": init_args}

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_train.checkpoint import manifest
-from llm_train.data.base import END_OF_TEXT
-from llm_train.data.tokenize_corpus import Tokenize
+from llm_train.data.base import END_OF_TEXT, Tokenizer
 from llm_train.exchange.export import DTYPES, Export
 from llm_train.exchange.families import fitting
 from llm_train.exchange.proof import Proof
@@ -44,12 +43,12 @@ def export(
     network = settings.task.network_config
     fitting(network)
     assert isinstance(network, Transformer), "no other fits"
-    file, recipe = path / "tokenizer.json", settings.data.recipe
+    file, parts = path / "tokenizer.json", settings.data.recipe.parts()
     task = Export(
         weights=CheckpointWeights(path),
         network=network,
         tokenizer=file.read_text(encoding="utf-8") if file.is_file() else "",
-        boundary=recipe.tokenizer.boundary if isinstance(recipe, Tokenize) else END_OF_TEXT,
+        boundary=next((p.boundary for p in parts if isinstance(p, Tokenizer)), END_OF_TEXT),
         dtype=DTYPES[dtype],
         shard_bytes=shard_bytes,
     )
@@ -71,7 +70,6 @@ def _facts(path: Path, settings: Settings) -> dict[str, Any]:
     }
     metrics = path.parent.parent / "metrics.jsonl"
     records = read_metrics(metrics) if metrics.is_file() else []
-    for record in (r for r in records if r["step"] == step):
-        held_out = {k: f"{v:.4f}" for k, v in record.items() if k.startswith("val/")}
-        facts |= held_out
+    for record in (record for record in records if record["step"] == step):
+        facts |= {k: f"{v:.4f}" for k, v in record.items() if k.startswith("val/")}
     return facts
