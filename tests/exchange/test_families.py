@@ -60,7 +60,7 @@ def export(config: Transformer, out: Path, **options: Any) -> Any:
     task = Export(
         weights=InMemory(network, config.vocab_size), network=config, **{**chosen, **options}
     )
-    return task.write(out, "run", {}, lambda: network)
+    return task.write(out, "run", {})
 
 
 def scaling(name: str, **init_args: Any) -> Any:
