@@ -111,9 +111,8 @@ def _compared(target: Path, recipe: Recipe, reread: bool) -> Manifest:
 
 
 def _changes(manifest: Manifest, recipe: Recipe) -> list[str]:
-    older = manifest.version == 1
-    changed = list(differences(manifest.recipe, recipe_dict(recipe), older=older))
-    if changed or older:  # which recorded other facts about the text
+    changed = list(differences(manifest.recipe, recipe_dict(recipe)))
+    if changed or manifest.version == 1:  # which recorded other facts about the text
         return changed
     try:
         return list(differences(manifest.provenance, dict(recipe.provenance())))

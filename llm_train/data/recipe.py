@@ -16,6 +16,8 @@ from llm_train.data.token_manifest import Manifest
 from llm_train.errors import ConfigError
 
 NO_EFFECT_ON_TOKENS: Mapping[str, bool] = {"affects_tokens": False}
+# A field that an earlier version had not: at its default, the recipe is what it was.
+ADDED_LATER: Mapping[str, bool] = {"added_later": True}
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, object]:
@@ -36,32 +38,30 @@ def _plain(value: object) -> dict[str, object]:
         **{
             field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if field.metadata.get("affects_tokens", True)
+            if field.metadata.get("affects_tokens", True) and not _is_new(value, field)
         },
     }
 
 
-def differences(
-    stored: object, wanted: object, key: str = "", *, older: bool = False
-) -> Iterator[str]:
-    """One phrase for each value that is not the same.
+def _is_new(value: object, field: dataclasses.Field[object]) -> bool:
+    """Whether a field was added later and says nothing."""
+    if not field.metadata.get("added_later"):
+        return False
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(getattr(value, field.name) == default)
 
-    Args:
-        stored: what it was.
-        wanted: what it should be.
-        key: of both.
-        older: ``stored`` is of a version without the fields that it lacks.
-    """
+
+def differences(stored: object, wanted: object, key: str = "") -> Iterator[str]:
+    """One phrase for each value that is not the same."""
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         if stored.get("class_path") != wanted.get("class_path"):
             yield f"{key or 'recipe'}: {stored.get('class_path')} -> {wanted.get('class_path')}"
             return
         for name in dict.fromkeys([*stored, *wanted]):
-            if older and name not in stored and name != "held_out":
-                continue
             inner = f"{key}.{name}" if key else name
-            yield from differences(stored.get(name), wanted.get(name), inner, older=older)
-    elif (stored or None) != (wanted or None) if older else stored != wanted:
+            yield from differences(stored.get(name), wanted.get(name), inner)
+    elif stored != wanted:
         yield f"{key}: {stored!r} -> {wanted!r}"
 
 
@@ -76,5 +76,4 @@ def recipe_differences(path: str | Path, recipe: Recipe) -> list[str]:
     manifest = Manifest.load(Path(path))
     if not recipe.comparable:
         return []
-    older = manifest.version == 1
-    return list(differences(manifest.recipe, recipe_dict(recipe), older=older))
+    return list(differences(manifest.recipe, recipe_dict(recipe)))

@@ -29,7 +29,7 @@ from llm_train.data.duplicates import Duplicates, KeepCopies
 from llm_train.data.encode_unit import StoredUnit
 from llm_train.data.merging import Merged, content_of
 from llm_train.data.reading import Reading, Rules, Task
-from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
+from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
 from llm_train.data.sharing import Share, available_cores
 from llm_train.data.split import HashSplit
@@ -63,8 +63,8 @@ class Tokenize(Recipe):
     corpus: Corpus
     tokenizer: Tokenizer
     split: Split
-    held_out: dict[str, Corpus] = field(default_factory=dict)
-    duplicates: Duplicates = field(default_factory=KeepCopies)
+    held_out: dict[str, Corpus] = field(default_factory=dict, metadata=ADDED_LATER)
+    duplicates: Duplicates = field(default_factory=KeepCopies, metadata=ADDED_LATER)
     workers: int = field(default=0, metadata=NO_EFFECT_ON_TOKENS)
     shard_tokens: int = 100_000_000
     max_skipped: float = field(default=0.01, metadata=NO_EFFECT_ON_TOKENS)

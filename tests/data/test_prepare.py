@@ -275,13 +275,7 @@ def test_recipe_as_plain_values(recipe: Tokenize, corpus: Path) -> None:
     plain = recipe_dict(recipe)
     assert plain == {
         "class_path": "Tokenize",
-        "corpus": {
-            "class_path": "TextFiles",
-            "paths": [str(corpus)],
-            "encoding": "utf-8",
-            "members": "*",
-            "separator": "",
-        },
+        "corpus": {"class_path": "TextFiles", "paths": [str(corpus)], "separator": ""},
         "tokenizer": {
             "class_path": "TrainBPE",
             "vocab_size": 320,
@@ -289,8 +283,6 @@ def test_recipe_as_plain_values(recipe: Tokenize, corpus: Path) -> None:
             "sample_bytes": 0,
         },
         "split": {"class_path": "HashSplit", "fraction": 0.1, "salt": ""},
-        "held_out": {},
-        "duplicates": {"class_path": "KeepCopies"},
         "shard_tokens": 100_000_000,
     }
     assert recipe_dict(replace(recipe, workers=7)) == plain
