@@ -2,7 +2,7 @@
 
     python -m benchmarks.preparing --megabytes 200 --peers PYTHON
 
-PYTHON has tiktoken, datasets, litdata and datatrove; without it only ours runs. The corpus is made
+PYTHON has litdata and datatrove; without it these two are left out. The corpus is made
 of the source of installed packages, which every machine has, as JSONL and as Parquet. All use one
 tokenizer with 32,768 ids, learnt by ours. CPU time counts all processes of a command, so that a
 busy machine changes the figures little. ``inside`` is our encoding of units alone, without start
@@ -27,6 +27,7 @@ from pathlib import Path
 from benchmarks.peers.preparing import WAYS
 
 VOCABULARY = 32_768
+ELSEWHERE = ("litdata", "datatrove")  # want other versions of what we use
 PEERS = "benchmarks.peers.preparing"
 
 
@@ -91,7 +92,7 @@ def main() -> None:
         write_corpora(folder, options.megabytes, options.seed)
         results: dict[str, dict[str, float]] = {}
         for way in ["train", "ours", "inside", *options.ways.split(",")]:
-            python = options.peers if way in WAYS else sys.executable
+            python = options.peers if way in ELSEWHERE else sys.executable
             if not python:
                 continue
             command = [python, "-m", PEERS, way, str(folder), str(VOCABULARY)]
