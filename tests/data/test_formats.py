@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import tarfile
 import threading
 import zipfile
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import llm_train.data
 from llm_train.data import Corpus, Document, Files, JSONLines, Skipped, TextFiles
 from llm_train.errors import ConfigError, DataError
 
@@ -367,3 +370,21 @@ def test_files_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
         list(Files(paths=["s3://texts/none/*.txt"]).read())
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+def test_the_examples_of_the_page_are_corpora() -> None:
+    page = Path(__file__).parents[2] / "docs" / "data" / "sources.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    found = [yaml.safe_load(block) for block in blocks]
+    found[0] = found[0]["data"]["recipe"]["init_args"]
+
+    def build(part: dict[str, Any]) -> object:
+        arguments = part.get("init_args", {})
+        for name, value in arguments.items():
+            if name == "filters":
+                arguments[name] = [build(each) for each in value]
+            elif name == "corpus":
+                arguments[name] = build(value)
+        return getattr(llm_train.data, part["class_path"])(**arguments)
+
+    assert len([build(each["corpus"]) for each in found]) > 15
