@@ -34,6 +34,8 @@ from llm_train.data.foreign.litdata import LitDataTokens as LitDataTokens
 from llm_train.data.foreign.megatron import MegatronTokens as MegatronTokens
 from llm_train.data.foreign.mosaic import MosaicTokens as MosaicTokens
 from llm_train.data.foreign.nanogpt import NanoGPTTokens as NanoGPTTokens
+from llm_train.data.mixture import Change as Change
+from llm_train.data.mixture import Mixture as Mixture
 from llm_train.data.preparation import Prepared as Prepared
 from llm_train.data.preparation import prepare as prepare
 from llm_train.data.random_tokens import RandomTokens as RandomTokens
@@ -50,4 +52,4 @@ from llm_train.data.tokenizer.train_bpe import TrainBPE as TrainBPE
 from llm_train.data.tokenizer.train_unigram import TrainUnigram as TrainUnigram
 from llm_train.discovery import load
 
-load(__name__, skip=("module",))
+load(__name__, skip=("module", "sampler"))  # of torch and Lightning, which preparing does not need

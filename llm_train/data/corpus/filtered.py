@@ -50,6 +50,8 @@ class Filtered(Corpus):
                 if isinstance(item, Skipped):
                     break
                 item = each(item)
+                if isinstance(item, Skipped):
+                    item = item._replace(intended=True)
             yield item
 
 
