@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -125,10 +126,11 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "cut.jsonl.bz2": (bz2.compress(LINES)[:-20], "download it again"),
     "cut.jsonl.xz": (lzma.compress(LINES)[:-20], "download it again"),
     "cut.jsonl.zst": (zstandard.compress(LINES)[:-20], "download it again"),
-    "cut.zip": (zipped(LINES, "a.jsonl")[:-30], "repair it"),
-    "cut.tar": (tarred({"a.jsonl": LINES})[:2000], "repair it"),
-    "cut.parquet": (parquet()[:-20], "repair it"),
-    "cut.arrow": (arrow(pyarrow.ipc.new_stream)[:-600], "repair it"),
+    "cut.zip": (zipped(LINES, "a.jsonl")[:-30], "download it again"),
+    "cut.tar": (tarred({"a.jsonl": LINES})[:2000], "download it again"),
+    "cut-at-a-member.tar": (tarred({"a.txt": b"x" * 512})[:1024], "too early"),
+    "cut.parquet": (parquet()[:-20], "download it again"),
+    "cut.arrow": (arrow(pyarrow.ipc.new_stream)[:-600], "download it again"),
     "cut.json": (json.dumps(ROWS).encode()[:-20], "value 3 is not JSON"),
     "wrong.json": (json.dumps(ROWS).replace("three", '"').encode(), "value 2 is not JSON"),
     "deep.json": (b"[{" + b'"x":[' * 1 + b"[" * 200_000, "recursion"),
@@ -299,6 +301,7 @@ def test_units_hold_every_document_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("llm_train.data.corpus.files.UNIT_BYTES", 700)
     rows = [{"text": f"{number} " * (1 + number % 90)} for number in range(1, 200)]
     lines = b"\n".join(json.dumps(row).encode() for row in rows)
+    lines = codecs.BOM_UTF8 + lines
     files = {"a.jsonl": lines, "b.parquet": parquet(rows, group=20), "c.jsonl": LINES}
     for name, data in files.items():
         written(tmp_path, name, data)

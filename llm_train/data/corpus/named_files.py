@@ -114,7 +114,7 @@ class Files(NamedFiles):
 
     def format_of(self, content: Content) -> Format | None:
         """The format that is configured, or that of the name and the first bytes."""
-        name = self.format
+        name: str = self.format
         if name == "auto":
             suffix = PurePosixPath(content.name).suffix.lower()
             name = "arrow" if content.kind else _SUFFIXES.get(suffix, "text")

@@ -70,10 +70,10 @@ def _lines(stream: io.BufferedReader, start: int, stop: int) -> Iterator[bytes]:
     """Lines that begin in [start, stop), or all where stop is 0; of too long ones the beginning."""
     # A packed file of a megabyte may hold a line of a gigabyte, of which a part will do.
     read = partial(stream.readline, LONGEST_BYTES)
-    at = start
+    at = stream.tell() if stop else 0  # behind a byte order mark
     if start:  # the line that begins before is another's
         stream.seek(start - 1)
-        at += len(b"".join(_to_line_end(read))) - 1
+        at = start - 1 + sum(map(len, _to_line_end(read)))
     while (at < stop or not stop) and (line := read()):
         at += len(line)
         if len(line) >= LONGEST_BYTES and not line.endswith(b"\n"):
