@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from llm_train.data.base import Corpus, Unit
 from llm_train.data.corpus.files import UNIT_BYTES
-from llm_train.data.corpus.found import line_of
+from llm_train.data.corpus.found import library, line_of
 from llm_train.data.corpus.opening import named_cause
 from llm_train.data.corpus.rows import Item, RowText
 from llm_train.data.recipe import ADDED_LATER
@@ -116,13 +116,7 @@ class HuggingFace(Corpus):
         return named_cause(what, "correct path, name, split or revision")
 
     def _rows(self) -> Any:  # one of two classes, neither of them typed
-        try:
-            import datasets
-        except ImportError:
-            raise ConfigError(
-                "the corpus HuggingFace needs the package datasets; "
-                "run pip install 'llm-train[datasets]'"
-            ) from None
+        datasets = library("datasets", "datasets")
         if not Path(self.path).exists():
             self._require_hub()
         with self._named_cause():

@@ -18,8 +18,8 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Self
 
-from llm_train.data.corpus.found import FoundFile, line_of
-from llm_train.errors import ConfigError, DataError, LLMTrainError
+from llm_train.data.corpus.found import FoundFile, library, line_of
+from llm_train.errors import DataError, LLMTrainError
 
 BUFFER_BYTES = 1 << 20
 _MAGIC = (  # what it is, where its signature stands, the signature
@@ -43,7 +43,7 @@ _DECOMPRESS: dict[str, Callable[[io.BufferedReader], Any]] = {
     "gzip": lambda stream: gzip.GzipFile(fileobj=stream),
     "bzip2": bz2.BZ2File,
     "xz": lzma.LZMAFile,
-    "zstd": lambda stream: pyarrow().CompressedInputStream(stream, "zstd"),
+    "zstd": lambda stream: library("pyarrow", "data").CompressedInputStream(stream, "zstd"),
 }
 
 
@@ -191,14 +191,3 @@ class Converted(io.RawIOBase):
         size = min(len(buffer), len(self._ready))
         buffer[:size], self._ready = self._ready[:size], self._ready[size:]
         return size
-
-
-def pyarrow() -> Any:
-    """The library that reads zstd, Parquet and Arrow."""
-    try:
-        import pyarrow.ipc
-    except ImportError:
-        raise ConfigError(
-            "zstd, Parquet and Arrow need the package pyarrow; run pip install 'llm-train[data]'"
-        ) from None
-    return pyarrow

@@ -18,6 +18,11 @@ from llm_train.data.corpus.formats.base import LONGEST_BYTES, Format, Span
 from llm_train.data.corpus.opening import BUFFER_BYTES
 from llm_train.data.corpus.rows import Item
 
+try:
+    from orjson import loads as _loads
+except ImportError:
+    _loads = json.loads
+
 _NOT_LINES = re.compile(rb"\s*(\[\s*(\{|$)|\{\s*[\r\n])")  # an array, or an indented object
 _NEXT = re.compile(r"[^\s,]|$")
 
@@ -31,7 +36,7 @@ class JSONValues(Format):
             for number, row in enumerate(_values(stream)):
                 yield self.rows.document(f"{key}:{number}", row)
             return
-        parse = json.loads if self.rows.is_template else _fastest()
+        parse = json.loads if self.rows.is_template else _loads  # which rounds long integers
         start, stop = span or (0, 0)
         for number, line in enumerate(_lines(stream, start, stop), start=1):
             yield self._item(f"{key}@{start}:{number}" if start else f"{key}:{number}", line, parse)
@@ -55,15 +60,6 @@ class JSONValues(Format):
         except (ValueError, RecursionError) as error:
             return Skipped(key, "empty" if line.isspace() else "not JSON", str(error))
         return self.rows.document(key, row)
-
-
-def _fastest() -> Callable[[bytes], object]:
-    try:
-        from orjson import loads
-    except ImportError:
-        return lambda line: json.loads(line.decode())
-    parse: Callable[[bytes], object] = loads
-    return parse
 
 
 def _lines(stream: io.BufferedReader, start: int, stop: int) -> Iterator[bytes]:
