@@ -19,7 +19,9 @@ from llm_train.data.corpus.opening import BUFFER_BYTES
 from llm_train.data.corpus.rows import Item
 
 try:
-    from orjson import loads as _loads
+    import orjson
+
+    _loads: Callable[[bytes], object] = orjson.loads
 except ImportError:
     _loads = json.loads
 
