@@ -21,6 +21,7 @@ from llm_train.data.corpus.standard_library import StandardLibrary as StandardLi
 from llm_train.data.corpus.text_files import TextFiles as TextFiles
 from llm_train.data.documents import Documents as Documents
 from llm_train.data.documents import Place as Place
+from llm_train.data.fill_in_the_middle import FillInTheMiddle as FillInTheMiddle
 from llm_train.data.foreign.datatrove import DatatroveTokens as DatatroveTokens
 from llm_train.data.foreign.litdata import LitDataTokens as LitDataTokens
 from llm_train.data.foreign.megatron import MegatronTokens as MegatronTokens
