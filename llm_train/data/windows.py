@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import NO_TOKEN, Ids, Span, Windows
+from llm_train.data.base import NO_TOKEN, Ids, TokenSpan, Windows
 from llm_train.data.order import keys, permute
 from llm_train.errors import DataError
 
@@ -134,10 +134,10 @@ class TrainWindows(Located):
         """Windows number ``indices``, which may lie in any epoch, as (N, S + 1)."""
         return self._tokens.rows(self.located(indices), self._sequence + 1)
 
-    def spans(self, index: int) -> list[Span]:
+    def spans(self, index: int) -> list[TokenSpan]:
         """One span."""
-        start = self.located([index])[0]
-        return [Span("", start, start + self._sequence + 1)]
+        [start] = self.located([index])
+        return [TokenSpan("", start, start + self._sequence + 1)]
 
 
 class HeldOutWindows(Windows):
