@@ -7,17 +7,20 @@ import logging
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from llm_train.data.base import HELD_OUT, SPLITS, Ids, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, SPLITS, TRAIN, Ids, TokenSource, Windows
+from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest
 from llm_train.data.windows import HeldOutWindows, TrainWindows
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import ConfigError, DataError, check_choices
 from llm_train.runtime.launch import find_launch
 
+_NO_PLACES = "does not say where documents begin; prepare again with --force, or write concatenate"
 _log = logging.getLogger(__name__)
 
 
@@ -27,13 +30,19 @@ class TokenShards(TokenSource):
 
     Attributes:
         path: the directory; `llm-train prepare` writes it.
+        packing: concatenate cuts all documents, one after another, into windows; best_fit cuts none
+            that fits into a window, and leaves places empty.
     """
 
     path: str
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
 
     unmasked = True  # documents follow one another without padding
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        # A part of the configuration is frozen, and this follows from it.
+        object.__setattr__(self, "unmasked", self.packing == "concatenate")
         if not self.path:
             raise ConfigError("path='' names no directory; set data.source.path")
 
@@ -57,6 +66,8 @@ class TokenShards(TokenSource):
             verify(Path(self.path))
         except DataError as error:
             return [f"data.source.path={self.path}: {error}"]
+        if self.packing == "best_fit" and self.documents(TRAIN) is None:
+            return [f"data.source.packing=best_fit: {self.path} {_NO_PLACES}"]
         return []
 
     def manifest(self) -> Manifest:
@@ -66,7 +77,8 @@ class TokenShards(TokenSource):
     def fingerprint(self) -> str:
         """Of the ids on both sides, not of the shards they happen to lie in."""
         splits = self.manifest().splits
-        return "-".join(splits[name].sha256[:32] for name in SPLITS)
+        packed = () if self.packing == "concatenate" else (self.packing,)  # another order
+        return "-".join((*(splits[name].sha256[:32] for name in SPLITS), *packed))
 
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer."""
@@ -74,7 +86,19 @@ class TokenShards(TokenSource):
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of the training shards."""
+        if self.packing == "best_fit":
+            return self._packed(sequence, seed)
         return TrainWindows(self._tokens("train"), sequence, seed, self.fingerprint())
+
+    def _packed(self, sequence: int, seed: int) -> PackedWindows:
+        tokens, documents = self._tokens(TRAIN), self.documents(TRAIN)
+        if documents is None:
+            raise DataError(f"{self.folder} {_NO_PLACES}")
+        return PackedWindows(tokens, documents, sequence, seed, self.fingerprint())
+
+    def window_facts(self, sequence: int) -> dict[str, int | float]:
+        """What packing leaves empty, and what it cuts."""
+        return self._packed(sequence, 0).facts() if self.packing == "best_fit" else {}
 
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of the shards of one held-out set."""
