@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import NO_TOKEN, Ids, Span, Windows
+from llm_train.data.base import NO_TOKEN, Ids, TokenSpan, Windows
 from llm_train.data.documents import Documents
 from llm_train.data.order import permute
 from llm_train.data.windows import Tokens
@@ -201,9 +201,9 @@ class PackedWindows(Windows):
                 filled += size
         return out
 
-    def spans(self, index: int) -> list[Span]:
+    def spans(self, index: int) -> list[TokenSpan]:
         """One for each piece."""
-        return [Span("", begin, begin + size) for begin, size in self._places(index)]
+        return [TokenSpan("", begin, begin + size) for begin, size in self._places(index)]
 
     def _places(self, sample: int) -> Iterator[tuple[int, int]]:
         """First token and size of each piece of a sample, in the order of the corpus."""
