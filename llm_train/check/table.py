@@ -216,7 +216,7 @@ def _data(settings: Settings, derived: Derived) -> dict[str, Any]:
     source = settings.data.source
     if source.check():
         return {}
-    described: dict[str, Any] = dict(source.description())
+    described: dict[str, Any] = source.description() | source.window_facts(derived.sequence)
     tokens = described.get("train_tokens")
     if isinstance(tokens, int) and tokens:
         described["epochs"] = round(derived.total_tokens / tokens, 3)

@@ -351,6 +351,10 @@ class TokenSource(Part, ABC):
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
         return None
 
+    def window_facts(self, sequence: int) -> dict[str, int | float]:
+        """What follows from cutting the tokens into windows, to print; here nothing."""
+        return {}
+
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:
         """Plain facts to print at the start of a run."""

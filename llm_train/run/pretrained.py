@@ -16,6 +16,7 @@ from llm_train.data.base import END_OF_TEXT
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.confined import confine, last_document
 from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
@@ -56,7 +57,12 @@ class Pretrained:
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits of each next token."""
         device = next(self.network.parameters()).device
-        found: Tensor = self.network(tokens.to(device), lambda h, projection: projection.logits(h))
+        tokens, given = tokens.to(device), {}
+        if self.settings.task.documents == "confined":
+            end = self.tokenizer.token_to_id(END_OF_TEXT)
+            assert end is not None, "training needed it"
+            given = {"documents": confine(tokens, end, blocks=False)}
+        found: Tensor = self.network(tokens, lambda h, projection: projection.logits(h), **given)
         return found
 
     def generate(
@@ -90,6 +96,8 @@ class Pretrained:
             raise ConfigError(f"--stop {stop!r} is not a single token of this tokenizer")
         # A text starts after the end of the one before it; without such a token, with the first id.
         start = tokenizer.encode(prompt).ids or [tokenizer.token_to_id(END_OF_TEXT) or 0]
+        if self.settings.task.documents == "confined":
+            start = last_document(start, tokenizer.token_to_id(END_OF_TEXT))
         stream = generate(
             self.network,
             torch.tensor(start),
