@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +114,10 @@ class Corpus(Part, ABC):
         """All documents, in the same order at every call."""
         return chain.from_iterable(map(self.documents, self.units()))
 
+    def preview(self, count: int = 100) -> list[Document | Skipped]:
+        """The first items, which are cheap to look at before anything expensive begins."""
+        return list(islice(self.read(), count))
+
     def provenance(self) -> Mapping[str, str | int]:
         """Cheap facts about the outside world that change when the text does.
 
@@ -211,7 +215,7 @@ class Recipe(Part, ABC):
         return ""
 
 
-class Span(NamedTuple):
+class TokenSpan(NamedTuple):
     """Consecutive tokens of the training split.
 
     Attributes:
@@ -239,7 +243,7 @@ class Windows(ABC):
         -1 marks a place without a token; a source without such places may use uint16.
         """
 
-    def spans(self, index: int) -> list[Span]:
+    def spans(self, index: int) -> list[TokenSpan]:
         """Where the tokens of a training window come from, in order; empty where unknown."""
         return []
 
@@ -286,7 +290,8 @@ class TokenSource(Part, ABC):
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
         facts, sequence = self.description(), context.batch.sequence
-        for key, needed in (("train_tokens", sequence + 1), ("held_out_tokens", 2)):
+        wanted = {"train_tokens": sequence + 1, "held_out_tokens": 2 * bool(self.held_out_sets())}
+        for key, needed in wanted.items():
             count = facts.get(key)
             if isinstance(count, int) and count < needed:
                 yield (
@@ -297,6 +302,22 @@ class TokenSource(Part, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the tokens, whatever their layout on disk; the data order depends on it."""
+
+    def past(self, samples: int, sequence: int) -> str:
+        """A hash of what the first ``samples`` of a run are; a run goes on only after the same."""
+        return self.fingerprint()
+
+    def identity(self) -> dict[str, str]:
+        """What the tokens were made from, to say what changed where the fingerprint did."""
+        return {}
+
+    def remedy(self, samples: int, sequence: int) -> str:
+        """What to do after ``samples`` of a run where the fingerprint changed."""
+        return "point data.source at the old tokens, or start a new run"
+
+    def realised(self, samples: int, sequence: int) -> dict[str, float]:
+        """Metrics of where the first ``samples`` of a run came from; there may be none."""
+        return {}
 
     @abstractmethod
     def vocab_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,6 +91,14 @@ class TokenShards(TokenSource):
         """Of the ids on both sides, not of the shards they happen to lie in."""
         splits = self.manifest().splits
         return "-".join(split.sha256[:32] for split in splits.values())
+
+    def identity(self) -> dict[str, str]:
+        """The recipe's parts, the text as it was found, and what the tokenizer is."""
+        manifest = self.manifest()
+        sums = {file.name: file.sha256[:12] for file in manifest.others}
+        made = {part: json.dumps(manifest.recipe.get(part)) for part in ("corpus", "split")}
+        text = json.dumps(dict(manifest.provenance))
+        return {**made, "text": text, "tokenizer": sums.get(TOKENIZER, "")}
 
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer."""

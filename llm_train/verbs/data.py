@@ -91,7 +91,7 @@ def _show(flags: argparse.Namespace, load: Load) -> int:
 def _stats(flags: argparse.Namespace, load: Load) -> int:
     from importlib.util import find_spec
 
-    from llm_train.data.audit.folder import PreparedFolder
+    from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
     from llm_train.runtime.terminal import say, section
 
@@ -116,7 +116,7 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
 
 def _diff(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit.difference import difference
-    from llm_train.data.audit.folder import PreparedFolder
+    from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.runtime.terminal import say
 
     first, second = map(PreparedFolder, flags.folders)
@@ -127,7 +127,7 @@ def _diff(flags: argparse.Namespace, load: Load) -> int:
 
 
 def _verify(flags: argparse.Namespace, load: Load) -> int:
-    from llm_train.data.audit.folder import PreparedFolder
+    from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.verification import verified
     from llm_train.runtime.terminal import say, section
 
@@ -137,7 +137,7 @@ def _verify(flags: argparse.Namespace, load: Load) -> int:
 
 def _tokenizers(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit import compression
-    from llm_train.data.audit.folder import PreparedFolder
+    from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.runtime.terminal import say
 
     folder = PreparedFolder(flags.folder)

@@ -9,7 +9,7 @@ import pytest
 from llm_train.data import Bytes, HashSplit, JSONLines, Tokenize, TokenShards, TrainBPE, prepare
 from llm_train.data.audit import compression
 from llm_train.data.audit.difference import difference
-from llm_train.data.audit.folder import PreparedFolder
+from llm_train.data.audit.prepared_folder import PreparedFolder
 from llm_train.data.audit.samples import passages
 from llm_train.data.audit.statistics import statistics
 from llm_train.data.audit.verification import verified

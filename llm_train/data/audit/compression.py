@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tokenizers
 
-from llm_train.data.audit.folder import PreparedFolder
+from llm_train.data.audit.prepared_folder import PreparedFolder
 from llm_train.data.base import Texts
 from llm_train.data.tokenizer.encoders import choose_encoder
 from llm_train.data.tokenizer.round_trip import changed_texts

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.audit.folder import PreparedFolder
+from llm_train.data.audit.prepared_folder import PreparedFolder
 from llm_train.data.recipe import differences
 from llm_train.data.shards import TOKENIZER
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.audit.folder import PreparedFolder
+from llm_train.data.audit.prepared_folder import PreparedFolder
 
 _PARTS = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from llm_train.data.audit.folder import PreparedFolder
+from llm_train.data.audit.prepared_folder import PreparedFolder
 from llm_train.data.shards import little_endian, verify
 from llm_train.errors import DataError
 

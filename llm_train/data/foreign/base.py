@@ -23,11 +23,7 @@ from llm_train.data.base import END_OF_TEXT, HELD_OUT, NO_TOKEN, TRAIN, Ids, Tok
 from llm_train.data.documents import Documents, Place
 from llm_train.data.reader import MappedTokens
 from llm_train.data.tokenizer.byte_lengths import byte_lengths
-from llm_train.data.tokenizer.tokenizer_file import (
-    load_tokenizer,
-    tokenizer_file,
-    vocabulary_size,
-)
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, tokenizer_file, vocabulary_size
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
 from llm_train.errors import ConfigError, DataError, check_at_least
 
@@ -232,7 +228,10 @@ class ForeignTokens(TokenSource):
 
     def token_bytes(self) -> Ids | None:
         """From the configured tokenizer."""
-        return byte_lengths(load_tokenizer(self.tokenizer)) if self.tokenizer else None
+        if not self.tokenizer:
+            return None
+        boundary = END_OF_TEXT if self.end_of_text() != NO_TOKEN else ""
+        return byte_lengths(load_tokenizer(self.tokenizer), boundary)
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts."""
