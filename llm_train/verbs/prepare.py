@@ -11,14 +11,18 @@ class Prepare(Verb):
     """Turns text into token shards."""
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Whether to overwrite."""
+        """Whether to overwrite, and how to compare."""
         parser.add_argument("--force", action="store_true", help="replace what is there")
+        parser.add_argument(
+            "--reread", action="store_true", help="read all text to compare it with what is there"
+        )
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Prepares the data once; the same recipe again costs nothing."""
         settings = load(flags.settings)
 
         from llm_train.data.preparation import prepare
+        from llm_train.data.start import skipped_lines
         from llm_train.errors import ConfigError
         from llm_train.runtime.terminal import say, section
 
@@ -28,6 +32,9 @@ class Prepare(Verb):
                 f"data.source={type(source).__name__} reads nothing that could be prepared; "
                 "only TokenShards does"
             )
-        prepare(settings.data.recipe, source.folder, force=flags.force)
+        recipe = settings.data.recipe
+        manifest = prepare(recipe, source.folder, force=flags.force, reread=flags.reread)
         say(section("data", source.description()))
+        if manifest.skipped:
+            say(section("skipped", skipped_lines(manifest.skipped, manifest.examples)))
         return 0
