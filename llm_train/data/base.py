@@ -173,6 +173,11 @@ class Recipe(Part, ABC):
 
     comparable = True
 
+    @property
+    def boundary(self) -> str:
+        """The token after each document; "" where there is none."""
+        return END_OF_TEXT
+
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
         """Writes a complete set of token shards, manifest last, into an empty directory."""

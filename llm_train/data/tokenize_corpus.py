@@ -66,6 +66,11 @@ class Tokenize(Recipe):
         """Corpus, tokenizer and split."""
         yield from (self.corpus, self.tokenizer, self.split)
 
+    @property
+    def boundary(self) -> str:
+        """The tokenizer's."""
+        return self.tokenizer.boundary
+
     def provenance(self) -> dict[str, str | int]:
         """Of corpus and tokenizer."""
         return {**self.corpus.provenance(), **self.tokenizer.provenance()}
