@@ -10,10 +10,10 @@ Shapes: N windows, S sequence. Windows are (N, S + 1): inputs are ``[:, :-1]``, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,18 +40,27 @@ class Document(NamedTuple):
     text: str
 
 
+class Hashed(NamedTuple):
+    """A document and the hash of its text."""
+
+    document: Document
+    digest: bytes
+
+
 class Skipped(NamedTuple):
-    """Something that should have been a document and is not.
+    """Something that could have been a document and is not.
 
     Attributes:
         key: its place.
         reason: a phrase that is counted, without parts that vary ("no field 'text'").
         detail: what was found instead ("it has content, id"), shown with the first example.
+        intended: True where the configuration asked for it, as with filters.
     """
 
     key: str
     reason: str
     detail: str = ""
+    intended: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +86,14 @@ class Piece(NamedTuple):
         key: of the document.
         text: never empty.
         ends: True when the document ends here, so that a boundary token follows.
+        digest: the hash of the document's text; b"" where this is a part of it.
     """
 
     split: str
     key: str
     text: str
     ends: bool
+    digest: bytes = b""
 
 
 class Corpus(Part, ABC):
@@ -103,6 +114,10 @@ class Corpus(Part, ABC):
         """All documents, in the same order at every call."""
         return chain.from_iterable(map(self.documents, self.units()))
 
+    def preview(self, count: int = 100) -> list[Document | Skipped]:
+        """The first items, which are cheap to look at before anything expensive begins."""
+        return list(islice(self.read(), count))
+
     def provenance(self) -> Mapping[str, str | int]:
         """Cheap facts about the outside world that change when the text does.
 
@@ -119,19 +134,30 @@ class Corpus(Part, ABC):
 
 
 class Split(Part, ABC):
-    """Configuration of what is held out. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of what is held out. Subclasses are frozen, keyword-only dataclasses.
+
+    Attributes:
+        by_content: the hash of a document's text alone decides, so that copies fall on one side.
+    """
+
+    by_content = False
 
     @property
     @abstractmethod
     def holds_out(self) -> bool:
         """Whether an empty held-out part would be a mistake."""
 
+    def survey(self, units: Sequence[Iterable[Document]]) -> Sequence[int]:
+        """One number for each unit, which ``divide`` is given; may read them all."""
+        return [0] * len(units)
+
     @abstractmethod
-    def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:
-        """Sends every character to one side, in corpus order.
+    def divide(self, documents: Iterable[Hashed], before: int) -> Iterator[Piece]:
+        """Sends every character of a unit to one side, in order.
 
         Args:
-            documents: starts a new pass over the corpus at each call.
+            documents: of the unit.
+            before: the unit's number from ``survey``.
         """
 
 
@@ -180,11 +206,18 @@ class Recipe(Part, ABC):
 
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
-        """Writes a complete set of token shards, manifest last, into an empty directory."""
+        """Returns when a directory holds a complete set of token shards, whose manifest is last.
+
+        It holds what an interrupted call left; other processes may be writing there, too.
+        """
 
     def provenance(self) -> Mapping[str, str | int]:
         """Facts outside the configuration that the tokens depend on; here none are known."""
         return {}
+
+    def content(self) -> str:
+        """A hash of all text, which is read for it; "" where there is none."""
+        return ""
 
 
 class TokenSpan(NamedTuple):
@@ -262,7 +295,8 @@ class TokenSource(Part, ABC):
         if self.vocab_size() > context.token_ids:
             yield too_many_ids("data.source", self.vocab_size(), context.token_ids)
         facts, sequence = self.description(), context.batch.sequence
-        for key, needed in (("train_tokens", sequence + 1), ("held_out_tokens", 2)):
+        wanted = {"train_tokens": sequence + 1, "held_out_tokens": 2 * bool(self.held_out_sets())}
+        for key, needed in wanted.items():
             count = facts.get(key)
             if isinstance(count, int) and count < needed:
                 yield (
@@ -273,6 +307,22 @@ class TokenSource(Part, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the tokens, whatever their layout on disk; the data order depends on it."""
+
+    def past(self, samples: int, sequence: int) -> str:
+        """A hash of what the first ``samples`` of a run are; a run goes on only after the same."""
+        return self.fingerprint()
+
+    def identity(self) -> dict[str, str]:
+        """What the tokens were made from, to say what changed where the fingerprint did."""
+        return {}
+
+    def remedy(self, samples: int, sequence: int) -> str:
+        """What to do after ``samples`` of a run where the fingerprint changed."""
+        return "point data.source at the old tokens, or start a new run"
+
+    def realised(self, samples: int, sequence: int) -> dict[str, float]:
+        """Metrics of where the first ``samples`` of a run came from; there may be none."""
+        return {}
 
     @abstractmethod
     def vocab_size(self) -> int:

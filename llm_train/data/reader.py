@@ -33,11 +33,12 @@ _MOST_OPEN = 1024
 
 @dataclass(slots=True)
 class Shard:
-    """The tokens of one mapped file, which begin at byte ``first``.
+    """The tokens of a mapped file, stretch ``number`` of a row, which begin at byte ``first``.
 
     ``seen`` has a byte for each block, and ``unseen`` counts the zeros.
     """
 
+    number: int
     path: Path
     first: int
     content: memoryview
@@ -127,11 +128,11 @@ class MappedTokens(Tokens):
         """Appends ``size`` bytes from a place in a shard on, of as many shards as they lie in."""
         while size:
             shard = self._open.get(number) or self._map(number)
-            piece = shard.content[first : first + size]
+            stop = min(first + size, len(shard.content))
             if shard.unseen:
-                self._verify(shard, first, first + len(piece))
-            pieces.append(piece)
-            number, first, size = number + 1, 0, size - len(piece)
+                self._verify(shard, first, stop)
+            pieces.append(shard.content[first:stop])
+            number, first, size = number + 1, 0, size - (stop - first)
 
     def _map(self, number: int) -> Shard:
         path, first, size = self._file(number)
@@ -142,7 +143,7 @@ class MappedTokens(Tokens):
         except OSError as error:
             raise DataError(f"{path} is unreadable: {error}; {self.remedy}") from None
         count, sums = blocks_of(size), self._sums(number)
-        shard = Shard(path, first, content, bytearray(count), count, sums)
+        shard = Shard(number, path, first, content, bytearray(count), count, sums)
         self._open[number] = shard
         return shard
 
@@ -157,9 +158,8 @@ class MappedTokens(Tokens):
 
     def _verify(self, shard: Shard, start: int, stop: int) -> None:
         """Compares the blocks that bytes ``start .. stop`` lie in with what was written."""
-        for number in range(start // BLOCK_BYTES, blocks_of(stop)):
-            if shard.seen[number]:
-                continue
+        place, end = start // BLOCK_BYTES, blocks_of(stop)
+        while (number := shard.seen.find(0, place, end)) >= 0:
             first = shard.first + number * BLOCK_BYTES
             block = self._block(shard, number)
             found = zlib.crc32(block.data)

@@ -8,7 +8,9 @@ not move: they tile the tokens from the first, so that each token after it is sc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -163,3 +165,24 @@ class HeldOutWindows(Windows):
             start = place * self._sequence
             self._tokens.read(start, row[: min(row.size, len(self._tokens) - start)])
         return out
+
+
+class JoinedWindows(Windows):
+    """Windows of several sources, one after another; a batch has windows of one of them.
+
+    Args:
+        parts: all of one sequence.
+    """
+
+    def __init__(self, parts: Sequence[Windows]) -> None:
+        self._parts = parts
+        self._firsts = [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices``; a smaller one of another part stands for the part's first."""
+        places = np.asarray(indices, dtype=np.int64)
+        part = bisect_right(self._firsts, int(places.max())) - 1
+        return self._parts[part].batch(np.maximum(places - self._firsts[part], 0))

@@ -9,9 +9,12 @@ and a synchronisation. Metrics gather on the device in ``run_state.sums`` until 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from llm_train.checkpoint.loop_position import enter_stage
 from llm_train.context import Context, Part
+from llm_train.data.module import data_of
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.construction import CompileUnit, Construction, Float8
@@ -99,6 +103,8 @@ class Task(Part, Trimmed, Scoring):
         self._stop_wanted = False
         self._unmasked = True
         self._token_bytes: Tensor | None = None
+        self._held_out_turns: dict[str, int] = {}  # batches of each held-out set
+        self._held_out_ends: list[int] = []
 
     # --- configuration, wiring --------------------------------------------------------------------
 
@@ -173,7 +179,7 @@ class Task(Part, Trimmed, Scoring):
         self.run_state.stopwatch = Stopwatch(device, self.run_state.ledger)
         wide = torch.float64 if KINDS[device.type].float64 else torch.float32
         self.run_state.sums = torch.zeros(2, dtype=wide, device=device)
-        self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
+        self._held_out_sums = torch.zeros(0, 3, dtype=wide, device=device)
         self._valid = torch.zeros((), dtype=torch.int64, device=device)
         if self._token_bytes is not None:
             self._token_bytes = self._token_bytes.to(device)
@@ -266,8 +272,10 @@ class Task(Part, Trimmed, Scoring):
     # --- validation -------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the held-out sums from zero."""
-        self._held_out_sums.zero_()
+        """Starts the sums of each held-out set from zero."""
+        self._held_out_turns = data_of(self.trainer).held_out_turns
+        self._held_out_ends = list(accumulate(self._held_out_turns.values()))
+        self._held_out_sums = self._held_out_sums.new_zeros(len(self._held_out_ends), 3)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
@@ -278,17 +286,32 @@ class Task(Part, Trimmed, Scoring):
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
-        self._held_out_sums += torch.stack([sums.nats, sums.tokens, text])
+        row = self._held_out_sums[bisect_right(self._held_out_ends, batch_idx)]
+        row += torch.stack([sums.nats, sums.tokens, text])
 
     def on_validation_epoch_end(self) -> None:
-        """Publishes the held-out loss over all ranks for callbacks and loggers."""
+        """Publishes the loss on each held-out set over all ranks for callbacks and loggers."""
         if self.trainer.sanity_checking:  # it was broken off, on all ranks alike
             return
-        nats, tokens, text = self.strategy.reduce(self._held_out_sums, reduce_op="sum").tolist()
-        if tokens == 0:
+        sums = self.strategy.reduce(self._held_out_sums, reduce_op="sum").tolist()
+        names = [f"val/{name}" for name in self._held_out_turns]
+        scored = {name: found for name, found in zip(names, sums, strict=True) if found[1]}
+        if not scored:
             raise ConfigError("data.source holds no held-out tokens to validate on")
-        results = {"val/loss": nats / tokens}
-        if text > 0:
-            results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
+        results = _scores("val", *next(iter(scored.values())))
+        for name, found in scored.items() if len(scored) > 1 else ():
+            results |= _scores(name, *found)
         self.run_state.held_out = results
         self.log_dict(results, logger=False)
+
+
+def _scores(prefix: str, nats: float, tokens: float, text: float) -> dict[str, float]:
+    """Metrics of a held-out set: its loss and perplexity, and bits where bytes are known."""
+    loss = nats / tokens
+    scores = {
+        f"{prefix}/loss": loss,
+        f"{prefix}/perplexity": math.exp(loss) if loss < 700 else math.inf,  # of a float64
+    }
+    if text > 0:
+        scores[f"{prefix}/bits_per_byte"] = nats / math.log(2.0) / text
+    return scores

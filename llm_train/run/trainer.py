@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -127,6 +128,9 @@ def _bind_data(settings: Settings, derived: Derived, rank: int) -> None:
         data_ranks=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=max(stage.accumulation for stage in derived.stages),
+    )
+    settings.task.run_state.realised = partial(
+        settings.data.source.realised, sequence=derived.sequence
     )
     settings.data.bind(
         share=share,

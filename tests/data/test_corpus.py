@@ -182,7 +182,7 @@ def test_hugging_face_saved_to_disk(saved: Path, name: str) -> None:
 def test_hugging_face_other_split(saved: Path) -> None:
     corpus = HuggingFace(path=str(saved / "several"), split="test")
     assert list(corpus.read()) == [Document("test:0", "one")]
-    with pytest.raises(DataError, match=r"split='dev' is not in .*train, test"):
+    with pytest.raises(DataError, match=r"split='dev'.*no such split but train, test"):
         list(HuggingFace(path=str(saved / "several"), split="dev").read())
 
 
@@ -196,6 +196,43 @@ def test_hugging_face_loads_files(
     (directory / "train.parquet").write_bytes((saved / "files.parquet").read_bytes())
     corpus = HuggingFace(path=str(directory), streaming=streaming)
     assert bare(corpus.read()) == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl.gz"])
+def test_hugging_face_loads_a_single_file(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / f"rows.{suffix}"
+    lines = [{"text": "one"}, {"text": ""}, {"text": "drei é"}, {"text": None}]
+    data = "\n".join(map(json.dumps, lines)).encode()
+    path.write_bytes(
+        gzip.compress(data) if suffix.endswith("gz") else (saved / "files.parquet").read_bytes()
+    )
+    assert bare(HuggingFace(path=str(path)).read()) == EXPECTED
+    [unit] = HuggingFace(path=str(path), split="train[1:3]").units()
+    assert (unit.start, unit.stop) == (0, 2)
+    (tmp_path / "in").mkdir()
+    path.rename(tmp_path / "in" / path.name)
+    with pytest.raises(DataError, match=r"/in with split='dev'.*train.*correct path, name, split"):
+        list(HuggingFace(path=str(tmp_path / "in"), split="dev").read())
+
+
+def test_hugging_face_is_cut_by_rows(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_train.data.corpus.hugging_face.UNIT_BYTES", 40)
+    corpus = HuggingFace(path=str(saved / "one"), field="{n}: {text}", where={"n": ["1", "3"]})
+    assert len(corpus.units()) > 1
+    assert [item.text for item in corpus.read() if isinstance(item, Document)] == [
+        "1: one",
+        "3: drei é",
+    ]
+
+
+def test_hugging_face_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"path=some/where.*127\.0\.0\.1:9.*HF_HUB_OFFLINE"):
+        list(HuggingFace(path="some/where").read())
 
 
 def test_hugging_face_refuses_what_has_no_effect(saved: Path) -> None:

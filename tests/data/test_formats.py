@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "cut.arrow": (arrow(pyarrow.ipc.new_stream)[:-600], "repair it"),
     "cut.json": (json.dumps(ROWS).encode()[:-20], "value 3 is not JSON"),
     "wrong.json": (json.dumps(ROWS).replace("three", '"').encode(), "value 2 is not JSON"),
-    "deep.json": (b"[{" + b'"x":[' * 1 + b"[" * 200_000, "too many brackets"),
+    "deep.json": (b"[{" + b'"x":[' * 1 + b"[" * 200_000, "recursion"),
     "damaged.jsonl.gz": (gzip.compress(LINES)[:50] + b"\0" * 200, "download it again"),
     "page.jsonl.gz": (b"<html>not found</html>", "download it again"),
     "gzip.jsonl.zst": (gzip.compress(LINES), "is gzip, and .zst says zstd"),

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 
-from llm_train.data.base import Corpus, Document, Skipped, Unit
-from llm_train.data.corpus.encodings import as_utf8, check_encoding, is_utf8
+from llm_train.data.base import Corpus, Skipped, Unit
+from llm_train.data.corpus.encodings import as_utf8, is_utf8
 from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.found import FoundFile, find
-from llm_train.data.corpus.opening import (
-    DECOMPRESSORS,
-    Content,
-    contents,
-    kind_of,
-    named_cause,
-    opened,
-)
-from llm_train.errors import ConfigError
+from llm_train.data.corpus.opening import Content, contents, kind_of, named_cause, opened
+from llm_train.data.corpus.rows import Item
+from llm_train.data.recipe import ADDED_LATER
+from llm_train.errors import ConfigError, DataError
 
 UNIT_BYTES = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 14
@@ -46,7 +42,7 @@ class FileCorpus(Corpus):
         """The files, in the same order at every call."""
 
     @abstractmethod
-    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
         """What one file or a stretch of it holds, in order."""
 
     def spans(self, file: FoundFile) -> Sequence[Span]:
@@ -67,10 +63,22 @@ class FileCorpus(Corpus):
             else:
                 groups.append(([file], None))
                 room = UNIT_BYTES - file.size
-        stamps: dict[FoundFile, str] = {}
-        return [_unit(number, files, span, stamps) for number, (files, span) in enumerate(groups)]
+        stamp = cache(_stamp)  # of a file that is cut, once
+        units = []
+        for number, (files, span) in enumerate(groups):
+            size = sum(file.size for file in files)
+            stamps = "\n".join(map(stamp, files))
+            unit = FileUnit(
+                name=f"{number}:{files[0].key}",
+                size=min(size, UNIT_BYTES) if span else size,
+                stamp=sha256(stamps.encode()).hexdigest(),
+                files=(*files,),
+                span=span,
+            )
+            units.append(unit)
+        return units
 
-    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
+    def documents(self, unit: Unit) -> Iterator[Item]:
         """All documents of the unit's files."""
         assert isinstance(unit, FileUnit), "a corpus is given its own units"
         for file in unit.files:
@@ -88,8 +96,8 @@ class NamedFiles(FileCorpus):
     """
 
     paths: list[str]
-    encoding: str = "utf-8"
-    members: str = "*"
+    encoding: str = field(default="utf-8", metadata=ADDED_LATER)
+    members: str = field(default="*", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         paths: Sequence[str] = self.paths  # a script may have passed a text
@@ -98,11 +106,11 @@ class NamedFiles(FileCorpus):
                 f"paths={paths!r} must be a list of files, directories, glob patterns or URLs, "
                 "as in [corpus/*.txt]"
             )
-        check_encoding(self.encoding)
+        is_utf8(self.encoding)
 
     @abstractmethod
-    def format_of(self, content: Content) -> Format | Skipped:
-        """How to read a file or a member, or why not."""
+    def format_of(self, content: Content) -> Format | None:
+        """How to read a file or a member; None: it is neither text nor a known format."""
 
     def files(self) -> list[FoundFile]:
         """Files named by ``paths``, in their order and sorted within each; none twice.
@@ -114,39 +122,31 @@ class NamedFiles(FileCorpus):
 
     def spans(self, file: FoundFile) -> Sequence[Span]:
         """Of files that are neither packed nor in another encoding than UTF-8."""
-        with opened(file) as stream, named_cause(file.path):
-            kind = kind_of(stream)
-            if kind in (*DECOMPRESSORS, "zip", "tar"):
-                return ()
-            found = self.format_of(Content(file.key, file.path, file.path, stream, kind))
-            if isinstance(found, Skipped) or (found.is_text and not is_utf8(self.encoding)):
+        with named_cause(file.path), opened(file) as stream:
+            content = Content(file.key, file.path, file.path, stream, kind_of(stream))
+            found = self.format_of(content)
+            if found is None or found.is_text == bool(content.kind):
+                return ()  # packed, or not to be read at all
+            if found.is_text and not is_utf8(self.encoding):
                 return ()
             return found.spans(stream, file.size, UNIT_BYTES)
 
-    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Document | Skipped]:
+    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
         """The file, or the members of the archive that it is."""
         for content in contents(file, self.members):
-            found = self.format_of(content)
-            if isinstance(found, Skipped):
-                yield found
+            found, stream = self.format_of(content), content.stream
+            if found is None:
+                yield Skipped(content.key, "neither text nor a known format", content.name)
                 continue
+            if found.is_text == bool(content.kind):
+                raise DataError(
+                    f"{content.path} is {content.kind or 'text'}, which {type(self).__name__} does "
+                    "not expect; take the corpus Files with format: auto, or leave it out of paths"
+                )
             with named_cause(content.path):
-                stream = as_utf8(content, self.encoding) if found.is_text else content.stream
+                if found.is_text:
+                    stream = as_utf8(content, self.encoding)
                 yield from found.read(stream, content.key, span)
-
-
-def _unit(
-    number: int, files: list[FoundFile], span: Span | None, stamps: dict[FoundFile, str]
-) -> FileUnit:
-    for file in files:
-        if file not in stamps:
-            stamps[file] = _stamp(file)
-    size = sum(file.size for file in files)
-    if span:  # of Parquet these are row groups: its share of the bytes is not worth finding out
-        size = min(size, UNIT_BYTES)
-    stamp = sha256("\n".join(stamps[file] for file in files).encode()).hexdigest()
-    name = f"{number}:{files[0].key}"
-    return FileUnit(name=name, size=size, stamp=stamp, files=(*files,), span=span)
 
 
 def _stamp(file: FoundFile) -> str:
@@ -154,9 +154,7 @@ def _stamp(file: FoundFile) -> str:
     digest = sha256(f"{file.size} {file.version}".encode())
     if not file.remote:
         with named_cause(file.path), open(file.path, "rb") as stream:
-            for sample in range(_SAMPLES):
+            for sample in range(_SAMPLES if file.size > _SAMPLE_BYTES else 1):
                 stream.seek(max(0, file.size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
-                if file.size <= _SAMPLE_BYTES:
-                    break
     return digest.hexdigest()

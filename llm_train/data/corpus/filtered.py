@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 from llm_train.context import Part
 from llm_train.data.base import Corpus, Document, Skipped, Unit
+from llm_train.data.corpus.rows import Item
 from llm_train.errors import ConfigError, check_at_least, check_choices
 
 
@@ -20,7 +19,7 @@ class Filter(Part, ABC):
     """Configuration of a rule. Subclasses are frozen, keyword-only dataclasses."""
 
     @abstractmethod
-    def __call__(self, document: Document) -> Document | Skipped:
+    def __call__(self, document: Document) -> Item:
         """The document, a changed one with its key, or why it is left out; always the same."""
 
 
@@ -44,13 +43,15 @@ class Filtered(Corpus):
         """Of the other corpus."""
         return self.corpus.units()
 
-    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
+    def documents(self, unit: Unit) -> Iterator[Item]:
         """What the filters leave, and the reasons for the rest."""
         for item in self.corpus.documents(unit):
             for each in self.filters:
                 if isinstance(item, Skipped):
                     break
                 item = each(item)
+                if isinstance(item, Skipped):
+                    item = item._replace(intended=True)
             yield item
 
 
@@ -91,44 +92,11 @@ class Length(Filter):
                 f"most={self.most} is below least={self.least}; nothing would be left"
             )
 
-    def __call__(self, document: Document) -> Document | Skipped:
+    def __call__(self, document: Document) -> Item:
         """The document, if its length is allowed."""
         length = len(document.text.strip())
         if length < self.least:
-            return Skipped(document.key, f"shorter than {self.least} characters", str(length))
+            return Skipped(document.key, f"shorter than {self.least} characters", str(length), True)
         if length > (self.most or math.inf):
-            return Skipped(document.key, f"longer than {self.most} characters", str(length))
+            return Skipped(document.key, f"longer than {self.most} characters", str(length), True)
         return document
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pattern(Filter):
-    """Leaves out what a regular expression of Python finds, or does not find, something in.
-
-    Attributes:
-        pattern: the expression.
-        keep: documents in which it finds something are kept, and not left out.
-    """
-
-    pattern: str
-    keep: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"pattern={self.pattern!r} is no regular expression: {error}"
-            ) from None
-
-    @cached_property
-    def _search(self) -> re.Pattern[str]:
-        return re.compile(self.pattern)
-
-    def __call__(self, document: Document) -> Document | Skipped:
-        """The document, unless the expression speaks against it."""
-        found = self._search.search(document.text)
-        if (found is not None) == self.keep:
-            return document
-        detail = repr(found[0])[:80] if found else ""
-        return Skipped(document.key, f"pattern {self.pattern!r}", detail)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_train.errors import ConfigError, DataError
 
@@ -23,7 +22,7 @@ class FoundFile(NamedTuple):
         key: relative path with slashes.
         path: on a disk, or a URL.
         size: in bytes; 0 where a server does not say.
-        version: what changes when the content does, as far as names and sizes tell.
+        version: what changes when the content does, as far as can be known without reading.
     """
 
     key: str
@@ -49,7 +48,7 @@ def find(entries: Sequence[str]) -> list[FoundFile]:
     """
     found: dict[str, tuple[int, FoundFile]] = {}
     for number, entry in enumerate(entries):
-        matches = sorted(_remote(entry) if "://" in entry else _local(os.path.expanduser(entry)))
+        matches = sorted(_matches(entry))
         if not matches:
             raise DataError(f"paths: {entry!r} matches no file; correct the path or the pattern")
         for match in matches:
@@ -62,81 +61,45 @@ def find(entries: Sequence[str]) -> list[FoundFile]:
     ]
 
 
-def on_disk(path: Path, root: Path) -> FoundFile:
-    """A file below ``root``."""
-    facts = path.stat()
-    key = path.relative_to(root).as_posix()
-    return FoundFile(key, str(path), facts.st_size, str(facts.st_mtime_ns))
-
-
-def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
-    """Files below ``root``, without hidden ones and directories named in ``without``."""
-    for directory, inner, names in os.walk(root):
-        inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
-        for name in names:
-            path = Path(directory, name)
-            if not name.startswith(".") and path.is_file():
-                yield on_disk(path, root)
-
-
-def _local(entry: str) -> Iterator[FoundFile]:
-    path = Path(entry)
-    if path.is_file():
-        yield on_disk(path, path.parent)
-    elif path.is_dir():
-        yield from walk(path)
-    else:
-        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        for match in map(Path, glob.iglob(entry, recursive=True)):
-            if match.is_file():
-                yield on_disk(match, fixed)
-
-
-def _remote(url: str) -> Iterator[FoundFile]:
+def _matches(entry: str) -> Iterator[FoundFile]:
     try:
         import fsspec
 
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(entry)
         fs.invalidate_cache()
-        root, infos = _listing(fs, path)
-    except FileNotFoundError as error:
+        if fs.isdir(path):
+            root, infos = path, fs.find(path, detail=True)
+        elif (fs.protocol == ("file", "local") and fs.isfile(path)) or not set("*[") & set(path):
+            root, infos = path.rpartition("/")[0], {path: fs.info(path)}
+        else:  # a question mark alone belongs to an address
+            root = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+            infos = fs.glob(path, detail=True)
+    except FileNotFoundError as error:  # which is what fsspec makes of every failure
         cause = error.__cause__
-        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
-            return
-        raise _unreachable(url, cause) from None  # fsspec calls every failure not found
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise _unreachable(entry, cause) from None
+        return
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"paths: {url}: {error}; write a URL that fsspec knows and install its library"
+            f"paths: {entry}: {error}; write a URL that fsspec knows and install its library"
         ) from None
     except Exception as error:  # each library has errors of its own
-        raise _unreachable(url, error) from error
+        raise _unreachable(entry, error) from error
     for name, info in infos.items():
-        key = name.removeprefix(root).lstrip("/") or name.rpartition("/")[2]
-        if not any(part.startswith(".") for part in key.split("/")):
+        key = name.removeprefix(root).lstrip("/")
+        if info["type"] == "file" and not any(part.startswith(".") for part in key.split("/")):
             version = " ".join(str(info[each]) for each in _VERSIONS if info.get(each))
-            yield FoundFile(key, fs.unstrip_protocol(name), info.get("size") or 0, version)
+            place = fs.unstrip_protocol(name) if "://" in entry else name
+            yield FoundFile(key, place, info.get("size") or 0, version)
 
 
-def _unreachable(url: str, error: BaseException) -> DataError:
+def _unreachable(entry: str, error: BaseException) -> DataError:
     return DataError(
-        f"paths: {url} cannot be reached: {line_of(error)}; "
+        f"paths: {entry} cannot be reached: {line_of(error)}; "
         "check the address, the network and the credentials"
     )
 
 
-def _listing(fs: Any, path: str) -> tuple[str, Mapping[str, Mapping[str, Any]]]:
-    """What the keys leave out, and what the server says of each file."""
-    if "*" in path or "[" in path:  # a question mark belongs to the address
-        infos = fs.glob(path, detail=True)
-        fixed = takewhile(lambda part: not glob.has_magic(part), path.split("/"))
-        return "/".join(fixed), {k: v for k, v in infos.items() if v["type"] == "file"}
-    info = fs.info(path)
-    if info["type"] == "file":
-        return path.rpartition("/")[0], {path: info}
-    return path, fs.find(path, detail=True)
-
-
 def line_of(error: BaseException) -> str:
     """What an error of a library says, on one line, or its name."""
-    text = " ".join(str(error).split())[:300]
-    return text or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

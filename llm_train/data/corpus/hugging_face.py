@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from dataclasses import field as new
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -14,14 +14,15 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from llm_train.data.base import Corpus, Document, Skipped, Unit
+from llm_train.data.base import Corpus, Unit
 from llm_train.data.corpus.files import UNIT_BYTES
 from llm_train.data.corpus.found import line_of
-from llm_train.data.corpus.rows import RowText
-from llm_train.errors import ConfigError, DataError, LLMTrainError
+from llm_train.data.corpus.opening import named_cause
+from llm_train.data.corpus.rows import Item, RowText
+from llm_train.data.recipe import ADDED_LATER
+from llm_train.errors import ConfigError, DataError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves for one split, for several
-_LOADERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 _REACH_SECONDS = 5
 
 
@@ -55,7 +56,7 @@ class HuggingFace(Corpus):
     name: str = ""
     split: str = "train"
     field: str = "text"
-    where: dict[str, list[str]] = new(default_factory=dict)
+    where: dict[str, list[str]] = dataclasses.field(default_factory=dict, metadata=ADDED_LATER)
     revision: str = ""
     streaming: bool = False
 
@@ -88,7 +89,7 @@ class HuggingFace(Corpus):
             for start in range(0, count, step)
         ]
 
-    def documents(self, unit: Unit) -> Iterator[Document | Skipped]:
+    def documents(self, unit: Unit) -> Iterator[Item]:
         """Rows in order."""
         assert isinstance(unit, RowRange), "a corpus is given its own units"
         rows = self._rows()
@@ -111,6 +112,10 @@ class HuggingFace(Corpus):
         digest = sha256(b"".join(state.read_bytes() for state in states))
         return digest.hexdigest() if states else str(rows._fingerprint)
 
+    def _named_cause(self) -> AbstractContextManager[None]:
+        what = f"{self.path} with split={self.split!r}"
+        return named_cause(what, "correct path, name, split or revision")
+
     def _rows(self) -> Any:  # one of two classes, neither of them typed
         try:
             import datasets
@@ -119,16 +124,13 @@ class HuggingFace(Corpus):
                 "the corpus HuggingFace needs the package datasets; "
                 "run pip install 'llm-train[datasets]'"
             ) from None
+        if not Path(self.path).exists():
+            self._require_hub()
         with self._named_cause():
             rows = self._loaded(datasets)
             # Only the text: decoding other columns (images, say) would cost and may need packages.
             names = rows.column_names
-            if names is None:
-                return rows
-            try:
-                return rows.select_columns(self._text.columns(names))
-            except ValueError as error:
-                raise DataError(f"{self.path} cannot be read: {error}") from None
+            return rows if names is None else rows.select_columns(self._text.columns(names))
 
     def _loaded(self, datasets: Any) -> Any:
         if self._saved():
@@ -136,24 +138,17 @@ class HuggingFace(Corpus):
             if not isinstance(rows, datasets.DatasetDict):
                 return rows
             if self.split not in rows:
-                known = ", ".join(rows)
-                raise DataError(f"split={self.split!r} is not in {self.path}; it has {known}")
+                raise ValueError(f"it has no such split but {', '.join(rows)}")
             return rows[self.split]
-        files: dict[str, Any] = {}
-        path = self.path
-        if Path(path).is_file():
-            name = Path(path).name.removesuffix(".gz").removesuffix(".zst")
-            files = {"data_files": {self.split.partition("[")[0]: path}}
-            path = _LOADERS.get(Path(name).suffix, "json")
-        elif not Path(path).exists():
-            self._require_hub()
+        file = Path(self.path)
+        only = {"data_files": {self.split.partition("[")[0]: file.name}} if file.is_file() else {}
         return datasets.load_dataset(
-            path,
+            str(file.parent) if only else self.path,
             self.name or None,
             split=self.split,
             revision=self.revision or None,
             streaming=self.streaming,
-            **files,
+            **only,
         )
 
     def _require_hub(self) -> None:
@@ -171,15 +166,3 @@ class HuggingFace(Corpus):
                 f"{line_of(error)}; correct the path, connect this machine, or set "
                 "HF_HUB_OFFLINE=1 to use what was downloaded before"
             ) from None
-
-    @contextmanager
-    def _named_cause(self) -> Iterator[None]:
-        try:
-            yield
-        except LLMTrainError:
-            raise
-        except Exception as error:  # of many libraries
-            raise DataError(
-                f"path={self.path} with split={self.split!r} cannot be read: {line_of(error)}; "
-                "correct path, name, split or revision"
-            ) from error

@@ -10,6 +10,7 @@ from functools import cached_property
 from llm_train.data.base import Document, Skipped
 from llm_train.errors import ConfigError
 
+Item = Document | Skipped
 _MISSING = object()
 _KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
 _KINDS |= {list: "a list", dict: "an object", str: "a text"}
@@ -66,14 +67,15 @@ class RowText:
                 )
         return list(dict.fromkeys(heads))
 
-    def document(self, key: str, row: object) -> Document | Skipped:
+    def document(self, key: str, row: object) -> Item:
         """The row's text, or why it has none."""
         if not isinstance(row, dict):
             return Skipped(key, "not an object", f"it is {_kind(row)}")
         for name, allowed in self.where.items():
             if (found := _value(row, name)) is _MISSING or str(found) not in allowed:
                 has = "missing" if found is _MISSING else repr(found)[:80]
-                return Skipped(key, f"{name!r} is not {' or '.join(allowed)}", f"it is {has}")
+                reason = f"{name!r} is not {' or '.join(allowed)}"
+                return Skipped(key, reason, f"it is {has}", intended=True)
         texts = []
         for literal, path in self._pieces:
             if literal:
@@ -93,7 +95,7 @@ class RowText:
         return document(key, "".join(texts))
 
 
-def document(key: str, text: str) -> Document | Skipped:
+def document(key: str, text: str) -> Item:
     """A document, unless it is empty or UTF-8 cannot hold it.
 
     Bytes that could not be decoded come as ``surrogateescape`` makes them.
@@ -113,7 +115,7 @@ def document(key: str, text: str) -> Document | Skipped:
     return Document(key, text)
 
 
-def decoded(key: str, data: bytes) -> Document | Skipped:
+def decoded(key: str, data: bytes) -> Item:
     """The document that these bytes are in UTF-8."""
     return document(key, data.decode("utf-8", "surrogateescape"))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from llm_train.data.base import Document, Skipped
+from llm_train.data.corpus.rows import Item, RowText
 
+_TEXT_FIELD = RowText(field="text", where={})
 LONGEST_BYTES = 64 << 20  # of a line or a field; a book has one or two million
 
 
@@ -19,19 +21,23 @@ class Span(NamedTuple):
     stop: int
 
 
+@dataclass(frozen=True, kw_only=True)
 class Format(ABC):
-    """Turns the bytes of a file into documents. Subclasses are frozen dataclasses.
+    """Turns the bytes of a file into documents. Each format looks at what concerns it.
 
     Attributes:
-        is_text: the bytes are text in some encoding.
+        rows: how a row becomes text.
+        separator: between documents of plain text; "" means that a file is one.
+        delimiter: between fields of a line; "" is what its header has most often.
     """
 
+    rows: RowText = _TEXT_FIELD
+    separator: str = ""
+    delimiter: str = ""
     is_text = True
 
     @abstractmethod
-    def read(
-        self, stream: io.BufferedReader, key: str, span: Span | None
-    ) -> Iterator[Document | Skipped]:
+    def read(self, stream: io.BufferedReader, key: str, span: Span | None) -> Iterator[Item]:
         """Documents in order.
 
         Args:

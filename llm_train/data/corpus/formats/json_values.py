@@ -11,31 +11,21 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from llm_train.data.base import Document, Skipped
+from llm_train.data.base import Skipped
 from llm_train.data.corpus.formats.base import LONGEST_BYTES, Format, Span
 from llm_train.data.corpus.opening import BUFFER_BYTES
-from llm_train.data.corpus.rows import RowText
+from llm_train.data.corpus.rows import Item
 
 _NOT_LINES = re.compile(rb"\s*(\[\s*(\{|$)|\{\s*[\r\n])")  # an array, or an indented object
-_NEXT = re.compile(r"[^\s,]")
+_NEXT = re.compile(r"[^\s,]|$")
 
 
-@dataclass(frozen=True, kw_only=True)
 class JSONValues(Format):
-    """JSON in the layout that its first characters show.
+    """JSON in the layout that its first characters show."""
 
-    Attributes:
-        rows: how an object becomes text.
-    """
-
-    rows: RowText
-
-    def read(
-        self, stream: io.BufferedReader, key: str, span: Span | None
-    ) -> Iterator[Document | Skipped]:
+    def read(self, stream: io.BufferedReader, key: str, span: Span | None) -> Iterator[Item]:
         """Keys end in the number of the line, from 1, or of the value, from 0."""
         if span is None and _NOT_LINES.match(stream.peek(BUFFER_BYTES)):
             for number, row in enumerate(_values(stream)):
@@ -44,13 +34,7 @@ class JSONValues(Format):
         parse = json.loads if self.rows.is_template else _fastest()
         start, stop = span or (0, 0)
         for number, line in enumerate(_lines(stream, start, stop), start=1):
-            place = f"{key}@{start}:{number}" if start else f"{key}:{number}"
-            if line is None:
-                yield Skipped(place, "too long a line", f"over {LONGEST_BYTES >> 20} MiB")
-            elif line.isspace():
-                yield Skipped(place, "empty")
-            else:
-                yield self._document(place, line, parse)
+            yield self._item(f"{key}@{start}:{number}" if start else f"{key}:{number}", line, parse)
 
     def spans(self, stream: io.BufferedReader, size: int, target: int) -> Sequence[Span]:
         """Lines that begin within so many bytes."""
@@ -58,9 +42,9 @@ class JSONValues(Format):
             return ()
         return [Span(at, min(at + target, size)) for at in range(0, size, target)]
 
-    def _document(
-        self, key: str, line: bytes, parse: Callable[[bytes], object]
-    ) -> Document | Skipped:
+    def _item(self, key: str, line: bytes, parse: Callable[[bytes], object]) -> Item:
+        if len(line) >= LONGEST_BYTES and not line.endswith(b"\n"):
+            return Skipped(key, "too long a line", f"over {LONGEST_BYTES >> 20} MiB")
         try:
             try:
                 row = parse(line)
@@ -68,62 +52,56 @@ class JSONValues(Format):
                 row = json.loads(line.decode())
         except UnicodeDecodeError as error:
             return Skipped(key, "not UTF-8", f"byte {line[error.start]:#x}")
-        except RecursionError:
-            return Skipped(key, "not JSON", "too many brackets")
-        except ValueError as error:
-            return Skipped(key, "not JSON", str(error))
+        except (ValueError, RecursionError) as error:
+            return Skipped(key, "empty" if line.isspace() else "not JSON", str(error))
         return self.rows.document(key, row)
 
 
 def _fastest() -> Callable[[bytes], object]:
     try:
-        import orjson
+        from orjson import loads
     except ImportError:
         return lambda line: json.loads(line.decode())
-    parse: Callable[[bytes], object] = orjson.loads
+    parse: Callable[[bytes], object] = loads
     return parse
 
 
-def _lines(stream: io.BufferedReader, start: int, stop: int) -> Iterator[bytes | None]:
-    """Lines that begin in [start, stop), or to the end where stop is 0; None for too long ones."""
+def _lines(stream: io.BufferedReader, start: int, stop: int) -> Iterator[bytes]:
+    """Lines that begin in [start, stop), or all where stop is 0; of too long ones the beginning."""
     # A packed file of a megabyte may hold a line of a gigabyte, of which a part will do.
     read = partial(stream.readline, LONGEST_BYTES)
     at = start
-    if start:
+    if start:  # the line that begins before is another's
         stream.seek(start - 1)
-        while (part := read()) and not part.endswith(b"\n"):
-            at += len(part)
-        at += len(part) - 1
+        at += len(b"".join(_to_line_end(read))) - 1
     while (at < stop or not stop) and (line := read()):
         at += len(line)
-        if len(line) < LONGEST_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = read()
-            at += len(line)
-        yield None
+        if len(line) >= LONGEST_BYTES and not line.endswith(b"\n"):
+            at += sum(map(len, _to_line_end(read)))
+        yield line
+
+
+def _to_line_end(read: Callable[[], bytes]) -> Iterator[bytes]:
+    while part := read():
+        yield part
+        if part.endswith(b"\n"):
+            return
 
 
 def _values(stream: io.BufferedReader) -> Iterator[object]:
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     parse = json.JSONDecoder().raw_decode
-    text, at, ended, number = decode(stream.read(BUFFER_BYTES)).lstrip(), 0, False, 0
-    if is_array := text.startswith("["):
-        at = 1
+    text, number, ended = decode(stream.read(BUFFER_BYTES)).lstrip(), 0, False
+    is_array = text.startswith("[")
+    at = int(is_array)
     while True:
-        found = _NEXT.search(text, at)
-        at = found.start() if found else len(text)
+        at, end, wrong = _NEXT.search(text, at).start(), -1, "it ends too early"  # type: ignore[union-attr]
         if is_array and text.startswith("]", at):
             return
-        value, end, wrong = None, -1, "it ends too early"
-        if at < len(text):
-            try:
-                value, end = parse(text, at)
-            except ValueError as error:
-                wrong = str(error)
-            except RecursionError:
-                raise ValueError(f"value {number} has too many brackets") from None
+        try:
+            value, end = parse(text, at)
+        except ValueError as error:
+            wrong = str(error)
         if end >= 0 and (end < len(text) or ended):
             yield value
             at, number = end, number + 1

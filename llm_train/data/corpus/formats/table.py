@@ -1,39 +1,25 @@
-"""Tables of text with a header: CSV, TSV and their relatives."""
+"""Tables of text with a header: CSV, TSV and their relatives, quoted as in RFC 4180."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from llm_train.data.base import Document, Skipped
+from llm_train.data.base import Skipped
 from llm_train.data.corpus.formats.base import LONGEST_BYTES, Format, Span
-from llm_train.data.corpus.rows import RowText
-
-_DELIMITERS = ",\t;|"
+from llm_train.data.corpus.rows import Item
 
 
-@dataclass(frozen=True, kw_only=True)
 class Table(Format):
-    """Rows under a header, fields quoted as in RFC 4180.
+    """One row a record, which may have line ends between quotes."""
 
-    Attributes:
-        rows: how a row becomes text.
-        delimiter: between fields; "" is the one that the header has most often.
-    """
-
-    rows: RowText
-    delimiter: str
-
-    def read(
-        self, stream: io.BufferedReader, key: str, span: Span | None
-    ) -> Iterator[Document | Skipped]:
+    def read(self, stream: io.BufferedReader, key: str, span: Span | None) -> Iterator[Item]:
         """Keys end in the number of the row, from 0, the header not counted."""
         header = stream.peek()[: 1 << 16].partition(b"\n")[0].decode("utf-8", "replace")
         lines = (line.decode("utf-8", "surrogateescape") for line in stream)
         csv.field_size_limit(LONGEST_BYTES)  # an opening quote alone would swallow the file
-        reader = csv.reader(lines, delimiter=self.delimiter or max(_DELIMITERS, key=header.count))
+        reader = csv.reader(lines, delimiter=self.delimiter or max(",\t;|", key=header.count))
         names = next(reader, [])
         self.rows.columns(names)
         for number, values in enumerate(filter(None, reader)):

@@ -5,29 +5,18 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from llm_train.data.base import Document, Skipped
 from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.opening import BUFFER_BYTES
-from llm_train.data.corpus.rows import decoded
+from llm_train.data.corpus.rows import Item, decoded
 
 _ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\f": "\f", r"\0": "\0", r"\\": "\\"}
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlainText(Format):
-    """Line ends are part of the text and stay as they are.
+    """Line ends are part of the text and stay as they are."""
 
-    Attributes:
-        separator: between documents; "" means that the file is one.
-    """
-
-    separator: str
-
-    def read(
-        self, stream: io.BufferedReader, key: str, span: Span | None
-    ) -> Iterator[Document | Skipped]:
+    def read(self, stream: io.BufferedReader, key: str, span: Span | None) -> Iterator[Item]:
         """Cut before it is decoded, so that a bad byte spoils one document."""
         if not self.separator:
             yield decoded(key, stream.read())
