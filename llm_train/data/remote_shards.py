@@ -308,5 +308,5 @@ class AheadWindows(TrainWindows):
         step, before = first - self._last if self._last >= 0 else 0, self._step
         self._last, self._step = first, step
         for turn in range(_AHEAD if step == before else 1, _AHEAD + 1 if step > 0 else 0):
-            self._shards.want(self._starts(numbers + turn * step), self._sequence + 1)
+            self._shards.want(self.located(numbers + turn * step), self._sequence + 1)
         return super().batch(numbers)

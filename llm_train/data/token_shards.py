@@ -125,7 +125,7 @@ class TokenShards(TokenSource):
         if manifest.version == 1:
             return None
         stored = manifest.splits[split]
-        return StoredDocuments(self.folder, split, stored.documents, stored.tokens)
+        return StoredDocuments(self._home, split, stored.documents, stored.tokens)
 
     def _tokens(self, split: str) -> ShardTokens:
         if self._remote is not None:
