@@ -352,6 +352,10 @@ class TokenSource(Part, ABC):
         """Where the documents of a split lie; None where it is unknown."""
         return None
 
+    def called(self, name: str) -> TokenSource:
+        """The source that a ``TokenSpan`` names; itself where it is not a mixture."""
+        return self
+
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
         return None
