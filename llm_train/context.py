@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from llm_train.derived import Derived
-from llm_train.runtime.devices import Kind
 from llm_train.units import Batch, Duration
+
+if TYPE_CHECKING:  # preparing data needs no torch, which takes a second and a half
+    import torch
+    from torch import nn
+
+    from llm_train.runtime.devices import Kind
 
 
 class Finding(NamedTuple):
@@ -149,6 +151,7 @@ class Context:
         compile: model.compile.
         float8: model.float8.
         update: model.update.
+        documents: model.documents.
         token_ids: number of token ids that the network knows.
         strategy: traits of the strategy.
         optimizer: traits of the optimizer.
@@ -171,6 +174,7 @@ class Context:
     compile: str
     float8: str
     update: str
+    documents: str
     token_ids: int
     strategy: StrategyTraits
     optimizer: OptimizerTraits
@@ -198,6 +202,9 @@ class Context:
 
         An optimizer may ask for the device of its parameters, and meta would be a wrong answer.
         """
+        import torch
+        from torch import nn
+
         zero = torch.zeros(1)
         return [
             (name, nn.Parameter(zero.expand(parameter.shape), parameter.requires_grad))

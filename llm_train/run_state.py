@@ -47,6 +47,7 @@ class RunState:
             where the task clips. Owned by ``Guard``.
         skipped: steps left out since the start. Owned by ``Guard``.
         held_out: results of the last validation by metric name. Owned by the task.
+        realised: metrics of where so many samples came from. Owned by whoever builds the run.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
         start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
@@ -69,6 +70,7 @@ class RunState:
     judge: Callable[[], None] = lambda: None  # nobody wants to know
     skipped: int = 0
     held_out: dict[str, float] = field(default_factory=dict)
+    realised: Callable[[int], dict[str, float]] = lambda samples: {}
     latest: dict[str, float] = field(default_factory=dict)
     latest_step: int = 0
     start_up: dict[str, float] = field(default_factory=dict)

@@ -102,8 +102,9 @@ class Settings:
 
     @property
     def unmasked(self) -> bool:
-        """Every training target counts: none is absent, and none is a token the loss ignores."""
-        return self.data.source.unmasked and self.task.loss.ignore_index < 0
+        """Every training target counts: none is absent, left out, or ignored by the loss."""
+        all_there = self.data.source.unmasked and self.task.documents == "joined"
+        return all_there and self.task.loss.ignore_index < 0
 
     @property
     def launch(self) -> Launch:
@@ -200,6 +201,7 @@ class Settings:
             compile=self.task.construction.compile,
             float8=self.task.construction.float8,
             update=self.task.update,
+            documents=self.task.documents,
             token_ids=self.task.network_config.token_ids,
             strategy=self.strategy.traits(self.world_size),
             optimizer=self.task.optimizer_config.traits,

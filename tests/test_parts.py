@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llm_train"
 FAMILIES = {
     *("model/network", "model/loss", "model/optimizer", "model/schedule", "model/recompute"),
-    *("data", "data/corpus", "data/tokenizer"),
+    *("data", "data/corpus", "data/foreign", "data/tokenizer"),
     *("trainer/strategy", "trainer/callbacks", "trainer/logger"),
 }
 

@@ -79,7 +79,8 @@ def _attention(settings: Settings, derived: Derived, device: torch.device) -> st
     if not torch.cuda.is_available():
         return f"{task.attention}; there is no device here to ask"
     network, precision = task.network_config, settings.precision
-    kernels = sdpa.chosen(task.attention, network, derived.sequence, precision, device)
+    apart = task.documents
+    kernels = sdpa.chosen(task.attention, network, derived.sequence, precision, device, apart)
     return ", ".join(kernels) or "unknown"
 
 

@@ -18,7 +18,7 @@ from llm_train.trainer import loss_scaling
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-MONITORS = ("val/loss", "val/bits_per_byte")
+MONITORS = ("val/loss", "val/perplexity", "val/bits_per_byte")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
 # Trainer arguments that another key replaces or that would break an invariant, with the way out.
@@ -116,7 +116,7 @@ def callbacks(settings: Settings) -> Iterator[str]:
             yield f"{key}={forbidden} does not work here: {_FORBIDDEN_CALLBACKS[forbidden]}"
         elif (
             isinstance(callback, EarlyStopping)
-            and callback.monitor not in MONITORS
+            and callback.monitor not in (*MONITORS, *_of_each_set(settings))
             and type(settings.task) is Task  # another may measure more
         ):
             names = " or ".join(MONITORS)
@@ -134,6 +134,14 @@ def callbacks(settings: Settings) -> Iterator[str]:
                 f"{key}={bases[0]} averages weights of which model.optimizer={name} keeps an "
                 "average, which validations score; remove it, or use AdamW"
             )
+
+
+def _of_each_set(settings: Settings) -> list[str]:
+    """What is measured of each held-out set, where there are several and they are known."""
+    source = settings.data.source
+    names = source.held_out_sets() if source.prepared else ()
+    kinds = ("loss", "perplexity", "bits_per_byte")
+    return [f"val/{name}/{kind}" for name in names for kind in kinds if len(names) > 1]
 
 
 def _shown(value: Any) -> str:

@@ -102,7 +102,7 @@ def _position(trainer: pl.Trainer) -> dict[str, Any]:
     return {
         "step": step,
         "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),  # of that step
-        "data": {**data.state_dict(), "consumed": data.consumed_at(step, derived)},
+        "data": data.position(data.consumed_at(step, derived)),
         "samples_per_step": sizes[-1][1] if sizes else derived.stages[0].samples_per_step,
         "stages": sizes,
         "world_size": trainer.world_size,

@@ -62,8 +62,9 @@ class Builder:
 
 
 def _holds_failure(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_holds_failure(item) for item in value)
+    if isinstance(value, list | tuple | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return any(_holds_failure(item) for item in items)
     return value is _FAILED
 
 

@@ -126,6 +126,12 @@ def is_list(hint: Hint) -> bool:
     return any(get_origin(part) in lists or part in (*lists, Any) for part in parts(hint))
 
 
+def named(hint: Hint) -> Hint:
+    """What stands under each name where a mapping of names to classes may stand; else None."""
+    inner = get_args(hint) if get_origin(hint) in (dict, collections.abc.Mapping) else ()
+    return inner[1] if inner and families(inner[1]) else None
+
+
 def is_finite(value: object) -> bool:
     """Whether no number in a value, which may be a list or a mapping, is infinite or NaN."""
     if isinstance(value, Mapping | list):
@@ -189,6 +195,8 @@ def describe(hint: Hint) -> str:
         inner = [part for part in get_args(hint) if part is not Ellipsis]
         number = "" if Ellipsis in get_args(hint) else f"{len(inner)} "
         return f"a list of {number}values, each {describe(inner[0])}"
+    if get_origin(hint) in (dict, collections.abc.Mapping):
+        return f"names, each with {describe(get_args(hint)[1])}"
     if get_origin(hint) in (list, collections.abc.Iterable, collections.abc.Sequence):
         return f"a list, each {describe(get_args(hint)[0])}"
     if get_origin(hint) in (dict, Mapping):

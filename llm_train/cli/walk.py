@@ -148,13 +148,17 @@ class Walk:
         """A value that is no group: a class, a list of classes, or something plain."""
         hint = setting.hint
         structured = self._structured(value) if schema.families(hint) else None
+        if isinstance(structured, Mapping) and (of := schema.named(hint)):
+            for name, item in structured.items():
+                self._item(of, item, join(path, name))
+            return
         items = structured if isinstance(structured, list) else []
         if any(isinstance(item, str | Mapping) for item in items):  # classes, and not numbers
             if not schema.is_list(hint):
                 self._say(f"{path} takes one value, not a list; remove the dash or the brackets")
                 return
             for index, item in enumerate(items):
-                self._class(hint, item, f"{path}[{index}]")
+                self._item(hint, item, f"{path}[{index}]")
         elif self._option and f"{path}[0]" in self.chosen:
             pass  # --trainer.callbacks.duration belongs to the last class of the list
         elif path == "trainer.accelerator" and isinstance(structured, Mapping):  # words only
@@ -169,6 +173,14 @@ class Walk:
             schema.is_finite(texts(yaml12.load_or_text, value)) < schema.is_finite(setting.default)
         ):  # a part for which infinity means something has it for a default
             self._say(f"{path}={value} is not finite; write {_EXAMPLES[float]}, for instance")
+
+    def _item(self, hint: Hint, value: object, path: str) -> None:
+        """One of several in a list or by name: a class, or a group of settings."""
+        groups = [family for family in schema.families(hint) if schema.is_group(family)]
+        if groups:
+            self._settings(groups[0], value, path)
+        else:
+            self._class(hint, value, path)
 
     def _structured(self, value: object) -> object:
         loaded: object = yaml12.load_or_text(value) if isinstance(value, str) else value

@@ -27,13 +27,20 @@ def blocks_of(size: int) -> int:
     return -(-size // BLOCK_BYTES)
 
 
+def sums_of(directory: Path, shards: Iterable[StoredFile]) -> npt.NDArray[np.uint32]:
+    """Reads finished shards for a CRC-32 of each block of them, one shard after another."""
+    sums = [
+        zlib.crc32(chunk[start : start + BLOCK_BYTES])
+        for shard in shards
+        for chunk in disk.chunks(directory / shard.name)  # a multiple of a block
+        for start in range(0, len(chunk), BLOCK_BYTES)
+    ]
+    return np.array(sums, dtype=_STORED)
+
+
 def write_sums(path: Path, shards: Iterable[StoredFile]) -> None:
-    """Reads finished shards and writes a CRC-32 for each block of them, one shard after another."""
-    with open(path, "wb") as out:
-        for shard in shards:
-            for chunk in disk.chunks(path.with_name(shard.name)):  # a multiple of a block
-                blocks = (chunk[n : n + BLOCK_BYTES] for n in range(0, len(chunk), BLOCK_BYTES))
-                out.write(np.fromiter(map(zlib.crc32, blocks), dtype=_STORED).tobytes())
+    """Writes the checksums of shards that lie next to ``path``."""
+    sums_of(path.parent, shards).tofile(path)
 
 
 def read_sums(path: Path, first: int, count: int) -> npt.NDArray[np.uint32]:

@@ -1,78 +1,122 @@
-"""Text to token ids on all cores, in order, in bounded memory.
+"""Where a long text can be cut so that its pieces have the same token ids as the whole.
 
-Threads, not processes: the tokenizers library releases the interpreter lock while it encodes, and
-on 2 cores two threads took 1.45 s where two forked processes took 1.58 s and the library's own
-thread pool 1.89 s (6 MB of Python source). Threads also share one tokenizer and start at once.
+A library takes some 120 bytes of memory a byte of text, so that a book of 100 MB would need 12 GB.
+Most tokenizers first cut text into words by a regular expression, and the ids of a word depend on
+nothing else. Two neighbouring characters of which no such word holds both are therefore a place to
+cut: a letter and the blank, line end or punctuation mark that follows it. No expression here looks
+back, so that what follows is read alike with and without what stands before; and a run of letters
+ends in front of such a character, whether more text follows or not.
+
+That holds for the expressions below (GPT-2's; those of Llama 3, Qwen and GPT-4; GPT-4o's) and for
+characters as tokens. Any other tokenizer is given whole texts.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from unittest import mock
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-import numpy as np
 import tokenizers
 
-from llm_train.data.base import Ids, Piece
-from llm_train.errors import DataError
+PIECE_CHARACTERS = 1 << 18
+LONGEST_CHARACTERS = 1 << 22  # without a place to cut: up to 600 MB of memory
 
-# An Encoding holds every token's string: some 100 times the text. One batch is a few MB of text.
-_BATCH_CHARACTERS = 1 << 19
-_BATCH_PIECES = 256
-_LARGEST_PIECE = 1 << 28
+# Letters (Latin, Cyrillic, Japanese, Chinese, Korean) that normalisation and case change alone, and
+# what ends a run of them.
+# Not an apostrophe: words such as "it's" are cut in another place by each expression.
+_PLACE = re.compile(
+    "[A-Za-z\u0410-\u044f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3]"
+    '(?=[ \n.,;:!?()\\[\\]{}"\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f\u300c\u300d])'
+)
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CHARACTERS = r"[\s\S]"
+_CUTTING = {_GPT2, _GPT4 % "{1,3}", _GPT4 % "", _GPT4O, _CHARACTERS}
+_CUTTING |= {pattern.replace(_CONTRACTIONS, "'(?i:[sdmt]|ll|ve|re)") for pattern in _CUTTING}
+# They cut once more, at single characters, or map each byte of a word.
+_HARMLESS = {"Digits", "Punctuation", "ByteLevel"}
+_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
 
 
-def encode_all(
-    pieces: Iterable[Piece], tokenizer: tokenizers.Tokenizer, workers: int
-) -> Iterator[tuple[Piece, Ids]]:
-    """Encodes pieces and gives them back in their order, each with its ids.
+@dataclass(frozen=True, kw_only=True)
+class Cutter:
+    """Cuts long texts for one tokenizer.
 
-    Args:
-        pieces: read as needed, a few batches ahead.
-        tokenizer: shared by the threads.
-        workers: threads; 0 means one per available core.
+    Attributes:
+        cuts: whether there are places at which ids cannot differ.
+        piece: about the length of a piece, in characters.
+        longest: longer pieces are refused.
     """
 
-    def encode(batch: list[Piece]) -> list[tuple[Piece, Ids]]:
-        encodings = tokenizer.encode_batch_fast([p.text for p in batch], add_special_tokens=False)
-        rows = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        return list(zip(batch, rows, strict=True))
+    cuts: bool
+    piece: int = PIECE_CHARACTERS
+    longest: int = LONGEST_CHARACTERS
 
-    workers = workers or _available_cores()
-    waiting: deque[Future[list[tuple[Piece, Ids]]]] = deque()  # at most two batches a worker
-    with (
-        # The library keeps to the calling thread, so that ``workers`` means what it says.
-        mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"),
-        ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool,
-    ):
-        for batch in _batches(pieces):
-            waiting.append(pool.submit(encode, batch))
-            if len(waiting) >= 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    @classmethod
+    def of(cls, tokenizer: tokenizers.Tokenizer) -> Cutter:
+        """Looks at how a tokenizer finds words."""
+        plain = json.loads(tokenizer.to_str())
+        normal = {step["type"] for step in _steps(plain["normalizer"], "normalizers")}
+        words = _steps(plain["pre_tokenizer"], "pretokenizers")
+        return cls(
+            cuts=any(map(_cuts_words, words))
+            and all(_cuts_words(step) or step["type"] in _HARMLESS for step in words)
+            and normal <= _NORMALIZERS
+            and not any(_may_span(token) for token in plain["added_tokens"])
+        )
+
+    def pieces(self, text: str) -> list[str] | None:
+        """The text in pieces, of which one is the whole if it is short; None: it cannot be cut."""
+        if len(text) <= self.piece:
+            return [text]
+        places = [0, *self._places(text), len(text)] if self.cuts else [0, len(text)]
+        spans = list(pairwise(places))
+        if any(stop - start > self.longest for start, stop in spans):
+            return None
+        return [text[start:stop] for start, stop in spans]
+
+    def _places(self, text: str) -> Iterator[int]:
+        place = 0
+        while len(text) - place > self.piece:
+            found = _PLACE.search(text, place + self.piece)
+            if found is None:
+                return
+            place = found.end()
+            yield place
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    characters = 0
-    for piece in pieces:
-        if len(piece.text) > _LARGEST_PIECE:
-            raise DataError(
-                f"document {piece.key!r} has {len(piece.text)} characters, the limit is "
-                f"{_LARGEST_PIECE}; cut it into documents (separator of TextFiles)"
-            )
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_PIECES:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _steps(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """The single steps of a normalizer or pre-tokenizer."""
+    if step is None:
+        return []
+    if step["type"] == "Sequence":
+        return [single for inner in step[key] for single in _steps(inner, key)]
+    return [step]
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cuts_words(step: dict[str, Any]) -> bool:
+    if step["type"] == "ByteLevel":
+        return bool(step["use_regex"])
+    known = step.get("pattern", {}).get("Regex") in _CUTTING
+    return step["type"] == "Split" and known and step["behavior"] == "Isolated"
+
+
+def _may_span(token: dict[str, Any]) -> bool:
+    """Whether a token that is looked for before words are could hold both sides of a cut."""
+    spreads = token["rstrip"] or token["single_word"] or _PLACE.search(token["content"])
+    return bool(not token["special"] and spreads)

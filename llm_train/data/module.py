@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,8 +17,12 @@ from llm_train.data.base import NO_TOKEN, Recipe, TokenSource, Windows
 from llm_train.data.preparation import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
+from llm_train.data.windows import JoinedWindows
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.units import Duration
+
+_ALL = Duration(0, "tokens")
 
 
 class _Batches(Dataset[Tensor]):
@@ -29,7 +34,7 @@ class _Batches(Dataset[Tensor]):
     def __getitem__(self, indices: np.ndarray) -> Tensor:
         if indices[-1] >= 0:  # a rank runs out of windows at the end of a batch
             return torch.from_numpy(self.windows.batch(indices))
-        batch = self.windows.batch(np.maximum(indices, 0))
+        batch = self.windows.batch(np.maximum(indices, max(0, indices.max())))
         return torch.from_numpy(np.where(indices[:, None] < 0, np.int32(NO_TOKEN), batch))
 
 
@@ -74,6 +79,8 @@ class TokenData(Part, pl.LightningDataModule):
         recipe: how ``llm-train prepare`` makes what the source reads.
         workers: loader processes per rank; 0 reads in the training process, which is fast enough
             for memory-mapped tokens.
+        validate_tokens: each validation scores so many tokens of each held-out set at most, in
+            windows spread evenly over it; 0 tokens scores all.
     """
 
     def __init__(
@@ -81,15 +88,22 @@ class TokenData(Part, pl.LightningDataModule):
         source: TokenSource,
         recipe: Recipe = Prepared(),  # noqa: B008 - frozen
         workers: int = 0,
+        validate_tokens: Duration = _ALL,
     ) -> None:
         super().__init__()
         if workers < 0:
             raise ConfigError(f"data.workers={workers} must be 0 (read in the process) or more")
+        if validate_tokens.unit != "tokens":
+            raise ConfigError(
+                f"data.validate_tokens={validate_tokens} must be in tokens, as in '10M tokens'"
+            )
+        self.validate_tokens = validate_tokens
         self.source = source
         self.recipe = recipe
         self.workers = workers
         self.consumed = 0
         self.steps_done = 0
+        self.held_out_turns: dict[str, int] = {}  # batches of each set, once a loader is made
         self._share: Share | None = None
 
     def parts(self) -> Iterator[Part]:
@@ -107,6 +121,11 @@ class TokenData(Part, pl.LightningDataModule):
                 f"data.recipe differs from what {folder} was prepared with: {difference}; "
                 "choose another data.source path, or prepare again with --force"
             )
+
+    def notes(self, context: Context) -> Iterator[str]:
+        """A run that nothing will be held against."""
+        if not self.source.held_out_sets():
+            yield "data.source holds no held-out text, so that this run validates nothing"
 
     def bind(
         self, *, share: Share, sequence: int, seed: int, steps_total: int, pin_memory: bool
@@ -129,8 +148,17 @@ class TokenData(Part, pl.LightningDataModule):
         return self._share
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data: one integer, and what it is a position in."""
-        return {"consumed": self.consumed, "fingerprint": self.source.fingerprint()}
+        """The position in the data."""
+        return self.position(self.consumed)
+
+    def position(self, consumed: int) -> dict[str, Any]:
+        """The position after ``consumed`` samples: that integer, and what it is a position in."""
+        return {
+            "consumed": consumed,
+            "fingerprint": self.source.fingerprint(),
+            "past": self.source.past(consumed, self._sequence),
+            "identity": self.source.identity(),
+        }
 
     def restore(self, state: dict[str, Any], *, steps_done: int) -> None:
         """Continues after the samples that ``state`` counts.
@@ -138,13 +166,16 @@ class TokenData(Part, pl.LightningDataModule):
         Raises:
             ConfigError: the data are not those the run was trained on so far.
         """
-        if state["fingerprint"] != self.source.fingerprint():
+        consumed, source = int(state["consumed"]), self.source
+        past = source.past(consumed, self._sequence)
+        if state["fingerprint"] != source.fingerprint() and state.get("past") != past:
+            changed = _changed(state.get("identity", {}), source.identity())
             raise ConfigError(
-                f"data.source reads other tokens ({self.source.fingerprint()[:12]}) than the "
+                f"data.source reads other tokens ({source.fingerprint()[:12]}) than the "
                 f"checkpoint was trained on ({state['fingerprint'][:12]}), so its position means "
-                "nothing; point data.source at the old tokens or start a new run"
+                f"nothing{changed}; {source.remedy(consumed, self._sequence)}"
             )
-        self.consumed = int(state["consumed"])
+        self.consumed = consumed
         self.steps_done = steps_done
 
     def consumed_at(self, step: int, derived: Derived) -> int:
@@ -161,10 +192,23 @@ class TokenData(Part, pl.LightningDataModule):
         )
         return self._loader(self.source.train_windows(self._sequence, self._seed), sampler)
 
-    def val_dataloader(self) -> TokenLoader:
-        """Loader of this rank's share of all held-out windows."""
-        windows = self.source.held_out_windows(self._sequence)
-        return self._loader(windows, HeldOutBatches(self.share, windows=len(windows)))
+    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
+        """Loader of this rank's share of all held-out windows, set by set; of none where none are.
+
+        Lightning's way, a loader for each set, would start the workers of all of them.
+        """
+        windows, batches = self._held_out()
+        self.held_out_turns = dict(zip(self.source.held_out_sets(), batches.turns(), strict=True))
+        return self._loader(windows, batches) if len(windows) else []
+
+    def _held_out(self) -> tuple[Windows, HeldOutBatches]:
+        sets = [
+            self.source.held_out_windows(self._sequence, name)
+            for name in self.source.held_out_sets()
+        ]
+        most = math.ceil(self.validate_tokens.count / self._sequence)
+        batches = HeldOutBatches(self.share, windows=[len(each) for each in sets], most=most)
+        return JoinedWindows(sets), batches
 
     def _loader(self, windows: Windows, sampler: Sampler[np.ndarray]) -> TokenLoader:
         return TokenLoader(
@@ -178,6 +222,24 @@ class TokenData(Part, pl.LightningDataModule):
             # would make dropout depend on how often a loader was started.
             generator=torch.Generator().manual_seed(self._seed),
         )
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What differs of what is known of the data, in words; "" where nothing is known."""
+    if not before:
+        return ""
+    found = [
+        f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    same = [key for key in before if before[key] == now.get(key)]
+    changed = "; changed: " + ", ".join(found or ["the tokens themselves"])
+    return changed + (f" (the same: {', '.join(same)})" if same else "")
+
+
+def _shown(value: str | None) -> str:
+    return "absent" if value is None else value if len(value) < 100 else f"{value[:97]}..."
 
 
 def data_of(trainer: pl.Trainer) -> TokenData:

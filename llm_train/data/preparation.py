@@ -1,26 +1,28 @@
 """Makes a directory of token shards that is complete or not there.
 
 Everything is written to ``PATH.partial`` and renamed at the end. A directory that has the name is
-therefore whole, and preparing again only has to compare recipes to know whether there is work.
+therefore whole, and preparing again only has to compare recipes to know whether there is work. What
+a killed preparation leaves in ``PATH.partial`` is where the next one goes on.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llm_train.data.base import Recipe
+from llm_train.data.claims import Claims
 from llm_train.data.recipe import differences, recipe_dict
 from llm_train.data.shards import add_sums, verify
 from llm_train.data.token_manifest import FILE_NAME, Manifest
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import ConfigError, DataError, LLMTrainError
 from llm_train.runtime import disk
+from llm_train.runtime.launch import find_launch
+from llm_train.runtime.startup import seconds_since_start
 
 _log = logging.getLogger(__name__)
 
@@ -40,15 +42,23 @@ class Prepared(Recipe):
 
 
 def prepare(
-    recipe: Recipe, path: str | Path, force: bool = False, progress: bool = True
+    recipe: Recipe,
+    path: str | Path,
+    force: bool = False,
+    progress: bool = True,
+    reread: bool = False,
 ) -> Manifest:
     """Follows ``recipe`` into the directory ``path``, unless its tokens are there already.
+
+    Any number of processes may be given the same work; each does its share, and all return when it
+    is done. What an interrupted call has finished is not done again.
 
     Args:
         recipe: how the tokens are made.
         path: of the directory, which appears when it is complete.
         force: replace what another recipe, or other text, left there.
         progress: show a progress bar on stderr.
+        reread: read all text again to compare it with what the tokens were made of.
 
     Raises:
         ConfigError: ``path`` holds something else.
@@ -58,23 +68,51 @@ def prepare(
     if not recipe.comparable:
         recipe.write(target, progress)
     _check_replaceable(target)
-    if (target / FILE_NAME).is_file() and not force:
-        manifest = verify(target)
-        if changed := _changes(manifest, recipe):
-            raise ConfigError(
-                f"{target} was prepared differently ({'; '.join(changed)}); "
-                "choose another path, or replace it with --force"
-            )
-        _log.info("%s is up to date", target)
-        return manifest if manifest.has_sums else add_sums(target)
-    with _staged(target) as directory:
-        recipe.write(directory, progress)
+    if (target / FILE_NAME).is_file() and not (force and _is_older(target)):
+        return _compared(target, recipe, reread)
+    staged = target.with_name(f"{target.name}.partial")
+    staged.mkdir(parents=True, exist_ok=True)
+    try:
+        recipe.write(staged, progress)
+        claims = Claims(staged)
+        claims.once("publish", lambda: not staged.exists(), partial(_publish, staged, target))
+    except LLMTrainError:
+        if not any(staged.glob("unit-*.json")) and not Claims(staged).alive():
+            shutil.rmtree(staged, ignore_errors=True)
+        raise
+    except OSError as error:
+        where = error.filename or staged
+        raise DataError(
+            f"{where}: {error.strerror}; what is finished stays in {staged}, and the same command "
+            "goes on from there once this is put right"
+        ) from error
     return verify(target)
+
+
+def _is_older(target: Path) -> bool:
+    """Whether the tokens were there before this process, whose siblings may have made them."""
+    age = time.time() - (target / FILE_NAME).stat().st_mtime
+    return find_launch().ranks == 1 or age > seconds_since_start()
+
+
+def _compared(target: Path, recipe: Recipe, reread: bool) -> Manifest:
+    manifest = verify(target)
+    changed = _changes(manifest, recipe)
+    if not changed and reread and recipe.content() != manifest.content:
+        changed = ["the text, all of which was read again"]
+    if changed:
+        raise ConfigError(
+            f"{target} was prepared differently ({'; '.join(changed)}); "
+            "choose another path, or replace it with --force"
+        )
+    how = "all of it was read" if reread else "sizes and samples of its content; --reread reads all"
+    _log.info("%s is up to date with its recipe and its text (compared: %s)", target, how)
+    return manifest if manifest.has_sums else add_sums(target)
 
 
 def _changes(manifest: Manifest, recipe: Recipe) -> list[str]:
     changed = list(differences(manifest.recipe, recipe_dict(recipe)))
-    if changed:  # then the text may be another too; its details would only bury the reason
+    if changed or manifest.version == 1:  # which recorded other facts about the text
         return changed
     try:
         return list(differences(manifest.provenance, dict(recipe.provenance())))
@@ -91,33 +129,13 @@ def _check_replaceable(target: Path) -> None:
         raise ConfigError(f"{target} exists and holds no prepared tokens; choose another path")
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of ``target`` if the block succeeds."""
-    staged = target.with_name(f"{target.name}.partial")
-    staged.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(staged, os.O_RDONLY)
-    try:
-        _lock(descriptor, staged)  # outside the block that removes: it may be another's directory
-        try:
-            for leftover in staged.iterdir():
-                leftover.unlink()
-            yield staged
-            os.fsync(descriptor)
-            disk.replace(staged, target, target.with_name(f"{target.name}.replaced"))
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, staged: Path) -> None:
-    """The lock goes with the process, so an interrupted one leaves none behind."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.path.samestat(os.fstat(descriptor), staged.stat())
-    except (BlockingIOError, FileNotFoundError):
-        mine = False
-    if not mine:
-        raise ConfigError(f"another process is preparing {staged}; wait for it to finish")
+def _publish(staged: Path, target: Path) -> None:
+    """Gives the finished directory its name, without what its manifest does not list."""
+    claims = Claims(staged)
+    keep = {FILE_NAME, claims.path("publish").name, *(f.name for f in Manifest.load(staged).files)}
+    for leftover in staged.iterdir():
+        if leftover.name not in keep:
+            leftover.unlink(missing_ok=True)
+    disk.sync(staged)
+    disk.replace(staged, target, target.with_name(f"{target.name}.replaced"))
+    Claims(target).drop("publish")

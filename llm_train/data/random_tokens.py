@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_train.data.base import Ids, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, Ids, TokenSource, Windows
 from llm_train.data.order import keys, mix
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
 from llm_train.errors import check_at_least
@@ -51,9 +51,9 @@ class RandomTokens(TokenSource):
         """Windows of the training stream."""
         return TrainWindows(self._tokens("train", self.length), sequence, seed, self.fingerprint())
 
-    def held_out_windows(self, sequence: int) -> Windows:
+    def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of another stream with the same distribution."""
-        return HeldOutWindows(self._tokens("held_out", self.held_out_length), sequence)
+        return HeldOutWindows(self._tokens(name, self.held_out_length), sequence)
 
     def _tokens(self, stream: str, length: int) -> ComputedTokens:
         return ComputedTokens(length, self.vocabulary, f"random/{self.seed}/{stream}")

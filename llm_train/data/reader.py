@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import zlib
+from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import Ids, SplitName
+from llm_train.data.base import Ids
 from llm_train.data.blocks import BLOCK_BYTES, blocks_of, read_sums
 from llm_train.data.shards import check_size, little_endian
 from llm_train.data.token_manifest import REMEDY, Manifest, sums_name
@@ -31,10 +32,15 @@ _MOST_OPEN = 1024
 
 
 @dataclass(slots=True)
-class _Shard:
-    """One mapped file; ``seen`` has a byte for each block, and ``unseen`` counts the zeros."""
+class Shard:
+    """The tokens of a mapped file, stretch ``number`` of a row, which begin at byte ``first``.
 
+    ``seen`` has a byte for each block, and ``unseen`` counts the zeros.
+    """
+
+    number: int
     path: Path
+    first: int
     content: memoryview
     seen: bytearray
     unseen: int
@@ -45,26 +51,37 @@ class _Shard:
         return self.seen.find(0, start // BLOCK_BYTES, blocks_of(stop)) >= 0
 
 
-class ShardTokens(Tokens):
-    """The shards of one split as one row of token ids."""
+class MappedTokens(Tokens):
+    """Stretches of files as one row of token ids.
 
-    def __init__(self, directory: Path, manifest: Manifest, split: SplitName) -> None:
+    Args:
+        sizes: of the stretches, in bytes.
+        dtype: of the ids in them.
+        vocab_size: ids are below it.
+    """
+
+    remedy = REMEDY
+
+    def __init__(self, sizes: Iterable[int], dtype: str, vocab_size: int) -> None:
         # 32-bit ids are read as signed integers, which torch can index with.
-        self._dtype = little_endian("uint16" if manifest.dtype == "uint16" else "int32")
-        shards = manifest.splits[split].shards
-        self._directory = directory
-        self._names = [shard.name for shard in shards]
-        self._borders = [0, *accumulate(shard.bytes for shard in shards)]  # in bytes
-        self._vocab_size = manifest.vocab_size
-        self._sums = directory / sums_name(split) if manifest.has_sums else None
-        self._first_sums = [0, *accumulate(blocks_of(shard.bytes) for shard in shards)]
-        self._open: dict[int, _Shard] = {}
+        self._dtype = little_endian("int32" if dtype == "uint32" else dtype)
+        self._borders = [0, *accumulate(sizes)]  # in bytes
+        self._vocab_size = vocab_size
+        self._open: dict[int, Shard] = {}
         self._copies = SafeCopies()
+
+    @abstractmethod
+    def _file(self, number: int) -> tuple[Path, int, int]:
+        """The file of a stretch, once it was checked; the first byte in it, and how many to map."""
+
+    def _sums(self, number: int) -> npt.NDArray[np.uint32] | None:
+        """CRC-32 of the blocks of a stretch, where they are known."""
+        return None
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """As stored, in the byte order of this machine."""
-        return self._dtype.newbyteorder("=")
+        """As stored, in the byte order of this machine, or what torch can index with."""
+        return np.dtype(np.uint16 if self._dtype.itemsize == 2 else np.int32)
 
     def __len__(self) -> int:
         return self._borders[-1] // self._dtype.itemsize
@@ -86,7 +103,8 @@ class ShardTokens(Tokens):
         except OSError as error:
             for place in places:
                 self._explain(place, place + size)
-            raise DataError(f"{self._directory} was unreadable: {error}; {REMEDY}") from None
+            path, *_ = self._file(bisect_right(self._borders, places[0]) - 1)
+            raise DataError(f"{path.parent} was unreadable: {error}; {self.remedy}") from None
         return np.ndarray((len(places), length), self._dtype, joined).astype(self.dtype)
 
     def _pieces(self, places: Sequence[int], size: int) -> list[memoryview]:
@@ -110,73 +128,97 @@ class ShardTokens(Tokens):
         """Appends ``size`` bytes from a place in a shard on, of as many shards as they lie in."""
         while size:
             shard = self._open.get(number) or self._map(number)
-            piece = shard.content[first : first + size]
+            stop = min(first + size, len(shard.content))
             if shard.unseen:
-                self._verify(shard, first, first + len(piece))
-            pieces.append(piece)
-            number, first, size = number + 1, 0, size - len(piece)
+                self._verify(shard, first, stop)
+            pieces.append(shard.content[first:stop])
+            number, first, size = number + 1, 0, size - (stop - first)
 
-    def _map(self, number: int) -> _Shard:
-        path, size = self._file(number)
-        check_size(path, size)
+    def _map(self, number: int) -> Shard:
+        path, first, size = self._file(number)
         while len(self._open) >= _MOST_OPEN:  # windows come in random order: any is as good
             del self._open[next(iter(self._open))]
-        count = blocks_of(size)
-        sums = read_sums(self._sums, self._first_sums[number], count) if self._sums else None
         try:
-            content = map_file(path, size)
+            content = map_file(path, first + size)[first:]
         except OSError as error:
-            raise DataError(f"{path} is unreadable: {error}; {REMEDY}") from None
-        shard = self._open[number] = _Shard(path, content, bytearray(count), count, sums)
+            raise DataError(f"{path} is unreadable: {error}; {self.remedy}") from None
+        count, sums = blocks_of(size), self._sums(number)
+        shard = Shard(number, path, first, content, bytearray(count), count, sums)
+        self._open[number] = shard
         return shard
 
-    def _file(self, number: int) -> tuple[Path, int]:
-        """Path and size of a shard."""
-        size = self._borders[number + 1] - self._borders[number]
-        return self._directory / self._names[number], size
-
     def _explain(self, start: int, stop: int) -> None:
-        """Finds out why bytes ``start .. stop`` of the split cannot be copied."""
-        for number in range(bisect_right(self._borders, start) - 1, len(self._names)):
-            path, size = self._file(number)
-            check_size(path, size)
-            first = max(0, start - self._borders[number])
-            _read(path, first, stop - start)
+        """Finds out why bytes ``start .. stop`` of the row cannot be copied."""
+        for number in range(bisect_right(self._borders, start) - 1, len(self._borders) - 1):
+            path, first, _ = self._file(number)
+            place = first + max(0, start - self._borders[number])
+            self._read(path, place, stop - start)
             if stop <= self._borders[number + 1]:
                 return
 
-    def _verify(self, shard: _Shard, start: int, stop: int) -> None:
+    def _verify(self, shard: Shard, start: int, stop: int) -> None:
         """Compares the blocks that bytes ``start .. stop`` lie in with what was written."""
-        for number in range(start // BLOCK_BYTES, blocks_of(stop)):
-            if shard.seen[number]:
-                continue
-            first = number * BLOCK_BYTES
-            piece = shard.content[first : first + BLOCK_BYTES]
-            _read(
-                shard.path, first, len(piece)
-            )  # page faults would read megabytes, or page by page
-            block = self._copies.join([piece], len(piece))
+        place, end = start // BLOCK_BYTES, blocks_of(stop)
+        while (number := shard.seen.find(0, place, end)) >= 0:
+            first = shard.first + number * BLOCK_BYTES
+            block = self._block(shard, number)
             found = zlib.crc32(block.data)
             if shard.sums is not None and found != (expected := int(shard.sums[number])):
                 raise DataError(
                     f"{shard.path} is damaged in block {number}, from byte {first} on: its CRC-32 "
-                    f"is {found:08x}, not {expected:08x} as in {self._sums}; {REMEDY}"
+                    f"is {found:08x}, not {expected:08x} as was written; {self.remedy}"
                 )
-            ids = block.view(self._dtype.str.replace("i", "u"))
-            if ids.max() >= self._vocab_size:
-                place = int(np.argmax(ids >= self._vocab_size))
-                raise DataError(
-                    f"{shard.path} holds id {ids[place]} at byte {first + place * ids.itemsize}, "
-                    f"and its vocabulary has {self._vocab_size} ids; {REMEDY}"
-                )
+            self._check_ids(shard.path, first, block.view(self._dtype))
             shard.seen[number] = 1
             shard.unseen -= 1
 
+    def _block(self, shard: Shard, number: int) -> npt.NDArray[np.uint8]:
+        """A block of a shard, until the next copy."""
+        first = number * BLOCK_BYTES
+        piece = shard.content[first : first + BLOCK_BYTES]
+        # Page faults would read megabytes, or page by page.
+        self._read(shard.path, shard.first + first, len(piece))
+        return self._copies.join([piece], len(piece))
 
-def _read(path: Path, first: int, count: int) -> None:
-    """Reads bytes of a file into the page cache, or says why not."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            os.pread(file.fileno(), count, first)
-    except OSError as error:
-        raise DataError(f"{path} is unreadable at {first}: {error.strerror}; {REMEDY}") from None
+    def _check_ids(self, path: Path, first: int, found: Ids) -> None:
+        ids = found.view(found.dtype.str.replace("i", "u"))  # negative ones are large
+        if ids.max() >= self._vocab_size:
+            place = int(np.argmax(ids >= self._vocab_size))
+            raise DataError(
+                f"{path} holds id {ids[place]} at byte {first + place * ids.itemsize}, "
+                f"and its vocabulary has {self._vocab_size} ids; {self.remedy}"
+            )
+
+    def _read(self, path: Path, first: int, count: int) -> None:
+        """Reads bytes of a file into the page cache, or says why not."""
+        try:
+            with open(path, "rb", buffering=0) as file:
+                os.pread(file.fileno(), count, first)
+        except OSError as error:
+            raise DataError(
+                f"{path} is unreadable at {first}: {error.strerror}; {self.remedy}"
+            ) from None
+
+
+class ShardTokens(MappedTokens):
+    """The shards of one split as one row of token ids."""
+
+    def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
+        shards = manifest.splits[split].shards
+        super().__init__((shard.bytes for shard in shards), manifest.dtype, manifest.vocab_size)
+        self._directory = directory
+        self._names = [shard.name for shard in shards]
+        self._sums_file = directory / sums_name(split) if manifest.has_sums else None
+        self._first_sums = [0, *accumulate(blocks_of(shard.bytes) for shard in shards)]
+
+    def _file(self, number: int) -> tuple[Path, int, int]:
+        path = self._directory / self._names[number]
+        size = self._borders[number + 1] - self._borders[number]
+        check_size(path, size)
+        return path, 0, size
+
+    def _sums(self, number: int) -> npt.NDArray[np.uint32] | None:
+        if self._sums_file is None:
+            return None
+        first, stop = self._first_sums[number : number + 2]
+        return read_sums(self._sums_file, first, stop - first)

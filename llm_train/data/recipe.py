@@ -16,6 +16,8 @@ from llm_train.data.token_manifest import Manifest
 from llm_train.errors import ConfigError
 
 NO_EFFECT_ON_TOKENS: Mapping[str, bool] = {"affects_tokens": False}
+# A field that an earlier version had not: at its default, the recipe is what it was.
+ADDED_LATER: Mapping[str, bool] = {"added_later": True}
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, object]:
@@ -36,9 +38,18 @@ def _plain(value: object) -> dict[str, object]:
         **{
             field.name: getattr(value, field.name)
             for field in dataclasses.fields(value)
-            if field.metadata.get("affects_tokens", True)
+            if field.metadata.get("affects_tokens", True) and not _is_new(value, field)
         },
     }
+
+
+def _is_new(value: object, field: dataclasses.Field[object]) -> bool:
+    """Whether a field was added later and says nothing."""
+    if not field.metadata.get("added_later"):
+        return False
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(getattr(value, field.name) == default)
 
 
 def differences(stored: object, wanted: object, key: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ number of ranks that divides the step reads the same samples in that step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,18 +65,32 @@ class HeldOutBatches(Sampler[np.ndarray]):
 
     Ranks must run the same number of forward passes, or a sharded network hangs; so a rank
     that runs out gets indices of -1, which read as windows without any target.
+
+    Args:
+        share: this rank's.
+        windows: of each held-out set, which follow one another; no batch has windows of two.
+        most: score so many of each set at most, spread evenly over it; 0 scores all.
     """
 
-    def __init__(self, share: Share, *, windows: int) -> None:
+    def __init__(self, share: Share, *, windows: Sequence[int], most: int = 0) -> None:
         self.share = share
         self.windows = windows
+        self.scored = [min(count, most or count) for count in windows]
+
+    def turns(self) -> list[int]:
+        """Batches of each set."""
+        together = self.share.per_device * self.share.data_ranks
+        return [math.ceil(count / together) for count in self.scored]
 
     def __len__(self) -> int:
-        return math.ceil(self.windows / (self.share.per_device * self.share.data_ranks))
+        return sum(self.turns())
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for indices in _turns(self.share, 0, len(self)):
-            yield np.where(indices < self.windows, indices, -1)
+        first = 0
+        for turns, scored, count in zip(self.turns(), self.scored, self.windows, strict=True):
+            for turn in _turns(self.share, 0, turns):
+                yield np.where(turn < scored, first + turn * count // max(1, scored), -1)
+            first += count
 
 
 def _turns(share: Share, first: int, count: int) -> Iterator[np.ndarray]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from llm_train.data.base import SPLITS, Ids, SplitName
+from llm_train.data.base import Ids
 from llm_train.data.blocks import write_sums
 from llm_train.data.token_manifest import REMEDY, Manifest, StoredFile, StoredSplit, sums_name
 from llm_train.errors import DataError
@@ -50,25 +52,31 @@ def describe_file(path: Path) -> StoredFile:
 class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Appends token ids of one split to ``SPLIT-00000.bin`` and its successors.
 
+    A file gets its name when it is whole, so that two processes may write the same one.
+
     Args:
         directory: exists.
         split: first part of the file names.
         vocab_size: ids are below it.
         shard_tokens: length of every shard but the last.
+        unit: number in the name of the first file; those after it have a second number.
     """
 
     def __init__(
-        self, directory: Path, split: SplitName, vocab_size: int, shard_tokens: int
+        self, directory: Path, split: str, vocab_size: int, shard_tokens: int, unit: int = 0
     ) -> None:
-        self._stem = directory / split
-        self._sums = directory / sums_name(split)
+        self._stem = directory / f"{split}-{unit:05d}"
         self._vocab_size = vocab_size
         self._dtype = little_endian(dtype_for(vocab_size))
         self._shard_tokens = shard_tokens
         self._counts = Counter(tokens=0, documents=0, text_bytes=0, decoded_bytes=0)
-        self._digest = hashlib.sha256()
         self._shards: list[StoredFile] = []
         self._file: BinaryIO | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Written so far."""
+        return self._counts["tokens"]
 
     def add(self, ids: Ids, **counts: int) -> None:
         """Appends ids of any integer type.
@@ -88,10 +96,9 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             )
         self._counts.update(counts, tokens=ids.size)
         stored = ids.astype(self._dtype)
-        self._digest.update(stored.tobytes())
         while stored.size:
             if self._file is None:
-                self._file = open(f"{self._stem}-{len(self._shards):05d}.bin", "wb")  # noqa: SIM115 - closed on exit
+                self._file = open(own_name(self._path()), "wb")  # noqa: SIM115 - closed on exit
             left = self._shard_tokens - self._file.tell() // self._dtype.itemsize
             part, stored = stored[:left], stored[left:]
             self._file.write(part.tobytes())
@@ -100,17 +107,34 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
     def stored(self) -> StoredSplit:
         """What was written, once the writer has been left."""
-        return StoredSplit(sha256=self._digest.hexdigest(), shards=self._shards, **self._counts)
+        return StoredSplit(sha256=hash_of(self._shards), shards=self._shards, **self._counts)
 
     def __exit__(self, *_: object) -> None:
         self._finish_shard()
-        write_sums(self._sums, self._shards)
+
+    def _path(self) -> Path:
+        number = len(self._shards)
+        return Path(f"{self._stem}{f'_{number:05d}' if number else ''}.bin")
 
     def _finish_shard(self) -> None:
         if self._file is not None:
             self._file.close()
-            self._shards.append(describe_file(Path(self._file.name)))
+            path = self._path()
+            finished = describe_file(Path(self._file.name))
+            os.replace(self._file.name, path)
+            self._shards.append(replace(finished, name=path.name))
             self._file = None
+
+
+def own_name(path: Path) -> Path:
+    """A name for a file that is not whole yet, which no other process uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+
+
+def hash_of(shards: Iterable[StoredFile]) -> str:
+    """The hash of a split: over sizes and hashes of its shards, in order."""
+    lines = "".join(f"{shard.bytes} {shard.sha256}\n" for shard in shards)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def verify(directory: Path, checksums: bool = False) -> Manifest:
@@ -158,9 +182,9 @@ def add_sums(directory: Path) -> Manifest:
         DataError: as ``verify``.
     """
     manifest = verify(directory, checksums=True)
-    for name in SPLITS:
+    for name in manifest.splits:
         write_sums(directory / sums_name(name), manifest.splits[name].shards)
-    added = [describe_file(directory / sums_name(name)) for name in SPLITS]
+    added = [describe_file(directory / sums_name(name)) for name in manifest.splits]
     manifest = replace(manifest, others=[*manifest.others, *added])
     manifest.save(directory)
     return manifest

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import accumulate
 
-from llm_train.data.base import Document, Piece, Split, SplitName
+from llm_train.data.base import HELD_OUT, TRAIN, Document, Hashed, Piece, Split
 from llm_train.errors import check_at_least
 
 
@@ -25,7 +26,9 @@ class _Fraction(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class HashSplit(_Fraction):
-    """Holds out whole documents, each by a hash of its own key: adding one moves no other.
+    """Holds out whole documents, each by a hash of its text.
+
+    Adding, removing or renaming a document moves no other, and copies fall on one side.
 
     Attributes:
         fraction: expected part of the documents that is held out.
@@ -34,18 +37,19 @@ class HashSplit(_Fraction):
 
     fraction: float = 0.05
     salt: str = ""
+    by_content = True
 
-    def held_out(self, key: str) -> bool:
-        """The side of the document called ``key``."""
-        digest = hashlib.sha256(f"{self.salt}/{key}".encode("utf-8", "surrogateescape")).digest()
-        # Eight bytes of a hash are uniform in 0 .. 2**64 - 1. Names of files need not be UTF-8.
-        return int.from_bytes(digest[:8], "big") < self.fraction * 2.0**64
+    def held_out(self, digest: bytes) -> bool:
+        """The side of a document by the hash of its text."""
+        salted = sha256(self.salt.encode() + digest).digest() if self.salt else digest
+        # Eight bytes of a hash are uniform in 0 .. 2**64 - 1.
+        return int.from_bytes(salted[:8], "big") < self.fraction * 2.0**64
 
-    def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:
+    def divide(self, documents: Iterable[Hashed], before: int) -> Iterator[Piece]:
         """Whole documents, in corpus order."""
-        for document in documents():
-            side: SplitName = "held_out" if self.held_out(document.key) else "train"
-            yield Piece(side, document.key, document.text, ends=True)
+        for document, digest in documents:
+            side = HELD_OUT if self.held_out(digest) else TRAIN
+            yield Piece(side, document.key, document.text, ends=True, digest=digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,8 @@ class TailSplit(_Fraction):
     """Holds out the end of the corpus: ``text[int((1 - fraction) * len(text)):]``, in characters.
 
     The cut may fall inside a document; its first part is then followed by no boundary token. The
-    corpus is read once more than otherwise, to count its characters.
+    corpus is read twice more than otherwise: to count its characters, and to find copies of what
+    is held out.
 
     Attributes:
         fraction: part of the characters that is held out.
@@ -61,13 +66,19 @@ class TailSplit(_Fraction):
 
     fraction: float = 0.1
 
-    def divide(self, documents: Callable[[], Iterator[Document]]) -> Iterator[Piece]:
+    def survey(self, units: Sequence[Iterable[Document]]) -> Sequence[int]:
+        """Characters from the start of each unit to the cut; negative behind it."""
+        lengths = [sum(len(document.text) for document in unit) for unit in units]
+        cut = int((1.0 - self.fraction) * sum(lengths))
+        return [cut - before for before in accumulate(lengths, initial=0)][:-1]
+
+    def divide(self, documents: Iterable[Hashed], before: int) -> Iterator[Piece]:
         """Everything before the cut, then everything after it."""
-        cut = int((1.0 - self.fraction) * sum(len(document.text) for document in documents()))
-        for document in documents():
-            before, after = document.text[: max(0, cut)], document.text[max(0, cut) :]
-            cut -= len(document.text)
-            if before:
-                yield Piece("train", document.key, before, ends=not after)
-            if after:
-                yield Piece("held_out", document.key, after, ends=True)
+        for (key, text), digest in documents:
+            train, held_out = text[: max(0, before)], text[max(0, before) :]
+            before -= len(text)
+            whole = b"" if train and held_out else digest
+            if train:
+                yield Piece(TRAIN, key, train, ends=not held_out, digest=whole)
+            if held_out:
+                yield Piece(HELD_OUT, key, held_out, ends=True, digest=whole)

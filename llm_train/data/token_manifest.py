@@ -11,23 +11,23 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llm_train.data.base import SPLITS, SplitName
+from llm_train.data.base import TRAIN
 from llm_train.errors import DataError
 from llm_train.runtime import disk
 from llm_train.runtime.structure import structure
 
 FILE_NAME = "manifest.json"
-VERSION = 1
+VERSION = 2
 DTYPES = {"uint16": 2, "uint32": 4}  # bytes of a stored token id
 REMEDY = "prepare again with --force, or restore it from a copy"
 
 
-def sums_name(split: SplitName) -> str:
+def sums_name(split: str) -> str:
     """The file with a CRC-32 for each block of a split's shards; see ``blocks``."""
     return f"{split}.crc32"
 
@@ -43,15 +43,15 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSplit:
-    """One side of the split.
+    """The training text, or one held-out set.
 
     Attributes:
         tokens: token ids, boundary tokens included.
-        documents: documents that have at least one character on this side.
+        documents: documents that have at least one character in it.
         text_bytes: UTF-8 bytes of the text.
         decoded_bytes: bytes the tokens decode to; differs from ``text_bytes`` only for a tokenizer
             that normalises its input.
-        sha256: of all token ids in their stored dtype, whatever the shards.
+        sha256: of sizes and hashes of the shards; in version 1 of all token ids.
         shards: files of token ids, in order.
     """
 
@@ -72,38 +72,51 @@ class Manifest:
         dtype: of the token ids, little-endian.
         vocab_size: ids are below it.
         end_of_text: id of the token after each document, -1 where there is none.
-        splits: the two sides.
-        others: tokenizer, byte lengths and the checksums of blocks.
+        splits: the training text, and then each held-out set.
+        others: tokenizer, byte lengths, the checksums of blocks, and the places of documents.
         recipe: the configuration that made the tokens, as plain values.
         provenance: what outside the recipe the tokens depend on.
         skipped: number of skipped documents by reason.
         references: bits per byte of the held-out text under general compressors; null: too long.
+        examples: the first skipped document by reason: its place, and what was found.
+        encoder: library and version that encoded; the ids do not depend on it.
+        content: hash of all documents, to compare with when all of them are read again.
     """
 
     version: int
     dtype: str
     vocab_size: int
     end_of_text: int
-    splits: dict[SplitName, StoredSplit]
+    splits: dict[str, StoredSplit]
     others: list[StoredFile]
     recipe: dict[str, Any]
     provenance: dict[str, str | int]
     skipped: dict[str, int]
     references: dict[str, float | None]
+    examples: dict[str, str] = field(default_factory=dict)
+    encoder: str = ""
+    content: str = ""
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the held-out sets."""
+        return [name for name in self.splits if name != TRAIN]
 
     @property
     def files(self) -> list[StoredFile]:
         """Every file of the directory but the manifest."""
-        return [*self.others, *(shard for name in SPLITS for shard in self.splits[name].shards)]
+        return [*self.others, *(shard for split in self.splits.values() for shard in split.shards)]
 
     @property
     def has_sums(self) -> bool:
         """Whether blocks have checksums; those of earlier versions have none."""
         names = {file.name for file in self.others}
-        return names.issuperset(map(sums_name, SPLITS))
+        return names.issuperset(map(sums_name, self.splits))
 
     def __post_init__(self) -> None:
         """Compares what the fields say with one another: each of them decides what is read."""
+        if next(iter(self.splits), "") != TRAIN:
+            raise ValueError(f"splits={', '.join(self.splits)} does not begin with {TRAIN}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype} is not one of {', '.join(DTYPES)}")
         width = DTYPES[self.dtype]
@@ -159,14 +172,14 @@ class Manifest:
 @lru_cache(maxsize=2)  # a start asks a dozen times, and 60,000 shards take half a second
 def _parsed(path: Path, content: bytes) -> Manifest:
     plain = json.loads(content.decode())
-    if plain["version"] != VERSION:
+    if plain["version"] not in (1, VERSION):
         raise DataError(
-            f"{path} has format version {plain['version']}, this program reads {VERSION}; "
+            f"{path} has format version {plain['version']}, this program reads 1 and {VERSION}; "
             "prepare again with --force"
         )
     crc32 = plain.pop("crc32", None)
-    # By field: earlier manifests of this version have two more that nobody read.
-    manifest = structure(Manifest, plain)
+    # By field: manifests of version 1 may have two more that nobody read, and lack the last three.
+    manifest = structure(Manifest, {"examples": {}, "encoder": "", "content": "", **plain})
     if (crc32 is not None or manifest.has_sums) and crc32 != _crc32_of(plain):
         raise ValueError("it does not match its own checksum")
     return manifest

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.base import SPLITS, Ids, SplitName, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, TRAIN, Ids, TokenSource, Windows
+from llm_train.data.documents import Documents, StoredDocuments
 from llm_train.data.reader import ShardTokens
+from llm_train.data.remote_shards import AheadWindows, Remote, RemoteShards, ShardCache
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
-from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest
+from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError
 from llm_train.runtime.launch import find_launch
@@ -26,26 +30,46 @@ class TokenShards(TokenSource):
     """Reads a directory of token shards, and verifies each block of them before its first use.
 
     Attributes:
-        path: the directory; `llm-train prepare` writes it.
+        path: the directory; `llm-train prepare` writes it. Or its copy at any URL that fsspec
+            knows, as in `s3://bucket/tokens`, whose blocks are fetched when they are needed.
+        cache: where blocks from a URL are kept.
     """
 
     path: str
+    cache: ShardCache = ShardCache()  # noqa: RUF009 - frozen
 
     unmasked = True  # documents follow one another without padding
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("path='' names no directory; set data.source.path")
+        if self._remote is None and self.cache != ShardCache():
+            raise ConfigError(
+                f"data.source.cache has no effect with path={self.path}, which is no URL; "
+                "leave it out"
+            )
 
     @property
-    def folder(self) -> Path:
-        """The directory."""
-        return Path(self.path)
+    def folder(self) -> Path | None:
+        """The directory; nothing is prepared at a URL."""
+        return Path(self.path) if self._remote is None else None
+
+    @cached_property
+    def _remote(self) -> Remote | None:
+        return Remote(self.path, self.cache) if "://" in self.path else None
+
+    @cached_property
+    def _home(self) -> Path:
+        """Where manifest, tokenizer and checksums lie."""
+        if self._remote is None:
+            return Path(self.path)
+        self._remote.mirror()
+        return self._remote.folder
 
     @property
     def prepared(self) -> bool:
-        """Whether the directory has a manifest."""
-        return (self.folder / FILE_NAME).exists()
+        """Whether the directory has a manifest; a URL is asked when it is used."""
+        return self._remote is not None or (self._home / FILE_NAME).exists()
 
     def tokenizer_text(self) -> str:
         """From the file alongside the shards."""
@@ -54,19 +78,27 @@ class TokenShards(TokenSource):
     def check(self) -> list[str]:
         """Reports a missing manifest, missing files and wrong sizes."""
         try:
-            verify(Path(self.path))
+            _ = self._home if self._remote else verify(Path(self.path))
         except DataError as error:
             return [f"data.source.path={self.path}: {error}"]
         return []
 
     def manifest(self) -> Manifest:
         """What the directory says about itself."""
-        return Manifest.load(self.folder)
+        return Manifest.load(self._home)
 
     def fingerprint(self) -> str:
         """Of the ids on both sides, not of the shards they happen to lie in."""
         splits = self.manifest().splits
-        return "-".join(splits[name].sha256[:32] for name in SPLITS)
+        return "-".join(split.sha256[:32] for split in splits.values())
+
+    def identity(self) -> dict[str, str]:
+        """The recipe's parts, the text as it was found, and what the tokenizer is."""
+        manifest = self.manifest()
+        sums = {file.name: file.sha256[:12] for file in manifest.others}
+        made = {part: json.dumps(manifest.recipe.get(part)) for part in ("corpus", "split")}
+        text = json.dumps(dict(manifest.provenance))
+        return {**made, "text": text, "tokenizer": sums.get(TOKENIZER, "")}
 
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer."""
@@ -74,25 +106,46 @@ class TokenShards(TokenSource):
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of the training shards."""
-        return TrainWindows(self._tokens("train"), sequence, seed, self.fingerprint())
+        tokens, fingerprint = self._tokens("train"), self.fingerprint()
+        if isinstance(tokens, RemoteShards):
+            return AheadWindows(tokens, sequence, seed, fingerprint)
+        return TrainWindows(tokens, sequence, seed, fingerprint)
 
-    def held_out_windows(self, sequence: int) -> Windows:
-        """Windows of the held-out shards."""
-        return HeldOutWindows(self._tokens("held_out"), sequence)
+    def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
+        """Windows of the shards of one held-out set."""
+        return HeldOutWindows(self._tokens(name), sequence)
 
-    def _tokens(self, split: SplitName) -> ShardTokens:
-        manifest = verify(self.folder)
+    def held_out_sets(self) -> tuple[str, ...]:
+        """As prepared."""
+        return tuple(self.manifest().held_out)
+
+    def documents(self, split: str = TRAIN) -> Documents | None:
+        """Those of the files alongside the shards, which version 1 had not."""
+        manifest = self.manifest()
+        if manifest.version == 1:
+            return None
+        stored = manifest.splits[split]
+        return StoredDocuments(self._home, split, stored.documents, stored.tokens)
+
+    def _tokens(self, split: str) -> ShardTokens:
+        if self._remote is not None:
+            return RemoteShards(self._remote, self.manifest(), split)
+        manifest = verify(self._home)
         if not manifest.has_sums and split == "train" and find_launch().rank == 0:
             _log.warning(
                 "%s was prepared without checksums of blocks, so that damage would pass unnoticed; "
                 "run `llm-train prepare` with its recipe, which adds them",
-                self.folder,
+                self._home,
             )
-        return ShardTokens(self.folder, manifest, split)
+        return ShardTokens(self._home, manifest, split)
+
+    def end_of_text(self) -> int:
+        """As the manifest says."""
+        return self.manifest().end_of_text
 
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
-        path, expected = self.folder / TOKEN_BYTES, self.vocab_size()
+        path, expected = self._home / TOKEN_BYTES, self.vocab_size()
         try:
             content = BytesIO(self._content(TOKEN_BYTES))
             lengths: Ids = np.load(content, allow_pickle=False)  # no pickled objects
@@ -107,7 +160,7 @@ class TokenShards(TokenSource):
 
     def _content(self, name: str) -> bytes:
         """A small file alongside the shards, compared with its checksum where there is one."""
-        path = self.folder / name
+        path = self._home / name
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -120,19 +173,25 @@ class TokenShards(TokenSource):
     def description(self) -> dict[str, str | int | float | None]:
         """Counts, tokenizer and the compressors' bits per byte."""
         manifest = self.manifest()
-        train, held_out = (manifest.splits[name] for name in SPLITS)
         named = manifest.recipe.get("tokenizer")
         tokenizer = named if isinstance(named, dict) else {}
         return {
             "path": self.path,
-            "train_tokens": train.tokens,
-            "train_documents": train.documents,
-            "train_bytes_per_token": train.text_bytes / max(1, train.tokens),
-            "held_out_tokens": held_out.tokens,
-            "held_out_documents": held_out.documents,
-            "held_out_bytes_per_token": held_out.text_bytes / max(1, held_out.tokens),
+            **{
+                f"{name}_{key}": value
+                for name, split in manifest.splits.items()
+                for key, value in _counts(split).items()
+            },
             "skipped_documents": sum(manifest.skipped.values()),
             "vocab_size": manifest.vocab_size,
             "tokenizer": str(tokenizer.get("class_path", "")),
             **{f"{name}_bits_per_byte": value for name, value in manifest.references.items()},
         }
+
+
+def _counts(split: StoredSplit) -> dict[str, int | float]:
+    return {
+        "tokens": split.tokens,
+        "documents": split.documents,
+        "bytes_per_token": split.text_bytes / max(1, split.tokens),
+    }

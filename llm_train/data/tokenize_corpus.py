@@ -1,43 +1,43 @@
 """The recipe: read, split, learn a tokenizer, encode, write.
 
-The text is read once for each thing that must be known before the next: the tokenizer from a first
-pass, the ids from a second. Nothing is kept between passes, so a corpus may be larger than memory.
+A corpus consists of units. Each is read, divided and encoded by one process into files of its own,
+and what follows from a unit does not depend on the others, so that any number of processes on any
+number of machines may share the work, be killed, and go on. What all units need to know is found
+out first, by one process; whoever sees the last unit finished merges them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+import os
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from llm_train.context import Part
-from llm_train.data.base import (
-    NO_TOKEN,
-    SPLITS,
-    Corpus,
-    Document,
-    Recipe,
-    Skipped,
-    Split,
-    SplitName,
-    Texts,
-    Tokenizer,
-)
-from llm_train.data.encoding import encode_all
-from llm_train.data.recipe import NO_EFFECT_ON_TOKENS, recipe_dict
-from llm_train.data.references import CompressedSize
-from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
-from llm_train.data.token_manifest import VERSION, Manifest, StoredSplit, sums_name
-from llm_train.data.tokenizer.tokenizer_file import byte_lengths, load_tokenizer, token_id
-from llm_train.errors import DataError, check_at_least
+from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
+from llm_train.data.claims import Claims
+from llm_train.data.encode_unit import StoredUnit
+from llm_train.data.merging import Merged, content_of
+from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
+from llm_train.data.sharing import Share, available_cores
+from llm_train.data.split import HashSplit
+from llm_train.data.start import START, Plan, Start, check_sides, check_skipped, find_out
+from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
+from llm_train.errors import ConfigError, DataError, check_at_least
+from llm_train.runtime.forked import run_forked
 
 _log = logging.getLogger(__name__)
+_IDENTITY = "recipe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,106 +47,172 @@ class Tokenize(Recipe):
     Attributes:
         corpus: the text.
         tokenizer: how text becomes ids.
-        split: what is held out.
-        workers: encoding threads; 0 means one per available core. Does not change the tokens.
-        shard_tokens: tokens per file.
+        split: what is held out of the corpus.
+        held_out: further held-out sets by name, each with a corpus of its own. Documents of
+            ``corpus`` that are the same as one of these, byte for byte, are not trained on.
+        workers: processes; 0 means one per available core. Does not change the tokens.
+        shard_tokens: tokens per file, at most. Each unit of a corpus, of about 64 MiB, has a file
+            of its own.
+        max_skipped: the part of the documents that may be unreadable before preparing is refused.
+            What filters leave out, empty documents and copies do not count.
     """
 
     corpus: Corpus
     tokenizer: Tokenizer
     split: Split
+    held_out: dict[str, Corpus] = field(default_factory=dict, metadata=ADDED_LATER)
     workers: int = field(default=0, metadata=NO_EFFECT_ON_TOKENS)
     shard_tokens: int = 100_000_000
+    max_skipped: float = field(default=0.01, metadata=NO_EFFECT_ON_TOKENS)
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "workers", hint=" (0: one per core)")
         check_at_least(self, 1, "shard_tokens")
+        check_at_least(self, 0, "max_skipped", hint=": a part of the documents, 0.01 for 1 percent")
+        for name in self.held_out:
+            if name in (TRAIN, HELD_OUT) or not name.replace("_", "").isalnum():
+                raise ConfigError(
+                    f"held_out.{name} must be a name of letters, digits and _, and neither "
+                    f"{TRAIN} nor {HELD_OUT}; rename it"
+                )
 
     def parts(self) -> Iterator[Part]:
-        """Corpus, tokenizer and split."""
-        yield from (self.corpus, self.tokenizer, self.split)
+        """Corpora, tokenizer and split."""
+        yield from (self.corpus, self.tokenizer, self.split, *self.held_out.values())
 
     def provenance(self) -> dict[str, str | int]:
-        """Of corpus and tokenizer."""
-        return {**self.corpus.provenance(), **self.tokenizer.provenance()}
+        """Of corpora and tokenizer."""
+        further = {
+            f"held_out.{name}.{key}": value
+            for name, corpus in self.held_out.items()
+            for key, value in corpus.provenance().items()
+        }
+        return {**self.corpus.provenance(), **further, **self.tokenizer.provenance()}
+
+    def content(self) -> str:
+        """The hash of all documents, which are read for it."""
+        return content_of(map(_content, self._tasks()))
 
     def write(self, directory: Path, progress: bool) -> None:
-        """Runs the recipe.
+        """Does this process's share of the work, and returns when all of it is done.
 
         Raises:
-            DataError: no training text, or nothing held out although the split asks for it.
+            DataError: no training text, nothing held out although the split asks for it, or too
+                much that cannot be read.
         """
+        claims, tasks = Claims(directory), self._tasks()
         provenance = self.provenance()
-        texts = Texts(train=self._train_texts, everything=self._texts)
-        self.tokenizer.build(texts).save(str(directory / TOKENIZER))
-        # Encode with what will be loaded later, not with the object that was trained.
-        tokenizer = load_tokenizer(directory / TOKENIZER)
-        lengths = byte_lengths(tokenizer)
-        np.save(directory / TOKEN_BYTES, lengths)
-        boundary = self.tokenizer.boundary
-        end_of_text = token_id(tokenizer, boundary) if boundary else NO_TOKEN
-        skipped, compressed = Counter[str](), CompressedSize()
-        size = provenance.get("bytes")
-        total = size if isinstance(size, int) else None
-        bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
-        with bar, ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(
-                    ShardWriter(directory, name, lengths.size, self.shard_tokens)
-                )
-                for name in SPLITS
-            }
-            pieces = self.split.divide(lambda: self._documents(skipped))
-            for piece, ids in encode_all(pieces, tokenizer, self.workers):
-                text, decoded = piece.text.encode(), int(lengths[ids].sum(dtype=np.int64))
-                if piece.ends and boundary:
-                    ids = np.append(ids, np.int32(end_of_text))
-                counts = {"documents": 1, "text_bytes": len(text), "decoded_bytes": decoded}
-                writers[piece.split].add(ids, **counts)
-                if piece.split == "held_out":
-                    compressed.add(text)
-                bar.update(len(text))
-        splits = {name: writer.stored() for name, writer in writers.items()}
+        self._identify(directory, claims, {"recipe": recipe_dict(self), "provenance": provenance})
+        plan = Plan(
+            tasks=tasks,
+            split=self.split,
+            tokenizer=self.tokenizer,
+            max_skipped=self.max_skipped,
+        )
+        with tqdm(unit="B", unit_scale=True, disable=not progress) as bar:
+
+            def start() -> None:
+                bar.set_description("reading")
+                find = partial(find_out, plan, directory)
+                for message in run_forked([find], idle=lambda: claims.beat("start")):
+                    if isinstance(message, str):
+                        _log.warning(message)
+                    else:
+                        bar.update(message)
+
+            claims.once("start", (directory / START).exists, start)
+            found = Start.load(directory)
+            bar.reset()
+            bar.set_description("encoding")
+            share = Share(
+                directory=directory,
+                tasks=found.placed(tasks),
+                rules=found.rules(self.split),
+                end_of_text=found.end_of_text,
+                sample=found.sample,
+                shard_tokens=self.shard_tokens,
+            )
+            workers = min(self.workers or available_cores(), len(share.missing()))
+            work = [partial(share.work, number) for number in range(workers)]
+            for size in run_forked(work, idle=bar.refresh):
+                bar.update(size)
+
+        def merge() -> None:
+            units = list(map(partial(_finished, directory), tasks))
+            merged = Merged(directory=directory, units=units)
+            self._merge(merged, provenance, found.end_of_text)
+
+        claims.once("merge", lambda: _is_complete(directory), merge)
+
+    def _merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
+        counts = merged.documents, merged.unexpected, merged.skipped, merged.examples
+        check_skipped(*counts, most=self.max_skipped)
+        names = [TRAIN, *([HELD_OUT] if self.split.holds_out else []), *self.held_out]
+        splits = {name: merged.split(name) for name in names}
         self._check(splits)
+        directory = merged.directory
+        first_held_out = names[1] if len(names) > 1 else ""
+        lengths = np.load(directory / TOKEN_BYTES, allow_pickle=False)
+        others = [describe_file(directory / name) for name in (TOKENIZER, TOKEN_BYTES)]
         Manifest(
             version=VERSION,
             dtype=dtype_for(lengths.size),
             vocab_size=lengths.size,
             end_of_text=end_of_text,
             splits=splits,
-            others=[
-                describe_file(directory / name)
-                for name in (TOKENIZER, TOKEN_BYTES, *map(sums_name, SPLITS))
-            ],
+            others=[*others, *chain.from_iterable(map(merged.join, names))],
             recipe=recipe_dict(self),
             provenance=provenance,
-            skipped=dict(sorted(skipped.items())),
-            references=compressed.bits_per_byte(),
+            skipped=merged.skipped,
+            references=merged.references(first_held_out),
+            examples=merged.examples,
+            encoder=merged.encoder,
+            content=merged.content,
         ).save(directory)
 
-    def _documents(self, skipped: Counter[str]) -> Iterator[Document]:
-        """A pass over the corpus, which counts what it leaves out by reason."""
-        skipped.clear()
-        for item in self.corpus.read():
-            if isinstance(item, Skipped):
-                skipped[item.reason] += 1
-            else:
-                yield item
+    def _tasks(self) -> list[Task]:
+        """All units, numbered."""
+        corpora = {"": self.corpus, **self.held_out}
+        units = [
+            (name, corpus, unit) for name, corpus in corpora.items() for unit in corpus.units()
+        ]
+        return [
+            Task(number=number, corpus=corpus, unit=unit, held_out=name)
+            for number, (name, corpus, unit) in enumerate(units)
+        ]
 
-    def _texts(self) -> Iterator[str]:
-        return (document.text for document in self._documents(Counter()))
+    def _identify(self, directory: Path, claims: Claims, wanted: dict[str, object]) -> None:
+        """Empties the directory of what another recipe, or other text, has left there."""
+        path = directory / _IDENTITY
 
-    def _train_texts(self) -> Iterator[str]:
-        pieces = self.split.divide(lambda: self._documents(Counter()))
-        return (piece.text for piece in pieces if piece.split == "train")
+        def is_ours() -> bool:
+            try:
+                return bool(json.loads(path.read_bytes()) == wanted)
+            except (OSError, ValueError):
+                return False
 
-    def _check(self, splits: Mapping[SplitName, StoredSplit]) -> None:
-        if not splits["train"].tokens:
-            raise DataError("the corpus has no training text; check its paths and the split")
-        if self.split.holds_out and not splits["held_out"].tokens:
-            raise DataError(
-                "the split holds nothing out; raise split.fraction, or set it to 0 to mean it"
+        def empty() -> None:
+            mine = claims.path("recipe")
+            for leftover in directory.iterdir():
+                if leftover != mine:
+                    leftover.unlink()
+            staged = directory / f".{_IDENTITY}.{os.getpid()}"
+            staged.write_text(json.dumps(wanted), encoding="utf-8")
+            staged.replace(path)
+
+        if not is_ours() and claims.alive():
+            raise ConfigError(
+                f"another process is preparing {directory} by another recipe, or from other text; "
+                "wait for it to finish, or choose another path"
             )
+        claims.once("recipe", is_ours, empty)
+
+    def _check(self, splits: dict[str, StoredSplit]) -> None:
+        documents = {name: split.documents for name, split in splits.items() if split.tokens}
+        check_sides(self.split, documents)
+        for name in self.held_out:
+            if name not in documents:
+                raise DataError(f"held_out.{name} has no text; check its paths")
         for name, split in splits.items():
             if split.text_bytes != split.decoded_bytes:
                 _log.warning(
@@ -156,3 +222,23 @@ class Tokenize(Recipe):
                     split.text_bytes,
                     split.decoded_bytes,
                 )
+
+
+def _finished(directory: Path, task: Task) -> StoredUnit:
+    stored = StoredUnit.load(directory, task)
+    if stored is None:
+        raise DataError(
+            f"{task.unit.name} changed while it was prepared; run the same command again"
+        )
+    return stored
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether it was merged, and perhaps has its name already."""
+    return (directory / FILE_NAME).exists() or not directory.exists()
+
+
+def _content(task: Task) -> str:
+    reading = Reading(task=task, rules=Rules(split=HashSplit(fraction=0.0)))
+    deque(reading.pieces(), maxlen=0)
+    return reading.content.hexdigest()

@@ -8,12 +8,14 @@ not move: they tile the tokens from the first, so that each token after it is sc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import NO_TOKEN, Ids, Windows
+from llm_train.data.base import NO_TOKEN, Ids, TokenSpan, Windows
 from llm_train.data.order import keys, permute
 from llm_train.errors import DataError
 
@@ -44,7 +46,42 @@ class Tokens(ABC):
         return out
 
 
-class TrainWindows(Windows):
+class Located(Windows):
+    """Windows whose places are computed for many neighbouring indices at a time, and kept."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_blocks": {}}
+
+    @abstractmethod
+    def compute(self, samples: npt.NDArray[np.int64]) -> list[int]:
+        """A number for each of ``samples`` that says where it is."""
+
+    def located(self, indices: npt.ArrayLike) -> list[int]:
+        """What ``compute`` says of ``indices``."""
+        samples = np.asarray(indices, dtype=np.int64).reshape(-1)
+        numbers: list[int] = samples.tolist()  # few: plain integers are faster than arrays
+        if not numbers:
+            return numbers
+        first, last = min(numbers) // _BLOCK, max(numbers) // _BLOCK
+        if last - first > 1:
+            return self.compute(samples)
+        places = self._block(first) if first == last else self._block(first) + self._block(last)
+        before = first * _BLOCK
+        return [places[number - before] for number in numbers]
+
+    def _block(self, number: int) -> list[int]:
+        if number not in self._blocks:
+            while len(self._blocks) > 1:
+                del self._blocks[min(self._blocks)]
+            first = number * _BLOCK
+            self._blocks[number] = self.compute(np.arange(first, first + _BLOCK))
+        return self._blocks[number]
+
+
+class TrainWindows(Located):
     """Endless windows in an order that depends on seed, fingerprint and sample index alone.
 
     Args:
@@ -55,6 +92,7 @@ class TrainWindows(Windows):
     """
 
     def __init__(self, tokens: Tokens, sequence: int, seed: int, fingerprint: str) -> None:
+        super().__init__()
         if len(tokens) < sequence + 1:
             raise DataError(
                 f"batch.sequence={sequence} needs {sequence + 1} training tokens, the data have "
@@ -66,40 +104,23 @@ class TrainWindows(Windows):
         # One window fewer than would fit at offset 0, so that every offset below S has room.
         self._count = max(1, len(tokens) // sequence - 1)
         self._offsets = min(sequence, len(tokens) - self._count * sequence)
-        self._blocks: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return self._count
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_blocks": {}}
-
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Position of the first token of each window."""
-        return np.array(self._starts(indices), dtype=np.int64)
+        return np.array(self.located(indices), dtype=np.int64)
 
-    def _starts(self, indices: npt.ArrayLike) -> list[int]:
-        samples = np.asarray(indices, dtype=np.int64).reshape(-1)
-        numbers: list[int] = samples.tolist()  # few: plain integers are faster than arrays
-        if not numbers:
-            return numbers
-        first, last = min(numbers) // _BLOCK, max(numbers) // _BLOCK
+    def located(self, indices: npt.ArrayLike) -> list[int]:
+        """Positions of first tokens."""
         # A block of few windows would span thousands of epochs, each with an order of its own.
-        if last - first > 1 or self._count < _BLOCK // 64:
-            return self._compute(samples)
-        starts = self._block(first) if first == last else self._block(first) + self._block(last)
-        before = first * _BLOCK
-        return [starts[number - before] for number in numbers]
+        if self._count < _BLOCK // 64:
+            return self.compute(np.asarray(indices, dtype=np.int64).reshape(-1))
+        return super().located(indices)
 
-    def _block(self, number: int) -> list[int]:
-        if number not in self._blocks:
-            while len(self._blocks) > 1:
-                del self._blocks[min(self._blocks)]
-            first = number * _BLOCK
-            self._blocks[number] = self._compute(np.arange(first, first + _BLOCK))
-        return self._blocks[number]
-
-    def _compute(self, samples: npt.NDArray[np.int64]) -> list[int]:
+    def compute(self, samples: npt.NDArray[np.int64]) -> list[int]:
+        """Positions of first tokens, from the permutation of each epoch."""
         epochs, places = np.divmod(samples, self._count)
         out = np.empty_like(samples)
         for epoch in np.unique(epochs):
@@ -111,7 +132,12 @@ class TrainWindows(Windows):
 
     def batch(self, indices: npt.ArrayLike) -> Ids:
         """Windows number ``indices``, which may lie in any epoch, as (N, S + 1)."""
-        return self._tokens.rows(self._starts(indices), self._sequence + 1)
+        return self._tokens.rows(self.located(indices), self._sequence + 1)
+
+    def spans(self, index: int) -> list[TokenSpan]:
+        """One span."""
+        [start] = self.located([index])
+        return [TokenSpan("", start, start + self._sequence + 1)]
 
 
 class HeldOutWindows(Windows):
@@ -139,3 +165,24 @@ class HeldOutWindows(Windows):
             start = place * self._sequence
             self._tokens.read(start, row[: min(row.size, len(self._tokens) - start)])
         return out
+
+
+class JoinedWindows(Windows):
+    """Windows of several sources, one after another; a batch has windows of one of them.
+
+    Args:
+        parts: all of one sequence.
+    """
+
+    def __init__(self, parts: Sequence[Windows]) -> None:
+        self._parts = parts
+        self._firsts = [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices``; a smaller one of another part stands for the part's first."""
+        places = np.asarray(indices, dtype=np.int64)
+        part = bisect_right(self._firsts, int(places.max())) - 1
+        return self._parts[part].batch(np.maximum(places - self._firsts[part], 0))

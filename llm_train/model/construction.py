@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from llm_train.context import Context, Part
 from llm_train.model.loss.base import Loss, LossSum, Scorer
@@ -24,7 +23,7 @@ from llm_train.model.recompute.base import Recompute
 from llm_train.trainer.strategy.base import Strategy
 
 CompileUnit = Literal["none", "blocks", "network", "graphs"]
-Score = Callable[[Tensor, Tensor], LossSum]
+Score = Callable[..., LossSum]
 Float8 = Literal["none", "tensorwise", "rowwise"]
 
 

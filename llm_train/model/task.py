@@ -9,9 +9,12 @@ and a synchronisation. Metrics gather on the device in ``run_state.sums`` until 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -19,15 +22,17 @@ from torch import Tensor
 
 from llm_train.checkpoint.loop_position import enter_stage
 from llm_train.context import Context, Part
+from llm_train.data.module import data_of
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.model.construction import CompileUnit, Construction, Float8, Score
+from llm_train.model.construction import CompileUnit, Construction, Float8
 from llm_train.model.learning_rate import LearningRates
 from llm_train.model.lightning_shortcuts import Trimmed
-from llm_train.model.loss.base import Loss, LossSum, Scorer
+from llm_train.model.loss.base import Loss
 from llm_train.model.loss.causal_lm import CausalLM
 from llm_train.model.network import sdpa
 from llm_train.model.network.base import Network
+from llm_train.model.network.confined import NO_TARGET, DocumentView
 from llm_train.model.network.flops import Counts
 from llm_train.model.network.meta import without_memory
 from llm_train.model.network.sdpa import Kernel
@@ -39,15 +44,14 @@ from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Schedule
-from llm_train.run_state import TaskBase
+from llm_train.model.scoring import Scoring
 from llm_train.runtime.devices import KINDS
 from llm_train.runtime.random_state import seed_generators
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.loss_scaling import LossScaling
-from llm_train.trainer.strategy.base import Strategy, require_strategy
 
 
-class Task(Part, Trimmed, TaskBase):
+class Task(Part, Trimmed, Scoring):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -67,6 +71,8 @@ class Task(Part, Trimmed, TaskBase):
         update: step waits for all gradients; backward updates each parameter as soon as its own
             gradient is there, and frees that gradient (no clipping, no accumulation; one device or
             fsdp).
+        documents: joined reads a window as one text; in confined, attention and positions begin
+            anew with each document, and the first token of one is no target.
     """
 
     def __init__(
@@ -80,23 +86,25 @@ class Task(Part, Trimmed, TaskBase):
         float8: Float8 = "none",
         attention: Kernel = "auto",
         update: UpdateTime = "step",
+        documents: DocumentView = "joined",
     ) -> None:
         super().__init__()
         self.network_config = network
         self.loss = loss
-        self._loss: Scorer = loss
+        self._loss = loss
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.construction = Construction(recompute=recompute, compile=compile, float8=float8)
         self.attention = attention
         self.update = update
+        self.documents = documents
         self._in_backward: InBackward | None = None  # until there is an optimizer
         self._rates: LearningRates | None = None  # as well
         self._stop_wanted = False
         self._unmasked = True
         self._token_bytes: Tensor | None = None
-        self._shadows: ShadowWeights | None = None
-        self._score: Score = self._plain_score
+        self._held_out_turns: dict[str, int] = {}  # batches of each held-out set
+        self._held_out_ends: list[int] = []
 
     # --- configuration, wiring --------------------------------------------------------------------
 
@@ -111,27 +119,31 @@ class Task(Part, Trimmed, TaskBase):
         Raises:
             ConfigError: the FLOPs of the network cannot be counted.
         """
-        yield from sdpa.problems(self.attention, context)
+        yield from sdpa.problems(self.attention, self.network_config, context)
         yield from in_backward.problems(context)
         if context.batch.sequence <= self.network_config.max_positions:
             self.counts.flops_per_token(context.batch.sequence)
 
-    def bind(self, derived: Derived, *, unmasked: bool, token_bytes: Tensor | None) -> None:
+    def bind(
+        self,
+        derived: Derived,
+        *,
+        unmasked: bool,
+        token_bytes: Tensor | None,
+        end_of_text: int = NO_TARGET,
+    ) -> None:
         """Receives what follows from the settings and the data.
 
         Args:
             derived: the numbers of the run.
             unmasked: every training target counts, so that the divisor is known in advance.
             token_bytes: (vocab_size,) bytes of text each token stands for; None if unknown.
+            end_of_text: the token after each document, where documents are kept apart.
         """
         self._derived = derived
+        self._end_of_text = end_of_text
         self._unmasked = unmasked
         self._token_bytes = token_bytes
-
-    @property
-    def strategy(self) -> Strategy:
-        """The Trainer's strategy, by its full type."""
-        return require_strategy(self.trainer.strategy)
 
     @cached_property
     def counts(self) -> Counts:
@@ -167,7 +179,7 @@ class Task(Part, Trimmed, TaskBase):
         self.run_state.stopwatch = Stopwatch(device, self.run_state.ledger)
         wide = torch.float64 if KINDS[device.type].float64 else torch.float32
         self.run_state.sums = torch.zeros(2, dtype=wide, device=device)
-        self._held_out_sums = torch.zeros(3, dtype=wide, device=device)
+        self._held_out_sums = torch.zeros(0, 3, dtype=wide, device=device)
         self._valid = torch.zeros((), dtype=torch.int64, device=device)
         if self._token_bytes is not None:
             self._token_bytes = self._token_bytes.to(device)
@@ -186,32 +198,21 @@ class Task(Part, Trimmed, TaskBase):
 
     # --- training ---------------------------------------------------------------------------------
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> LossSum:
-        """Loss sums of ``targets`` (B, T) given ``inputs`` (B, T)."""
-        if self._shadows is not None:
-            self._shadows.refresh()  # must not be traced where the whole network is compiled
-        return self._score(inputs, targets)
-
-    def _plain_score(self, inputs: Tensor, targets: Tensor) -> LossSum:
-        sums: LossSum = self.network(inputs, partial(self._loss, targets=targets))
-        return sums
-
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Objective of a micro-batch (B, T + 1) over its B T target slots; -1 marks no token."""
-        tokens = batch.long()
-        targets = self.strategy.own_targets(tokens[:, 1:])
+        inputs, targets, documents = self.split(batch.long())
         if not self._unmasked:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
-            tokens = tokens.clamp(min=0)
+            inputs = inputs.clamp(min=0)
         # Not self(...): hooks of the module's call tell DeepSpeed that a micro-batch begins; told
         # twice, it forgets in which order to prefetch.
-        sums = self.forward(tokens[:, :-1], targets)
+        sums = self.forward(inputs, targets, documents)
         # float64 += float32, in place: no cast and no third tensor.
         self.run_state.sums[0].add_(sums.nats)
         self.run_state.sums[1].add_(sums.tokens)
         if not self._unmasked:
             self._valid += sums.tokens
-        return sums.objective / tokens[:, 1:].numel()
+        return sums.objective / inputs.numel()
 
     def optimizer_step(
         self,
@@ -271,30 +272,46 @@ class Task(Part, Trimmed, TaskBase):
     # --- validation -------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the held-out sums from zero."""
-        self._held_out_sums.zero_()
+        """Starts the sums of each held-out set from zero."""
+        self._held_out_turns = data_of(self.trainer).held_out_turns
+        self._held_out_ends = list(accumulate(self._held_out_turns.values()))
+        self._held_out_sums = self._held_out_sums.new_zeros(len(self._held_out_ends), 3)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
-        tokens = batch.long()
-        targets = self.strategy.own_targets(tokens[:, 1:])
+        inputs, targets, documents = self.split(batch.long())
         absent = targets < 0
-        inputs = tokens[:, :-1].clamp(min=0)
-        sums = self.forward(inputs, targets.masked_fill(absent, self.loss.ignore_index))
+        counted = targets.masked_fill(absent, self.loss.ignore_index)
+        sums = self.forward(inputs.clamp(min=0), counted, documents)
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
-        self._held_out_sums += torch.stack([sums.nats, sums.tokens, text])
+        row = self._held_out_sums[bisect_right(self._held_out_ends, batch_idx)]
+        row += torch.stack([sums.nats, sums.tokens, text])
 
     def on_validation_epoch_end(self) -> None:
-        """Publishes the held-out loss over all ranks for callbacks and loggers."""
+        """Publishes the loss on each held-out set over all ranks for callbacks and loggers."""
         if self.trainer.sanity_checking:  # it was broken off, on all ranks alike
             return
-        nats, tokens, text = self.strategy.reduce(self._held_out_sums, reduce_op="sum").tolist()
-        if tokens == 0:
+        sums = self.strategy.reduce(self._held_out_sums, reduce_op="sum").tolist()
+        names = [f"val/{name}" for name in self._held_out_turns]
+        scored = {name: found for name, found in zip(names, sums, strict=True) if found[1]}
+        if not scored:
             raise ConfigError("data.source holds no held-out tokens to validate on")
-        results = {"val/loss": nats / tokens}
-        if text > 0:
-            results["val/bits_per_byte"] = nats / torch.log(torch.tensor(2.0)).item() / text
+        results = _scores("val", *next(iter(scored.values())))
+        for name, found in scored.items() if len(scored) > 1 else ():
+            results |= _scores(name, *found)
         self.run_state.held_out = results
         self.log_dict(results, logger=False)
+
+
+def _scores(prefix: str, nats: float, tokens: float, text: float) -> dict[str, float]:
+    """Metrics of a held-out set: its loss and perplexity, and bits where bytes are known."""
+    loss = nats / tokens
+    scores = {
+        f"{prefix}/loss": loss,
+        f"{prefix}/perplexity": math.exp(loss) if loss < 700 else math.inf,  # of a float64
+    }
+    if text > 0:
+        scores[f"{prefix}/bits_per_byte"] = nats / math.log(2.0) / text
+    return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -116,6 +117,7 @@ def _bind(settings: Settings, derived: Derived, rank: int) -> None:
         derived,
         unmasked=settings.unmasked,
         token_bytes=None if lengths is None else torch.from_numpy(lengths),
+        end_of_text=settings.data.source.end_of_text(),
     )
     _bind_data(settings, derived, rank)
 
@@ -126,6 +128,9 @@ def _bind_data(settings: Settings, derived: Derived, rank: int) -> None:
         data_ranks=derived.data_ranks,
         per_device=derived.per_device,
         accumulation=max(stage.accumulation for stage in derived.stages),
+    )
+    settings.task.run_state.realised = partial(
+        settings.data.source.realised, sequence=derived.sequence
     )
     settings.data.bind(
         share=share,

@@ -176,7 +176,7 @@ class Lease:
         if not number or path.with_suffix(".ended").exists():
             return LeaseHolder()
         try:
-            holder = _read(path)
+            holder = holder_of(path)
             if holder.gone or (holder.kernel != _kernel() and self._is_silent(holder, path)):
                 return holder
             if holder.pid:
@@ -189,7 +189,7 @@ class Lease:
         """Watches a holder that cannot be seen until it touches its file, or has not for long."""
         seen, began, told = path.stat().st_mtime, time.monotonic(), False
         while (watched := time.monotonic() - began) < self.stale_seconds:
-            if path.stat().st_mtime != seen or _read(path) != holder:
+            if path.stat().st_mtime != seen or holder_of(path) != holder:
                 return False
             # Two beats are awaited in any case: two hosts may stamp files by different clocks.
             if watched > 2 * self.beat_seconds:
@@ -220,7 +220,8 @@ class Lease:
                 os.utime(path)
 
 
-def _read(path: Path) -> LeaseHolder:
+def holder_of(path: Path) -> LeaseHolder:
+    """What the file of a lease says of its holder."""
     try:
         return LeaseHolder(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 _MOST_PIECES = 1024  # IOV_MAX of Linux and macOS
 _SMALLEST_BYTES = 1 << 20
@@ -30,6 +29,8 @@ def map_file(path: Path, size: int) -> memoryview:
     Raises:
         OSError: it cannot be opened, or is shorter.
     """
+    import torch  # which whoever only writes tokens does not need
+
     try:
         # Python's own map holds a descriptor as long as it lives (until 3.13).
         tensor = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from llm_train.errors import ConfigError
 from llm_train.verbs.base import Load, Verb
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Validate(Verb):
         )
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Prints loss and bits per byte."""
+        """Prints loss, perplexity and bits per byte of each held-out set."""
         settings = load(flags.settings)
 
         from llm_train.run.training import validate
@@ -30,15 +31,23 @@ class Validate(Verb):
 
         result = validate(settings, flags.checkpoint)
         say(f"{result.path}: step {result.step}")
+        if not result.metrics:
+            raise ConfigError(
+                "data.source holds no held-out text to validate on; prepare it with a split that "
+                "holds some out, or with held_out sets"
+            )
         say(section("held out", held_out(settings, result)))
         return 0
 
 
 def held_out(settings: Settings, result: Result) -> dict[str, float]:
     """Held-out metrics by the names that are printed, and what the data compare them with."""
-    rows = {"loss (nats per token)": round(result.metrics["val/loss"], 4)}
-    if "val/bits_per_byte" in result.metrics:
-        rows["bits per byte"] = round(result.metrics["val/bits_per_byte"], 4)
+    units = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
+    rows: dict[str, float] = {}
+    for metric, score in result.metrics.items():
+        name, _, kind = metric.removeprefix("val/").rpartition("/")
+        if kind in ("loss", "perplexity", "bits_per_byte"):
+            rows[f"{name} {units.get(kind, kind)}".lstrip()] = round(score, 4)
     for key, value in settings.data.source.description().items():
         if key.endswith("bits_per_byte") and value is not None:
             rows[key.replace("_", " ")] = round(float(value), 4)

@@ -158,8 +158,8 @@ def test_shard_that_shrinks_or_vanishes_while_it_is_read(
     starts = np.random.default_rng(0).integers(0, whole.size - 1500, 200).tolist()
     rows = tokens.rows(starts, 1500)
     assert all(np.array_equal(r, whole[s : s + 1500]) for r, s in zip(rows, starts, strict=True))
-    (many / "train-00003.bin").unlink()
-    with pytest.raises(DataError, match=r"train-00003.bin is missing; .*--force"):
+    (many / "train-00000_00003.bin").unlink()
+    with pytest.raises(DataError, match=r"train-00000_00003.bin is missing; .*--force"):
         tokens.rows(starts, 1500)
 
 

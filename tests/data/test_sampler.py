@@ -49,10 +49,26 @@ def test_held_out_windows_are_read_once_and_ranks_take_equal_turns(
     windows: int, world_size: int
 ) -> None:
     per_rank = [
-        list(HeldOutBatches(share(rank, world_size, 1), windows=windows))
+        list(HeldOutBatches(share(rank, world_size, 1), windows=[windows]))
         for rank in range(world_size)
     ]
     assert len({len(batches) for batches in per_rank}) == 1
-    assert len(per_rank[0]) == len(HeldOutBatches(share(0, world_size, 1), windows=windows))
+    assert len(per_rank[0]) == len(HeldOutBatches(share(0, world_size, 1), windows=[windows]))
     read = np.concatenate([batch for batches in per_rank for batch in batches])
     assert sorted(read[read >= 0].tolist()) == list(range(windows))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_no_batch_has_windows_of_two_held_out_sets(world_size: int) -> None:
+    samplers = [
+        HeldOutBatches(share(rank, world_size, 1), windows=[7, 0, 20], most=9)
+        for rank in range(world_size)
+    ]
+    turns = samplers[0].turns()
+    assert len(turns) == 3
+    batches = [list(sampler) for sampler in samplers]
+    first, last = ([b for rank in batches for b in part] for part in zip(*[
+        (rank[: turns[0]], rank[turns[0] :]) for rank in batches], strict=True))  # fmt: skip
+    assert sorted(i for part in first for b in part for i in b if i >= 0) == list(range(7))
+    scored = sorted(i for part in last for b in part for i in b if i >= 0)
+    assert scored == [7 + i * 20 // 9 for i in range(9)]

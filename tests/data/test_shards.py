@@ -102,8 +102,8 @@ def test_windows_pickle_without_their_tokens(shards: Path) -> None:
     assert np.array_equal(pickle.loads(pickled).batch(np.arange(10)), before)
 
 
-def test_fingerprint_is_of_tokens_not_of_shards(shards: Path, corpus: Path, tmp_path: Path) -> None:
-    others = prepared(corpus, tmp_path / "a", 777), prepared(corpus, tmp_path / "b", 1000, "other")
+def test_fingerprint_follows_the_tokens(shards: Path, corpus: Path, tmp_path: Path) -> None:
+    others = prepared(corpus, tmp_path / "a", 1000), prepared(corpus, tmp_path / "b", 1000, "other")
     first, same, other = (TokenShards(path=str(p)).fingerprint() for p in (shards, *others))
     assert first == same
     assert first != other
@@ -119,17 +119,19 @@ def test_missing_directory_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_truncated_or_missing_shard_is_named(shards: Path) -> None:
-    victim = shards / "train-00001.bin"
+    victim = shards / "train-00000_00001.bin"
     victim.write_bytes(victim.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"train-00001\.bin has 1998 bytes, its manifest says 2000"):
+    with pytest.raises(
+        DataError, match=r"train-00000_00001\.bin has 1998 bytes, its manifest says 2000"
+    ):
         TokenShards(path=str(shards)).train_windows(8, 0)
-    assert "train-00001.bin" in TokenShards(path=str(shards)).check()[0]
+    assert "train-00000_00001.bin" in TokenShards(path=str(shards)).check()[0]
     victim.unlink()
-    with pytest.raises(DataError, match=r"train-00001\.bin is missing"):
+    with pytest.raises(DataError, match=r"train-00000_00001\.bin is missing"):
         verify(shards)
 
 
-@pytest.mark.parametrize("name", ["train-00002.bin", "tokenizer.json", "token_bytes.npy"])
+@pytest.mark.parametrize("name", ["train-00000_00002.bin", "tokenizer.json", "token_bytes.npy"])
 def test_flipped_bit_is_found_by_checksums(shards: Path, name: str) -> None:
     assert verify(shards, checksums=True) == Manifest.load(shards)
     victim = shards / name
@@ -183,7 +185,7 @@ def test_manifest_with_wrong_types(shards: Path) -> None:
         "vocab_size=70000": {"vocab_size": 70_000},
         "end_of_text=300": {"end_of_text": 300},
         "own checksum": {"vocab_size": 299},
-        "splits=": {"splits": {"train": split}},
+        "splits=held_out does not begin with train": {"splits": {"held_out": split}},
         "skipped=": {"skipped": [1]},
     }
     for message, values in forged.items():

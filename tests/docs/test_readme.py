@@ -75,6 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text").mkdir()
     for number, page in enumerate(PAGES):
         (folder / "text" / f"{number}.txt").write_text(page.read_text("utf-8"), "utf-8")
+    (folder / "own.yaml").write_text(first_yaml(ROOT / "docs/your-own-corpus.md"), "utf-8")
     (folder / "my.yaml").write_text((ROOT / "configs/quickstart.yaml").read_text("utf-8"), "utf-8")
     return folder
 

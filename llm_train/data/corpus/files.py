@@ -1,54 +1,88 @@
-"""Text in files: finding them, and turning their bytes into documents or reasons why not."""
+"""Text in files: which files make a unit, and from each of them to documents."""
 
 from __future__ import annotations
 
-import glob
-import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, takewhile
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
 
-from llm_train.data.base import Corpus, Document, Skipped
+from llm_train.data.base import Corpus, Skipped, Unit
+from llm_train.data.corpus.encodings import as_utf8, is_utf8
+from llm_train.data.corpus.formats.base import Format, Span
+from llm_train.data.corpus.found import FoundFile, find
+from llm_train.data.corpus.opening import Content, contents, kind_of, named_cause, opened
+from llm_train.data.corpus.rows import Item
+from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError
 
-_READ_CHARACTERS = 1 << 20
+UNIT_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 4, 1 << 14
 
 
-class FoundFile(NamedTuple):
-    """A file and the key it goes by: relative to what was configured, so that data can move."""
+@dataclass(frozen=True, kw_only=True)
+class FileUnit(Unit):
+    """Some files that follow one another, or a stretch of one.
 
-    key: str
-    path: Path
+    Attributes:
+        files: at least one.
+        span: the stretch; None is all of the files.
+    """
+
+    files: tuple[FoundFile, ...]
+    span: Span | None
 
 
 class FileCorpus(Corpus):
-    """Documents that lie in files.
-
-    Attributes:
-        size_key: what provenance calls the size of the files; ``bytes`` where it is the text's.
-    """
-
-    size_key = "bytes"
+    """Documents that lie in files."""
 
     @abstractmethod
     def files(self) -> list[FoundFile]:
         """The files, in the same order at every call."""
 
     @abstractmethod
-    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
-        """What one file holds, in order."""
+    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
+        """What one file or a stretch of it holds, in order."""
 
-    def read(self) -> Iterator[Document | Skipped]:
-        """All documents, in the order of their files."""
-        return chain.from_iterable(map(self.documents, self.files()))
+    def spans(self, file: FoundFile) -> Sequence[Span]:
+        """Stretches of a large file that can be read alone; empty where it has none."""
+        return ()
 
-    def provenance(self) -> Mapping[str, str | int]:
-        """Number of files and their size on disk."""
-        files = self.files()
-        return {"files": len(files), self.size_key: sum(f.path.stat().st_size for f in files)}
+    def units(self) -> list[FileUnit]:
+        """Small files together, large ones cut where their format allows it."""
+        groups: list[tuple[list[FoundFile], Span | None]] = []
+        room = 0
+        for file in self.files():
+            if file.size >= 2 * UNIT_BYTES and (spans := self.spans(file)):
+                groups += [([file], span) for span in spans]
+                room = 0
+            elif file.size <= room:
+                groups[-1][0].append(file)
+                room -= file.size
+            else:
+                groups.append(([file], None))
+                room = UNIT_BYTES - file.size
+        stamp = cache(_stamp)  # of a file that is cut, once
+        units = []
+        for number, (files, span) in enumerate(groups):
+            size = sum(file.size for file in files)
+            stamps = "\n".join(map(stamp, files))
+            unit = FileUnit(
+                name=f"{number}:{files[0].key}",
+                size=min(size, UNIT_BYTES) if span else size,
+                stamp=sha256(stamps.encode()).hexdigest(),
+                files=(*files,),
+                span=span,
+            )
+            units.append(unit)
+        return units
+
+    def documents(self, unit: Unit) -> Iterator[Item]:
+        """All documents of the unit's files."""
+        assert isinstance(unit, FileUnit), "a corpus is given its own units"
+        for file in unit.files:
+            yield from self.read_file(file, unit.span)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,114 +90,71 @@ class NamedFiles(FileCorpus):
     """Documents in files that the configuration names.
 
     Attributes:
-        paths: files, directories or glob patterns.
+        paths: files, directories, glob patterns or URLs.
+        encoding: of text; ``auto`` guesses it for each file.
+        members: pattern for the members of archives.
     """
 
     paths: list[str]
+    encoding: str = field(default="utf-8", metadata=ADDED_LATER)
+    members: str = field(default="*", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         paths: Sequence[str] = self.paths  # a script may have passed a text
         if isinstance(paths, str) or not paths or not all(paths):
             raise ConfigError(
-                f"paths={paths!r} must be a list of files, directories or glob patterns, "
+                f"paths={paths!r} must be a list of files, directories, glob patterns or URLs, "
                 "as in [corpus/*.txt]"
             )
+        is_utf8(self.encoding)
+
+    @abstractmethod
+    def format_of(self, content: Content) -> Format | None:
+        """How to read a file or a member; None: it is neither text nor a known format."""
 
     def files(self) -> list[FoundFile]:
         """Files named by ``paths``, in their order and sorted within each; none twice.
 
-        A directory stands for all files below it whose path holds no name that starts with a dot;
-        in a pattern, ``**`` matches any depth.
-
         Raises:
-            DataError: an entry that matches nothing.
+            DataError: an entry that matches nothing or cannot be reached.
         """
-        found: dict[Path, FoundFile] = {}
-        for entry in self.paths:
-            matches = sorted(_expand(os.path.expanduser(entry)))
-            if not matches:
+        return find(self.paths)
+
+    def spans(self, file: FoundFile) -> Sequence[Span]:
+        """Of files that are neither packed nor in another encoding than UTF-8."""
+        with named_cause(file.path), opened(file) as stream:
+            content = Content(file.key, file.path, file.path, stream, kind_of(stream))
+            found = self.format_of(content)
+            if found is None or found.is_text == bool(content.kind):
+                return ()  # packed, or not to be read at all
+            if found.is_text and not is_utf8(self.encoding):
+                return ()
+            return found.spans(stream, file.size, UNIT_BYTES)
+
+    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
+        """The file, or the members of the archive that it is."""
+        for content in contents(file, self.members):
+            found, stream = self.format_of(content), content.stream
+            if found is None:
+                yield Skipped(content.key, "neither text nor a known format", content.name)
+                continue
+            if found.is_text == bool(content.kind):
                 raise DataError(
-                    f"paths: {entry!r} matches no file; correct the path or the pattern"
+                    f"{content.path} is {content.kind or 'text'}, which {type(self).__name__} does "
+                    "not expect; take the corpus Files with format: auto, or leave it out of paths"
                 )
-            for match in matches:
-                found.setdefault(match.path.resolve(), match)
-        return list(found.values())
+            with named_cause(content.path):
+                if found.is_text:
+                    stream = as_utf8(content, self.encoding)
+                yield from found.read(stream, content.key, span)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextFiles(NamedFiles):
-    r"""UTF-8 text files.
-
-    A document's key is the file's path below the directory or the fixed part of the pattern that
-    named it, with ``#number`` where the file is cut.
-
-    Attributes:
-        paths: files, directories or glob patterns.
-        separator: the text between documents where a file holds many (``"\n\n\n"``,
-            ``"<|endoftext|>"``); it belongs to none of them. Such files are read in pieces and may
-            be larger than memory. "" means that a file is one document.
-    """
-
-    separator: str = ""
-
-    def documents(self, file: FoundFile) -> Iterator[Document | Skipped]:
-        """The whole file, or the texts between separators."""
-        if not self.separator:
-            yield read_document(file)
-            return
-        number, rest = 0, ""
-        # newline="" leaves line ends as they are: "\r\n" is part of the text.
-        with file.path.open(encoding="utf-8", newline="") as stream:
-            try:
-                while chunk := stream.read(_READ_CHARACTERS):
-                    *whole, rest = (rest + chunk).split(self.separator)
-                    for text in whole:
-                        yield document(f"{file.key}#{number}", text)
-                        number += 1
-            except UnicodeDecodeError:
-                yield Skipped(f"{file.key}#{number}", "not UTF-8 from here to the end of the file")
-                return
-        if rest:
-            yield document(f"{file.key}#{number}", rest)
-
-
-def _expand(entry: str) -> Iterator[FoundFile]:
-    path = Path(entry)
-    if path.is_file():
-        yield FoundFile(path.name, path)
-    elif path.is_dir():
-        yield from walk(path)
-    else:
-        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        for match in map(Path, glob.iglob(entry, recursive=True)):
-            if match.is_file():
-                yield FoundFile(match.relative_to(fixed).as_posix(), match)
-
-
-def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
-    """Files below ``root``, without hidden ones and directories named in ``without``."""
-    for directory, inner, names in os.walk(root):
-        inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
-        for name in names:
-            path = Path(directory, name)
-            if not name.startswith(".") and path.is_file():
-                yield FoundFile(path.relative_to(root).as_posix(), path)
-
-
-def document(key: str, text: str) -> Document | Skipped:
-    """A document, unless it is empty or holds half of a surrogate pair, which UTF-8 cannot."""
-    if not text:
-        return Skipped(key, "empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return Skipped(key, "lone surrogate")
-    return Document(key, text)
-
-
-def read_document(file: FoundFile) -> Document | Skipped:
-    """The whole file, line ends untouched."""
-    try:
-        return document(file.key, file.path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError:
-        return Skipped(file.key, "not UTF-8")
+def _stamp(file: FoundFile) -> str:
+    """Size, time and a few samples, of which small files consist; of a URL what its server says."""
+    digest = sha256(f"{file.size} {file.version}".encode())
+    if not file.remote:
+        with named_cause(file.path), open(file.path, "rb") as stream:
+            for sample in range(_SAMPLES if file.size > _SAMPLE_BYTES else 1):
+                stream.seek(max(0, file.size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-from llm_train.data.base import Corpus, Document, Skipped
-from llm_train.data.corpus.files import document
+from llm_train.data.base import Corpus, Unit
+from llm_train.data.corpus.files import UNIT_BYTES
+from llm_train.data.corpus.found import line_of
+from llm_train.data.corpus.opening import named_cause
+from llm_train.data.corpus.rows import Item, RowText
+from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError
 
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves for one split, for several
+_REACH_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRange(Unit):
+    """Consecutive rows of a split; ``stop`` is 0 where nobody knows how many there are."""
+
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +39,14 @@ class HuggingFace(Corpus):
     """One split of a data set; a document's key is the split's name, a colon and the row number.
 
     Attributes:
-        path: name on the hub, a directory written by ``save_to_disk``, or one of data files.
+        path: name on the hub, a directory written by ``save_to_disk``, one of data files, or a
+            single data file.
         name: configuration of the data set; "" is its default.
         split: of the data set, slices included, as in ``train[:1%]``.
-        field: the column that holds the text.
+        field: the column that holds the text: a name, a path (``data.text``) or a template of
+            several (``"{title} {body}"``).
+        where: column to the values that it may have, as in ``{language: [en, de]}``; other rows are
+            skipped.
         revision: commit or tag on the hub; "" is the newest, so that preparing again later may read
             other text.
         streaming: read over the network row by row, keeping nothing on disk.
@@ -33,6 +56,7 @@ class HuggingFace(Corpus):
     name: str = ""
     split: str = "train"
     field: str = "text"
+    where: dict[str, list[str]] = dataclasses.field(default_factory=dict, metadata=ADDED_LATER)
     revision: str = ""
     streaming: bool = False
 
@@ -40,32 +64,59 @@ class HuggingFace(Corpus):
         for name in ("path", "split", "field"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}='' must not be empty")
+        self._text  # noqa: B018 - which checks the field
         if self._saved() and (self.name or self.revision or self.streaming):
             raise ConfigError(
                 f"path={self.path} was written by save_to_disk, where name, revision and streaming "
                 "have no effect; leave them out"
             )
 
-    def read(self) -> Iterator[Document | Skipped]:
-        """Rows in order."""
-        for number, row in enumerate(self._rows()):
-            key = f"{self.split}:{number}"
-            if self.field not in row:
-                known = ", ".join(row)
-                raise DataError(f"field={self.field!r} is no column of {self.path}; it has {known}")
-            text = row[self.field]
-            yield document(key, text) if isinstance(text, str) else Skipped(key, "not a string")
+    def units(self) -> list[RowRange]:
+        """Ranges of rows of about 64 MiB; a stream is one."""
+        rows = self._rows()
+        if self.streaming:
+            return [RowRange(name=self.split, size=0, stamp=self.revision, start=0, stop=0)]
+        count, size = len(rows), rows.data.nbytes
+        step = max(1, count * UNIT_BYTES // max(1, size))
+        return [
+            RowRange(
+                name=f"{self.split}:{start}",
+                size=size * min(step, count - start) // count,
+                stamp=self._stamp(rows),
+                start=start,
+                stop=min(start + step, count),
+            )
+            for start in range(0, count, step)
+        ]
 
-    def provenance(self) -> Mapping[str, str | int]:
-        """The hash of the state that ``save_to_disk`` writes; elsewhere nothing is cheap."""
-        states = sorted(Path(self.path).rglob("state.json")) if self._saved() else []
-        digest = hashlib.sha256(b"".join(state.read_bytes() for state in states))
-        return {"state": digest.hexdigest()} if states else {}
+    def documents(self, unit: Unit) -> Iterator[Item]:
+        """Rows in order."""
+        assert isinstance(unit, RowRange), "a corpus is given its own units"
+        rows = self._rows()
+        if unit.stop:
+            rows = rows.select(range(unit.start, unit.stop))
+        with self._named_cause():
+            for number, row in enumerate(rows, start=unit.start):
+                yield self._text.document(f"{self.split}:{number}", row)
+
+    @cached_property
+    def _text(self) -> RowText:
+        return RowText(field=self.field, where=self.where)
 
     def _saved(self) -> bool:
         return any((Path(self.path) / name).is_file() for name in _SAVED)
 
-    def _rows(self) -> Iterable[dict[str, object]]:
+    def _stamp(self, rows: Any) -> str:
+        """Of the state that ``save_to_disk`` writes; elsewhere the library's own."""
+        states = sorted(Path(self.path).rglob("state.json")) if self._saved() else []
+        digest = sha256(b"".join(state.read_bytes() for state in states))
+        return digest.hexdigest() if states else str(rows._fingerprint)
+
+    def _named_cause(self) -> AbstractContextManager[None]:
+        what = f"{self.path} with split={self.split!r}"
+        return named_cause(what, "correct path, name, split or revision")
+
+    def _rows(self) -> Any:  # one of two classes, neither of them typed
         try:
             import datasets
         except ImportError:
@@ -73,24 +124,45 @@ class HuggingFace(Corpus):
                 "the corpus HuggingFace needs the package datasets; "
                 "run pip install 'llm-train[datasets]'"
             ) from None
-        rows: Any  # one of four classes, none of them typed
+        if not Path(self.path).exists():
+            self._require_hub()
+        with self._named_cause():
+            rows = self._loaded(datasets)
+            # Only the text: decoding other columns (images, say) would cost and may need packages.
+            names = rows.column_names
+            return rows if names is None else rows.select_columns(self._text.columns(names))
+
+    def _loaded(self, datasets: Any) -> Any:
         if self._saved():
             rows = datasets.load_from_disk(self.path)
-            if isinstance(rows, datasets.DatasetDict):
-                if self.split not in rows:
-                    known = ", ".join(rows)
-                    raise DataError(f"split={self.split!r} is not in {self.path}; it has {known}")
-                rows = rows[self.split]
-        else:
-            rows = datasets.load_dataset(
-                self.path,
-                self.name or None,
-                split=self.split,
-                revision=self.revision or None,
-                streaming=self.streaming,
-            )
-        # Only the text: decoding the other columns (images, say) would cost and may need packages.
-        names = rows.column_names
-        if names is not None and self.field in names:
-            rows = rows.select_columns([self.field])
-        return rows  # type: ignore[no-any-return]
+            if not isinstance(rows, datasets.DatasetDict):
+                return rows
+            if self.split not in rows:
+                raise ValueError(f"it has no such split but {', '.join(rows)}")
+            return rows[self.split]
+        file = Path(self.path)
+        only = {"data_files": {self.split.partition("[")[0]: file.name}} if file.is_file() else {}
+        return datasets.load_dataset(
+            str(file.parent) if only else self.path,
+            self.name or None,
+            split=self.split,
+            revision=self.revision or None,
+            streaming=self.streaming,
+            **only,
+        )
+
+    def _require_hub(self) -> None:
+        """The library itself would try for half a minute and more."""
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            return  # then it looks into its cache only
+        try:
+            urlopen(Request(hub, method="HEAD"), timeout=_REACH_SECONDS).close()
+        except HTTPError:
+            return  # it answers
+        except OSError as error:
+            raise DataError(
+                f"path={self.path} is no file or directory here, and {hub} cannot be reached: "
+                f"{line_of(error)}; correct the path, connect this machine, or set "
+                "HF_HUB_OFFLINE=1 to use what was downloaded before"
+            ) from None

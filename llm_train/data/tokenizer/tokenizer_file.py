@@ -1,4 +1,4 @@
-"""A ``tokenizer.json`` that exists already: opening it, and what its tokens weigh in bytes.
+"""A ``tokenizer.json`` that exists already, and how any is opened.
 
 Two traps of a file from elsewhere are taken out on loading: it may truncate or pad what it encodes,
 and it turns text that merely spells a special token into that token. A corpus that discusses
@@ -12,18 +12,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tokenizers
 
-from llm_train.data.base import END_OF_TEXT, Ids, Texts, Tokenizer
+from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
 from llm_train.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile(Tokenizer):
-    """Takes a byte-level ``tokenizer.json`` as it is and copies it alongside the tokens.
+    """Takes a ``tokenizer.json`` as it is and copies it alongside the tokens.
 
     Attributes:
         path: the file, or a directory that holds it.
@@ -49,7 +47,16 @@ class TokenizerFile(Tokenizer):
 
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Opens the file; the recipe asks for byte lengths and boundary before it reads text."""
-        return load_tokenizer(self.path)
+        tokenizer, file = load_tokenizer(self.path), tokenizer_file(self.path)
+        for added in json.loads(file.read_text("utf-8")).get("added_tokens", ()):
+            # The library numbers added tokens on from the vocabulary, whatever the file says.
+            if (found := tokenizer.token_to_id(added["content"])) != added["id"]:
+                raise DataError(
+                    f"{file} gives the token {added['content']!r} the id {added['id']}, and "
+                    f"tokenizers gives it {found}: ids of added tokens have to follow the "
+                    "vocabulary without a gap; fill the gap with added tokens that are not used"
+                )
+        return tokenizer
 
 
 def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
@@ -97,36 +104,3 @@ def token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
             f"end_of_text={token!r} is not a token of this tokenizer; name one, or '' for none"
         )
     return int(found)
-
-
-def byte_lengths(tokenizer: tokenizers.Tokenizer) -> Ids:
-    """(vocabulary,) bytes of text each id decodes to; 0 for special tokens and unused ids.
-
-    Known for two kinds of tokenizer: byte-level ones, which write each byte as one character, and
-    those that only join their tokens. Others (SentencePiece's byte fallback, WordPiece) add or drop
-    characters depending on the neighbours, and are refused.
-
-    Raises:
-        ConfigError: the length of a token depends on its neighbours.
-    """
-    plain = json.loads(tokenizer.to_str())
-    kinds = _decoders(plain["decoder"])
-    if kinds not in (["ByteLevel"], ["Fuse"]):
-        raise ConfigError(
-            f"a tokenizer with the decoder {' + '.join(kinds) or 'none'} is not supported: bits "
-            "per byte need a byte-level tokenizer (decoder ByteLevel); train one with TrainBPE"
-        )
-    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int32)
-    for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
-        lengths[number] = len(token) if kinds == ["ByteLevel"] else len(token.encode())
-    for added in plain["added_tokens"]:
-        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
-    return lengths
-
-
-def _decoders(decoder: dict[str, Any] | None) -> list[str]:
-    if decoder is None:
-        return []
-    if decoder["type"] == "Sequence":
-        return [kind for inner in decoder["decoders"] for kind in _decoders(inner)]
-    return [decoder["type"]]

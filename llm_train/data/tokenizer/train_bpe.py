@@ -66,11 +66,11 @@ class TrainBPE(Tokenizer):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_first_bytes(texts.train(), self.sample_bytes), trainer)
+        tokenizer.train_from_iterator(first_bytes(texts.train(), self.sample_bytes), trainer)
         return tokenizer
 
 
-def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
     """Whole texts until ``limit`` bytes have been given (0: no limit)."""
     given = 0
     for text in texts:

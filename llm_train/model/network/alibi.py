@@ -44,9 +44,12 @@ class Alibi(FixedTable):
         """(H,)."""
         return np.array(slopes(*self.shape))
 
-    def forward(self, start: int, end: int) -> Tensor:
-        """(H, end - start, end): the bias of queries from ``start`` on; -inf where keys follow."""
+    def forward(self, start: int, end: int, seen: Tensor | None = None) -> Tensor:
+        """(H, end - start, end): the bias of queries from ``start`` on; -inf where keys follow.
+
+        With ``seen`` (B, 1, T, S), (B, H, T, S): -inf where that is false.
+        """
         keys = torch.arange(end, device=self.table.device)
         distance = keys[start:, None] - keys  # (T, S)
         bias = -self.table[:, None, None] * distance
-        return bias.masked_fill(distance < 0, float("-inf"))
+        return bias.masked_fill(distance < 0 if seen is None else ~seen, float("-inf"))

@@ -13,14 +13,20 @@ Shapes: B batch, T positions, D width, H query heads, K key/value heads, G = H /
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.cache import LayerCache, causal_mask
+from llm_train.model.network.confined import attend
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.rotary import Rotary
 from llm_train.model.network.shadow import ShadowedLinear
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Attention(nn.Module):
@@ -50,9 +56,10 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: Rotary | None,
         cache: LayerCache | None,
-        bias: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``bias`` (H, T, S) is causal by itself."""
+        """(B, T, D) -> (B, T, D); ``mask`` (B, H, T, S), or a part of it, is causal by itself."""
         # Neither heads nor positions are those of x when ranks share a layer.
         grouped = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         batch, new = grouped.shape[:2]
@@ -62,18 +69,21 @@ class Attention(nn.Module):
         v = v.squeeze(3)
         start = 0 if cache is None else cache.length
         if rotary is not None:
-            q, k = rotary(q, start), rotary(k, start)
+            q, k = rotary(q, start, positions), rotary(k, start, positions)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, hd)
         if cache is not None:
             k, v = cache.append(k, v)
         # With a filled cache the mask is aligned to the last key; SDPA's own aligns to the first.
-        mask = bias
-        if bias is None and start > 0 and new > 1:
+        if mask is None and start > 0 and new > 1:
             mask = causal_mask(new, start + new, x.device)
-        causal = mask is None and start == 0
-        p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, enable_gqa=self.group > 1
-        )  # (B, H, T, hd)
+        grouped = self.group > 1
+        if mask is None or isinstance(mask, Tensor):
+            causal = mask is None and start == 0
+            p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, enable_gqa=grouped
+            )  # (B, H, T, hd)
+        else:
+            y = attend(q, k, v, mask, grouped=grouped)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, new, -1))
         return out

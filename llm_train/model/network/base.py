@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llm_train.context import Context, Part
 from llm_train.errors import ConfigError
+from llm_train.model.network.confined import Masks
 from llm_train.model.network.fused import FusedBytes
 from llm_train.model.projection import Projection, R, Readout
 
@@ -129,6 +130,14 @@ class Network(Part, ABC):
     @abstractmethod
     def max_positions(self) -> int:
         """Longest sequence the network accepts."""
+
+    @property
+    def document_masks(self) -> Masks:
+        """Which ``Confinement`` the forward of its modules takes as ``documents``, if any.
+
+        ``dense`` takes masks of all pairs of positions, ``blocks`` takes FlexAttention's as well.
+        """
+        return "none"
 
     def problems(self, context: Context) -> Iterator[str]:
         """A sequence that is too long, and matrices that tensor parallelism cannot cut evenly."""

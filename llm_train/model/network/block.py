@@ -6,6 +6,8 @@ fullgraph=True)`` works. All blocks of a network share code objects and shapes a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from llm_train.model.network.architecture import Architecture
@@ -14,6 +16,9 @@ from llm_train.model.network.cache import LayerCache
 from llm_train.model.network.mlp import make_mlp
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import Rotary
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Block(nn.Module):
@@ -45,16 +50,17 @@ class Block(nn.Module):
         x: Tensor,
         rotary: Rotary | None = None,
         cache: LayerCache | None = None,
-        bias: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``bias`` is added to the scores of attention."""
+        """(B, T, D) -> (B, T, D); ``positions`` (B, T) are other ones than 0 .. T - 1."""
         if self.norms_stream:
-            y = self.dropout(self.attention(x, rotary, cache, bias))
+            y = self.dropout(self.attention(x, rotary, cache, mask, positions))
             x = self.attention_norm(self.alpha * x + y)
             y = self.dropout(self.mlp(x))
             x = self.mlp_norm(self.alpha * x + y)
         else:
-            y = self.attention(self.attention_norm(x), rotary, cache, bias)
+            y = self.attention(self.attention_norm(x), rotary, cache, mask, positions)
             x = x + self.dropout(self.attention_out_norm(y))
             y = self.mlp(self.mlp_norm(x))
             x = x + self.dropout(self.mlp_out_norm(y))

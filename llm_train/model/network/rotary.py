@@ -43,9 +43,13 @@ class Rotary(FixedTable):
         # The factor acts on queries and on keys, so that scores are multiplied by its square.
         return np.stack((np.cos(angle), np.sin(angle))) * self.scaling.attention_factor
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotates (B, T, H, head_dim), whose first position is ``start``; at least in float32."""
-        cos, sin = self.table[:, start : start + x.shape[1], None, :]  # each (T, 1, head_dim / 2)
+    def forward(self, x: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
+        """Rotates (B, T, H, head_dim) from position ``start`` on, or to ``positions`` (B, T).
+
+        It computes in float32 at least.
+        """
+        rows = slice(start, start + x.shape[1]) if positions is None else positions
+        cos, sin = self.table[:, rows].unsqueeze(-2)  # each (T, 1, head_dim / 2) or (B, T, ...)
         first, second = at_least_float32(x).chunk(2, dim=-1)
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return turned.to(x.dtype)

@@ -39,6 +39,7 @@ from torch.utils._pytree import tree_map
 from llm_train.context import Context
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.network.confined import DocumentView, Masks, confine
 from llm_train.model.network.meta import without_memory
 
 Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient", "math"]
@@ -58,8 +59,10 @@ _REFUSALS = ("No available kernel", "No viable backend for scaled_dot_product_at
 _LONGEST_PROBE = 2048  # positions; no kernel's rules look at more
 
 
-def problems(kernel: Kernel, context: Context) -> Iterator[str]:
-    """A kernel that is not installed, that nothing would use, or that cannot compute in fp32."""
+def problems(kernel: Kernel, config: Network, context: Context) -> Iterator[str]:
+    """A kernel that is not installed, that nothing would use, or that cannot compute this."""
+    if context.documents == "confined":
+        yield from _mask_problems(kernel, config)
     if kernel not in ("auto", "math") and (kind := context.accelerator.type) != "cuda":
         yield (
             f"model.attention={kernel} has no effect on {kind}, which has one fused kernel; "
@@ -77,6 +80,29 @@ def problems(kernel: Kernel, context: Context) -> Iterator[str]:
             f"trainer.precision={context.precision}; set trainer.precision=bf16-mixed, or write "
             "efficient or auto"
         )
+
+
+def _mask_problems(kernel: Kernel, config: Network) -> Iterator[str]:
+    """What cannot keep documents apart."""
+    if config.document_masks == "none":
+        yield (
+            f"model.documents=confined needs a network that takes documents, and "
+            f"{type(config).__name__} does not; write its document_masks, or joined"
+        )
+    if kernel in ("flash", "flash3"):
+        yield (
+            f"model.attention={kernel} takes no mask, without which model.documents=confined "
+            "cannot be; write auto, which takes FlexAttention in 16 bits on a GPU, or efficient"
+        )
+
+
+def in_blocks(kernel: Kernel, masks: Masks, precision: str, device: torch.device) -> bool:
+    """Whether FlexAttention keeps documents apart; if not, a mask of all pairs does.
+
+    It passes over blocks that hold no pair, and has kernels on GPUs, for 16 bits above all.
+    """
+    fast = device.type == "cuda" and "16" in precision
+    return fast and kernel == "auto" and masks == "blocks"
 
 
 @contextmanager
@@ -160,7 +186,12 @@ def _known_to_compile_caches() -> Iterator[None]:
 
 
 def chosen(
-    kernel: Kernel, config: Network, sequence: int, precision: str, device: torch.device
+    kernel: Kernel,
+    config: Network,
+    sequence: int,
+    precision: str,
+    device: torch.device,
+    documents: DocumentView = "joined",
 ) -> list[str]:
     """Names of the kernels that train a network on ``device``; empty where that is not known.
 
@@ -172,10 +203,14 @@ def chosen(
         sequence: positions of a sample.
         precision: trainer.precision by its full name.
         device: of the run.
+        documents: whether they are kept apart.
 
     Raises:
         ConfigError: ``kernel`` cannot compute one of the calls.
     """
+    confined = documents == "confined"
+    if confined and in_blocks(kernel, config.document_masks, precision, device):
+        return ["flex"]
     low = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
     dtype = low.get(precision, torch.float32)
     with without_memory():
@@ -189,7 +224,7 @@ def chosen(
         return tensor.requires_grad_(leaf.requires_grad)
 
     found = set()
-    for args, kwargs in _calls(network, min(sequence, _LONGEST_PROBE)):
+    for args, kwargs in _calls(network, min(sequence, _LONGEST_PROBE), confined):
         if kernel == "flash3" and kwargs.get("dropout_p"):
             raise ConfigError(_cannot(kernel, "it has no dropout"))
         with warnings.catch_warnings(record=True) as caught, attention_kernel(kernel, device):
@@ -211,13 +246,16 @@ def _reason(caught: Sequence[warnings.WarningMessage]) -> str:
     return own[0] if own else "torch does not say why"
 
 
-def _calls(network: LanguageModel, sequence: int) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
+def _calls(
+    network: LanguageModel, sequence: int, confined: bool
+) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
     """Arguments of the different calls of scaled_dot_product_attention in a training step."""
     recorder = _Recorder()
     try:
         with torch.device("meta"), recorder:
             tokens = torch.zeros(1, sequence, dtype=torch.long)
-            network(tokens, lambda hidden, projection: projection.logits(hidden))
+            given = {"documents": confine(tokens, 0, blocks=False)} if confined else {}
+            network(tokens, lambda hidden, projection: projection.logits(hidden), **given)
     except Exception:  # any that a forward without values can raise
         return []
     return list(recorder.found.values())

@@ -33,6 +33,6 @@ class Sinusoidal(FixedTable):
         pairs = np.stack((np.sin(angle), np.cos(angle)), axis=-1)  # (positions, D / 2, 2)
         return pairs.reshape(positions, -1)[:, :width]
 
-    def forward(self, start: int, end: int) -> Tensor:
-        """(end - start, D)."""
-        return self.table[start:end]
+    def forward(self, positions: slice | Tensor) -> Tensor:
+        """(T, D) for T positions, (B, T, D) for (B, T)."""
+        return self.table[positions]

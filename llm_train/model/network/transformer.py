@@ -31,6 +31,7 @@ from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
 from llm_train.model.network.block import Block
 from llm_train.model.network.cache import Cache, CachedLanguageModel, LayerCache
+from llm_train.model.network.confined import Confinement, Masks
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes
 from llm_train.model.network.head import Head
@@ -138,6 +139,12 @@ class Transformer(Architecture, Network):
                 "gradient ever gets there; give it another rule in model.network.init_args.init"
             )
 
+    @property
+    def document_masks(self) -> Masks:
+        """FlexAttention has no dropout, and its kernels want 16 features a head."""
+        plain = self.positions != "alibi" and self.dropout == 0.0
+        return "blocks" if plain and self.head_dim >= 16 else "dense"
+
     def fused_bytes(self) -> FusedBytes:
         """By formula."""
         return fused_bytes(self)
@@ -214,7 +221,13 @@ class Decoder(CachedLanguageModel):
         """An empty cache of ``max_positions`` positions."""
         return [LayerCache(self.max_positions) for _ in range(self.config.layers)]
 
-    def forward(self, tokens: Tensor, readout: Readout[R], cache: Cache | None = None) -> R:
+    def forward(
+        self,
+        tokens: Tensor,
+        readout: Readout[R],
+        cache: Cache | None = None,
+        documents: Confinement | None = None,
+    ) -> R:
         """(B, T) -> whatever ``readout`` returns; ``tokens`` follow what ``cache`` holds."""
         start = 0 if cache is None else cache[0].length
         end = start + tokens.shape[1]
@@ -223,23 +236,28 @@ class Decoder(CachedLanguageModel):
                 f"a sequence of {end} tokens is longer than max_sequence={self.max_positions}; "
                 "shorten it or raise max_sequence"
             )
-        x = self._embed(tokens, start)
-        bias = None if self.alibi is None else self.alibi(start, end).to(x.dtype)
+        positions = None if documents is None else documents.positions
+        mask = None if documents is None else documents.mask
+        x = self._embed(tokens, slice(start, end) if positions is None else positions)
+        if self.alibi is not None:
+            mask = self.alibi(start, end, mask).to(x.dtype)
         for index, block in enumerate(self.layers):
-            x = block(x, self.rotary, None if cache is None else cache[index], bias)
+            x = block(x, self.rotary, None if cache is None else cache[index], mask, positions)
         out: R = self.head(self.norm(x), readout)
         return out
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: slice | Tensor) -> Tensor:
         """(B, T) -> (B, T, D), the residual stream that enters the first block."""
         x: Tensor = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
-        end = start + tokens.shape[1]
         if self.positions is not None:
-            x = x + self.positions(torch.arange(start, end, device=tokens.device))
+            rows = positions
+            if isinstance(rows, slice):
+                rows = torch.arange(rows.start, rows.stop, device=tokens.device)
+            x = x + self.positions(rows)
         if self.sinusoidal is not None:
-            x = x + self.sinusoidal(start, end).to(x.dtype)
+            x = x + self.sinusoidal(positions).to(x.dtype)
         # The residual stream is in the dtype of products; norms compute in float32 by themselves.
         x = self.dropout(self.embedding_norm(x.to(autocast_dtype(x))))
         return x

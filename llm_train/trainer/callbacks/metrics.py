@@ -137,6 +137,7 @@ class Metrics(EachStep):
             "optimizer/lr": rate,
             **{f"optimizer/lr_{i}": r for i, r in enumerate(others, start=1) if r != rate},
             "progress/tokens": float(task.derived.tokens(step)),
+            **task.run_state.realised(task.derived.samples(step)),
             **memory(trainer.strategy.root_device),
         }
         riders = [values.numel() for values in ridden]

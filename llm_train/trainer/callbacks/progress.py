@@ -77,6 +77,9 @@ class Progress(EachStep):
         text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"
         if "val/bits_per_byte" in held_out:
             text += f"  bits/byte {held_out['val/bits_per_byte']:.4f}"
+        for name, value in held_out.items():
+            if name.count("/") > 1 and name.endswith("/loss"):
+                text += f"  {name.removeprefix('val/').removesuffix('/loss')} {value:.4f}"
         tqdm.write(text, file=sys.stderr)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -104,9 +104,9 @@ class _Positions(_Cut):
 
 
 def _take_own(_: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
-    (indices,) = inputs  # (T,)
+    (indices,) = inputs  # (T,) or (B, T)
     whole = DTensor.from_local(indices, mesh, [Replicate()], run_check=False)
-    return whole.redistribute(placements=[Shard(0)])
+    return whole.redistribute(placements=[Shard(indices.dim() - 1)])
 
 
 def _to_local(_: nn.Module, output: Any, __: DeviceMesh) -> Any:

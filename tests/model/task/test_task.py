@@ -39,8 +39,8 @@ class Masked(Task):
         self.masked_targets = tokens[:, 1:].masked_fill(tokens[:, 1:] % 3 == 0, -100)
         return super().training_step(batch, batch_idx)
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Any:
-        return super().forward(inputs, self.masked_targets)
+    def forward(self, inputs: Tensor, targets: Tensor, documents: Any = None) -> Any:
+        return super().forward(inputs, self.masked_targets, documents)
 
 
 def data(per_device: int) -> Tensor:

@@ -1,0 +1,73 @@
+"""Several tokenizers on the same text: how few tokens they need, and whether they keep it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from llm_train.data.audit.prepared_folder import PreparedFolder
+from llm_train.data.base import Texts
+from llm_train.data.tokenizer.encoders import choose_encoder
+from llm_train.data.tokenizer.round_trip import changed_texts
+from llm_train.data.tokenizer.sentence_piece import SentencePieceFile
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, vocabulary_size
+from llm_train.data.tokenizer.train_bpe import first_bytes
+
+_CHECKED_BYTES = 200_000  # on which a library is tried, and the text compared
+
+
+def sample_of(folder: PreparedFolder, size: int) -> list[str]:
+    """The first documents of the training text, ``size`` bytes of it or a little more."""
+    documents = folder.documents(next(iter(folder.manifest.splits)))
+    texts = (folder.tokenizer.decode(ids.tolist()) for ids in documents)
+    return list(first_bytes(texts, size))
+
+
+def table(paths: Sequence[str], texts: Sequence[str]) -> list[list[str]]:
+    """A row for each tokenizer under a row of titles, the one with the fewest tokens first."""
+    size = sum(len(text.encode()) for text in texts)
+    rows = []
+    for path in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = opened(path)
+            tokenizer.save(f"{folder}/tokenizer.json")
+            encoder = choose_encoder(Path(folder), list(_beginning(texts)))
+        started = time.process_time()
+        tokens = sum(ids.size for ids in encoder.encode(list(texts)))
+        seconds = max(time.process_time() - started, 1e-9)
+        rows.append(
+            [
+                path,
+                f"{vocabulary_size(tokenizer):,}",
+                f"{tokens:,}",
+                f"{size / max(1, tokens):.3f}",
+                f"{tokens / seconds / 1e6:.2f}",
+                encoder.name,
+                "no" if changed_texts(tokenizer, _beginning(texts)) else "yes",
+            ]
+        )
+    titles = [
+        "tokenizer",
+        "ids",
+        "tokens",
+        "bytes/token",
+        "M tokens/CPU-s",
+        "library",
+        "keeps text",
+    ]
+    return [titles, *sorted(rows, key=lambda row: int(row[2].replace(",", "")))]
+
+
+def opened(path: str) -> tokenizers.Tokenizer:
+    """A ``tokenizer.json``, a folder that holds one, or a model of SentencePiece."""
+    if path.endswith(".model"):
+        return SentencePieceFile(path=path).build(Texts(lambda: iter(()), lambda: iter(())))
+    return load_tokenizer(path)
+
+
+def _beginning(texts: Sequence[str]) -> Iterator[str]:
+    return first_bytes(texts, _CHECKED_BYTES)

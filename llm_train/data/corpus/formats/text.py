@@ -1,0 +1,40 @@
+"""Plain text: a file is a document, or holds many with a separator between them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+
+from llm_train.data.corpus.formats.base import Format, Span
+from llm_train.data.corpus.opening import BUFFER_BYTES
+from llm_train.data.corpus.rows import Item, decoded
+
+_ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\f": "\f", r"\0": "\0", r"\\": "\\"}
+
+
+class PlainText(Format):
+    """Line ends are part of the text and stay as they are."""
+
+    def read(self, stream: io.BufferedReader, key: str, span: Span | None) -> Iterator[Item]:
+        """Cut before it is decoded, so that a bad byte spoils one document."""
+        if not self.separator:
+            yield decoded(key, stream.read())
+            return
+        # A shell passes '\n' on as two characters.
+        text = re.sub(r"\\[nrtf0\\]", lambda match: _ESCAPES[match[0]], self.separator)
+        for number, data in enumerate(_cut(stream, text.encode())):
+            yield decoded(f"{key}#{number}", data)
+
+
+def _cut(stream: io.BufferedReader, separator: bytes) -> Iterator[bytes]:
+    rest, searched = bytearray(), 0  # a long document is searched once, not once a read
+    while chunk := stream.read(BUFFER_BYTES):
+        rest += chunk
+        while (end := rest.find(separator, searched)) >= 0:
+            yield bytes(rest[:end])
+            del rest[: end + len(separator)]
+            searched = 0
+        searched = max(0, len(rest) - len(separator) + 1)
+    if rest:
+        yield bytes(rest)

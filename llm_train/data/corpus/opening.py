@@ -1,0 +1,192 @@
+"""From a file to the streams of text or tables in it: compression and archives.
+
+What a file is, its first bytes say. A name that promises something else is an error: it is more
+often a failed download (an error page called ``.gz``) than a choice.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from llm_train.data.corpus.found import FoundFile, line_of
+from llm_train.errors import ConfigError, DataError, LLMTrainError
+
+BUFFER_BYTES = 1 << 20
+_MAGIC = (  # what it is, where its signature stands, the signature
+    ("gzip", 0, b"\x1f\x8b"),
+    ("bzip2", 4, b"1AY&SY"),
+    ("xz", 0, b"\xfd7zXZ\0"),
+    ("zstd", 0, b"\x28\xb5\x2f\xfd"),
+    ("zstd", 0, b"\x50\x2a\x4d\x18"),  # written by pzstd
+    ("zip", 0, b"PK\x03\x04"),
+    ("zip", 0, b"PK\x05\x06"),  # without members
+    ("tar", 257, b"ustar"),
+    ("Parquet", 0, b"PAR1"),
+    ("Arrow", 0, b"ARROW1"),
+    ("Arrow", 0, b"\xff\xff\xff\xff"),  # its streaming form, which ``datasets`` writes
+)
+_SUFFIXES = {
+    **{".gz": "gzip", ".tgz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"},
+    **{".zip": "zip", ".tar": "tar", ".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"},
+}
+_DECOMPRESS: dict[str, Callable[[io.BufferedReader], Any]] = {
+    "gzip": lambda stream: gzip.GzipFile(fileobj=stream),
+    "bzip2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zstd": lambda stream: pyarrow().CompressedInputStream(stream, "zstd"),
+}
+
+
+class Content(NamedTuple):
+    """What is left of a file when nothing is packed any more.
+
+    Attributes:
+        key: of the file, ``!`` and the name of the member.
+        path: likewise, for messages.
+        name: of the file or member, without the suffixes of compression.
+        stream: its bytes, which may be looked at ahead.
+        kind: ``Parquet``, ``Arrow`` or, for text, "".
+    """
+
+    key: str
+    path: str
+    name: str
+    stream: io.BufferedReader
+    kind: str
+
+    def head(self, size: int) -> bytes:
+        """The first bytes, which stay in the stream."""
+        return self.stream.peek(size)[:size]
+
+
+def contents(file: FoundFile, members: str) -> Iterator[Content]:
+    """The file, decompressed, or each member of the archive that it is.
+
+    Args:
+        file: on a disk or at a URL.
+        members: pattern for the names of members.
+    """
+    with named_cause(file.path), opened(file) as stream:
+        name = PurePosixPath(file.path).name
+        content = _unpacked(Content(file.key, file.path, name, stream, kind_of(stream)))
+        if content.kind not in ("zip", "tar"):
+            yield content
+            return
+        walk = _zip_members if content.kind == "zip" else _tar_members
+        for name, member in walk(content.stream):
+            hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+            if not hidden and fnmatch(name, members):
+                inner, path = io.BufferedReader(member, BUFFER_BYTES), f"{file.path}!{name}"
+                with named_cause(path):
+                    key = f"{file.key}!{name}"
+                    yield _unpacked(Content(key, path, name, inner, kind_of(inner)))
+
+
+def opened(file: FoundFile) -> io.BufferedReader:
+    """The file as it is stored."""
+    if not file.remote:
+        return io.BufferedReader(open(file.path, "rb", 0), BUFFER_BYTES)
+    import fsspec
+
+    return io.BufferedReader(fsspec.open(file.path, "rb").open(), BUFFER_BYTES)
+
+
+@contextmanager
+def named_cause(
+    path: str, remedy: str = "repair it, download it again, or leave it out"
+) -> Iterator[None]:
+    """Makes whatever goes wrong with a file one line that names it."""
+    try:
+        yield
+    except LLMTrainError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        cause = "it ends too early" if isinstance(error, EOFError) else line_of(error)
+        raise DataError(f"{path} cannot be read: {cause}; {remedy}") from error
+
+
+def kind_of(stream: io.BufferedReader) -> str:
+    """What the first bytes say: the name of a compression, an archive or a table; "" is text."""
+    head = stream.peek(512)
+    return next((kind for kind, at, magic in _MAGIC if head[at:].startswith(magic)), "")
+
+
+def _unpacked(content: Content) -> Content:
+    """The content of compressed content, however often."""
+    suffix = PurePosixPath(content.name).suffix.lower()
+    expected, head = _SUFFIXES.get(suffix, content.kind), content.head(16)
+    if head and content.kind != expected:
+        raise DataError(
+            f"{content.path} is {content.kind or 'not packed'}, and {suffix} says {expected}: "
+            f"it begins with {head!r}; download it again, or name it as what it is"
+        )
+    if content.kind not in _DECOMPRESS:
+        return content
+    name = content.name[: -len(suffix)] if suffix in _SUFFIXES else content.name
+    name += ".tar" if suffix == ".tgz" else ""
+    stream = io.BufferedReader(_DECOMPRESS[content.kind](content.stream), BUFFER_BYTES)
+    return _unpacked(content._replace(name=name, stream=stream, kind=kind_of(stream)))
+
+
+def _zip_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    with zipfile.ZipFile(stream) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                with archive.open(member) as inner:
+                    yield member.filename, inner
+
+
+def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    with tarfile.open(fileobj=stream, mode="r|") as archive:  # without a look back
+        while member := archive.next():
+            if member.isfile() and (inner := archive.extractfile(member)):
+                yield member.name, Converted(inner, bytes)  # which does not claim to seek
+            # A kilobyte each, and there may be millions.
+            archive.members = []  # type: ignore[attr-defined]
+
+
+class Converted(io.RawIOBase):
+    """Another stream's bytes, changed on the way.
+
+    Args:
+        stream: the other.
+        convert: gets bytes as they come, and b"" at the end.
+    """
+
+    def __init__(self, stream: IO[bytes], convert: Callable[[bytes], bytes]) -> None:
+        self._stream, self._convert = stream, convert
+        self._ready, self._ended = memoryview(b""), False
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fills the buffer with what is there; 0 only at the end."""
+        while not self._ready and not self._ended:
+            data = self._stream.read(BUFFER_BYTES)
+            self._ready, self._ended = memoryview(self._convert(data)), not data
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+
+def pyarrow() -> Any:
+    """The library that reads zstd, Parquet and Arrow."""
+    try:
+        import pyarrow.ipc
+    except ImportError:
+        raise ConfigError(
+            "zstd, Parquet and Arrow need the package pyarrow; run pip install 'llm-train[data]'"
+        ) from None
+    return pyarrow

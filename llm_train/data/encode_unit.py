@@ -1,0 +1,251 @@
+"""One unit of a corpus to files of its own, in one process: read, hash, cut, encode, write.
+
+Reading runs in a thread a batch ahead: decompression, hashing and the encoder leave the interpreter
+to each other. The file that describes the unit is the last, so its presence says that the rest is
+there; what it holds follows from recipe and text alone, whoever wrote it and however often.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_train.data.base import NO_TOKEN, TRAIN, Ids, Piece, Skipped
+from llm_train.data.blocks import sums_of
+from llm_train.data.encoding import Cutter
+from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.references import LIMIT_BYTES
+from llm_train.data.shards import ShardWriter, own_name
+from llm_train.data.token_manifest import StoredSplit
+from llm_train.data.tokenizer.encoders import Encoder
+from llm_train.runtime import disk
+from llm_train.runtime.structure import structure
+
+_BATCH_CHARACTERS = 1 << 19  # a library may hold 100 times as many bytes while it encodes them
+_BATCH_TEXTS = 2048
+_REASON = "too long a text for one piece"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How text becomes ids.
+
+    Attributes:
+        encoder: the library.
+        cutter: cuts long texts.
+        lengths: bytes that each id decodes to.
+        end_of_text: the id after each document; -1 appends none.
+        shard_tokens: tokens per file.
+    """
+
+    encoder: Encoder
+    cutter: Cutter
+    lengths: Ids
+    end_of_text: int
+    shard_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredUnit:
+    """What is known of a finished unit.
+
+    Attributes:
+        stamp: of the unit when it was read.
+        encoder: that encoded it.
+        content: hash of its documents.
+        documents: those that were kept.
+        unexpected: documents that were skipped although nobody asked for it.
+        skipped: documents that were skipped, by reason.
+        examples: one for each reason.
+        splits: what was written.
+    """
+
+    stamp: str
+    encoder: str
+    content: str
+    documents: int
+    unexpected: int
+    skipped: dict[str, int]
+    examples: dict[str, str]
+    splits: dict[str, StoredSplit]
+
+    def save(self, directory: Path, number: int) -> None:
+        """Makes the unit finished."""
+        path = unit_file(directory, number)
+        staged = own_name(path)
+        staged.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        disk.sync(staged)
+        disk.rename(staged, path)
+
+    @classmethod
+    def load(cls, directory: Path, task: Task) -> StoredUnit | None:
+        """A unit that is finished and whose text has not changed since."""
+        try:
+            plain = json.loads(unit_file(directory, task.number).read_bytes())
+            stored = structure(cls, plain)
+        except (OSError, ValueError):
+            return None
+        return stored if stored.stamp == task.unit.stamp else None
+
+
+def unit_file(directory: Path, number: int) -> Path:
+    """The file that says a unit is finished."""
+    return directory / f"unit-{number:05d}.json"
+
+
+def extras_file(directory: Path, split: str, number: int) -> Path:
+    """The file with what the shards of a split do not hold, until all units are there."""
+    return directory / f"{split}-{number:05d}.npz"
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """Texts of one split. ``keys`` has a document's key where it begins, else None."""
+
+    split: str
+    texts: list[str] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    ends: list[bool] = field(default_factory=list)
+    characters: int = 0
+
+    def add(self, text: str, key: str | None, ends: bool) -> bool:
+        """Appends a text; True when the batch is full."""
+        self.texts.append(text)
+        self.keys.append(key)
+        self.ends.append(ends)
+        self.characters += len(text)
+        return self.characters >= _BATCH_CHARACTERS or len(self.texts) >= _BATCH_TEXTS
+
+
+class _Side:
+    """Writes what belongs to one split."""
+
+    def __init__(self, directory: Path, split: str, number: int, encoding: Encoding) -> None:
+        self._extras = extras_file(directory, split, number)
+        self._keeps_text = split != TRAIN
+        self._encoding = encoding
+        vocab_size, shard_tokens = encoding.lengths.size, encoding.shard_tokens
+        self.writer = ShardWriter(directory, split, vocab_size, shard_tokens, number)
+        self._starts: list[npt.NDArray[np.int64]] = []
+        self._keys, self._key_sizes = bytearray(), list[int]()
+        self._text = bytearray()
+
+    def write(self, batch: _Batch) -> None:
+        """Encodes and appends a batch."""
+        encoding = self._encoding
+        rows = encoding.encoder.encode(batch.texts)
+        texts = [text.encode() for text in batch.texts]
+        size = sum(map(len, texts))
+        closing = np.array(batch.ends) if encoding.end_of_text != NO_TOKEN else np.zeros(1, bool)
+        sizes = np.fromiter(map(len, rows), np.int64, len(rows)) + closing
+        begins = np.array([key is not None for key in batch.keys])
+        self._starts.append((self.writer.tokens + np.cumsum(sizes) - sizes)[begins])
+        for key in batch.keys:
+            if key is not None:
+                stored = key.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
+                self._keys += stored
+                self._key_sizes.append(len(stored))
+        end, parts = np.array([encoding.end_of_text], dtype=np.int32), list[Ids]()
+        for row, ends in zip(rows, np.broadcast_to(closing, len(rows)).tolist(), strict=True):
+            parts += (row, end) if ends else (row,)
+        ids = np.concatenate(parts)
+        documents = int(begins.sum())
+        # A document's ends may have lengths of their own, which the token after it makes up for.
+        uncounted = documents - int(closing.sum())
+        decoded = int(encoding.lengths[ids].sum(dtype=np.int64))
+        if encoding.end_of_text != NO_TOKEN:
+            decoded += uncounted * int(encoding.lengths[encoding.end_of_text])
+        self.writer.add(ids, documents=documents, text_bytes=size, decoded_bytes=decoded)
+        if self._keeps_text and len(self._text) <= LIMIT_BYTES:
+            self._text += b"".join(texts)
+
+    def finish(self) -> StoredSplit:
+        """Writes what the shards do not hold; the writer has been left."""
+        stored = self.writer.stored()
+        staged = own_name(self._extras)
+        with open(staged, "wb") as file:
+            np.savez(
+                file,
+                sums=sums_of(self._extras.parent, stored.shards),
+                starts=np.concatenate([np.zeros(0, np.int64), *self._starts]),
+                keys=np.frombuffer(self._keys, np.uint8),
+                key_sizes=np.array(self._key_sizes, np.int64),
+                text=np.frombuffer(self._text, np.uint8),
+            )
+        disk.sync(staged)
+        os.replace(staged, self._extras)
+        return stored
+
+
+def encode_unit(
+    directory: Path, task: Task, rules: Rules, encoding: Encoding, seen: Callable[[int], None]
+) -> None:
+    """Reads a unit and writes its files.
+
+    Args:
+        directory: where to.
+        task: what to read.
+        rules: what decides on documents.
+        encoding: how text becomes ids.
+        seen: told the bytes of text that were done since the last call, every second or so.
+    """
+    reading, sides = Reading(task=task, rules=rules), dict[str, _Side]()
+    with ExitStack() as stack:
+        for batch in _ahead(_batches(reading, encoding.cutter)):
+            if batch.split not in sides:
+                side = sides[batch.split] = _Side(directory, batch.split, task.number, encoding)
+                stack.enter_context(side.writer)
+            sides[batch.split].write(batch)
+            seen(batch.characters)
+    StoredUnit(
+        stamp=task.unit.stamp,
+        encoder=encoding.encoder.name,
+        content=reading.content.hexdigest(),
+        documents=reading.kept,
+        unexpected=reading.unexpected,
+        skipped=dict(sorted(reading.skipped.items())),
+        examples=reading.examples,
+        splits={name: side.finish() for name, side in sorted(sides.items())},
+    ).save(directory, task.number)
+
+
+def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Batch]:
+    waiting: dict[str, _Batch] = {}
+    for piece in reading.pieces():
+        texts = cutter.pieces(piece.text)
+        if texts is None:
+            reading.kept -= 1
+            reading.skip(_too_long(piece, cutter))
+            continue
+        for number, text in enumerate(texts, start=1):
+            batch = waiting.setdefault(piece.split, _Batch(split=piece.split))
+            key = piece.key if number == 1 else None
+            if batch.add(text, key, piece.ends and number == len(texts)):
+                yield waiting.pop(piece.split)
+    yield from waiting.values()
+
+
+def _too_long(piece: Piece, cutter: Cutter) -> Skipped:
+    where = "without a place to cut it" if cutter.cuts else "and this tokenizer reads it whole"
+    return Skipped(piece.key, _REASON, f"{len(piece.text)} characters, {where}")
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each of which is made while the one before it is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

@@ -1,0 +1,161 @@
+"""Shards of MosaicML's ``streaming`` (MDS), in which the ids of a sample lie between other bytes.
+
+A shard is the number of its samples, where they begin and the last one ends (32-bit each), a copy
+of its entry in ``index.json``, and the samples: the sizes of all columns whose size is not fixed,
+then the columns. An ``ndarray`` of unknown shape begins with the number of its dimensions, and
+these. Where ids lie is therefore looked up when a shard is opened. Samples follow one another in
+the row; nothing says whether they are documents.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_train.data.base import Ids
+from llm_train.data.foreign.base import FileTokens, ForeignTokens, Starts, Stretch
+from llm_train.data.foreign.litdata import read_index
+from llm_train.data.reader import Shard
+from llm_train.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosaicTokens(ForeignTokens):
+    """Reads a folder of ``.mds`` files; compressed ones (zstd) are unpacked next to them, once.
+
+    Attributes:
+        path: the folder with ``index.json``.
+        held_out: another such folder, whose text is held out.
+        held_out_tokens: or so many tokens at the end of ``path``.
+        vocabulary: number of token ids; 0 takes the tokenizer's.
+        tokenizer: the ``tokenizer.json`` that made the ids, for bits per byte and generating text.
+        column: that holds the ids.
+        dtype: of the ids, where the column's encoding is ``bytes`` and does not say it.
+    """
+
+    column: str = "tokens"
+    dtype: str = "int64"
+
+    def open(self, path: str) -> FileTokens:
+        """The samples of all shards, one after another."""
+        shards = read_index(path)["shards"]
+        for shard in shards:
+            if self.column not in shard["column_names"]:
+                raise DataError(
+                    f"{path} has no column {self.column}; it has {shard['column_names']}"
+                )
+        number = shards[0]["column_names"].index(self.column)
+        kind, _, form = shards[0]["column_encodings"][number].partition(":")
+        dtype, _, shape = (form if kind == "ndarray" else self.dtype).partition(":")
+        if kind not in ("bytes", "ndarray") or not dtype:
+            raise DataError(
+                f"{path}: column {self.column} is {kind}, not token ids; write it as ndarray:int32"
+            )
+        samples = _Samples(shards[0]["column_sizes"], number, kind == "ndarray" and not shape)
+        return SampleTokens(
+            [_file(Path(path), shard) for shard in shards], samples, dtype, self.vocab_size()
+        )
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Where the ids lie in a sample: in column ``number``, which begins with a shape or not."""
+
+    sizes: list[int | None]
+    number: int
+    shaped: bool
+
+    def find(self, file: Path) -> tuple[Starts, Starts]:
+        """First bytes of the ids of each sample of a file, and how many bytes they take."""
+        content = np.memmap(file, np.uint8, "r")
+        count = int(content[:4].view("<u4")[0])
+        borders = content[4 : 8 + 4 * count].view("<u4").astype(np.int64)
+        begins, lengths = borders[:-1], np.diff(borders)
+        head = 4 * self.sizes.count(None)
+        if len(self.sizes) == 1:  # nothing of a sample must be read
+            places, sizes = begins + head, lengths - head
+        else:
+            columns = np.cumsum([0, *(size is None for size in self.sizes)])
+            written = content[begins[:, None] + np.arange(head)].view("<u4").astype(np.int64)
+            wide = [
+                written[:, columns[n]] if size is None else np.full(count, size)
+                for n, size in enumerate(self.sizes)
+            ]
+            places, sizes = begins + head + sum(wide[: self.number]), wide[self.number]
+        if self.shaped and count:
+            # Samples of one length have one shape; then one of them tells it.
+            asked = places[:1] if np.ptp(sizes) == 0 else places
+            skipped = 1 + (content[asked] >> 2).astype(np.int64) * (1 << (content[asked] & 3))
+            places, sizes = places + skipped, sizes - skipped
+        return places, sizes
+
+
+class SampleTokens(FileTokens):
+    """The ids of samples as one row; they are verified each time, which costs less than a copy."""
+
+    def __init__(self, files: list[Path], samples: _Samples, dtype: str, vocab_size: int) -> None:
+        self._samples = samples
+        found = (Stretch(file, 0, int(samples.find(file)[1].sum())) for file in files)
+        super().__init__(found, dtype, vocab_size)
+        self._tables: dict[int, tuple[Starts, Starts]] = {}
+
+    def rows(self, starts: Sequence[int], length: int) -> Ids:
+        """One copy for all windows, of pieces of as many samples as they lie in."""
+        ids = super().rows(starts, length)
+        if ids.size:
+            self._check_ids(self._stretches[0].path.parent, 0, ids)
+        return ids
+
+    def _file(self, number: int) -> Stretch:
+        path = self._stretches[number].path
+        return Stretch(path, 0, path.stat().st_size)
+
+    def _map(self, number: int) -> Shard:
+        shard = super()._map(number)
+        places, sizes = self._samples.find(shard.path)
+        self._tables = {n: table for n, table in self._tables.items() if n in self._open}
+        self._tables[number] = places, np.concatenate([[0], np.cumsum(sizes)])
+        return shard
+
+    def _add(self, pieces: list[memoryview], number: int, first: int, size: int) -> None:
+        while size:
+            shard = self._open.get(number) or self._map(number)
+            places, borders = self._tables[number]
+            sample = int(np.searchsorted(borders, first, "right")) - 1
+            place = int(places[sample]) + first - int(borders[sample])
+            taken = min(size, int(borders[sample + 1]) - first)
+            pieces.append(shard.content[place : place + taken])
+            first, size = first + taken, size - taken
+            if first == borders[-1]:
+                number, first = number + 1, 0
+
+
+def _file(folder: Path, shard: dict[str, Any]) -> Path:
+    """The file of a shard, unpacked if need be."""
+    packed = shard["zip_data"]
+    file = folder / str(shard["raw_data"]["basename"])
+    if packed and not file.exists():
+        _unpack(folder / packed["basename"], file)
+    if file.stat().st_size != shard["raw_data"]["bytes"]:
+        raise DataError(f"{file} has not the {shard['raw_data']['bytes']} bytes of the index")
+    return file
+
+
+def _unpack(packed: Path, file: Path) -> None:
+    if packed.suffix != ".zstd":
+        raise DataError(f"{packed} is compressed in another way than zstd; unpack it to {file}")
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(
+            f"{packed} is compressed; unpack it, or run pip install 'llm-train[data]'"
+        ) from None
+    partial = file.with_name(f"{file.name}.{os.getpid()}")  # other ranks unpack it, too
+    with open(packed, "rb") as source, open(partial, "wb") as target:
+        zstandard.ZstdDecompressor().copy_stream(source, target)
+    os.replace(partial, file)

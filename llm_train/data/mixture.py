@@ -1,0 +1,277 @@
+"""Several token sources as one: each sample of a run comes from one of them.
+
+Which one is arithmetic on the sample's index (``apportion``), and so is the sample's number among
+those of its source. A source therefore goes through its own windows in its own order, epoch by
+epoch, as if it were alone, and the position of a run is still one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_train.context import Part
+from llm_train.data.apportion import Apportionment, Counts, Stage, whole_shares
+from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, Windows
+from llm_train.data.windows import Located
+from llm_train.errors import ConfigError
+from llm_train.units import Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Other weights from a token of the run on.
+
+    Attributes:
+        after: tokens of training before it.
+        weights: of each source by name; a source that is left out is not read any more.
+    """
+
+    after: Duration
+    weights: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if self.after.unit != "tokens" or self.after.count < 1:
+            raise ConfigError(
+                f"after={self.after} must be 1 or more tokens, as in '50B tokens'; for weights "
+                "from the beginning on, set the mixture's own"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(TokenSource):
+    """Mixes sources sample by sample, exact to within one sample a source over any prefix.
+
+    Attributes:
+        sources: token sources by name, all of one tokenizer.
+        weights: of each source by name; none: 1 for each.
+        unit: what weights count. share: samples; epochs: passes over a source, so that 1 for each
+            reads sources by their size, and 3 for one reads it three times while others are read
+            once.
+        temperature: shares are raised to 1/temperature; above 1 makes them more alike (Raffel et
+            al., arXiv:1910.10683, section 3.5.2).
+        changes: other weights later in the run, in the order of their tokens.
+    """
+
+    sources: dict[str, TokenSource]
+    weights: dict[str, float] = field(default_factory=dict)
+    unit: Literal["share", "epochs"] = "share"
+    temperature: float = 1.0
+    changes: list[Change] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.sources or any(not name or set("/.") & set(name) for name in self.sources):
+            raise ConfigError(
+                f"sources={list(self.sources)} must be one or more, with names without '/' and "
+                "'.', which metrics will carry"
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature={self.temperature} must be above 0; 1 has no effect")
+        for weights in (self.weights, *(change.weights for change in self.changes)):
+            if unknown := weights.keys() - self.sources.keys():
+                raise ConfigError(
+                    f"weights name {', '.join(sorted(unknown))}, which is none of "
+                    f"{', '.join(self.sources)}; correct the name or add the source"
+                )
+            values = weights.values()
+            if not all(0 <= value < math.inf for value in values) or (weights and not any(values)):
+                raise ConfigError(f"weights={weights} must be 0 or more, and one of them above 0")
+        places = [change.after.count for change in self.changes]
+        if places != sorted(set(places)):
+            raise ConfigError(f"changes come after {places} tokens; list them in that order")
+        # A part of the configuration is frozen, and this follows from it.
+        object.__setattr__(self, "unmasked", all(s.unmasked for s in self.sources.values()))
+
+    def parts(self) -> Iterator[Part]:
+        """The sources."""
+        yield from self.sources.values()
+
+    def check(self) -> list[str]:
+        """Reports sources that cannot be read, and sources of different tokenizers."""
+        found = [f"{name}: {line}" for name, s in self.sources.items() for line in s.check()]
+        if found:
+            return found
+        texts = {name: s.tokenizer_text() for name, s in self.sources.items()}
+        known = {text: name for name, text in texts.items() if text}
+        if len(known) > 1:
+            return [
+                f"sources {' and '.join(known.values())} have different tokenizers, so that the "
+                "same id means different text; prepare all of them with one (TokenizerFile)"
+            ]
+        return []
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all sources are."""
+        return all(source.prepared for source in self.sources.values())
+
+    def tokenizer_text(self) -> str:
+        """That of any source which knows it."""
+        return next(filter(None, (s.tokenizer_text() for s in self.sources.values())), "")
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: source.fingerprint() for name, source in self.sources.items()}
+
+    def _asked(self) -> str:
+        changes = {str(change.after): change.weights for change in self.changes}
+        return json.dumps([self.weights, self.unit, self.temperature, changes])
+
+    def fingerprint(self) -> str:
+        """Of sources, weights and their changes."""
+        return _hash([self._fingerprints(), self._asked()])
+
+    def past(self, samples: int, sequence: int) -> str:
+        """Of sources, and which of them the first samples came from: weights may change later."""
+        return _hash([self._fingerprints(), self.order(sequence).digest(samples)])
+
+    def identity(self) -> dict[str, str]:
+        """What is known of each source, and the weights."""
+        known = [(name, *fact) for name, s in self.sources.items() for fact in s.identity().items()]
+        return {f"{name}: {key}": value for name, key, value in known} | {"weights": self._asked()}
+
+    def remedy(self, samples: int, sequence: int) -> str:
+        """Weights may change from some sample on, since the order before it is fixed."""
+        stage = [stage for stage in self._stages(sequence) if stage.first <= samples][-1]
+        period = sum(stage.counts)
+        first = max(samples, stage.first + 3 * period) + 2 * period + 1
+        return (
+            "put the old data and weights back, and let other weights follow in "
+            f"data.source.init_args.changes, after '{first * sequence} tokens' or later; or start "
+            "a new run"
+        )
+
+    def shares(self, weights: Mapping[str, float]) -> tuple[int, ...]:
+        """Samples of each source among their sum; see ``whole_shares``."""
+        values = [weights.get(name, 0.0) if weights else 1.0 for name in self.sources]
+        if self.unit == "epochs":
+            values = [value * _tokens(*named) for value, named in zip(
+                values, self.sources.items(), strict=True)]  # fmt: skip
+        if self.temperature != 1:
+            values = [value ** (1 / self.temperature) for value in values]
+        return whole_shares(values)
+
+    def _stages(self, sequence: int) -> list[Stage]:
+        found = {0: self.shares(self.weights)}
+        for change in self.changes:
+            found[math.ceil(change.after.count / sequence)] = self.shares(change.weights)
+        return [Stage(first, counts) for first, counts in found.items()]
+
+    def order(self, sequence: int) -> Apportionment:
+        """Which source each sample comes from."""
+        return Apportionment(self._stages(sequence))
+
+    def realised(self, samples: int, sequence: int) -> dict[str, float]:
+        """Of each source: its share of the samples so far, and how often it was read."""
+        found: dict[str, float] = {}
+        counts = self.order(sequence).counts(samples).tolist()
+        for (name, source), count in zip(self.sources.items(), counts, strict=True):
+            found[f"data/{name}/share"] = count / max(1, samples)
+            if tokens := source.description().get("train_tokens"):
+                found[f"data/{name}/epochs"] = count * sequence / float(tokens)
+        return found
+
+    def vocab_size(self) -> int:
+        """The largest."""
+        return max(source.vocab_size() for source in self.sources.values())
+
+    def end_of_text(self) -> int:
+        """That of the sources, if they agree."""
+        found = {source.end_of_text() for source in self.sources.values()}
+        return found.pop() if len(found) == 1 else NO_TOKEN
+
+    def token_bytes(self) -> Ids | None:
+        """Those of any source which knows them; unknown where one does not."""
+        found = [source.token_bytes() for source in self.sources.values()]
+        return None if any(lengths is None for lengths in found) else found[0]
+
+    def train_windows(self, sequence: int, seed: int) -> Windows:
+        """Windows of all sources, each in its own order."""
+        windows = [source.train_windows(sequence, seed) for source in self.sources.values()]
+        return _MixedWindows(windows, self.order(sequence))
+
+    def _held_out(self) -> dict[str, tuple[TokenSource, str]]:
+        return {
+            name if inner == HELD_OUT else f"{name}/{inner}": (source, inner)
+            for name, source in self.sources.items()
+            for inner in source.held_out_sets()
+        }
+
+    def held_out_sets(self) -> tuple[str, ...]:
+        """Those of all sources: SOURCE for what its split holds out, else SOURCE/SET."""
+        return tuple(self._held_out())
+
+    def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
+        """Windows of one set of one source."""
+        source, inner = self._held_out()[name]
+        return source.held_out_windows(sequence, inner)
+
+    def description(self) -> dict[str, str | int | float | None]:
+        """Sizes, and the share of each source at the beginning and after each change."""
+        facts = {name: source.description() for name, source in self.sources.items()}
+        stages = [self.shares(each) for each in (self.weights, *(c.weights for c in self.changes))]
+        after = ["", *(f" after {change.after}" for change in self.changes)]
+        found: dict[str, str | int | float | None] = {
+            "train_tokens": sum(int(f.get("train_tokens") or 0) for f in facts.values()),
+            "vocab_size": self.vocab_size(),
+            "tokenizer": facts[next(iter(facts))].get("tokenizer", ""),
+        }
+        for index, (name, fact) in enumerate(facts.items()):
+            shares = [f"{counts[index] / sum(counts):.6g}" for counts in stages]
+            found[name] = (
+                ", ".join(map("".join, zip(shares, after, strict=True)))
+                + f" of the samples; {fact.get('train_tokens')} tokens"
+            )
+        return found
+
+
+class _MixedWindows(Located):
+    """Windows of several sources; their order decides which one each comes from."""
+
+    def __init__(self, windows: Sequence[Windows], order: Apportionment) -> None:
+        super().__init__()
+        self._windows = windows
+        self._order = order
+
+    def __len__(self) -> int:
+        return sum(map(len, self._windows))
+
+    def compute(self, samples: Counts) -> list[int]:
+        """Source and number of each sample in one integer."""
+        sources, numbers = self._order.places(samples)
+        return list((numbers * len(self._windows) + sources).tolist())
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices``, the rows of each source read together, as (N, S + 1)."""
+        rows: dict[int, list[int]] = {}
+        numbers: dict[int, list[int]] = {}
+        places = self.located(indices)
+        for row, place in enumerate(places):
+            number, source = divmod(place, len(self._windows))
+            rows.setdefault(source, []).append(row)
+            numbers.setdefault(source, []).append(number)
+        found = {source: self._windows[source].batch(numbers[source]) for source in rows}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        parts = list(found.values())
+        out = np.empty((len(places), parts[0].shape[1]), np.result_type(*parts))
+        for source, part in found.items():
+            out[rows[source]] = part
+        return out
+
+
+def _tokens(name: str, source: TokenSource) -> int:
+    count = source.description().get("train_tokens")
+    if not isinstance(count, int):
+        raise ConfigError(f"unit=epochs: source {name} does not say how many tokens it has")
+    return count
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,312 @@
+"""Token shards behind a URL, of which each block is fetched when it is needed and kept nearby.
+
+A shard's place in the cache is a sparse file of its size, and a block of it is there when its
+CRC-32 is right: the processes of a host, and runs after a crash, share a cache without any record
+of what is in it. Windows come in an order that is known in advance, so that those of the next
+batches are fetched meanwhile, each as the one or two blocks of 64 KiB that it lies in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_train.data.base import TRAIN, Ids
+from llm_train.data.blocks import BLOCK_BYTES, blocks_of, read_sums
+from llm_train.data.reader import Shard, ShardTokens
+from llm_train.data.shards import describe_file
+from llm_train.data.token_manifest import FILE_NAME, Manifest
+from llm_train.data.windows import TrainWindows
+from llm_train.errors import DataError, check_at_least
+
+_log = logging.getLogger(__name__)
+_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts; libraries of object stores have their own
+_PATIENCE_SECONDS = 30
+_CONNECTIONS = 32
+_AHEAD = 16  # batches, or blocks where they are read one after another
+_MOST_UNDER_WAY = 1 << 14
+_ATTEMPTS = 16
+_SWEEPS = 32  # in the time in which the cache is filled once
+_SPACE = "set data.source.cache to a local disk with space"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCache:
+    """Where blocks of remote shards are kept.
+
+    Attributes:
+        folder: on a disk of this host; "" is a folder for the URL in ``~/.cache/llm_train``.
+        gib: about how much it may hold. If all tokens fit, each block is fetched once a host; if
+            not, blocks are fetched again when they are needed again.
+    """
+
+    folder: str = ""
+    gib: float = 64.0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "gib", prefix="data.source.cache.")
+
+
+class Remote:
+    """What lies at a URL, read with many requests at a time."""
+
+    def __init__(self, url: str, cache: ShardCache) -> None:
+        self.url, self.limit = url.rstrip("/"), int(cache.gib * (1 << 30))
+        name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self.folder = Path(cache.folder or Path.home() / ".cache" / "llm_train" / name)
+        self.trouble, self._process, self._lost = "", 0, False
+
+    def __getstate__(self) -> dict[str, object]:
+        kept = ("url", "limit", "folder", "trouble")
+        return {**{name: self.__dict__[name] for name in kept}, "_process": 0, "_lost": False}
+
+    def mirror(self) -> Manifest:
+        """Brings everything but the shards, whose sizes are compared with the manifest.
+
+        Raises:
+            DataError: it cannot be brought, or is not what the manifest says.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{error}; {_SPACE}") from None
+        self._bring(FILE_NAME)
+        manifest = Manifest.load(self.folder)
+        if not manifest.has_sums:
+            raise DataError(
+                f"{self.url} has no checksums of blocks; prepare it again and upload it"
+            )
+        listed = self.read("", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+        sizes = {each["name"].rpartition("/")[2]: each["size"] for each in listed}
+        for file in manifest.files:
+            if sizes.get(file.name) != file.bytes:
+                raise DataError(
+                    f"{self.url}/{file.name} has {sizes.get(file.name, 'no')} bytes, its manifest "
+                    f"says {file.bytes}; upload it again"
+                )
+        for file in manifest.others:
+            near = self.folder / file.name
+            if not near.exists() or describe_file(near) != file:
+                self._bring(file.name)
+        return manifest
+
+    def _bring(self, name: str) -> None:
+        content = self.read(name, lambda fs, path: fs.cat_file(path))
+        partial = self.folder / f"{name}.{os.getpid()}"  # other ranks bring it, too
+        partial.write_bytes(content)
+        os.replace(partial, self.folder / name)
+
+    def read(self, name: str, action: Callable[[Any, str], T]) -> T:
+        """Does something with the file system and a path in it; tries again for half a minute.
+
+        Raises:
+            DataError: there is no such file, or it stays out of reach.
+        """
+        self.connect()
+        url = f"{self.url}/{name}".rstrip("/")
+        for pause in (*_PAUSES, 0):
+            try:
+                return action(self._fs, f"{self._root}/{name}".rstrip("/"))
+            except FileNotFoundError:
+                raise DataError(f"{url} does not exist; correct data.source.path") from None
+            except Exception as error:  # each library has errors of its own
+                self.trouble = " ".join(str(error).split())[:300] or type(error).__name__
+            if not pause or self._lost:
+                break
+            time.sleep(pause)
+        self._lost = True  # a process that ends must not wait for all the other requests
+        raise DataError(
+            f"{url} is out of reach: {self.trouble}; continue with --resume auto when it is back"
+        )
+
+    def connect(self) -> None:
+        """Makes connections and threads, which do not survive a fork."""
+        if self._process == os.getpid():
+            return
+        import fsspec
+
+        try:
+            self._fs, root = fsspec.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise DataError(
+                f"{self.url}: {error}; correct data.source.path, or install the library for such "
+                "URLs (pip install 'llm-train[remote]')"
+            ) from None
+        self._root, self._lost = root.rstrip("/"), False
+        self.pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
+        self._process = os.getpid()
+
+
+class RemoteShards(ShardTokens):
+    """Remote shards of one split as one row of token ids."""
+
+    def __init__(self, remote: Remote, manifest: Manifest, split: str) -> None:
+        super().__init__(remote.folder, manifest, split)
+        self._remote = remote
+        self._following = 0 if split == TRAIN else _AHEAD  # others are read from first to last
+        self._under_way: dict[tuple[int, int], Future[None]] = {}
+        self._inodes: dict[int, int] = {}
+        self._unswept = self._process = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_under_way": {}, "_inodes": {}}
+
+    def want(self, starts: Iterable[int], length: int) -> None:
+        """Begins to fetch what windows that will be read lie in."""
+        width = self._dtype.itemsize
+        for start in starts:
+            first, stop = start * width, (start + length) * width
+            number = bisect_right(self._borders, first) - 1
+            while first < stop:
+                before, after = self._borders[number : number + 2]
+                end = min(stop, after)
+                for block in range((first - before) // BLOCK_BYTES, blocks_of(end - before)):
+                    self._begin(number, block)
+                number, first = number + 1, end
+
+    def _begin(self, number: int, block: int) -> Future[None] | None:
+        """Begins to fetch a block unless it has been seen."""
+        self._remote.connect()
+        if self._process != os.getpid():  # after a fork nobody works for these any more
+            self._process, self._under_way = os.getpid(), {}
+        shard, key = self._open.get(number), (number, block)
+        if shard is not None and shard.seen[block]:
+            return None
+        if key not in self._under_way:
+            if len(self._under_way) > _MOST_UNDER_WAY:  # of windows that were never read
+                self._under_way = {k: v for k, v in self._under_way.items() if not v.done()}
+            self._under_way[key] = self._remote.pool.submit(self._fetch, number, block)
+        return self._under_way[key]
+
+    def _fetch(self, number: int, block: int) -> None:
+        """Puts a block into the cache unless it is there; in a thread."""
+        name, size = self._names[number], self._borders[number + 1] - self._borders[number]
+        first, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, size)
+        assert self._sums_file is not None, "mirror() asks for checksums"
+        [expected] = read_sums(self._sums_file, self._first_sums[number] + block, 1)
+
+        def fetched(fs: Any, source: str) -> bytes:
+            content: bytes = fs.cat_file(source, start=first, end=stop)
+            if zlib.crc32(content) != expected:
+                raise OSError(f"bytes {first} to {stop} are damaged: another CRC-32 was written")
+            return content
+
+        with self._sparse(number) as file:
+            if zlib.crc32(os.pread(file.fileno(), stop - first, first)) != expected:
+                os.pwrite(file.fileno(), self._remote.read(name, fetched), first)
+
+    @contextmanager
+    def _sparse(self, number: int) -> Iterator[BinaryIO]:
+        """The file of a shard in the cache, with holes where nothing was fetched."""
+        path = self._directory / self._names[number]
+        size = self._borders[number + 1] - self._borders[number]
+        try:
+            with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != size:
+                    file.truncate(size)
+                yield file
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; {_SPACE}") from None
+
+    def _file(self, number: int) -> tuple[Path, int, int]:
+        with self._sparse(number):
+            size = self._borders[number + 1] - self._borders[number]
+            return self._directory / self._names[number], 0, size
+
+    def _map(self, number: int) -> Shard:
+        for _ in range(_ATTEMPTS):
+            with self._sparse(number) as file:
+                self._inodes[number] = os.fstat(file.fileno()).st_ino
+            with suppress(DataError):  # the file was removed in this moment
+                return super()._map(number)
+        return super()._map(number)
+
+    def _read(self, path: Path, first: int, count: int) -> None:
+        """Nothing: the pages have just been written or read, and the file may be gone."""
+
+    def _block(self, shard: Shard, number: int) -> npt.NDArray[np.uint8]:
+        """A block, as soon as it is in the cache."""
+        for block in range(number, min(number + 1 + self._following, len(shard.seen))):
+            self._begin(shard.number, block)
+        self._unswept += BLOCK_BYTES
+        if self._unswept > self._remote.limit // _SWEEPS:
+            self._sweep()
+        for _ in range(_ATTEMPTS):
+            self._wait(shard, number)
+            if not self._is_current(shard.number):
+                # Somebody has made room. What was copied out of the old file is right.
+                new = self._map(shard.number)
+                shard.content, shard.seen, shard.unseen = new.content, new.seen, new.unseen
+                self._open[shard.number] = shard
+            found = super()._block(shard, number)
+            if shard.sums is None or zlib.crc32(found.data) == shard.sums[number]:
+                break  # or it was written into a file that was removed meanwhile
+        return found
+
+    def _wait(self, shard: Shard, number: int) -> None:
+        future = self._begin(shard.number, number)
+        while future is not None:
+            try:
+                future.result(_PATIENCE_SECONDS)
+            except TimeoutError:
+                url = f"{self._remote.url}/{shard.path.name}"
+                _log.warning("waiting for %s: %s", url, self._remote.trouble or "it is slow")
+            else:
+                break
+        self._under_way.pop((shard.number, number), None)
+
+    def _is_current(self, number: int) -> bool:
+        """Whether the file that is mapped still has its name."""
+        with suppress(FileNotFoundError):
+            return (self._directory / self._names[number]).stat().st_ino == self._inodes[number]
+        return False
+
+    def _sweep(self) -> None:
+        """Removes files until the rest is within the limit, and lets go of those that are gone."""
+        self._unswept = 0
+        with os.scandir(self._directory) as entries:
+            found = [(each.stat().st_blocks * 512, each.path) for each in entries]
+        used = sum(size for size, _ in found)
+        for size, path in sorted(found, reverse=True):  # in a random order none is better kept
+            if used > self._remote.limit and path.endswith(".bin"):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                used -= size
+        for number in [number for number in self._open if not self._is_current(number)]:
+            del self._open[number]
+
+
+class AheadWindows(TrainWindows):
+    """Training windows, of which those of the next batches are fetched while one is used.
+
+    A rank's batches come in equal steps, so that two of them tell the rest.
+    """
+
+    def __init__(self, tokens: RemoteShards, sequence: int, seed: int, fingerprint: str) -> None:
+        super().__init__(tokens, sequence, seed, fingerprint)
+        self._shards, self._last, self._step = tokens, -1, 0
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """As of the base, after the next batches were asked for."""
+        numbers = np.asarray(indices, dtype=np.int64).reshape(-1)
+        first = int(numbers[0])
+        step, before = first - self._last if self._last >= 0 else 0, self._step
+        self._last, self._step = first, step
+        for turn in range(_AHEAD if step == before else 1, _AHEAD + 1 if step > 0 else 0):
+            self._shards.want(self.located(numbers + turn * step), self._sequence + 1)
+        return super().batch(numbers)

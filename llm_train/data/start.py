@@ -1,0 +1,223 @@
+"""What must be known before the first unit is encoded, in the order in which it may turn out bad.
+
+First a look at the first documents, which ends a preparation whose text cannot be read before an
+hour is spent on it; then what the split has to count, the hashes of held-out text, and duplicates;
+then the tokenizer. All of it is kept in ``start.json``, so that it is found out once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts, Tokenizer
+from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, own_name
+from llm_train.data.tokenizer.byte_lengths import byte_lengths
+from llm_train.data.tokenizer.round_trip import changed_texts
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
+from llm_train.errors import DataError
+from llm_train.runtime import disk
+from llm_train.runtime.forked import Send
+
+START = "start.json"
+_LOOK_DOCUMENTS = 2000
+_LOOK_CHARACTERS = 16 << 20
+_SAMPLE_CHARACTERS = 1 << 18
+_SAMPLE_DOCUMENT = 1 << 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The work to do.
+
+    Attributes:
+        tasks: all units, those of the corpus first.
+        split: of the corpus.
+        tokenizer: to build.
+        max_skipped: part of the documents that may be unreadable.
+    """
+
+    tasks: Sequence[Task]
+    split: Split
+    tokenizer: Tokenizer
+    max_skipped: float
+
+    @property
+    def corpus_tasks(self) -> list[Task]:
+        """The units that the split divides."""
+        return [task for task in self.tasks if not task.held_out]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What was found out.
+
+    Attributes:
+        before: of the split, for each unit of the corpus.
+        held_out: hashes, in hexadecimal, of texts that are not trained on.
+        end_of_text: the id after each document; -1 appends none.
+        sample: pieces of text to choose an encoder by.
+    """
+
+    before: list[int]
+    held_out: list[str]
+    end_of_text: int
+    sample: list[str]
+
+    @classmethod
+    def load(cls, directory: Path) -> Start:
+        """What ``find_out`` has saved."""
+        return cls(**json.loads((directory / START).read_bytes()))
+
+    def rules(self, split: Split) -> Rules:
+        """For reading units."""
+        return Rules(split=split, held_out=frozenset(map(bytes.fromhex, self.held_out)))
+
+    def placed(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks with what the split has to know."""
+        before = iter(self.before)
+        return [task if task.held_out else replace(task, before=next(before)) for task in tasks]
+
+
+def find_out(plan: Plan, directory: Path, send: Send) -> None:
+    """Looks, counts and learns, and writes tokenizer, byte lengths and ``start.json``.
+
+    Args:
+        plan: the work.
+        directory: where to.
+        send: given the characters that were read, and what somebody should be warned of.
+
+    Raises:
+        DataError: text that cannot be read, or none on a side that should have some.
+    """
+    rules = Rules(split=plan.split)
+    sample, whole = _look(plan, rules)
+    units = [Reading(task=task, rules=rules).documents() for task in plan.corpus_tasks]
+    start = Start(
+        before=list(plan.split.survey(units)), held_out=[], end_of_text=NO_TOKEN, sample=sample
+    )
+    tasks = start.placed(plan.tasks)
+    held_out = sorted(set(_held_out(tasks, rules)))
+    rules = replace(rules, held_out=frozenset(held_out))
+    if whole:
+        check_sides(plan.split, Counter(piece.split for piece in _pieces(tasks, rules)))
+
+    def texts(tasks: Iterable[Task], only: str = "") -> Iterator[str]:
+        for piece in _pieces(tasks, rules):
+            if not only or piece.split == only:
+                yield piece.text
+                send(len(piece.text))
+
+    built = plan.tokenizer.build(
+        Texts(train=lambda: texts(tasks, TRAIN), everything=lambda: texts(tasks))
+    )
+    end_of_text = _keep(built, plan.tokenizer.boundary, directory)
+    if changed := changed_texts(load_tokenizer(directory / TOKENIZER), sample):
+        send(changed)
+    found = replace(start, held_out=[h.hex() for h in held_out], end_of_text=end_of_text)
+    disk.write_manifest(directory / START, asdict(found))
+
+
+def _look(plan: Plan, rules: Rules) -> tuple[list[str], bool]:
+    """A sample of the first documents, and whether these were all."""
+    seen, sample, room = 0, list[str](), _SAMPLE_CHARACTERS
+    readings = [Reading(task=task, rules=rules) for task in plan.corpus_tasks]
+    documents = chain.from_iterable(reading.documents() for reading in readings)
+    whole = True
+    for number, document in enumerate(documents, start=1):
+        seen += len(document.text)
+        if room > 0:
+            sample.append(document.text[: min(room, _SAMPLE_DOCUMENT)])
+            room -= len(sample[-1])
+        if number >= _LOOK_DOCUMENTS or seen >= _LOOK_CHARACTERS:
+            whole = False
+            break
+    skipped, examples = Counter[str](), dict[str, str]()
+    for reading in readings:
+        skipped.update(reading.skipped)
+        examples = {**reading.examples, **examples}
+    kept, unexpected = sum(r.kept for r in readings), sum(r.unexpected for r in readings)
+    check_skipped(kept, unexpected, skipped, examples, plan.max_skipped)
+    return sample, whole
+
+
+def check_skipped(
+    kept: int, unexpected: int, skipped: Mapping[str, int], examples: Mapping[str, str], most: float
+) -> None:
+    """Refuses a corpus of which too much cannot be read.
+
+    Raises:
+        DataError: with each reason, its count, and one example.
+    """
+    reasons = "; ".join(skipped_lines(skipped, examples).values())
+    if not kept:
+        raise DataError(
+            f"the corpus has no text ({reasons or 'it has no documents'}); check its paths, "
+            "its format and the field that holds the text"
+        )
+    total = kept + unexpected
+    if unexpected > most * total:
+        raise DataError(
+            f"{unexpected} of {total} documents cannot be read ({reasons}), which is more than "
+            f"max_skipped={most}; correct the corpus, or accept it with "
+            f"data.recipe.init_args.max_skipped={min(1.0, 1.1 * unexpected / total):.2g}"
+        )
+
+
+def skipped_lines(skipped: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, str]:
+    """A phrase for each reason: how often, and the first place."""
+    return {
+        reason: f"{count} {reason}, as {examples[reason]}" if reason in examples else f"{count}"
+        for reason, count in sorted(skipped.items())
+    }
+
+
+def _pieces(tasks: Iterable[Task], rules: Rules) -> Iterator[Piece]:
+    return chain.from_iterable(Reading(task=task, rules=rules).pieces() for task in tasks)
+
+
+def _held_out(tasks: Iterable[Task], rules: Rules) -> Iterator[bytes]:
+    """Hashes of held-out texts, of which the corpus may hold copies on the training side."""
+    for task in tasks:
+        if task.held_out or not rules.split.by_content:
+            for piece in Reading(task=task, rules=rules).pieces():
+                if piece.split != TRAIN and piece.digest:
+                    yield piece.digest
+
+
+def check_sides(split: Split, counts: Mapping[str, int]) -> None:
+    """Refuses a split of which one side is empty.
+
+    Raises:
+        DataError: with what to write instead.
+    """
+    sides = {"training text": TRAIN, **({"held-out text": HELD_OUT} if split.holds_out else {})}
+    for side, name in sides.items():
+        if not counts.get(name):
+            raise DataError(
+                f"data.recipe.init_args.split leaves no {side}: {sum(counts.values())} documents "
+                "are on the other side. Cut the text itself with split: {class_path: "
+                "TailSplit, init_args: {fraction: 0.1}}, or hold nothing out of it with "
+                "{class_path: HashSplit, init_args: {fraction: 0}} and name held-out text under "
+                "data.recipe.init_args.held_out"
+            )
+
+
+def _keep(built: tokenizers.Tokenizer, boundary: str, directory: Path) -> int:
+    """Saves the tokenizer and its byte lengths; returns the id of the boundary token."""
+    staged = own_name(directory / TOKENIZER)
+    built.save(str(staged))
+    staged.replace(directory / TOKENIZER)
+    # Look at what will be loaded later, not at the object that was trained.
+    tokenizer = load_tokenizer(directory / TOKENIZER)
+    with open(directory / TOKEN_BYTES, "wb") as file:
+        np.save(file, byte_lengths(tokenizer, boundary))
+    return token_id(tokenizer, boundary) if boundary else NO_TOKEN

@@ -1,0 +1,109 @@
+"""What ``llm-train data`` says, against the text and against what training reads."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_train.data import Bytes, HashSplit, JSONLines, Tokenize, TokenShards, TrainBPE, prepare
+from llm_train.data.audit import compression
+from llm_train.data.audit.difference import difference
+from llm_train.data.audit.prepared_folder import PreparedFolder
+from llm_train.data.audit.samples import passages
+from llm_train.data.audit.statistics import statistics
+from llm_train.data.audit.verification import verified
+from llm_train.errors import DataError
+
+TEXTS = [f"Document {n} speaks of {'many ' * (n % 7)}things." for n in range(60)]
+SEQUENCE, SEED = 32, 5
+
+
+def folder(place: Path, texts: list[str], name: str, tokenizer: object = None) -> PreparedFolder:
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (place / "texts.jsonl").write_text(rows)
+    recipe = Tokenize(
+        corpus=JSONLines(paths=[str(place / "texts.jsonl")]),
+        tokenizer=tokenizer or TrainBPE(vocab_size=300),
+        split=HashSplit(fraction=0.2),
+        shard_tokens=500,
+    )
+    prepare(recipe, place / name, progress=False)
+    return PreparedFolder(str(place / name))
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> PreparedFolder:
+    return folder(tmp_path, TEXTS, "tokens")
+
+
+def test_a_folder_gives_its_documents_back(prepared: PreparedFolder) -> None:
+    found = [
+        prepared.tokenizer.decode(ids.tolist())
+        for split in prepared.manifest.splits
+        for ids in prepared.documents(split)
+    ]
+    assert sorted(found) == sorted(TEXTS)
+
+
+def test_passages_are_what_training_reads(prepared: PreparedFolder) -> None:
+    source = TokenShards(path=str(prepared.path))
+    windows = source.train_windows(SEQUENCE, SEED)
+    starts = prepared.starts("train").tolist()
+    for sample in (0, 1, 77):
+        parts = list(passages(source, SEQUENCE, SEED, sample))
+        ids = [token for part in parts for token in part.ids]
+        assert ids == windows.batch([sample])[0].tolist()
+        whole = np.concatenate(list(prepared.read("train")))
+        assert ids == whole[parts[0].start : parts[-1].stop].tolist()
+        for part in parts:
+            assert part.place is None or starts[part.place.number] == part.place.start
+            assert part.place is None or "texts.jsonl:" in part.place.key
+
+
+def test_statistics(tmp_path: Path) -> None:
+    copies = [*TEXTS, TEXTS[0], TEXTS[0]]
+    found = statistics(folder(tmp_path, copies, "copies"))
+    lengths = np.concatenate([split.lengths for split in found.values()])
+    assert lengths.size == len(copies)
+    counts = [int(split.rows["exact copies"].split()[0]) for split in found.values()]
+    assert (
+        sum(counts) == 2
+        or "0 (" not in found["held_out"].rows["documents that are also trained on"]
+    )
+    assert found["train"].rows["bytes per token"] > "1"
+
+
+def test_difference(prepared: PreparedFolder, tmp_path: Path) -> None:
+    assert list(difference(prepared, prepared)) == []
+    changed = [*TEXTS[:-1], "Something new."]
+    tokenizer = Bytes()
+    other = folder(tmp_path, changed, "other", tokenizer)
+    lines = "\n".join(difference(prepared, other))
+    assert "recipe: tokenizer: TrainBPE -> Bytes" in lines
+    assert "tokenizer: " in lines
+    assert lines.count("1 documents removed") == lines.count("1 documents added") == 1
+
+
+@pytest.mark.parametrize("where", ["train-00001.bin", "tokenizer.json", "train.crc32"])
+def test_verification_reads_every_byte(prepared: PreparedFolder, where: str) -> None:
+    report = verified(prepared)
+    assert "60" in " ".join(report.values()) or len(report) >= 3
+    file = prepared.path / where
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"{where}.*--force"):
+        verified(prepared)
+
+
+def test_tokenizers_on_the_same_text(prepared: PreparedFolder, tmp_path: Path) -> None:
+    Bytes().build(None).save(str(tmp_path / "bytes.json"))  # type: ignore[arg-type]
+    texts = compression.sample_of(prepared, 1000)
+    titles, best, worst = compression.table(
+        [str(tmp_path / "bytes.json"), str(prepared.path)], texts
+    )
+    assert best[0] == str(prepared.path)
+    assert worst[titles.index("bytes/token")] == "1.000"
+    assert worst[titles.index("tokens")] == f"{sum(len(text) for text in texts):,}"
+    assert [row[-1] for row in (best, worst)] == ["yes", "yes"]

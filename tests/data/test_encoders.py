@@ -1,0 +1,51 @@
+"""Which library encodes: ids equal to those of ``tokenizers``, or ``tokenizers`` itself."""
+
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_train.data import Texts, TrainBPE, load_tokenizer
+from llm_train.data.tokenizer.encoders import choose_encoder
+from tests.data.test_tokenizer import WEIRD, texts
+
+SAMPLE = ["the cat sat on the mat " * 20, *WEIRD, "", "\n" * 300]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    learnt: Texts = texts(SAMPLE)
+    TrainBPE(vocab_size=400).build(learnt).save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_the_fast_library_gives_the_same_ids(folder: Path) -> None:
+    pytest.importorskip("fastokens")
+    encoder = choose_encoder(folder, SAMPLE)
+    assert encoder.name.startswith("fastokens ")
+    tokenizer = load_tokenizer(folder)
+    copied = pickle.loads(pickle.dumps(encoder))
+    for text, first, second in zip(
+        SAMPLE, encoder.encode(SAMPLE), copied.encode(SAMPLE), strict=True
+    ):
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        assert first.tolist() == second.tolist() == expected
+        assert first.dtype == np.int32
+    assert encoder.encode([]) == []
+
+
+def test_a_tokenizer_that_only_the_reference_reads(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tokenizers import normalizers
+
+    tokenizer = load_tokenizer(folder)
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with caplog.at_level(logging.INFO):
+        encoder = choose_encoder(folder, SAMPLE)
+    assert encoder.name.startswith("tokenizers ")
+    assert "fastokens" in caplog.text
+    assert encoder.encode(["ﬁ"])[0].tolist() == encoder.encode(["fi"])[0].tolist()
