@@ -38,6 +38,7 @@ FAMILIES = (
     ("data.source", "llm_train.data", "TokenSource"),
     ("data.recipe", "llm_train.data", "Recipe"),
     ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
+    ("data.recipe.init_args.corpus.init_args.filters", "llm_train.data", "Filter"),
     ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
     ("data.recipe.init_args.split", "llm_train.data", "Split"),
     ("trainer.strategy", "llm_train.trainer.strategy", "Strategy"),
@@ -210,7 +211,6 @@ def page() -> str:
     from llm_train.data.module import TokenData
     from llm_train.model.task import Task
     from llm_train.runtime.device_options import DeviceOptions
-    from llm_train.exchange.warm_start import WarmStart
     from llm_train.runtime.watch.watch_options import WatchOptions
     from llm_train.settings import CheckpointPolicy
     from llm_train.units import Batch, Scaling

@@ -115,7 +115,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
             config = parser.parse_args([*words, *options])
         except argparse.ArgumentError as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        builder = Builder(walk.chosen)
+        builder = Builder(walk.chosen, walk.owners)
         built = parser.instantiate(config, instantiators=[(builder, object, True)])
         builder.raise_failures()
         text = parser.dump(config, skip_unset=False)

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llm_train import check as checks
+from llm_train.check.table import table_of
 from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.remote import Remote
@@ -145,8 +146,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         run.lease.require()
 
     metrics.require = times.require = require_lease
-    store = replace(_store(settings, derived), require=require_lease)
-    remote = None
+    store, remote = replace(_store(settings, derived), require=require_lease), None
     if settings.checkpoint.remote:
         remote = Remote(url=settings.checkpoint.remote, store=store)
         store = replace(store, in_use=remote.uses)
@@ -244,6 +244,8 @@ def _follow(settings: Settings, trainer: pl.Trainer, metadata: Mapping[str, Any]
     rebind(settings, derived, trainer, step)
     stage, now = derived.stage(step), before[-1][1] * derived.sequence
     if trainer.is_global_zero:
+        table = table_of(settings, derived, trainer.strategy.root_device)
+        directory.write_table(settings.run_dir, table)
         say(
             f"\nbatch: {now:,} -> {stage.tokens_per_step:,} tokens a step from step {step:,} on; "
             f"learning rate x {stage.learning_rate_factor:.6g} by batch.scaling; "
