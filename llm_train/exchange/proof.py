@@ -32,7 +32,7 @@ from llm_train.model.network.transformer import Transformer
 
 FILE = "proof.json"
 _TOLERANCE = 1e-5  # in fp32, of the larger of 1 and the largest logit
-_PROMPTS, _LENGTH, _SEED = 4, 16, 20_260
+_PROMPTS, _LENGTH, _SEED = 2, 16, 20_260
 _CONTINUED = 200
 _WHOLE_BYTES = 4e9  # of weights in fp32; of larger networks, one module's are in memory at a time
 
