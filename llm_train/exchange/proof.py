@@ -134,10 +134,10 @@ def prove(config: Transformer, read: Read, folder: Path, *, bare: bool) -> Proof
         load_when_entered(network.eval(), read)
     ours: Tensor = network(texts, lambda hidden, projection: projection.logits(hidden))
     ours = ours[..., :vocabulary]
-    with _quiet(library):
-        model = _opened(library, folder, whole)
+    with _quiet():
+        model = _opened(folder, whole)
         theirs: Tensor = model(texts).logits
-        text_equal = _same_text(library, folder, texts, bare)
+        text_equal = _same_text(folder, texts, bare)
     kl = (ours.softmax(-1) * (ours.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
     equal = ours.argmax(-1) == theirs.argmax(-1)
     return Proof(
@@ -177,8 +177,9 @@ def load_when_entered(network: nn.Module, read: Read) -> None:
             module.register_forward_hook(drop)
 
 
-def _opened(library: Any, folder: Path, whole: bool) -> Any:
+def _opened(folder: Path, whole: bool) -> Any:
     """Their network, in evaluation mode, of which each tensor must come from the folder."""
+    library = transformers()
     kind = library.AutoModelForCausalLM
     if not whole:
         config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -199,11 +200,11 @@ def _continued(network: LanguageModel, prompt: Tensor, new: int) -> Tensor:
     return torch.cat([prompt, torch.tensor(list(tokens), dtype=prompt.dtype)])
 
 
-def _same_text(library: Any, folder: Path, texts: Tensor, bare: bool) -> bool | None:
+def _same_text(folder: Path, texts: Tensor, bare: bool) -> bool | None:
     if not (folder / TOKENIZER).is_file():
         return None
     ours = Tokenizer.from_file(str(folder / TOKENIZER))
-    theirs = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    theirs = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     words = [ours.decode(text.tolist()) for text in texts]
     return all(
         ours.encode(word, add_special_tokens=False).ids
@@ -213,13 +214,14 @@ def _same_text(library: Any, folder: Path, texts: Tensor, bare: bool) -> bool | 
 
 
 @contextmanager
-def _quiet(library: Any) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without its bars and advice; what goes wrong is raised all the same."""
-    level = library.logging.get_verbosity()
-    library.logging.set_verbosity(logging.ERROR)
-    library.logging.disable_progress_bar()
+    theirs = transformers().logging
+    level = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        library.logging.set_verbosity(level)
-        library.logging.enable_progress_bar()
+        theirs.set_verbosity(level)
+        theirs.enable_progress_bar()

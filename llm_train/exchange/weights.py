@@ -127,6 +127,8 @@ def open_folder(path: Path) -> FolderWeights:
     Raises:
         ConfigError: an architecture, or a feature of one, that is not known here.
     """
+    if not is_folder(path):
+        raise CheckpointError(f"{path} does not exist, or holds no config.json; name a folder")
     kind = json.loads((path / "config.json").read_text()).get("model_type")
     known = {family.model_type: family for family in families()}
     if kind not in known:

@@ -98,7 +98,14 @@ def test_extras_exist() -> None:
 
 
 LINES = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
-WITHOUT_SETTINGS = ("advise", "generate", "report", "sweep")  # a run, or a sweep's own file
+WITHOUT_SETTINGS = (
+    "advise",
+    "export",
+    "generate",
+    "import",
+    "report",
+    "sweep",
+)  # a run, or a sweep's own file
 PARSED = [line for line in LINES if line[0] not in WITHOUT_SETTINGS]
 OTHERS = [line for line in LINES if line[0] in WITHOUT_SETTINGS]
 

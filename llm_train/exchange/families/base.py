@@ -231,12 +231,14 @@ def fitting(network: Network) -> Family:
     raise ConfigError(f"model.network fits no architecture of transformers exactly: {said}")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: object, other: object) -> bool:
     """The same value; numbers up to the rounding of what somebody typed."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    numbers = [isinstance(x, int | float) and not isinstance(x, bool) for x in (one, other)]
-    return math.isclose(one, other, rel_tol=1e-7) if all(numbers) else bool(one == other)
+    if isinstance(one, float) or isinstance(other, float):
+        numbers = isinstance(one, int | float) and isinstance(other, int | float)
+        return numbers and math.isclose(one, other, rel_tol=1e-7)  # type: ignore[arg-type]
+    return one == other
 
 
 def _parts(network: Transformer, module: str, tensor: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_train.checkpoint import manifest
 from llm_train.data.base import END_OF_TEXT, Tokenizer
-from llm_train.exchange.export import DTYPES, Export
+from llm_train.exchange.exported_folder import DTYPES, Export
 from llm_train.exchange.families import fitting
 from llm_train.exchange.proof import Proof
 from llm_train.exchange.weights import CheckpointWeights
