@@ -26,12 +26,13 @@ from llm_train.context import Part
 from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
 from llm_train.data.claims import Claims
 from llm_train.data.duplicates import Duplicates, KeepCopies
-from llm_train.data.encode_unit import StoredUnit
+from llm_train.data.encode_unit import StoredUnit, extras_file
 from llm_train.data.merging import Merged, content_of
 from llm_train.data.reading import Reading, Rules, Task
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
 from llm_train.data.sharing import Share, available_cores
+from llm_train.data.snapshot import link
 from llm_train.data.split import HashSplit
 from llm_train.data.start import START, Plan, Start, check_sides, check_skipped, dropped, find_out
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
@@ -85,6 +86,11 @@ class Tokenize(Recipe):
         """Corpora, tokenizer, split and the rule on copies."""
         yield from (self.corpus, self.tokenizer, self.split, self.duplicates)
         yield from self.held_out.values()
+
+    @property
+    def boundary(self) -> str:
+        """The tokenizer's."""
+        return self.tokenizer.boundary
 
     def provenance(self) -> dict[str, str | int]:
         """Of corpora and tokenizer."""
@@ -151,6 +157,34 @@ class Tokenize(Recipe):
             self._merge(merged, provenance, found.end_of_text)
 
         claims.once("merge", lambda: _is_complete(directory), merge)
+
+    def snapshot(self, source: Path, directory: Path) -> None:
+        """Merges the finished units in ``source``, whose shards get a second name."""
+        units: list[StoredUnit] = []
+        try:
+            for task in self._tasks():
+                if (unit := StoredUnit.load(source, task)) is None:
+                    continue
+                for name, split in unit.splits.items():
+                    for shard in split.shards:
+                        link(source / shard.name, directory / shard.name)
+                    extras = extras_file(source, name, task.number)
+                    link(extras, extras_file(directory, name, len(units)))
+                units.append(unit)
+            for name in (TOKENIZER, TOKEN_BYTES):
+                link(source / name, directory / name)
+            end_of_text = Start.load(source).end_of_text
+        except FileNotFoundError:
+            units = []
+        if not units:
+            raise DataError(
+                f"{source} holds nothing that is finished while the rest is not; "
+                "call this while `llm-train prepare` is encoding"
+            )
+        merged, provenance = Merged(directory=directory, units=units), self.provenance()
+        self._merge(merged, {**provenance, "units": len(units)}, end_of_text)
+        for extra in directory.glob("*.npz"):
+            extra.unlink()
 
     def _merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
         counts = merged.documents, merged.unexpected, merged.skipped, merged.examples

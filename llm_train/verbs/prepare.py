@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from llm_train.verbs.base import Load, Verb
 
@@ -11,10 +12,16 @@ class Prepare(Verb):
     """Turns text into token shards."""
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Whether to overwrite, and how to compare."""
+        """Whether to overwrite, how to compare, and what is only looked at."""
         parser.add_argument("--force", action="store_true", help="replace what is there")
         parser.add_argument(
             "--reread", action="store_true", help="read all text to compare it with what is there"
+        )
+        parser.add_argument(
+            "--snapshot",
+            default="",
+            metavar="PATH",
+            help="make a directory of what a preparation that is going on has finished, and end",
         )
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
@@ -22,6 +29,7 @@ class Prepare(Verb):
         settings = load(flags.settings)
 
         from llm_train.data.preparation import prepare
+        from llm_train.data.snapshot import snapshot
         from llm_train.data.start import skipped_lines
         from llm_train.errors import ConfigError
         from llm_train.runtime.terminal import say, section
@@ -33,6 +41,9 @@ class Prepare(Verb):
                 "only TokenShards does"
             )
         recipe = settings.data.recipe
+        if flags.snapshot:
+            snapshot(recipe, source.folder, Path(flags.snapshot))
+            return 0
         manifest = prepare(recipe, source.folder, force=flags.force, reread=flags.reread)
         say(section("data", source.description()))
         if manifest.skipped:
