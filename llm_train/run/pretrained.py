@@ -71,7 +71,7 @@ class Pretrained:
         device = next(self.network.parameters()).device
         tokens, given = tokens.to(device), {}
         if self.settings.task.documents == "confined":
-            end = self.tokenizer.token_to_id(END_OF_TEXT)
+            end = self.end_of_text()
             assert end is not None, "training needed it"
             given = {"documents": confine(tokens, end, blocks=False)}
         found: Tensor = self.network(tokens, lambda h, projection: projection.logits(h), **given)
@@ -143,14 +143,29 @@ def load_checkpoint(
         CheckpointError: no complete checkpoint, or one that does not fit its configuration.
         ConfigError: a device that cannot be used.
     """
-    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
-    assert path is not None
-    settings = load(["-c", str(path / "config.yaml")])
+    path, settings = open_checkpoint(where, load)
     with without_parameters():
         network = settings.task.network_config.build()
     materialise(network, _device(device))
     load_weights(path, network)
     return Pretrained(path=path, settings=settings, network=network.eval())
+
+
+def open_checkpoint(
+    where: str | Path, load: Callable[[Sequence[str]], Settings]
+) -> tuple[Path, Settings]:
+    """The directory of a checkpoint, and the configuration that it was trained with.
+
+    Args:
+        where: a checkpoint directory, or a run directory for its newest checkpoint.
+        load: reads a configuration.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
+    assert path is not None
+    return path, load(["-c", str(path / "config.yaml")])
 
 
 def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
