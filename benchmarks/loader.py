@@ -23,6 +23,8 @@ import torch
 
 from benchmarks.peers.ours import write_shards
 from benchmarks.work import write_tokens
+from llm_train.data.base import TokenSource
+from llm_train.data.mixture import Mixture
 from llm_train.data.module import TokenData
 from llm_train.data.sampler import Share
 from llm_train.data.token_shards import TokenShards
@@ -70,6 +72,7 @@ def measure(directory: Path) -> list[dict[str, Any]]:
         write_shards(str(tokens), 50304, shards, str(path))
         for samples in SAMPLES if shards == 1 else (12, 64):
             rows.append(_against_plain_maps(path, shards, samples))
+    rows += [_mixture(directory / f"{SHARDS[0]}.shards", samples) for samples in (12, 64)]
     rate = _rate(lambda: _one_by_one(str(tokens), 12), 12, times=200)
     rows.append({"what": "a slice and a cast per sample", "samples": 12,
                  "million_tokens_per_cpu_s": rate})  # fmt: skip
@@ -80,7 +83,8 @@ def measure(directory: Path) -> list[dict[str, Any]]:
 
 
 def _against_plain_maps(path: Path, shards: int, samples: int) -> dict[str, Any]:
-    ours, plain = _loader(path, samples), _loader(path, samples)
+    source = TokenShards(path=str(path))
+    ours, plain = _loader(source, samples), _loader(source, samples)
     plain.dataset.windows._tokens = PlainMaps(path)
     ours, plain = iter(ours), iter(plain)
     first = _rate(lambda: next(ours), samples, times=480 // samples, warmup=0)
@@ -103,11 +107,27 @@ def _against_plain_maps(path: Path, shards: int, samples: int) -> dict[str, Any]
     }
 
 
-def _loader(path: Path, samples: int) -> Any:
-    data = TokenData(TokenShards(path=str(path)))
+def _mixture(path: Path, samples: int, sequence: int = 128) -> dict[str, Any]:
+    one = TokenShards(path=str(path))
+    parts = {name: TokenShards(path=str(path)) for name in ("web", "code", "books")}
+    mixture = Mixture(sources=parts, weights={"web": 0.7, "code": 0.2, "books": 0.1})
+    loaders = [iter(_loader(source, samples, sequence)) for source in (mixture, one)]
+    seconds = [0.0, 0.0]
+    for _ in range(ROUNDS):
+        for kind, batches in enumerate(loaders):
+            start = time.process_time()
+            for _ in range(1_000_000 // ROUNDS // samples):
+                next(batches)
+            seconds[kind] += time.process_time() - start
+    return {"what": "mixture of three", "samples": samples, "sequence": sequence,
+            "cpu_s_a_million_samples": seconds[0], "to_one_source": seconds[0] / seconds[1]}  # fmt: skip
+
+
+def _loader(source: TokenSource, samples: int, sequence: int = SEQUENCE) -> Any:
+    data = TokenData(source)
     data.bind(
         share=Share(rank=0, data_ranks=1, per_device=samples, accumulation=1),
-        sequence=SEQUENCE,
+        sequence=sequence,
         seed=1,
         steps_total=10**7,
         pin_memory=False,
@@ -139,7 +159,7 @@ def _wait(path: Path, *, samples: int, tokens_per_s: float, steps: int = 100) ->
     The result is an upper bound: after a sleep the processor's caches are cold, which they need not
     be alongside a busy GPU.
     """
-    batches = iter(_loader(path, samples))
+    batches = iter(_loader(TokenShards(path=str(path)), samples))
     step = samples * SEQUENCE / tokens_per_s
     waited = 0.0
     for _ in range(steps):
