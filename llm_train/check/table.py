@@ -30,7 +30,13 @@ def table(settings: Settings, device: torch.device | None = None) -> dict[str, d
     Raises:
         ConfigError: the configured attention kernel cannot run on the device, which is here.
     """
-    derived = settings.derive()
+    return table_of(settings, settings.derive(), device)
+
+
+def table_of(
+    settings: Settings, derived: Derived, device: torch.device | None = None
+) -> dict[str, dict[str, Any]]:
+    """As ``table``, of a run that may have begun with another batch."""
     kernel = _attention(settings, derived, device or torch.device(settings.world.device))
     return {
         "network": _network(settings, derived) | {"attention": kernel},
@@ -216,7 +222,7 @@ def _data(settings: Settings, derived: Derived) -> dict[str, Any]:
     source = settings.data.source
     if source.check():
         return {}
-    described: dict[str, Any] = dict(source.description())
+    described: dict[str, Any] = source.description() | source.window_facts(derived.sequence)
     tokens = described.get("train_tokens")
     if isinstance(tokens, int) and tokens:
         described["epochs"] = round(derived.total_tokens / tokens, 3)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from llm_train.context import Part
 from llm_train.data.apportion import Apportionment, Counts, Stage, whole_shares
-from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, TokenSpan, Windows
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
 from llm_train.data.windows import Located
 from llm_train.errors import ConfigError
@@ -217,7 +217,12 @@ class Mixture(TokenSource):
             )
             for name, source in self.sources.items()
         ]
-        return _MixedWindows(windows, self.order(sequence))
+        return _MixedWindows(windows, self.order(sequence), list(self.sources))
+
+    def called(self, name: str) -> TokenSource:
+        """One of the sources, or of theirs."""
+        first, _, rest = name.partition("/")
+        return self.sources[first].called(rest)
 
     def _held_out(self) -> dict[str, tuple[TokenSource, str]]:
         return {
@@ -257,8 +262,11 @@ class Mixture(TokenSource):
 class _MixedWindows(Located):
     """Windows of several sources; their order decides which one each comes from."""
 
-    def __init__(self, windows: Sequence[Windows], order: Apportionment) -> None:
+    def __init__(
+        self, windows: Sequence[Windows], order: Apportionment, names: Sequence[str]
+    ) -> None:
         super().__init__()
+        self._names = names
         self._windows = windows
         self._order = order
 
@@ -287,6 +295,12 @@ class _MixedWindows(Located):
         for source, part in found.items():
             out[rows[source]] = part
         return out
+
+    def spans(self, index: int) -> list[TokenSpan]:
+        """Those of the source that the sample comes from, with its name."""
+        number, source = divmod(self.located([index])[0], len(self._windows))
+        spans, name = self._windows[source].spans(number), self._names[source]
+        return [span._replace(source=f"{name}/{span.source}".strip("/")) for span in spans]
 
 
 def _tokens(name: str, source: TokenSource) -> int:

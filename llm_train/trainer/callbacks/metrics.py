@@ -162,6 +162,8 @@ class Metrics(EachStep):
             loss = 0.0  # of no step; all of the interval were left out
         else:
             metrics["train/loss"] = loss
+        if tokens < (slots := _slots(sample.step, task.derived)):
+            metrics["train/counted"] = tokens / slots
         for rider, count in zip(task.run_state.riders, sample.riders, strict=True):
             metrics |= rider.metrics(summed[:count])
             del summed[:count]
@@ -224,6 +226,12 @@ class Metrics(EachStep):
             metrics["progress/tokens"] = float(task.derived.tokens(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _slots(step: int, derived: Derived) -> int:
+    """Target slots since the log point before, whether they count or not."""
+    before = (step - 1) // derived.log_every * derived.log_every
+    return derived.tokens(step) - derived.tokens(before)
 
 
 def _log_first_step(trainer: pl.Trainer, task: TaskBase) -> None:
