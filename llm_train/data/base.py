@@ -23,6 +23,7 @@ import tokenizers
 
 from llm_train.context import Context, Part
 from llm_train.data.documents import Documents
+from llm_train.errors import ConfigError
 
 TRAIN = "train"
 HELD_OUT = "held_out"  # the part that the split holds out; other held-out sets have other names
@@ -199,12 +200,21 @@ class Recipe(Part, ABC):
 
     comparable = True
 
+    @property
+    def boundary(self) -> str:
+        """The token after each document; "" where there is none."""
+        return END_OF_TEXT
+
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
         """Returns when a directory holds a complete set of token shards, whose manifest is last.
 
         It holds what an interrupted call left; other processes may be writing there, too.
         """
+
+    def snapshot(self, source: Path, directory: Path) -> None:
+        """As ``write``, of what a call that is still writing into ``source`` has finished."""
+        raise ConfigError(f"data.recipe={type(self).__name__} has no parts that end one by one")
 
     def provenance(self) -> Mapping[str, str | int]:
         """Facts outside the configuration that the tokens depend on; here none are known."""
@@ -346,6 +356,10 @@ class TokenSource(Part, ABC):
     def documents(self, split: str = TRAIN) -> Documents | None:
         """Where the documents of a split lie; None where it is unknown."""
         return None
+
+    def called(self, name: str) -> TokenSource:
+        """The source that a ``TokenSpan`` names; itself where it is not a mixture."""
+        return self
 
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
