@@ -22,7 +22,6 @@ class Unsteady(LocalFileSystem):
     """A local folder behind a network that fails as often as it is told to."""
 
     protocol = "unsteady"
-    cachable = False
     failures = 0
     requests: list[tuple[str, int]] = []  # noqa: RUF012 - of the test
 
