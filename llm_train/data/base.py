@@ -200,6 +200,11 @@ class Recipe(Part, ABC):
 
     comparable = True
 
+    @property
+    def boundary(self) -> str:
+        """The token after each document; "" where there is none."""
+        return END_OF_TEXT
+
     @abstractmethod
     def write(self, directory: Path, progress: bool) -> None:
         """Returns when a directory holds a complete set of token shards, whose manifest is last.
@@ -352,9 +357,17 @@ class TokenSource(Part, ABC):
         """Where the documents of a split lie; None where it is unknown."""
         return None
 
+    def called(self, name: str) -> TokenSource:
+        """The source that a ``TokenSpan`` names; itself where it is not a mixture."""
+        return self
+
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
         return None
+
+    def window_facts(self, sequence: int) -> dict[str, int | float]:
+        """What follows from cutting the tokens into windows, to print; here nothing."""
+        return {}
 
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:

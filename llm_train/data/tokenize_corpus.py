@@ -86,6 +86,11 @@ class Tokenize(Recipe):
         yield from (self.corpus, self.tokenizer, self.split, self.duplicates)
         yield from self.held_out.values()
 
+    @property
+    def boundary(self) -> str:
+        """The tokenizer's."""
+        return self.tokenizer.boundary
+
     def provenance(self) -> dict[str, str | int]:
         """Of corpora and tokenizer."""
         further = {

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from llm_train.checkpoint.compatibility import load_weights
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.data.base import END_OF_TEXT
+from llm_train.data.base import NO_TOKEN
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.confined import confine, last_document
 from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
@@ -44,19 +45,36 @@ class Pretrained:
         Raises:
             CheckpointError: it was trained on token ids that mean no text.
         """
+        return load_tokenizer(self._tokenizer_file())
+
+    def _tokenizer_file(self) -> Path:
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(
                 f"{self.path} holds no tokenizer.json, so its token ids mean no text: it was "
                 "trained on tokens without a tokenizer"
             )
-        return load_tokenizer(file)
+        return file
+
+    def end_of_text(self) -> int | None:
+        """The id that followed each document in training; None where none did."""
+        source = self.settings.data.source
+        # Other tokens may have taken the place of those that the network was trained on.
+        if source.prepared and source.tokenizer_text() == self._tokenizer_file().read_text("utf-8"):
+            return None if (found := source.end_of_text()) == NO_TOKEN else found
+        boundary = self.settings.data.recipe.boundary
+        return self.tokenizer.token_to_id(boundary) if boundary else None
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits of each next token."""
         device = next(self.network.parameters()).device
-        found: Tensor = self.network(tokens.to(device), lambda h, projection: projection.logits(h))
+        tokens, given = tokens.to(device), {}
+        if self.settings.task.documents == "confined":
+            end = self.end_of_text()
+            assert end is not None, "training needed it"
+            given = {"documents": confine(tokens, end, blocks=False)}
+        found: Tensor = self.network(tokens, lambda h, projection: projection.logits(h), **given)
         return found
 
     def generate(
@@ -84,12 +102,20 @@ class Pretrained:
         Raises:
             ConfigError: a value out of range, or ``stop`` is not a single token.
         """
-        tokenizer = self.tokenizer
-        end = tokenizer.token_to_id(stop or END_OF_TEXT)
+        tokenizer, boundary = self.tokenizer, self.end_of_text()
+        end = tokenizer.token_to_id(stop) if stop else boundary
         if stop and end is None:
             raise ConfigError(f"--stop {stop!r} is not a single token of this tokenizer")
-        # A text starts after the end of the one before it; without such a token, with the first id.
-        start = tokenizer.encode(prompt).ids or [tokenizer.token_to_id(END_OF_TEXT) or 0]
+        start = _encoded(tokenizer, prompt)
+        if not start:
+            if boundary is None:
+                raise ConfigError(
+                    "an empty prompt begins after the end of a text, and this network was trained "
+                    "without a token for it; give a --prompt"
+                )
+            start = [boundary]
+        if self.settings.task.documents == "confined":
+            start = last_document(start, boundary)
         stream = generate(
             self.network,
             torch.tensor(start),
@@ -117,14 +143,40 @@ def load_checkpoint(
         CheckpointError: no complete checkpoint, or one that does not fit its configuration.
         ConfigError: a device that cannot be used.
     """
-    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
-    assert path is not None
-    settings = load(["-c", str(path / "config.yaml")])
+    path, settings = open_checkpoint(where, load)
     with without_parameters():
         network = settings.task.network_config.build()
     materialise(network, _device(device))
     load_weights(path, network)
     return Pretrained(path=path, settings=settings, network=network.eval())
+
+
+def open_checkpoint(
+    where: str | Path, load: Callable[[Sequence[str]], Settings]
+) -> tuple[Path, Settings]:
+    """The directory of a checkpoint, and the configuration that it was trained with.
+
+    Args:
+        where: a checkpoint directory, or a run directory for its newest checkpoint.
+        load: reads a configuration.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
+    assert path is not None
+    return path, load(["-c", str(path / "config.yaml")])
+
+
+def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """As training saw text: without what a template would put around it."""
+    try:
+        return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    except Exception as error:  # the library raises a bare one for a character that it lacks
+        raise ConfigError(
+            f"--prompt {prompt!r} cannot be encoded by this network's tokenizer ({error}); use "
+            "characters that its corpus had"
+        ) from None
 
 
 def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Iterator[str]:

@@ -93,13 +93,15 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
 
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
+    from llm_train.data.start import skipped_lines
     from llm_train.runtime.terminal import say, section
 
     folder = PreparedFolder(flags.folder)
     manifest, found = folder.manifest, statistics(folder)
     for name, split in found.items():
         say(section(name, split.rows))
-    say(section("skipped documents", manifest.skipped))
+    say(section("skipped documents", skipped_lines(manifest.skipped, manifest.examples)))
+    say(f"\nencoded with {manifest.encoder or 'a library that was not written down'}")
     references = {name: value for name, value in manifest.references.items() if value is not None}
     say(section("held out, bits per byte of compressors", references))
     if find_spec("altair") is None or find_spec("vl_convert") is None:

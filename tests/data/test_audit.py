@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_train.data import Bytes, HashSplit, JSONLines, Tokenize, TokenShards, TrainBPE, prepare
+from llm_train.data import (
+    Bytes,
+    HashSplit,
+    JSONLines,
+    Mixture,
+    Tokenize,
+    TokenShards,
+    TrainBPE,
+    prepare,
+)
 from llm_train.data.audit import compression
 from llm_train.data.audit.difference import difference
 from llm_train.data.audit.prepared_folder import PreparedFolder
@@ -85,15 +94,18 @@ def test_difference(prepared: PreparedFolder, tmp_path: Path) -> None:
     assert lines.count("1 documents removed") == lines.count("1 documents added") == 1
 
 
-@pytest.mark.parametrize("where", ["train-00001.bin", "tokenizer.json", "train.crc32"])
+@pytest.mark.parametrize("where", ["last shard", "tokenizer.json", "train.documents"])
 def test_verification_reads_every_byte(prepared: PreparedFolder, where: str) -> None:
     report = verified(prepared)
-    assert "60" in " ".join(report.values()) or len(report) >= 3
+    counts = [int(report[f"{split}: documents"].split(",")[0]) for split in ("train", "held_out")]
+    assert sum(counts) == 60
     file = prepared.path / where
+    if where == "last shard":
+        file = prepared.path / prepared.manifest.splits["train"].shards[-1].name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=f"{where}.*--force"):
+    with pytest.raises(DataError, match=f"{file.name}.*--force"):
         verified(prepared)
 
 
@@ -107,3 +119,24 @@ def test_tokenizers_on_the_same_text(prepared: PreparedFolder, tmp_path: Path) -
     assert worst[titles.index("bytes/token")] == "1.000"
     assert worst[titles.index("tokens")] == f"{sum(len(text) for text in texts):,}"
     assert [row[-1] for row in (best, worst)] == ["yes", "yes"]
+
+
+def test_passages_of_a_mixture_name_their_source(tmp_path: Path) -> None:
+    sources = {
+        name: TokenShards(path=str(folder(tmp_path, texts, name, Bytes()).path))
+        for name, texts in (("even", TEXTS[::2]), ("odd", TEXTS[1::2]))
+    }
+    mixture = Mixture(sources=sources)
+    windows = mixture.train_windows(SEQUENCE, SEED)
+    seen = set()
+    for sample in range(4):
+        parts = list(passages(mixture, SEQUENCE, SEED, sample))
+        assert [token for part in parts for token in part.ids] == windows.batch([sample])[
+            0
+        ].tolist()
+        for part in parts:
+            assert part.place is not None
+            whole = np.concatenate(list(PreparedFolder(str(tmp_path / part.source)).read("train")))
+            assert part.ids == whole[part.start : part.stop].tolist()
+            seen.add(part.source)
+    assert seen == {"even", "odd"}

@@ -55,8 +55,6 @@ def _documents(
             yield f"{split}: {a.size:,} -> {b.size:,} documents, by copies of the same texts"
         elif not np.array_equal(a, b):
             yield f"{split}: the same documents in another order"
-        elif not as_text:
-            yield f"{split}: the same documents with other boundary tokens"
 
 
 def _keys(folder: PreparedFolder, split: str, numbers: npt.NDArray[np.intp]) -> str:

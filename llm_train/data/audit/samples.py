@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llm_train.data.base import NO_TOKEN, TokenSource
+from llm_train.data.base import NO_TOKEN, TRAIN, TokenSource
 from llm_train.data.documents import Documents, Place
 
 
@@ -41,7 +41,7 @@ def passages(source: TokenSource, sequence: int, seed: int, sample: int) -> Iter
     ids = ids[ids != NO_TOKEN]
     done = 0
     for span in windows.spans(sample):
-        documents = source.documents(span.source or "train")
+        documents = source.called(span.source).documents(TRAIN)
         for start, stop, place in _documents(documents, span.start, span.stop):
             size = stop - start
             yield Passage(span.source, place, start, stop, ids[done : done + size].tolist())
