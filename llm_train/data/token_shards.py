@@ -17,7 +17,7 @@ from llm_train.data.base import HELD_OUT, TRAIN, Ids, TokenSource, Windows
 from llm_train.data.documents import Documents, StoredDocuments
 from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
-from llm_train.data.remote_shards import AheadWindows, Remote, RemoteShards, ShardCache
+from llm_train.data.remote_shards import AheadWindows, RemoteFolder, RemoteShards, ShardCache
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, check_size, describe_file, verify
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.windows import HeldOutWindows, TrainWindows
@@ -64,8 +64,8 @@ class TokenShards(TokenSource):
         return Path(self.path) if self._remote is None else None
 
     @cached_property
-    def _remote(self) -> Remote | None:
-        return Remote(self.path, self.cache) if "://" in self.path else None
+    def _remote(self) -> RemoteFolder | None:
+        return RemoteFolder(self.path, self.cache) if "://" in self.path else None
 
     @cached_property
     def _home(self) -> Path:
