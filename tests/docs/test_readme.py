@@ -23,6 +23,7 @@ from llm_train.units import Batch, Duration, Ramp, Scaling
 ROOT = Path(__file__).parents[2]
 # launching.md is about other people's programs, which test_scripts.py replaces by stand-ins.
 DOCS = [page for page in (ROOT / "docs").glob("*.md") if page.name != "launching.md"]
+DOCS += (ROOT / "docs/data").glob("*.md")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS])
 
 # With these options the quickstart takes seconds.
@@ -98,7 +99,7 @@ def test_extras_exist() -> None:
 
 
 LINES = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
-WITHOUT_SETTINGS = ("advise", "generate", "report", "sweep")  # a run, or a sweep's own file
+WITHOUT_SETTINGS = ("advise", "data", "generate", "report", "sweep")  # a run, or a sweep's own file
 PARSED = [line for line in LINES if line[0] not in WITHOUT_SETTINGS]
 OTHERS = [line for line in LINES if line[0] in WITHOUT_SETTINGS]
 
@@ -146,7 +147,8 @@ def test_commands_parse(results: Results) -> None:
     assert OTHERS
     for line, (code, _, err) in zip(OTHERS, results.others, strict=True):
         assert code == 2
-        assert "does not exist" in err or "no metrics.jsonl" in err, f"{line}: {err}"
+        missing = ("does not exist", "no metrics.jsonl", "no prepared tokens", "no such file")
+        assert any(words in err for words in missing), f"{line}: {err}"
 
 
 def test_annotated_configuration(results: Results) -> None:
