@@ -36,7 +36,10 @@ from llm_train.testing.configs import losses, part, tiny, write
 from llm_train.testing.fork_server import ForkServer
 
 PAGE = Path(__file__).parents[1] / "docs" / "optimizers.md"
-STRATEGIES = ("single", "ddp", "fsdp", "zero2", "zero3")
+STRATEGIES = {
+    "optimizers": ("single", "ddp", "fsdp", "zero2", "zero3"),
+    "recompute": ("single", "ddp", "fsdp", "tp", "zero1", "zero2", "zero3"),
+}
 STEPS, MIDDLE = 6, 2
 # Of a loss, in six steps. Reductions in another order change it by 3e-7; updates by the sign of a
 # gradient add more, where that is near zero. LAMB was off by 4e-3 where its norms were of shards.
@@ -115,14 +118,14 @@ def optimizer_cells() -> Iterator[Cell]:
         for name in names:
             inner = part(f"{package}.{name}", **{"lr": 0.01} | _ARGUMENTS.get(name, {}))
             chosen[f"{package}.{name}"] = part("TorchOptimizer", optimizer=inner)
-    for (name, optimizer), strategy in product(chosen.items(), STRATEGIES):
+    for (name, optimizer), strategy in product(chosen.items(), STRATEGIES["optimizers"]):
         settings = {"model__optimizer": optimizer}
         yield Cell(study="optimizers", row=name, strategy=strategy, settings=settings)
 
 
 def recompute_cells() -> Iterator[Cell]:
     """Every policy, compiled or not, under each strategy."""
-    for policy, unit, strategy in product(POLICIES, COMPILED, STRATEGIES):
+    for policy, unit, strategy in product(POLICIES, COMPILED, STRATEGIES["recompute"]):
         settings = {"model__recompute": _written(policy), "model__compile": unit}
         row = f"{policy}, compile {unit}"
         yield Cell(study="recompute", row=row, strategy=strategy, settings=settings)
@@ -195,6 +198,8 @@ class Grid:
 def _config(run_dir: Path, strategy: str, settings: dict[str, Any]) -> dict[str, Any]:
     fixed = {
         "model__network__init_args__dropout": 0.0,
+        "model__network__init_args__mlp_width": 256,  # which two ranks of tp can cut
+        "model__network__init_args__pad_vocab_to": 4,
         "checkpoint__every": f"{MIDDLE} steps",
         "trainer__devices": 1 if strategy == "single" else 2,
         "trainer__strategy": strategy,
@@ -213,14 +218,14 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
     """The last verdict of each cell, in Markdown."""
     last = {(r["study"], r["row"], r["strategy"]): r for r in rows}
     parts = []
-    for study in ("optimizers", "recompute"):
+    for study, strategies in STRATEGIES.items():
         mine = {key[1:]: row for key, row in last.items() if key[0] == study}
         counts = {v: sum(r["verdict"] == v for r in mine.values()) for v in _VERDICTS}
         said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
         lines = [f"{len(mine)} cells: {said}.", ""]
-        lines += [f"| {' | '.join(('', *STRATEGIES))} |", "|---" * (len(STRATEGIES) + 1) + "|"]
+        lines += [f"| {' | '.join(('', *strategies))} |", "|---" * (len(strategies) + 1) + "|"]
         for name in dict.fromkeys(name for name, _ in mine):
-            cells = [_shown(mine.get((name, strategy))) for strategy in STRATEGIES]
+            cells = [_shown(mine.get((name, strategy))) for strategy in strategies]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -264,7 +269,7 @@ def main() -> int:
             continue
         began = time.perf_counter()
         row = {"study": cell.study, "case": cell.case, "row": cell.row, "strategy": cell.strategy}
-        row |= grid.measured(cell)
+        row |= grid.measured(cell, plan=cell.study == "optimizers")
         row["seconds"] = round(time.perf_counter() - began, 1)
         row |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
         with open(flags.results, "a", encoding="utf-8") as file:

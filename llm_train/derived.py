@@ -7,11 +7,12 @@ callbacks, so that none of them repeats the arithmetic.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError
-from llm_train.units import Batch, Duration
+from llm_train.units import Batch, Duration, SequenceRamp
 
 Sizes = Sequence[tuple[int, int]]
 """The first step and the samples per step of each batch that a run has had, as checkpoints keep."""
@@ -65,6 +66,7 @@ class Derived:
         learning_rate_factor: the factor that batch scaling applies to the configured learning rate
             after the ramp.
         stages: the batches of the run, in order; one where the batch never changes.
+        sequence_ramp: shorter sequences at the beginning, if any.
     """
 
     seed: int
@@ -81,6 +83,7 @@ class Derived:
     log_every: int
     learning_rate_factor: float
     stages: tuple[Stage, ...]
+    sequence_ramp: SequenceRamp
 
     @classmethod
     def of(
@@ -142,6 +145,7 @@ class Derived:
             log_every=log_every,
             learning_rate_factor=batch.scaling.factor(batch.tokens),
             stages=stages,
+            sequence_ramp=batch.sequence_ramp,
         )
 
     def stage(self, step: int) -> Stage:
@@ -155,6 +159,21 @@ class Derived:
     def tokens(self, step: int) -> int:
         """Target tokens that ``step`` steps train on, over all ranks."""
         return self.samples(step) * self.sequence
+
+    def positions(self, step: int) -> int:
+        """Positions per sequence of the step that comes after ``step`` steps."""
+        return self.sequence_ramp.positions(self.sequence, self.tokens(step))
+
+    def lengths(self) -> dict[int, int]:
+        """Target tokens of the run by positions per sequence, in order."""
+        found, step = dict[int, int](), 0
+        while step < self.total_steps:
+            now = self.positions(step)
+            steps = range(step, self.total_steps)
+            end = step + bisect_right(steps, now, key=self.positions)
+            found[now] = self.tokens(end) - self.tokens(step)
+            step = end
+        return found
 
     def schedule_step(self, step: int) -> int:
         """Where a schedule of ``stage(step).schedule_steps`` steps is: as many tokens into it.

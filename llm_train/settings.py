@@ -13,6 +13,7 @@ from llm_train.context import Context, Model, Part
 from llm_train.data.module import TokenData
 from llm_train.derived import Derived, Sizes
 from llm_train.errors import ConfigError
+from llm_train.exchange.warm_start import WarmStart
 from llm_train.model.network.meta import without_memory
 from llm_train.model.task import Task
 from llm_train.runtime.device_options import DeviceOptions
@@ -71,6 +72,7 @@ class Settings:
         checkpoint: when to save.
         device: how devices are used.
         watch: when a rank counts as lost.
+        init_from: weights from elsewhere that the run begins with.
         task: the LightningModule with its parts.
         data: the LightningDataModule with its parts.
         trainer_args: Lightning's Trainer arguments, nested objects instantiated.
@@ -91,6 +93,7 @@ class Settings:
     trainer_args: dict[str, Any]
     text: str
     watch: WatchOptions = field(default_factory=WatchOptions)
+    init_from: WarmStart = field(default_factory=WarmStart)
     plain: dict[str, Any] = field(default_factory=dict)
     name: str = "run"
     notes: tuple[str, ...] = ()

@@ -114,6 +114,7 @@ class Scaling:
 
 
 _NO_TOKENS = Duration(0, "tokens")
+_POWERS = [1 << k for k in range(1, 64)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,45 @@ class Ramp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceRamp:
+    """Windows that are cut into short pieces, which double until they are whole.
+
+    A step has the same tokens all along, in the same order: a piece is a window of its own, whose
+    positions begin at 0 and see nothing of the piece before (Li et al., arXiv:2108.06084, shorten
+    sequences as well, and drop the rest of each).
+
+    Args:
+        sequence: positions per piece in the first steps, batch.sequence over a power of two; 0 is
+            no ramp.
+        doubles_every: tokens of training between two doublings.
+    """
+
+    sequence: int = 0
+    doubles_every: Duration = _NO_TOKENS
+
+    def __post_init__(self) -> None:
+        every = self.doubles_every
+        if bool(self.sequence) != bool(every.count) or every.unit != "tokens":
+            raise ConfigError(
+                f"batch.sequence_ramp.sequence={self.sequence} with batch.sequence_ramp."
+                f"doubles_every={every}: a ramp needs both, the second in tokens, as in "
+                "'50M tokens'; leave out both for none"
+            )
+
+    def positions(self, whole: int, tokens: int) -> int:
+        """Positions per piece of a window of ``whole`` when ``tokens`` have been trained on.
+
+        >>> ramp = SequenceRamp(sequence=128, doubles_every=Duration(1000, "tokens"))
+        >>> [ramp.positions(512, tokens) for tokens in (0, 999, 1000, 2000, 10**12)]
+        [128, 128, 256, 512, 512]
+        """
+        if not self.sequence:
+            return whole
+        doublings = (whole // self.sequence).bit_length() - 1
+        return self.sequence << min(doublings, tokens // self.doubles_every.count)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The global batch: the data of one optimizer step, on any number of devices.
 
@@ -151,6 +191,7 @@ class Batch:
         per_device: samples in one forward and backward pass on one device.
         scaling: rule that adapts the learning rate to ``tokens``.
         ramp: smaller batches before, each with its accumulation and scaled learning rate.
+        sequence_ramp: shorter sequences before, as many more of them.
         on_out_of_memory: raise ends a run that finds a device too small for ``per_device``, and
             says what to set; halve takes half of it at the next start and from then on, by a file
             in the run directory, and a single process starts again by itself.
@@ -161,6 +202,7 @@ class Batch:
     per_device: int
     scaling: Scaling = Scaling()
     ramp: Ramp = Ramp()
+    sequence_ramp: SequenceRamp = SequenceRamp()
     on_out_of_memory: Literal["raise", "halve"] = "raise"
 
     def __post_init__(self) -> None:
@@ -170,6 +212,12 @@ class Batch:
             raise ConfigError(
                 f"batch.ramp.tokens={first} does not become batch.tokens={self.tokens} by "
                 "doubling; divide the latter by 2, 4, 8 or another power of two"
+            )
+        first = self.sequence_ramp.sequence
+        if first and first not in [self.sequence // k for k in _POWERS if not self.sequence % k]:
+            raise ConfigError(
+                f"batch.sequence_ramp.sequence={first} does not become batch.sequence="
+                f"{self.sequence} by doubling; divide the latter by 2, 4, 8 or another power of two"
             )
 
     def accumulation(self, world_size: int) -> int:

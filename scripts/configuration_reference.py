@@ -38,6 +38,7 @@ FAMILIES = (
     ("data.source", "llm_train.data", "TokenSource"),
     ("data.recipe", "llm_train.data", "Recipe"),
     ("data.recipe.init_args.corpus", "llm_train.data", "Corpus"),
+    ("data.recipe.init_args.corpus.init_args.filters", "llm_train.data", "Filter"),
     ("data.recipe.init_args.tokenizer", "llm_train.data", "Tokenizer"),
     ("data.recipe.init_args.split", "llm_train.data", "Split"),
     ("trainer.strategy", "llm_train.trainer.strategy", "Strategy"),

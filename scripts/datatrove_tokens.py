@@ -1,8 +1,9 @@
 """Tokenises a corpus with datatrove, on this machine, in a SLURM array or on a Ray cluster.
 
-``DatatroveTokens`` trains on what it writes. Each task reads its share of the input files and writes
-files of its own, so that tasks that were finished are skipped when the command is run again; folders
-may be URLs that fsspec knows. Documents are not shuffled: training visits windows in a random order.
+``DatatroveTokens`` trains on what it writes. Each task reads its share of the input files and
+writes files of its own, so that tasks that were finished are skipped when the command is run again;
+folders may be URLs that fsspec knows. Documents are not shuffled: training visits windows in a
+random order.
 
     python scripts/datatrove_tokens.py texts tokenizer.json tokens --tasks 500 \
         --executor slurm --partition cpu --time 04:00:00

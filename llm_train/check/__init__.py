@@ -5,17 +5,11 @@ against network, precision against strategy, settings that would have no effect.
 touches a device, so a configuration for a thousand GPUs can be checked on a laptop.
 """
 
-from llm_train.check.problems import missing, notes, problems, require_sound
-from llm_train.check.table import table
-from llm_train.check.trainer_rules import ACCELERATORS, PRECISIONS, REPLACED
-
-__all__ = [
-    "ACCELERATORS",
-    "PRECISIONS",
-    "REPLACED",
-    "missing",
-    "notes",
-    "problems",
-    "require_sound",
-    "table",
-]
+from llm_train.check.problems import missing as missing
+from llm_train.check.problems import notes as notes
+from llm_train.check.problems import problems as problems
+from llm_train.check.problems import require_sound as require_sound
+from llm_train.check.table import table as table
+from llm_train.check.trainer_rules import ACCELERATORS as ACCELERATORS
+from llm_train.check.trainer_rules import PRECISIONS as PRECISIONS
+from llm_train.check.trainer_rules import REPLACED as REPLACED

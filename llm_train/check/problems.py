@@ -24,6 +24,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
     rules = [partial(rule, settings) for rule in _RULES]
     rules += [partial(device_rules.present, settings)] if running else []
     rules += [partial(part.problems, context) for part in settings.parts()]
+    rules += [partial(settings.init_from.problems, context)]
     for rule in rules:
         try:
             found.extend(rule())
@@ -104,6 +105,26 @@ def _ramp(settings: Settings) -> Iterator[str]:
         yield f"{never}={batch.tokens} within budget={budget}; {remedy}"
 
 
+def _sequence_ramp(settings: Settings) -> Iterator[str]:
+    ramp, tensor = settings.batch.sequence_ramp, settings.mesh_shape.tensor
+    if not ramp.sequence:
+        return
+    key = "batch.sequence_ramp"
+    if settings.task.construction.compile == "graphs":
+        yield f"{key} changes shapes, and model.compile=graphs replays one; write blocks instead"
+    if ramp.sequence % tensor:
+        yield (
+            f"{key}.sequence={ramp.sequence} is not a multiple of tensor={tensor}; begin with "
+            f"{tensor} times a power of two"
+        )
+    derived, every = settings.derive(), ramp.doubles_every
+    if derived.positions(derived.total_steps - 1) < derived.sequence:
+        yield (
+            f"{key}.doubles_every={every} never reaches batch.sequence={derived.sequence} within "
+            f"budget={settings.budget}; shorten it, or train longer"
+        )
+
+
 def _checkpoint(settings: Settings) -> Iterator[str]:
     policy, tokens = settings.checkpoint, settings.batch.tokens
     every, keep = policy.every.steps(tokens), policy.keep_every.steps(tokens)
@@ -118,6 +139,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
 _RULES = (
     _batch,
     _ramp,
+    _sequence_ramp,
     _checkpoint,
     trainer_rules.replaced,
     trainer_rules.values,

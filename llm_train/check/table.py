@@ -30,7 +30,13 @@ def table(settings: Settings, device: torch.device | None = None) -> dict[str, d
     Raises:
         ConfigError: the configured attention kernel cannot run on the device, which is here.
     """
-    derived = settings.derive()
+    return table_of(settings, settings.derive(), device)
+
+
+def table_of(
+    settings: Settings, derived: Derived, device: torch.device | None = None
+) -> dict[str, dict[str, Any]]:
+    """As ``table``, of a run that may have begun with another batch."""
     kernel = _attention(settings, derived, device or torch.device(settings.world.device))
     return {
         "network": _network(settings, derived) | {"attention": kernel},
@@ -58,11 +64,16 @@ def _network(settings: Settings, derived: Derived) -> dict[str, Any]:
         "parameters_matmul": counts.matmul_parameters(derived.sequence),
         "flops_per_token_causal": flops,
         "flops_per_token_non_causal": counts.flops_per_token(derived.sequence, causal=False),
-        "flops_total_causal": f"{flops * derived.total_tokens:.3e}",
+        "flops_total_causal": f"{_flops_in_all(settings, derived):.3e}",
         "recompute": type(settings.task.construction.recompute).__name__,
         "compile": settings.task.construction.compile,
         "float8": settings.task.construction.float8,
     }
+
+
+def _flops_in_all(settings: Settings, derived: Derived) -> float:
+    flops = settings.task.counts.flops_per_token
+    return sum(flops(length) * tokens for length, tokens in derived.lengths().items())
 
 
 def _attention(settings: Settings, derived: Derived, device: torch.device) -> str:
@@ -93,6 +104,9 @@ def _batch(settings: Settings, derived: Derived) -> dict[str, Any]:
         "total_tokens": derived.total_tokens,
         "tokens_per_parameter": round(derived.total_tokens / parameters, 3),
     }
+    if len(lengths := derived.lengths()) > 1:
+        parts = [f"{length} for {tokens:,} tokens" for length, tokens in lengths.items()]
+        rows["positions_per_sequence"] = ", then ".join(parts)
     for stage in derived.stages if len(derived.stages) > 1 else ():
         rows[f"from_step_{stage.first_step}"] = (
             f"{stage.tokens_per_step:,} tokens in {stage.accumulation} micro-batches, learning "
@@ -193,12 +207,12 @@ def _time(settings: Settings, derived: Derived) -> dict[str, Any]:
         return {}
     names = [torch.cuda.get_device_name(0)] if settings.accelerator.count else _REFERENCE_DEVICES
     dtype = settings.product_dtype
-    flops = settings.task.counts.flops_per_token(derived.sequence, causal=True)
+    flops = _flops_in_all(settings, derived)
     rows: dict[str, Any] = {}
     for name in names:
         device = device_named(name)
         if device is not None and (peak := device.peak_flops(dtype)):
-            hours = flops * derived.total_tokens / (derived.ranks * peak * _ASSUMED_MFU) / 3600
+            hours = flops / (derived.ranks * peak * _ASSUMED_MFU) / 3600
             assumed = f"an MFU of {_ASSUMED_MFU:.0%} against {peak / 1e12:g} TFLOP/s {dtype}"
             rows[f"hours on {derived.ranks} x {name}"] = f"{hours:.3g}, assuming {assumed}"
     return rows
@@ -208,7 +222,7 @@ def _data(settings: Settings, derived: Derived) -> dict[str, Any]:
     source = settings.data.source
     if source.check():
         return {}
-    described: dict[str, Any] = dict(source.description())
+    described: dict[str, Any] = source.description() | source.window_facts(derived.sequence)
     tokens = described.get("train_tokens")
     if isinstance(tokens, int) and tokens:
         described["epochs"] = round(derived.total_tokens / tokens, 3)

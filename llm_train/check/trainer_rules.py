@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from llm_train.model.task import Task
@@ -125,6 +125,14 @@ def callbacks(settings: Settings) -> Iterator[str]:
             yield (
                 f"{key}={bases[0]} keeps whole weights through on_save_checkpoint, which no rank "
                 f"has under {traits.name}; use class_path: EMA, or trainer.strategy=ddp"
+            )
+        elif (
+            isinstance(callback, WeightAveraging) and settings.task.optimizer_config.traits.averages
+        ):
+            name = settings.task.optimizer_config.traits.name
+            yield (
+                f"{key}={bases[0]} averages weights of which model.optimizer={name} keeps an "
+                "average, which validations score; remove it, or use AdamW"
             )
 
 

@@ -11,7 +11,7 @@ import json
 import pickle
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import metadata, state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
@@ -89,15 +90,46 @@ def write(directory: Path, state: RankState, group: dist.ProcessGroup | None = N
         (directory / f"{state.own}{_SCALARS}").write_text(json.dumps(state.scalars))
 
 
-def read(directory: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Reads into ``tensors``, or into this rank's fragments of them, in place; collective."""
+class _OnDemand(DefaultSavePlanner):
+    """Gets each tensor when it is written; what is planned with has no memory."""
+
+    def __init__(self, load: Callable[[str], Tensor]) -> None:
+        super().__init__()
+        self._load = load
+
+    def lookup_object(self, index: metadata.MetadataIndex) -> Tensor:
+        """The tensor itself."""
+        return self._load(index.fqn)
+
+
+def write_each(directory: Path, like: Mapping[str, Tensor], load: Callable[[str], Tensor]) -> None:
+    """Writes tensors one after another, of which there is one in memory at a time.
+
+    Args:
+        directory: is made, or is empty.
+        like: their shapes and types, as tensors on the meta device.
+        load: gives each.
+    """
+    writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
+    _save_state_dict(dict(like), writer, no_dist=True, planner=_OnDemand(load))
+    (directory / _SCALARS).write_text("{}")
+
+
+def read(directory: Path, tensors: Mapping[str, Tensor], *, alone: bool = False) -> None:
+    """Reads into ``tensors``, or into this rank's fragments of them, in place.
+
+    Args:
+        directory: what ``write`` filled.
+        tensors: by key.
+        alone: other ranks may read something else, or nothing; else it is collective.
+    """
     reader = Reader(directory)
     reader.read_metadata()  # torch 2.11 would lose the reason for a refusal
     with warnings.catch_warnings():
         # One process is what was asked for; DCP warns about it all the same.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            state_dict_loader.load(dict(tensors), storage_reader=reader)
+            state_dict_loader.load(dict(tensors), storage_reader=reader, no_dist=alone)
         except CheckpointException as error:  # every rank gets it; not even an Exception in torch
             first = next(iter(error.failures.values()))[0]
             raise CheckpointError(f"the state could not be read: {first}") from error

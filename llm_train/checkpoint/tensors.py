@@ -82,7 +82,7 @@ def load(
     found, _ = _collect(network, optimizer)
     require_fit(directory, stored, {key: tensor.shape for key, tensor in found.items()})
     if optimizer is None:  # somebody who will not train takes the average, where there is one
-        found = {_averaged(key, stored): tensor for key, tensor in found.items()}
+        found = {averaged(key, stored): tensor for key, tensor in found.items()}
     tensors = {own + key: tensor for key, tensor in found.items()}
     tensors.update({key: t for key, t in (shared or {}).items() if key in everything})
     dcp.read(directory, tensors)
@@ -93,7 +93,7 @@ def load(
                 optimizer.state[parameter].update(scalars[name])
 
 
-def _averaged(key: str, stored: Mapping[str, Any]) -> str:
+def averaged(key: str, stored: Mapping[str, Any]) -> str:
     """The key of an optimizer's average of a weight, or of the weight itself."""
     average = f"optimizer.{key.removeprefix('model.')}.average"
     return average if average in stored else key

@@ -34,7 +34,7 @@ Several -c are laid over each other, later over earlier; options come last and w
 A configuration names classes to run: treat one from somebody else as a program."""
 # The first part of every option that is a setting, and the parser's own options.
 KEYS = (
-    *("seed", "budget", "validate_every", "batch", "checkpoint", "device", "watch"),
+    *("seed", "budget", "validate_every", "batch", "checkpoint", "device", "watch", "init_from"),
     *("trainer", "model", "data"),
     *("config", "print_config", "help"),
 )

@@ -28,6 +28,7 @@ from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
 from llm_train.cli.walk import Walk
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
+from llm_train.exchange.warm_start import WarmStart
 from llm_train.model.task import Task
 from llm_train.runtime import yaml12
 from llm_train.runtime.device_options import DeviceOptions
@@ -46,6 +47,7 @@ ROOTS: Mapping[str, Setting] = {
     "checkpoint": Setting(CheckpointPolicy, default=CheckpointPolicy()),
     "device": Setting(DeviceOptions, default=DeviceOptions()),
     "watch": Setting(WatchOptions, default=WatchOptions()),
+    "init_from": Setting(WarmStart, default=WarmStart()),
     "trainer": Setting(pl.Trainer),
     "model": Setting(Task, required=True),
     "data": Setting(TokenData, required=True),
@@ -113,7 +115,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
             config = parser.parse_args([*words, *options])
         except argparse.ArgumentError as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        builder = Builder(walk.chosen)
+        builder = Builder(walk.chosen, walk.owners)
         built = parser.instantiate(config, instantiators=[(builder, object, True)])
         builder.raise_failures()
         text = parser.dump(config, skip_unset=False)

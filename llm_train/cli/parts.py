@@ -7,9 +7,10 @@ through the document, and classes are built in the order in which they stand the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from llm_train.cli.schema import settings_of
 from llm_train.cli.secret_keys import revealed
 from llm_train.errors import ConfigError, LLMTrainError
 
@@ -24,10 +25,12 @@ class Builder:
 
     Args:
         chosen: the class at each key, in order.
+        owners: keys below which settings stand.
     """
 
-    def __init__(self, chosen: Mapping[str, type]) -> None:
+    def __init__(self, chosen: Mapping[str, type], owners: Collection[str]) -> None:
         self._chosen = dict(chosen)
+        self._owners = owners
         self._failures: dict[str, Exception] = {}
         self._collecting = True
 
@@ -42,7 +45,9 @@ class Builder:
         try:
             return kind(*arguments, **revealed(settings))
         except Exception as error:  # whatever a named class raises is about its settings
-            self._failures[_describe(place, kind.__name__, error)] = error
+            inner = f"{place}.init_args"
+            inner = inner if inner in self._owners else place
+            self._failures[_describe(place, inner, kind, error)] = error
             return _FAILED
 
     def raise_failures(self) -> None:
@@ -63,10 +68,12 @@ def _holds_failure(value: Any) -> bool:
     return value is _FAILED
 
 
-def _describe(place: str, name: str, error: Exception) -> str:
+def _describe(place: str, inner: str, kind: Callable[..., Any], error: Exception) -> str:
+    name = kind.__name__
     path, text = place or name, " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LLMTrainError):
-        return prefixed(path, text, name)
+        known = settings_of(kind) if isinstance(kind, type) else ()
+        return prefixed(path, text, name, known if place else (), inner)
     if isinstance(error, ImportError):
         for package in _EXTRAS:
             if package in text.lower():
@@ -77,13 +84,22 @@ def _describe(place: str, name: str, error: Exception) -> str:
     return f"{path}: {name} refuses its settings: {text}"
 
 
-def prefixed(path: str, text: str, name: str = "") -> str:
-    """Puts the key of a part before what it says, unless it says so itself.
+def prefixed(
+    path: str, text: str, name: str = "", known: Collection[str] = (), inner: str = ""
+) -> str:
+    """Puts the key of a part before what it says, or that of the setting it begins with.
 
-    >>> prefixed("model.network", "width=15 is not a multiple of heads=2")
-    'model.network: width=15 is not a multiple of heads=2'
-    >>> prefixed("model.optimizer", "optimizer.eps=-1 is not > 0")
-    'model.optimizer: eps=-1 is not > 0'
+    Args:
+        path: key of the part.
+        text: what the part says.
+        name: of its class.
+        known: its settings.
+        inner: the key below which they stand.
+
+    >>> prefixed("model.network", "layers that differ")
+    'model.network: layers that differ'
+    >>> prefixed("model.optimizer", "optimizer.eps=-1 is not > 0", "", ["eps"], "a.b")
+    'a.b.eps=-1 is not > 0'
     >>> prefixed("batch", "batch.tokens=0 must be at least 1")
     'batch.tokens=0 must be at least 1'
     """
@@ -94,4 +110,5 @@ def prefixed(path: str, text: str, name: str = "") -> str:
         if len(own) > 1 and text.startswith(own):
             text = text.removeprefix(own)
             break
-    return f"{path}: {text}"
+    setting = re.match(r"\w*(?=[=.[])", text)
+    return f"{inner}.{text}" if setting and setting[0] in known else f"{path}: {text}"

@@ -179,8 +179,8 @@ def arguments_of_call(hint: Hint) -> int:
 def describe(hint: Hint) -> str:
     """A type in words.
 
-    >>> describe(int), describe(Literal["a", "b"]), describe(float | None)
-    ('a whole number', 'one of a, b', 'a number or null')
+    >>> describe(int), describe(Literal["a", "b"]), describe(float | None), describe(dict[str, str])
+    ('a whole number', 'one of a, b', 'a number or null', 'a group of keys, each with text')
     """
     if hint in _WORDS:
         return _WORDS[hint]
@@ -199,8 +199,10 @@ def describe(hint: Hint) -> str:
         return f"names, each with {describe(get_args(hint)[1])}"
     if get_origin(hint) in (list, collections.abc.Iterable, collections.abc.Sequence):
         return f"a list, each {describe(get_args(hint)[0])}"
-    names = dict.fromkeys(family.__name__ for family in families(hint))
-    return f"a {' or '.join(names)}" if names else str(hint)
+    if get_origin(hint) in (dict, Mapping):
+        return f"a group of keys, each with {describe(get_args(hint)[1])}"
+    names = " or ".join(dict.fromkeys(family.__name__ for family in families(hint)))
+    return f"{'an' if names[0] in 'AEIOU' else 'a'} {names}" if names else "something else"
 
 
 def parts(hint: Hint) -> list[Hint]:

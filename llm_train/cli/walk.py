@@ -55,6 +55,7 @@ class Walk:
         chosen: the class at each key that has one: of a group, or named by a ``class_path``.
         exchanges: where a later layer has named another class.
         given: the number of the layer that last gave each key.
+        owners: what has the settings below each key, and how many of them whoever calls it gives.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Walk:
         self.exchanges: list[Exchange] = []
         self.given: dict[str, int] = {}
         self._layer = 0
-        self._owners: dict[str, tuple[Owner, int]] = {}
+        self.owners: dict[str, tuple[Owner, int]] = {}
         self._option = False
 
     def require_sound(self, layers: Sequence[Layer]) -> None:
@@ -107,7 +108,7 @@ class Walk:
             if values is not None:
                 self._say(f"{path} must be a group of settings, not a single value")
             return
-        self._owners[path] = owner, from_call
+        self.owners[path] = owner, from_call
         known = schema.settings_of(owner)
         for key, value in values.items():
             inner = join(path, key)
@@ -129,7 +130,7 @@ class Walk:
                 self._value(setting, value, inner)
 
     def _find_missing(self) -> None:
-        for path, (owner, from_call) in self._owners.items():
+        for path, (owner, from_call) in self.owners.items():
             absent = [
                 f"{join(path, key)} ({_needed(setting.hint)})"
                 for key, setting in list(schema.settings_of(owner).items())[from_call:]

@@ -29,6 +29,7 @@ from llm_train.data.duplicates import Duplicates as Duplicates
 from llm_train.data.duplicates import ExactCopies as ExactCopies
 from llm_train.data.duplicates import KeepCopies as KeepCopies
 from llm_train.data.duplicates import NearCopies as NearCopies
+from llm_train.data.fill_in_the_middle import FillInTheMiddle as FillInTheMiddle
 from llm_train.data.foreign.datatrove import DatatroveTokens as DatatroveTokens
 from llm_train.data.foreign.litdata import LitDataTokens as LitDataTokens
 from llm_train.data.foreign.megatron import MegatronTokens as MegatronTokens

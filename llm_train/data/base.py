@@ -23,6 +23,7 @@ import tokenizers
 
 from llm_train.context import Context, Part
 from llm_train.data.documents import Documents
+from llm_train.errors import ConfigError
 
 TRAIN = "train"
 HELD_OUT = "held_out"  # the part that the split holds out; other held-out sets have other names
@@ -211,6 +212,10 @@ class Recipe(Part, ABC):
         It holds what an interrupted call left; other processes may be writing there, too.
         """
 
+    def snapshot(self, source: Path, directory: Path) -> None:
+        """As ``write``, of what a call that is still writing into ``source`` has finished."""
+        raise ConfigError(f"data.recipe={type(self).__name__} has no parts that end one by one")
+
     def provenance(self) -> Mapping[str, str | int]:
         """Facts outside the configuration that the tokens depend on; here none are known."""
         return {}
@@ -359,6 +364,10 @@ class TokenSource(Part, ABC):
     def token_bytes(self) -> Ids | None:
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
         return None
+
+    def window_facts(self, sequence: int) -> dict[str, int | float]:
+        """What follows from cutting the tokens into windows, to print; here nothing."""
+        return {}
 
     @abstractmethod
     def description(self) -> dict[str, str | int | float | None]:

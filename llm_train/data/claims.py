@@ -19,7 +19,7 @@ from llm_train.runtime.lease import STALE_SECONDS, LeaseHolder, holder_of
 
 _BEAT_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
-PATTERN = ".*.claim"
+_PATTERN = ".*.claim"
 
 
 class Claims:
@@ -71,8 +71,13 @@ class Claims:
                 self.drop(name)
 
     def alive(self) -> bool:
-        """Whether any claim has a holder that may be alive."""
-        return not all(map(self._abandoned, self._directory.glob(PATTERN)))
+        """Whether any claim has a holder that may be alive; one that was just killed may not."""
+        deadline = time.monotonic() + 1.0
+        while not all(map(self._abandoned, self._directory.glob(_PATTERN))):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(_LOOK_SECONDS)
+        return False
 
     def path(self, name: str) -> Path:
         """The file of a claim."""

@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from llm_train.context import Part
 from llm_train.data.base import Document
-from llm_train.errors import ConfigError, check_at_least
+from llm_train.data.corpus.found import library
+from llm_train.errors import check_at_least
 
 _WORD = re.compile(r"\w+")
 
@@ -69,21 +71,16 @@ class NearCopies(Duplicates):
 
     def survey(self, documents: Iterator[Document]) -> dict[str, str]:
         """Exact copies too, under their own reason."""
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise ConfigError(
-                "NearCopies needs the package datasketch; run pip install 'llm-train[data]'"
-            ) from None
-        index = MinHashLSH(threshold=self.threshold, num_perm=self.permutations)
-        kept: list[MinHash] = []
+        datasketch = library("datasketch", "data")
+        index = datasketch.MinHashLSH(threshold=self.threshold, num_perm=self.permutations)
+        kept: list[Any] = []
         seen: set[bytes] = set()
         reasons: dict[str, str] = {}
         for document in documents:
             if _seen(document, seen):
                 reasons[document.key] = "exact copy"
                 continue
-            sketch = MinHash(num_perm=self.permutations, seed=1)
+            sketch = datasketch.MinHash(num_perm=self.permutations, seed=1)
             sketch.update_batch(self._runs(document.text))
             # The index finds candidates; the estimate decides.
             near = (sketch.jaccard(kept[number]) for number in index.query(sketch))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from llm_train.context import Part
 from llm_train.data.apportion import Apportionment, Counts, Stage, whole_shares
 from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, TokenSpan, Windows
+from llm_train.data.fill_in_the_middle import FillInTheMiddle
 from llm_train.data.windows import Located
 from llm_train.errors import ConfigError
 from llm_train.units import Duration
@@ -58,6 +59,7 @@ class Mixture(TokenSource):
         temperature: shares are raised to 1/temperature; above 1 makes them more alike (Raffel et
             al., arXiv:1910.10683, section 3.5.2).
         changes: other weights later in the run, in the order of their tokens.
+        fill_in_the_middle: documents whose middle comes last.
     """
 
     sources: dict[str, TokenSource]
@@ -65,6 +67,7 @@ class Mixture(TokenSource):
     unit: Literal["share", "epochs"] = "share"
     temperature: float = 1.0
     changes: list[Change] = field(default_factory=list)
+    fill_in_the_middle: FillInTheMiddle = field(default_factory=FillInTheMiddle)
 
     def __post_init__(self) -> None:
         if not self.sources or any(not name or set("/.") & set(name) for name in self.sources):
@@ -74,12 +77,14 @@ class Mixture(TokenSource):
             )
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature} must be above 0; 1 has no effect")
-        for weights in (self.weights, *(change.weights for change in self.changes)):
+        weights_of = (self.weights, *(change.weights for change in self.changes))
+        for weights in (*weights_of, self.fill_in_the_middle.rates):
             if unknown := weights.keys() - self.sources.keys():
                 raise ConfigError(
-                    f"weights name {', '.join(sorted(unknown))}, which is none of "
+                    f"weights or rates name {', '.join(sorted(unknown))}, which is none of "
                     f"{', '.join(self.sources)}; correct the name or add the source"
                 )
+        for weights in weights_of:
             values = weights.values()
             if not all(0 <= value < math.inf for value in values) or (weights and not any(values)):
                 raise ConfigError(f"weights={weights} must be 0 or more, and one of them above 0")
@@ -105,6 +110,11 @@ class Mixture(TokenSource):
                 f"sources {' and '.join(known.values())} have different tokenizers, so that the "
                 "same id means different text; prepare all of them with one (TokenizerFile)"
             ]
+        if any(self.fill_in_the_middle.rates.values()):
+            try:
+                self.fill_in_the_middle.sentinels(self.tokenizer_text())
+            except ConfigError as error:
+                return [f"data.source.{error}"]
         return []
 
     @property
@@ -116,8 +126,9 @@ class Mixture(TokenSource):
         """That of any source which knows it."""
         return next(filter(None, (s.tokenizer_text() for s in self.sources.values())), "")
 
-    def _fingerprints(self) -> dict[str, str]:
-        return {name: source.fingerprint() for name, source in self.sources.items()}
+    def _fingerprints(self) -> list[object]:
+        known = {name: source.fingerprint() for name, source in self.sources.items()}
+        return [known, asdict(self.fill_in_the_middle)]
 
     def _asked(self) -> str:
         changes = {str(change.after): change.weights for change in self.changes}
@@ -134,7 +145,10 @@ class Mixture(TokenSource):
     def identity(self) -> dict[str, str]:
         """What is known of each source, and the weights."""
         known = [(name, *fact) for name, s in self.sources.items() for fact in s.identity().items()]
-        return {f"{name}: {key}": value for name, key, value in known} | {"weights": self._asked()}
+        return {f"{name}: {key}": value for name, key, value in known} | {
+            "weights": self._asked(),
+            "fill_in_the_middle": json.dumps(asdict(self.fill_in_the_middle)),
+        }
 
     def remedy(self, samples: int, sequence: int) -> str:
         """Weights may change from some sample on, since the order before it is fixed."""
@@ -193,7 +207,16 @@ class Mixture(TokenSource):
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of all sources, each in its own order."""
-        windows = [source.train_windows(sequence, seed) for source in self.sources.values()]
+        windows = [
+            self.fill_in_the_middle.over(
+                name,
+                source.train_windows(sequence, seed),
+                tokenizer=self.tokenizer_text(),
+                end_of_text=source.end_of_text(),
+                order=f"llm_train/{seed}/{source.fingerprint()}",
+            )
+            for name, source in self.sources.items()
+        ]
         return _MixedWindows(windows, self.order(sequence), list(self.sources))
 
     def called(self, name: str) -> TokenSource:

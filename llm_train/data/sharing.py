@@ -65,7 +65,7 @@ class Share:
         os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
         if number:
             logging.getLogger(encoders.__name__).setLevel(logging.WARNING)  # one says it for all
-        encoding, claims, parent = self._encoding(), Claims(self.directory), os.getppid()
+        encoding, claims = self._encoding(), Claims(self.directory)
         while missing := self.missing():
             done = 0
             for task in missing:
@@ -75,7 +75,6 @@ class Share:
 
                 def seen(size: int, name: str = name) -> None:
                     claims.beat(name)
-                    _end_without(parent)
                     send(size)
 
                 try:
@@ -86,7 +85,6 @@ class Share:
                     claims.drop(name)
             if not done:
                 time.sleep(_LOOK_SECONDS)
-                _end_without(parent)
 
     def _encoding(self) -> Encoding:
         path = self.directory / TOKENIZER
@@ -97,12 +95,6 @@ class Share:
             end_of_text=self.end_of_text,
             shard_tokens=self.shard_tokens,
         )
-
-
-def _end_without(parent: int) -> None:
-    """Ends this process if the one that started it is gone: nobody is left to tell."""
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def available_cores() -> int:

@@ -18,8 +18,10 @@ import numpy as np
 import tokenizers
 
 from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts, Tokenizer
+from llm_train.data.duplicates import Duplicates
 from llm_train.data.reading import Reading, Rules, Task
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, own_name
+from llm_train.data.split import HashSplit
 from llm_train.data.tokenizer.byte_lengths import byte_lengths
 from llm_train.data.tokenizer.round_trip import changed_texts
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
@@ -42,12 +44,14 @@ class Plan:
         tasks: all units, those of the corpus first.
         split: of the corpus.
         tokenizer: to build.
+        duplicates: which copies in the corpus are left out.
         max_skipped: part of the documents that may be unreadable.
     """
 
     tasks: Sequence[Task]
     split: Split
     tokenizer: Tokenizer
+    duplicates: Duplicates
     max_skipped: float
 
     @property
@@ -61,12 +65,14 @@ class Start:
     """What was found out.
 
     Attributes:
+        dropped: reasons by key of copies to leave out.
         before: of the split, for each unit of the corpus.
         held_out: hashes, in hexadecimal, of texts that are not trained on.
         end_of_text: the id after each document; -1 appends none.
         sample: pieces of text to choose an encoder by.
     """
 
+    dropped: dict[str, str]
     before: list[int]
     held_out: list[str]
     end_of_text: int
@@ -79,7 +85,8 @@ class Start:
 
     def rules(self, split: Split) -> Rules:
         """For reading units."""
-        return Rules(split=split, held_out=frozenset(map(bytes.fromhex, self.held_out)))
+        held_out = frozenset(map(bytes.fromhex, self.held_out))
+        return Rules(split=split, dropped=self.dropped, held_out=held_out)
 
     def placed(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with what the split has to know."""
@@ -100,9 +107,14 @@ def find_out(plan: Plan, directory: Path, send: Send) -> None:
     """
     rules = Rules(split=plan.split)
     sample, whole = _look(plan, rules)
+    rules = replace(rules, dropped=dropped(plan.duplicates, plan.corpus_tasks))
     units = [Reading(task=task, rules=rules).documents() for task in plan.corpus_tasks]
     start = Start(
-        before=list(plan.split.survey(units)), held_out=[], end_of_text=NO_TOKEN, sample=sample
+        dropped=dict(rules.dropped),
+        before=list(plan.split.survey(units)),
+        held_out=[],
+        end_of_text=NO_TOKEN,
+        sample=sample,
     )
     tasks = start.placed(plan.tasks)
     held_out = sorted(set(_held_out(tasks, rules)))
@@ -124,6 +136,13 @@ def find_out(plan: Plan, directory: Path, send: Send) -> None:
         send(changed)
     found = replace(start, held_out=[h.hex() for h in held_out], end_of_text=end_of_text)
     disk.write_manifest(directory / START, asdict(found))
+
+
+def dropped(duplicates: Duplicates, tasks: Iterable[Task]) -> dict[str, str]:
+    """Reasons by key of the documents of a corpus that are copies of others."""
+    rules = Rules(split=HashSplit())  # which is not asked
+    readings = (Reading(task=task, rules=rules) for task in tasks)
+    return duplicates.survey(chain.from_iterable(each.documents() for each in readings))
 
 
 def _look(plan: Plan, rules: Rules) -> tuple[list[str], bool]:
@@ -157,7 +176,7 @@ def check_skipped(
     Raises:
         DataError: with each reason, its count, and one example.
     """
-    reasons = "; ".join(skipped_lines(skipped, examples).values())
+    reasons = "; ".join(f"{k}: {v}" for k, v in skipped_lines(skipped, examples).items())
     if not kept:
         raise DataError(
             f"the corpus has no text ({reasons or 'it has no documents'}); check its paths, "
@@ -173,9 +192,9 @@ def check_skipped(
 
 
 def skipped_lines(skipped: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, str]:
-    """A phrase for each reason: how often, and the first place."""
+    """Each reason, with how often and the first place."""
     return {
-        reason: f"{count} {reason}, as {examples[reason]}" if reason in examples else f"{count}"
+        reason: f"{count:,}, the first {examples[reason]}" if reason in examples else f"{count:,}"
         for reason, count in sorted(skipped.items())
     }
 

@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from llm_train.data.base import HELD_OUT, TRAIN, Ids, TokenSource, Windows
 from llm_train.data.documents import Documents, StoredDocuments
+from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
 from llm_train.data.remote_shards import AheadWindows, Remote, RemoteShards, ShardCache
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.windows import HeldOutWindows, TrainWindows
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import ConfigError, DataError, check_choices
 from llm_train.runtime.launch import find_launch
 
+_NO_PLACES = "does not say where documents begin; prepare again with --force, or write concatenate"
 _log = logging.getLogger(__name__)
 
 
@@ -33,14 +36,20 @@ class TokenShards(TokenSource):
         path: the directory; `llm-train prepare` writes it. Or its copy at any URL that fsspec
             knows, as in `s3://bucket/tokens`, whose blocks are fetched when they are needed.
         cache: where blocks from a URL are kept.
+        packing: concatenate cuts all documents, one after another, into windows; best_fit cuts none
+            that fits into a window, and leaves places empty.
     """
 
     path: str
     cache: ShardCache = ShardCache()  # noqa: RUF009 - frozen
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
 
     unmasked = True  # documents follow one another without padding
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        # A part of the configuration is frozen, and this follows from it.
+        object.__setattr__(self, "unmasked", self.packing == "concatenate")
         if not self.path:
             raise ConfigError("path='' names no directory; set data.source.path")
         if self._remote is None and self.cache != ShardCache():
@@ -81,6 +90,8 @@ class TokenShards(TokenSource):
             _ = self._home if self._remote else verify(Path(self.path))
         except DataError as error:
             return [f"data.source.path={self.path}: {error}"]
+        if self.packing == "best_fit" and self.documents(TRAIN) is None:
+            return [f"data.source.packing=best_fit: {self.path} {_NO_PLACES}"]
         return []
 
     def manifest(self) -> Manifest:
@@ -90,15 +101,16 @@ class TokenShards(TokenSource):
     def fingerprint(self) -> str:
         """Of the ids on both sides, not of the shards they happen to lie in."""
         splits = self.manifest().splits
-        return "-".join(split.sha256[:32] for split in splits.values())
+        packed = () if self.packing == "concatenate" else (self.packing,)  # another order
+        return "-".join((*(split.sha256[:32] for split in splits.values()), *packed))
 
     def identity(self) -> dict[str, str]:
-        """The recipe's parts, the text as it was found, and what the tokenizer is."""
+        """The recipe's parts, the text as it was found, what the tokenizer is, and the packing."""
         manifest = self.manifest()
         sums = {file.name: file.sha256[:12] for file in manifest.others}
         made = {part: json.dumps(manifest.recipe.get(part)) for part in ("corpus", "split")}
-        text = json.dumps(dict(manifest.provenance))
-        return {**made, "text": text, "tokenizer": sums.get(TOKENIZER, "")}
+        text, tokenizer = json.dumps(dict(manifest.provenance)), sums.get(TOKENIZER, "")
+        return {**made, "text": text, "tokenizer": tokenizer, "packing": self.packing}
 
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer."""
@@ -106,10 +118,22 @@ class TokenShards(TokenSource):
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of the training shards."""
-        tokens, fingerprint = self._tokens("train"), self.fingerprint()
+        if self.packing == "best_fit":
+            return self._packed(sequence, seed)
+        tokens, fingerprint = self._tokens(TRAIN), self.fingerprint()
         if isinstance(tokens, RemoteShards):
             return AheadWindows(tokens, sequence, seed, fingerprint)
         return TrainWindows(tokens, sequence, seed, fingerprint)
+
+    def _packed(self, sequence: int, seed: int) -> PackedWindows:
+        tokens, documents = self._tokens(TRAIN), self.documents(TRAIN)
+        if documents is None:
+            raise DataError(f"{self.path} {_NO_PLACES}")
+        return PackedWindows(tokens, documents, sequence, seed, self.fingerprint())
+
+    def window_facts(self, sequence: int) -> dict[str, int | float]:
+        """What packing leaves empty, and what it cuts."""
+        return self._packed(sequence, 0).facts() if self.packing == "best_fit" else {}
 
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of the shards of one held-out set."""

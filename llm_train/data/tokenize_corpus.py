@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -24,14 +25,16 @@ from tqdm.auto import tqdm
 from llm_train.context import Part
 from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
 from llm_train.data.claims import Claims
-from llm_train.data.encode_unit import StoredUnit
+from llm_train.data.duplicates import Duplicates, KeepCopies
+from llm_train.data.encode_unit import StoredUnit, extras_file
 from llm_train.data.merging import Merged, content_of
 from llm_train.data.reading import Reading, Rules, Task
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
 from llm_train.data.sharing import Share, available_cores
+from llm_train.data.snapshot import link
 from llm_train.data.split import HashSplit
-from llm_train.data.start import START, Plan, Start, check_sides, check_skipped, find_out
+from llm_train.data.start import START, Plan, Start, check_sides, check_skipped, dropped, find_out
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
 from llm_train.runtime.forked import run_forked
@@ -50,6 +53,7 @@ class Tokenize(Recipe):
         split: what is held out of the corpus.
         held_out: further held-out sets by name, each with a corpus of its own. Documents of
             ``corpus`` that are the same as one of these, byte for byte, are not trained on.
+        duplicates: which copies in ``corpus`` are left out, the first of several excepted.
         workers: processes; 0 means one per available core. Does not change the tokens.
         shard_tokens: tokens per file, at most. Each unit of a corpus, of about 64 MiB, has a file
             of its own.
@@ -61,6 +65,7 @@ class Tokenize(Recipe):
     tokenizer: Tokenizer
     split: Split
     held_out: dict[str, Corpus] = field(default_factory=dict, metadata=ADDED_LATER)
+    duplicates: Duplicates = field(default_factory=KeepCopies, metadata=ADDED_LATER)
     workers: int = field(default=0, metadata=NO_EFFECT_ON_TOKENS)
     shard_tokens: int = 100_000_000
     max_skipped: float = field(default=0.01, metadata=NO_EFFECT_ON_TOKENS)
@@ -77,8 +82,9 @@ class Tokenize(Recipe):
                 )
 
     def parts(self) -> Iterator[Part]:
-        """Corpora, tokenizer and split."""
-        yield from (self.corpus, self.tokenizer, self.split, *self.held_out.values())
+        """Corpora, tokenizer, split and the rule on copies."""
+        yield from (self.corpus, self.tokenizer, self.split, self.duplicates)
+        yield from self.held_out.values()
 
     @property
     def boundary(self) -> str:
@@ -96,7 +102,10 @@ class Tokenize(Recipe):
 
     def content(self) -> str:
         """The hash of all documents, which are read for it."""
-        return content_of(map(_content, self._tasks()))
+        tasks = self._tasks()
+        copies = dropped(self.duplicates, (task for task in tasks if not task.held_out))
+        rules = Rules(split=HashSplit(fraction=0.0), dropped=copies)
+        return content_of(_content(task, rules) for task in tasks)
 
     def write(self, directory: Path, progress: bool) -> None:
         """Does this process's share of the work, and returns when all of it is done.
@@ -112,6 +121,7 @@ class Tokenize(Recipe):
             tasks=tasks,
             split=self.split,
             tokenizer=self.tokenizer,
+            duplicates=self.duplicates,
             max_skipped=self.max_skipped,
         )
         with tqdm(unit="B", unit_scale=True, disable=not progress) as bar:
@@ -120,10 +130,7 @@ class Tokenize(Recipe):
                 bar.set_description("reading")
                 find = partial(find_out, plan, directory)
                 for message in run_forked([find], idle=lambda: claims.beat("start")):
-                    if isinstance(message, str):
-                        _log.warning(message)
-                    else:
-                        bar.update(message)
+                    _show(message, bar)
 
             claims.once("start", (directory / START).exists, start)
             found = Start.load(directory)
@@ -139,8 +146,8 @@ class Tokenize(Recipe):
             )
             workers = min(self.workers or available_cores(), len(share.missing()))
             work = [partial(share.work, number) for number in range(workers)]
-            for size in run_forked(work, idle=bar.refresh):
-                bar.update(size)
+            for message in run_forked(work, idle=bar.refresh):
+                _show(message, bar)
 
         def merge() -> None:
             units = list(map(partial(_finished, directory), tasks))
@@ -148,6 +155,34 @@ class Tokenize(Recipe):
             self._merge(merged, provenance, found.end_of_text)
 
         claims.once("merge", lambda: _is_complete(directory), merge)
+
+    def snapshot(self, source: Path, directory: Path) -> None:
+        """Merges the finished units in ``source``, whose shards get a second name."""
+        units: list[StoredUnit] = []
+        try:
+            for task in self._tasks():
+                if (unit := StoredUnit.load(source, task)) is None:
+                    continue
+                for name, split in unit.splits.items():
+                    for shard in split.shards:
+                        link(source / shard.name, directory / shard.name)
+                    extras = extras_file(source, name, task.number)
+                    link(extras, extras_file(directory, name, len(units)))
+                units.append(unit)
+            for name in (TOKENIZER, TOKEN_BYTES):
+                link(source / name, directory / name)
+            end_of_text = Start.load(source).end_of_text
+        except FileNotFoundError:
+            units = []
+        if not units:
+            raise DataError(
+                f"{source} holds nothing that is finished while the rest is not; "
+                "call this while `llm-train prepare` is encoding"
+            )
+        merged, provenance = Merged(directory=directory, units=units), self.provenance()
+        self._merge(merged, {**provenance, "units": len(units)}, end_of_text)
+        for extra in directory.glob("*.npz"):
+            extra.unlink()
 
     def _merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
         counts = merged.documents, merged.unexpected, merged.skipped, merged.examples
@@ -229,6 +264,14 @@ class Tokenize(Recipe):
                 )
 
 
+def _show(message: object, bar: tqdm[NoReturn]) -> None:
+    """What a process sends: characters it has done, or a warning."""
+    if isinstance(message, int):
+        bar.update(message)
+    else:
+        _log.warning("%s", message)
+
+
 def _finished(directory: Path, task: Task) -> StoredUnit:
     stored = StoredUnit.load(directory, task)
     if stored is None:
@@ -243,7 +286,7 @@ def _is_complete(directory: Path) -> bool:
     return (directory / FILE_NAME).exists() or not directory.exists()
 
 
-def _content(task: Task) -> str:
-    reading = Reading(task=task, rules=Rules(split=HashSplit(fraction=0.0)))
+def _content(task: Task, rules: Rules) -> str:
+    reading = Reading(task=task, rules=rules)
     deque(reading.pieces(), maxlen=0)
     return reading.content.hexdigest()

@@ -17,7 +17,7 @@ from llm_train.context import Context, Part
 from llm_train.model.loss.base import Loss, LossSum, Scorer
 from llm_train.model.network import float8
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.init import initialise, materialise
+from llm_train.model.network.init import Start, as_drawn, initialise, materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.recompute.base import Recompute
 from llm_train.trainer.strategy.base import Strategy
@@ -35,11 +35,13 @@ class Construction(Part):
         recompute: what blocks keep between forward and backward.
         compile: what is compiled as one graph.
         float8: how FP8 products are scaled; none: no FP8.
+        start: writes over initial weights, for a run that begins with weights from elsewhere.
     """
 
     recompute: Recompute
     compile: CompileUnit
     float8: Float8
+    start: Start = as_drawn
 
     def problems(self, context: Context) -> Iterator[str]:
         """What cannot be one graph, and what FP8 products need."""
@@ -87,7 +89,7 @@ class Construction(Part):
                 block.compile(dynamic=False)
         strategy.shard(network)
         materialise(network, strategy.parameter_device, buffers=strategy.root_device)
-        initialise(network, seed, strategy.gathered)
+        initialise(network, seed, strategy.gathered, self.start)
         return network
 
     def scorer(self, loss: Loss) -> Scorer:

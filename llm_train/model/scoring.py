@@ -42,12 +42,17 @@ class Scoring(TaskBase):
         """The Trainer's strategy, by its full type."""
         return require_strategy(self.trainer.strategy)
 
-    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Confinement | None]:
+    def split(
+        self, tokens: Tensor, positions: int = 0
+    ) -> tuple[Tensor, Tensor, Confinement | None]:
         """Makes inputs (B, T) and targets of windows (B, T + 1), and what keeps documents apart.
 
+        With ``positions`` P, windows are cut into pieces first: B becomes B T / P, and T becomes P.
         Of the targets those that this rank scores; -1 where there is none that counts.
         """
         inputs, targets, documents = tokens[:, :-1], tokens[:, 1:], None
+        if positions:
+            inputs, targets = inputs.reshape(-1, positions), targets.reshape(-1, positions)
         if self.documents == "confined":
             kinds = self.network_config.document_masks
             blocks = sdpa.in_blocks(self.attention, kinds, self.trainer.precision, tokens.device)

@@ -200,7 +200,10 @@ class Task(Part, Trimmed, Scoring):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Objective of a micro-batch (B, T + 1) over its B T target slots; -1 marks no token."""
-        inputs, targets, documents = self.split(batch.long())
+        derived, positions = self.derived, 0
+        if derived.sequence_ramp.sequence:
+            positions = derived.positions(self.trainer.global_step)
+        inputs, targets, documents = self.split(batch.long(), positions)
         if not self._unmasked:
             targets = targets.masked_fill(targets < 0, self.loss.ignore_index)
             inputs = inputs.clamp(min=0)

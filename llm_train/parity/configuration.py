@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from llm_train.errors import ConfigError
 from llm_train.parity.variants import Variant
 from llm_train.runtime import yaml12
+from llm_train.runtime.structure import nested
 from llm_train.settings import Settings
 from llm_train.units import Duration
 
@@ -65,18 +65,12 @@ def write(
     file: Path, plain: Mapping[str, Any], changes: Mapping[str, Any], variant: Variant
 ) -> None:
     """Writes the configuration of ``variant``, whose run directory is alongside the file."""
-    config = deepcopy(dict(plain))
     own = {
         "trainer.strategy": variant.strategy,
         "trainer.devices": variant.ranks,
         "trainer.default_root_dir": str(file.with_suffix("")),
     }
-    for key, value in {**changes, **own, **variant.overrides}.items():
-        place = config
-        *path, last = key.split(".")
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+    config = nested({**changes, **own, **variant.overrides}, plain)
     file.write_text(yaml12.dump(config), encoding="utf-8")
 
 

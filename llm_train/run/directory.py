@@ -73,9 +73,14 @@ def record(
     (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
     (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
-    (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_table(run_dir, table)
     for logger in loggers:
         logger.log_hyperparams(settings.plain)
+
+
+def write_table(run_dir: Path, table: Mapping[str, Any]) -> None:
+    """Writes the derived numbers."""
+    (run_dir / "derived.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _require_nothing_lost(run_dir: Path) -> None:

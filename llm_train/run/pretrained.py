@@ -16,6 +16,7 @@ from llm_train.data.base import NO_TOKEN
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.confined import confine, last_document
 from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
@@ -68,7 +69,12 @@ class Pretrained:
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits of each next token."""
         device = next(self.network.parameters()).device
-        found: Tensor = self.network(tokens.to(device), lambda h, projection: projection.logits(h))
+        tokens, given = tokens.to(device), {}
+        if self.settings.task.documents == "confined":
+            end = self.end_of_text()
+            assert end is not None, "training needed it"
+            given = {"documents": confine(tokens, end, blocks=False)}
+        found: Tensor = self.network(tokens, lambda h, projection: projection.logits(h), **given)
         return found
 
     def generate(
@@ -108,6 +114,8 @@ class Pretrained:
                     "without a token for it; give a --prompt"
                 )
             start = [boundary]
+        if self.settings.task.documents == "confined":
+            start = last_document(start, boundary)
         stream = generate(
             self.network,
             torch.tensor(start),
@@ -135,14 +143,29 @@ def load_checkpoint(
         CheckpointError: no complete checkpoint, or one that does not fit its configuration.
         ConfigError: a device that cannot be used.
     """
-    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
-    assert path is not None
-    settings = load(["-c", str(path / "config.yaml")])
+    path, settings = open_checkpoint(where, load)
     with without_parameters():
         network = settings.task.network_config.build()
     materialise(network, _device(device))
     load_weights(path, network)
     return Pretrained(path=path, settings=settings, network=network.eval())
+
+
+def open_checkpoint(
+    where: str | Path, load: Callable[[Sequence[str]], Settings]
+) -> tuple[Path, Settings]:
+    """The directory of a checkpoint, and the configuration that it was trained with.
+
+    Args:
+        where: a checkpoint directory, or a run directory for its newest checkpoint.
+        load: reads a configuration.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
+    assert path is not None
+    return path, load(["-c", str(path / "config.yaml")])
 
 
 def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -103,7 +103,13 @@ def _scale_loss(settings: Settings, arguments: dict[str, Any]) -> None:
 
 def _meter(settings: Settings, derived: Derived) -> Metrics:
     counts = settings.task.counts
+    ramp, length = derived.sequence_ramp.sequence, derived.sequence
+    lengths = [ramp << k for k in range((length // ramp).bit_length())] if ramp else []
     return Metrics(
+        flops_by_length={
+            each: (counts.flops_per_token(each), counts.flops_per_token(each, causal=False))
+            for each in lengths
+        },
         flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
         full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
         peak_flops=_peak(settings),

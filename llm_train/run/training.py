@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llm_train import check as checks
+from llm_train.check.table import table_of
 from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.remote import Remote
@@ -25,6 +26,7 @@ from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
 from llm_train.model.lightning_shortcuts import no_sanity_check
+from llm_train.model.network.init import Start, as_drawn
 from llm_train.run import directory, memory
 from llm_train.run.meeting import leave_process_group, watched
 from llm_train.run.trainer import build_trainer, rebind
@@ -137,14 +139,14 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
+    _begin_with(settings, settings.init_from.start())
     metrics = JSONLMetrics()
 
     def require_lease() -> None:
         run.lease.require()
 
     metrics.require = times.require = require_lease
-    store = replace(_store(settings, derived), require=require_lease)
-    remote = None
+    store, remote = replace(_store(settings, derived), require=require_lease), None
     if settings.checkpoint.remote:
         remote = Remote(url=settings.checkpoint.remote, store=store)
         store = replace(store, in_use=remote.uses)
@@ -233,6 +235,7 @@ def rehearse(settings: Settings, callback: pl.Callback) -> None:
 
 def _follow(settings: Settings, trainer: pl.Trainer, metadata: Mapping[str, Any]) -> None:
     """Derives the numbers of the run again where a checkpoint was trained with other batches."""
+    _begin_with(settings, as_drawn)  # what is restored takes their place
     step, task = metadata["step"], settings.task
     before = compatibility.sizes(metadata)
     if before == task.derived.sizes(step):
@@ -241,11 +244,17 @@ def _follow(settings: Settings, trainer: pl.Trainer, metadata: Mapping[str, Any]
     rebind(settings, derived, trainer, step)
     stage, now = derived.stage(step), before[-1][1] * derived.sequence
     if trainer.is_global_zero:
+        table = table_of(settings, derived, trainer.strategy.root_device)
+        directory.write_table(settings.run_dir, table)
         say(
             f"\nbatch: {now:,} -> {stage.tokens_per_step:,} tokens a step from step {step:,} on; "
             f"learning rate x {stage.learning_rate_factor:.6g} by batch.scaling; "
             f"{derived.total_steps:,} steps in all"
         )
+
+
+def _begin_with(settings: Settings, start: Start) -> None:
+    settings.task.construction = replace(settings.task.construction, start=start)
 
 
 def _held_out(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -8,8 +8,13 @@ the kernel has killed for its memory.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -18,6 +23,7 @@ from typing import NamedTuple, TypeAlias
 
 from llm_train.errors import LLMTrainError
 
+_PR_SET_PDEATHSIG = 1
 Send: TypeAlias = Callable[[object], None]
 
 
@@ -43,8 +49,8 @@ def run_forked(
             receiver, process = _start(function)
             running[receiver] = process
         while running:
-            for receiver in wait(list(running), timeout=1.0):
-                assert isinstance(receiver, Connection)
+            wait(list(running), timeout=1.0)
+            for receiver in [each for each in running if each.poll()]:
                 message = _receive(receiver, running[receiver])
                 if isinstance(message, _Ended):
                     running.pop(receiver).join()
@@ -87,6 +93,7 @@ def _receive(receiver: Connection, process: BaseProcess) -> object:
 
 def _child(function: Callable[[Send], None], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the caller reports Ctrl-C, once
+    _end_with_parent()
     try:
         function(sender.send)
         sender.send(_Ended(None))
@@ -95,3 +102,17 @@ def _child(function: Callable[[Send], None], sender: Connection) -> None:
             sender.send(_Ended(error))
         except Exception:  # it cannot be pickled
             sender.send(_Ended(RuntimeError(f"{type(error).__name__}: {error}")))
+
+
+def _end_with_parent() -> None:
+    """Whoever is killed takes its processes along, which would go on for nobody."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

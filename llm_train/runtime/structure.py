@@ -8,11 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+def nested(
+    values: Mapping[str, Any], below: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Dotted keys as YAML nests them, over what there is.
+
+    >>> nested({"a.c": 3}, {"a": {"b": 1, "c": 2}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    found = deepcopy(dict(below))
+    for key, value in values.items():
+        place = found
+        *path, last = key.split(".")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = deepcopy(value)
+    return found
 
 
 def structure(kind: type[T], plain: object, where: str = "") -> T:

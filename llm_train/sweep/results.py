@@ -13,8 +13,9 @@ from statistics import fmean
 
 from llm_train.analysis.fits import best_rate, power_law
 from llm_train.runtime import yaml12
+from llm_train.runtime.structure import nested
 from llm_train.sweep.spec import Spec, Values
-from llm_train.sweep.trial import TrialResult, nested
+from llm_train.sweep.trial import TrialResult
 
 _COLUMNS = ("loss", "tokens", "tokens_per_s", "peak_gib", "why")
 

@@ -7,15 +7,16 @@ again proposes the same trials, finds those that are done by their values, and n
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime import yaml12
 from llm_train.runtime.structure import structure
 
@@ -108,6 +109,34 @@ def proposals(spec: Spec) -> Generator[Values, float, None]:
             yield {key: _drawn(generator, domain) for key, domain in spec.keys.items()}
     else:
         yield from _optuna(spec)
+
+
+def require_startable(spec: Spec, check: Callable[[Values], object]) -> None:
+    """Refuses a value with which no trial can start, whatever the other keys are.
+
+    Args:
+        spec: of the sweep; of a range, both ends are tried.
+        check: raises if a trial with these values cannot start.
+
+    Raises:
+        LLMTrainError: what the first such value was refused for.
+    """
+    sound: set[tuple[str, str]] = set()
+    refused: dict[tuple[str, str], LLMTrainError] = {}
+    ends = (d if isinstance(d, list) else [d["low"], d["high"]] for d in spec.keys.values())
+    for chosen in itertools.product(*ends):
+        values = dict(zip(spec.keys, chosen, strict=True))
+        pairs = {(key, json.dumps(value)) for key, value in values.items()}
+        if pairs <= sound:
+            continue
+        try:
+            check(values)
+        except LLMTrainError as error:
+            refused = dict.fromkeys(pairs, error) | refused
+        else:
+            sound |= pairs
+    if left := [pair for pair in refused if pair not in sound]:
+        raise refused[left[0]]
 
 
 def _is_positive(value: object) -> bool:

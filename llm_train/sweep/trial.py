@@ -13,7 +13,6 @@ import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,7 @@ from typing import Any
 from llm_train.errors import ConfigError
 from llm_train.parity.processes import command
 from llm_train.runtime import yaml12
-from llm_train.runtime.structure import structure
+from llm_train.runtime.structure import nested, structure
 from llm_train.sweep.spec import Values
 from llm_train.trainer.logger.records import read_metrics
 
@@ -88,22 +87,6 @@ def arguments(folder: Path, values: Values, words: Sequence[str]) -> list[str]:
 def name_of(values: Mapping[str, Any]) -> str:
     """The name of a trial's folder."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as YAML nests them.
-
-    >>> nested({"a": {"b": 1, "c": 2}, "a.c": 3})
-    {'a': {'b': 1, 'c': 3}}
-    """
-    found: dict[str, Any] = {}
-    for key, value in deepcopy(dict(values)).items():
-        place = found
-        *path, last = key.split(".")
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
 
 
 def _process(line: Sequence[str], log: Path, variables: Mapping[str, str]) -> int:

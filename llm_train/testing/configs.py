@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_train.runtime import yaml12
+from llm_train.runtime.structure import nested
 from llm_train.trainer.logger.records import read_metrics
 
 VOCAB = 61  # of tiny.yaml
@@ -28,13 +29,7 @@ def tiny(run_dir: Path, *, steps: int = 6, **overrides: Any) -> dict[str, Any]:
     config: dict[str, Any] = yaml12.load(_TINY.read_text())
     config["budget"] = f"{steps} steps"
     config["trainer"]["default_root_dir"] = str(run_dir)
-    for key, value in overrides.items():
-        place = config
-        *path, last = key.split("__")
-        for name in path:
-            place = place.setdefault(name, {})
-        place[last] = value
-    return config
+    return nested({key.replace("__", "."): value for key, value in overrides.items()}, config)
 
 
 def losses(run_dir: Path) -> dict[int, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import keyword
 from pathlib import Path
 
 from llm_train.discovery import concrete
@@ -21,13 +22,13 @@ def summaries() -> dict[str, str]:
         for file in sorted(Path(folder).glob("*.py")):
             if file.stem not in ("__init__", "base"):
                 doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-                found[file.stem] = doc.partition("\n")[0]
+                found[file.stem.rstrip("_")] = doc.partition("\n")[0]
     return found
 
 
 def find(name: str) -> Verb:
     """The verb called ``name``: the one subclass that its file defines."""
-    module = f"{__name__}.{name}"
+    module = f"{__name__}.{name}{'_' * keyword.iskeyword(name)}"
     importlib.import_module(module)
     kinds = concrete(Verb)  # type: ignore[type-abstract]
     return next(kind for kind in kinds if kind.__module__ == module)()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llm_train.errors import ConfigError
 from llm_train.verbs.base import Load, Verb
@@ -22,7 +23,7 @@ class Sweep(Verb):
         from llm_train import check
         from llm_train.runtime.terminal import say, section
         from llm_train.sweep import results, trial
-        from llm_train.sweep.spec import Spec, proposals
+        from llm_train.sweep.spec import Spec, proposals, require_startable
 
         spec = Spec.read(Path(flags.spec))
         for word in flags.settings:
@@ -34,9 +35,13 @@ class Sweep(Verb):
         trials: list[trial.TrialResult] = []
         proposed = proposals(spec)
         values = next(proposed, None)
-        if values and not (folder := out / trial.name_of(values)).joinpath(trial.RESULT).is_file():
-            # What is wrong with the first is most often wrong with all.
-            check.require_sound(load(trial.arguments(folder, values, words)))
+        with TemporaryDirectory() as folder:
+            require_startable(
+                spec,
+                lambda values: check.require_sound(
+                    load(trial.arguments(Path(folder), values, words))
+                ),
+            )
         while values is not None:
             found = trial.run(out, values, [*words, *imports], spec.metric)
             trials.append(found)

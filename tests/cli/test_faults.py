@@ -96,10 +96,13 @@ FIFTEEN = {
 
 MORE = {
     "whole float for int": (put(*NET, layers=2.0), "model.network.init_args.layers=2.0; write 2"),
-    "failed rule inside a part": (put(*NET, width=15), "model.network; nearest: 14 or 16"),
+    "failed rule inside a part": (
+        put(*NET, width=15),
+        "model.network.init_args.width=15; nearest: 14 or 16",
+    ),
     "failed rule inside an optimizer": (
         put("model", "optimizer", "init_args", learning_rate=-1.0),
-        "model.optimizer; a usual value is 3e-4",
+        "model.optimizer.init_args.learning_rate=-1.0; a usual value is 3e-4",
     ),
     "Trainer value of the wrong type": (
         put("trainer", gradient_clip_val="high"),
@@ -200,8 +203,8 @@ MORE = {
                 },
             },
         ),
-        "data.recipe.init_args.split: fraction=5.0 must be at least 0 and below 1: the part of the "
-        "text held out",
+        "data.recipe.init_args.split.init_args.fraction=5.0 must be at least 0 and below 1: "
+        "the part of the text held out",
     ),
     "time of day for int": (
         put(*NET, layers="1:30"),
@@ -286,8 +289,8 @@ def test_several_parts_are_reported_at_once(tmp_path: Path) -> None:
     lines = refused("check", "-c", str(file))
     expected = [
         "checkpoint.keep_last=0 must be at least 1: the newest is what one resumes from",
-        "model.network: width=15 is not a multiple of heads=2; nearest: 14 or 16",
-        "model.optimizer: weight_decay=-1.0 is not a finite number >= 0; a usual value is 0.1",
+        "model.network.init_args.width=15 is not a multiple of heads=2; nearest: 14 or 16",
+        "model.optimizer.init_args.weight_decay=-1.0 is not a finite number; a usual value is 0.1",
     ]
     assert sorted(essence(lines)) == essence(expected)
 

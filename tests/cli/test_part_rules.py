@@ -85,7 +85,37 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one frequency for all pairs": (
         {"model__network__init_args__rotary_base": 1.0},
-        "model.network; remove it for the usual one",
+        "model.network.init_args.rotary_base=1; remove it for the usual one",
+    ),
+    "all weights at zero": (
+        {"model__network__init_args__init": {"*": "zero"}},
+        "model.network; give it another rule in model.network.init_args.init",
+    ),
+    "a range of a part inside a part": (
+        {"model__loss": part("Chunked", loss=part("LabelSmoothing", smoothing=2.0))},
+        "model.loss.init_args.loss.init_args.smoothing=2.0; a usual value is 0.1",
+    ),
+    "steps that only shrink": (
+        {"model__optimizer": part("QuickProp", learning_rate=0.1, growth=0.5)},
+        "model.optimizer.init_args.growth=0.5; 1.75 is usual",
+    ),
+    "a mapping that is none": (
+        {"model__network__init_args__init": "zero"},
+        "model.network.init_args.init=zero; correct it or remove it",
+    ),
+    "Adagrad under ZeRO": (
+        {
+            **zero(stage=2),
+            "model__optimizer": part("TorchOptimizer", optimizer=part("torch.optim.Adagrad")),
+        },
+        "model.optimizer=Adagrad; set trainer.strategy to ddp or fsdp",
+    ),
+    "a second average of the weights": (
+        {
+            "model__optimizer": part("ScheduleFreeAdamW", learning_rate=0.01),
+            "trainer__callbacks": [part("lightning.pytorch.callbacks.EMAWeightAveraging")],
+        },
+        "trainer.callbacks[0]=EMAWeightAveraging; remove it, or use AdamW",
     ),
     "a kernel on a CPU": (
         {"model__attention": "cudnn"},

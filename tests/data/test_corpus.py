@@ -230,7 +230,7 @@ def test_hugging_face_is_cut_by_rows(saved: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_hugging_face_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"path=some/where.*127\.0\.0\.1:9.*HF_HUB_OFFLINE"):
         list(HuggingFace(path="some/where").read())
 

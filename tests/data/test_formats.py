@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import json
 import lzma
+import re
 import tarfile
 import threading
 import zipfile
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import llm_train.data
 from llm_train.data import Corpus, Document, Files, JSONLines, Skipped, TextFiles
 from llm_train.errors import ConfigError, DataError
 
@@ -122,10 +126,11 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "cut.jsonl.bz2": (bz2.compress(LINES)[:-20], "download it again"),
     "cut.jsonl.xz": (lzma.compress(LINES)[:-20], "download it again"),
     "cut.jsonl.zst": (zstandard.compress(LINES)[:-20], "download it again"),
-    "cut.zip": (zipped(LINES, "a.jsonl")[:-30], "repair it"),
-    "cut.tar": (tarred({"a.jsonl": LINES})[:2000], "repair it"),
-    "cut.parquet": (parquet()[:-20], "repair it"),
-    "cut.arrow": (arrow(pyarrow.ipc.new_stream)[:-600], "repair it"),
+    "cut.zip": (zipped(LINES, "a.jsonl")[:-30], "download it again"),
+    "cut.tar": (tarred({"a.jsonl": LINES})[:2000], "download it again"),
+    "cut-at-a-member.tar": (tarred({"a.txt": b"x" * 512})[:1024], "too early"),
+    "cut.parquet": (parquet()[:-20], "download it again"),
+    "cut.arrow": (arrow(pyarrow.ipc.new_stream)[:-600], "download it again"),
     "cut.json": (json.dumps(ROWS).encode()[:-20], "value 3 is not JSON"),
     "wrong.json": (json.dumps(ROWS).replace("three", '"').encode(), "value 2 is not JSON"),
     "deep.json": (b"[{" + b'"x":[' * 1 + b"[" * 200_000, "recursion"),
@@ -296,6 +301,7 @@ def test_units_hold_every_document_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("llm_train.data.corpus.files.UNIT_BYTES", 700)
     rows = [{"text": f"{number} " * (1 + number % 90)} for number in range(1, 200)]
     lines = b"\n".join(json.dumps(row).encode() for row in rows)
+    lines = codecs.BOM_UTF8 + lines
     files = {"a.jsonl": lines, "b.parquet": parquet(rows, group=20), "c.jsonl": LINES}
     for name, data in files.items():
         written(tmp_path, name, data)
@@ -367,3 +373,21 @@ def test_files_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
         list(Files(paths=["s3://texts/none/*.txt"]).read())
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+def test_the_examples_of_the_page_are_corpora() -> None:
+    page = Path(__file__).parents[2] / "docs" / "data" / "sources.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    found = [yaml.safe_load(block) for block in blocks]
+    found[0] = found[0]["data"]["recipe"]["init_args"]
+
+    def build(part: dict[str, Any]) -> object:
+        arguments = part.get("init_args", {})
+        for name, value in arguments.items():
+            if name == "filters":
+                arguments[name] = [build(each) for each in value]
+            elif name == "corpus":
+                arguments[name] = build(value)
+        return getattr(llm_train.data, part["class_path"])(**arguments)
+
+    assert len([build(each["corpus"]) for each in found]) > 15

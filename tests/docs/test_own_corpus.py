@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from llm_train.data.corpus.any_files import Files
 
 from llm_train.cli import load_settings
-from llm_train.data import HuggingFace, JSONLines, TextFiles, TokenizerFile
+from llm_train.data import Files, HuggingFace, JSONLines, TextFiles, TokenizerFile
 from llm_train.data.tokenize_corpus import Tokenize
 from llm_train.testing.fork_server import ForkServer
 from tests.docs.test_readme import ROOT, TINY, commands

@@ -81,10 +81,10 @@ def test_strategies_agree_and_wrong_ones_are_found_out(
             overrides={f"{ADAMW}learning_rate": 1e30, f"{ADAMW}weight_decay": 0},
         ),
     ]
-    code, found = table([*variants(["ddp", "fsdp", "tp", "hsdp"], [2]), *tampered])
+    code, found = table([*variants(["ddp", "fsdp", "hsdp"], [2]), *tampered], steps=4)
     by_name = rows(found)
     assert code == 1
-    for name in ("ddp", "fsdp", "tp"):
+    for name in ("ddp", "fsdp"):
         row = by_name[name]
         assert row["faults"] == []
         assert 0 < row["distance"]["loss"] < 1e-5

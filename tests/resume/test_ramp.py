@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def test_a_batch_that_a_resume_changes_is_said(
     assert "256 -> 64 tokens a step from step 4 on; learning rate x 0.5" in capsys.readouterr().out
     assert [record[4] for record in curve(two)] == [1088, 1152, 1216, 1280]
     assert curve(two)[0][3] == pytest.approx(curve(one)[4][3] / 2)
+    derived = json.loads((two / "derived.json").read_text())["batch"]
+    assert (derived["total_steps"], derived["total_tokens"]) == (8, 1280)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from llm_train.model.network.shadow import HasShadow
 from llm_train.settings import Settings
 from llm_train.testing.checkpoints import final_state
 from llm_train.testing.configs import part, tiny, write
+from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import Record, read_metrics
 from llm_train.trainer.loss_scaling import LossScaling
 
@@ -67,8 +68,12 @@ def test_what_overflows_is_left_out_and_the_schedule_goes_on(fused: str, tmp_pat
     assert steps == {STEPS - left_out}
 
 
-def test_a_resume_has_the_scalers_state(tmp_path: Path) -> None:
-    """Step 4 lies within the overflows, and log points at 3, 6, 9 leave one of them open."""
+@pytest.mark.distributed
+def test_a_resume_has_the_scalers_state(fork_server: ForkServer, tmp_path: Path) -> None:
+    """Step 4 lies within the overflows, and log points at 3, 6, 9 leave one of them open.
+
+    Two ranks that go on from there leave out the same steps, whichever of them overflows.
+    """
     options = {"trainer__log_every_n_steps": 3, "checkpoint__every": "4 steps"}
     _, whole = train(tmp_path / "whole", scale=HUGE, **options)
     start = str(tmp_path / "whole" / "run" / "checkpoints" / "step-00000004")
@@ -78,6 +83,14 @@ def test_a_resume_has_the_scalers_state(tmp_path: Path) -> None:
     assert found == expected
     states = [final_state(tmp_path / name / "run", STEPS) for name in ("whole", "again")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    rate = "--model.optimizer.learning_rate=0.003"
+    config = tiny(tmp_path / "two", steps=STEPS, trainer__precision="16-mixed", **options)
+    line = ["fit", "-c", str(write(tmp_path / "two.yaml", config)), rate, "--resume", start]
+    log = tmp_path / "log.txt"
+    assert not any(fork_server.run(*line, ranks=2, log=log)), log.read_text()
+    both = [[r[n] for n in names] for r in read_metrics(tmp_path / "two" / "metrics.jsonl")][-3:]
+    for one, other in zip(both, expected, strict=True):
+        assert one == pytest.approx(other, rel=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import io
 import logging
 from functools import cache
 
+from llm_train.data.corpus.found import library
 from llm_train.data.corpus.opening import BUFFER_BYTES, Content, Converted
 from llm_train.errors import ConfigError, DataError
 
@@ -72,16 +73,10 @@ def _guessed(content: Content) -> str:
         return "utf-8"
     except UnicodeDecodeError:
         pass
-    try:
-        from charset_normalizer import from_bytes
-    except ImportError:
-        raise ConfigError(
-            "encoding=auto needs a package to guess; run pip install charset-normalizer"
-        ) from None
-    if (best := from_bytes(sample).best()) is None:
+    if (best := library("charset_normalizer", "data").from_bytes(sample).best()) is None:
         raise DataError(f"{content.path} has an encoding that cannot be guessed; set encoding")
     _note(f"are read as {best.encoding}, a guess from the first bytes of each")
-    return best.encoding
+    return str(best.encoding)
 
 
 @cache

@@ -6,8 +6,10 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from itertools import takewhile
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from llm_train.errors import ConfigError, DataError
 
@@ -48,7 +50,7 @@ def find(entries: Sequence[str]) -> list[FoundFile]:
     """
     found: dict[str, tuple[int, FoundFile]] = {}
     for number, entry in enumerate(entries):
-        matches = sorted(_matches(entry))
+        matches = sorted(_remote(entry) if "://" in entry else _local(os.path.expanduser(entry)))
         if not matches:
             raise DataError(f"paths: {entry!r} matches no file; correct the path or the pattern")
         for match in matches:
@@ -61,43 +63,87 @@ def find(entries: Sequence[str]) -> list[FoundFile]:
     ]
 
 
-def _matches(entry: str) -> Iterator[FoundFile]:
+def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
+    """Files below ``root``, without hidden ones and directories named in ``without``."""
+    for directory, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
+        paths = [Path(directory, name) for name in names if not name.startswith(".")]
+        yield from (_on_disk(path, root) for path in paths if path.is_file())
+
+
+def _on_disk(path: Path, root: Path) -> FoundFile:
+    facts = path.stat()
+    key = path.relative_to(root).as_posix()
+    return FoundFile(key, str(path), facts.st_size, str(facts.st_mtime_ns))
+
+
+def _local(entry: str) -> Iterator[FoundFile]:
+    path = Path(entry)
+    if path.is_file():
+        yield _on_disk(path, path.parent)
+    elif path.is_dir():
+        yield from walk(path)
+    else:
+        fixed = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        matches = map(Path, glob.iglob(entry, recursive=True))
+        yield from (_on_disk(match, fixed) for match in matches if match.is_file())
+
+
+def _remote(url: str) -> Iterator[FoundFile]:
     try:
         import fsspec
 
-        fs, path = fsspec.url_to_fs(entry)
+        fs, path = fsspec.url_to_fs(url)
         fs.invalidate_cache()
-        if fs.isdir(path):
-            root, infos = path, fs.find(path, detail=True)
-        elif (fs.protocol == ("file", "local") and fs.isfile(path)) or not set("*[") & set(path):
-            root, infos = path.rpartition("/")[0], {path: fs.info(path)}
-        else:  # a question mark alone belongs to an address
+        if set("*[") & set(path):  # a question mark belongs to an address
             root = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
             infos = fs.glob(path, detail=True)
+        elif (info := fs.info(path))["type"] == "file":
+            root, infos = path.rpartition("/")[0], {path: info}
+        else:
+            root, infos = path, fs.find(path, detail=True)
     except FileNotFoundError as error:  # which is what fsspec makes of every failure
         cause = error.__cause__
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-            raise _unreachable(entry, cause) from None
+            raise _unreachable(url, cause) from None
         return
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"paths: {entry}: {error}; write a URL that fsspec knows and install its library"
+            f"paths: {url}: {error}; write a URL that fsspec knows and install its library"
         ) from None
     except Exception as error:  # each library has errors of its own
-        raise _unreachable(entry, error) from error
+        raise _unreachable(url, error) from error
     for name, info in infos.items():
         key = name.removeprefix(root).lstrip("/")
         if info["type"] == "file" and not any(part.startswith(".") for part in key.split("/")):
             version = " ".join(str(info[each]) for each in _VERSIONS if info.get(each))
-            place = fs.unstrip_protocol(name) if "://" in entry else name
-            yield FoundFile(key, place, info.get("size") or 0, version)
+            yield FoundFile(key, fs.unstrip_protocol(name), info.get("size") or 0, version)
 
 
-def _unreachable(entry: str, error: BaseException) -> DataError:
+def _unreachable(url: str, error: BaseException) -> DataError:
     return DataError(
-        f"paths: {entry} cannot be reached: {line_of(error)}; "
+        f"paths: {url} cannot be reached: {line_of(error)}; "
         "check the address, the network and the credentials"
     )
+
+
+def library(name: str, extra: str) -> Any:
+    """A module of a package that only some settings need.
+
+    Args:
+        name: of the module.
+        extra: of this package, which installs the other.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise ConfigError(
+            f"this corpus needs the package {package}; run pip install 'llm-train[{extra}]'"
+        ) from None
 
 
 def line_of(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from llm_train.data.base import Corpus, Unit
 from llm_train.data.corpus.files import UNIT_BYTES
-from llm_train.data.corpus.found import line_of
+from llm_train.data.corpus.found import library, line_of
 from llm_train.data.corpus.opening import named_cause
 from llm_train.data.corpus.rows import Item, RowText
 from llm_train.data.recipe import ADDED_LATER
@@ -117,13 +116,7 @@ class HuggingFace(Corpus):
         return named_cause(what, "correct path, name, split or revision")
 
     def _rows(self) -> Any:  # one of two classes, neither of them typed
-        try:
-            import datasets
-        except ImportError:
-            raise ConfigError(
-                "the corpus HuggingFace needs the package datasets; "
-                "run pip install 'llm-train[datasets]'"
-            ) from None
+        datasets = library("datasets", "datasets")
         if not Path(self.path).exists():
             self._require_hub()
         with self._named_cause():
@@ -153,16 +146,17 @@ class HuggingFace(Corpus):
 
     def _require_hub(self) -> None:
         """The library itself would try for half a minute and more."""
-        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
             return  # then it looks into its cache only
         try:
-            urlopen(Request(hub, method="HEAD"), timeout=_REACH_SECONDS).close()
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_REACH_SECONDS).close()
         except HTTPError:
             return  # it answers
         except OSError as error:
             raise DataError(
-                f"path={self.path} is no file or directory here, and {hub} cannot be reached: "
-                f"{line_of(error)}; correct the path, connect this machine, or set "
+                f"path={self.path} is no file or directory, and {constants.ENDPOINT} cannot be "
+                f"reached: {line_of(error)}; correct the path, connect this machine, or set "
                 "HF_HUB_OFFLINE=1 to use what was downloaded before"
             ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -53,7 +54,29 @@ class TextFiles(NamedFiles):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JSONLines(NamedFiles):
+class RowFiles(NamedFiles):
+    """Documents in fields of rows.
+
+    Attributes:
+        field: that holds the text.
+        where: field to the values that it may have.
+    """
+
+    field: str = "text"
+    where: dict[str, list[str]] = dataclasses.field(default_factory=dict, metadata=ADDED_LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rows  # noqa: B018 - which checks the field
+
+    @cached_property
+    def rows(self) -> RowText:
+        """How a row becomes text."""
+        return RowText(field=self.field, where=self.where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JSONLines(RowFiles):
     """Files of JSON objects, one a line or in one array; plain, compressed or in archives.
 
     A document's key is its file's path below what named it, a colon and the line number.
@@ -68,20 +91,13 @@ class JSONLines(NamedFiles):
             are skipped.
     """
 
-    field: str = "text"
-    where: dict[str, list[str]] = dataclasses.field(default_factory=dict, metadata=ADDED_LATER)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        RowText(field=self.field, where=self.where)
-
     def format_of(self, content: Content) -> Format:
         """JSON, whatever the name of the file."""
-        return JSONValues(rows=RowText(field=self.field, where=self.where))
+        return JSONValues(rows=self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files(NamedFiles):
+class Files(RowFiles):
     r"""Text, JSON, CSV, TSV, Parquet and Arrow, plain, compressed or in zip and tar archives.
 
     Keys are FILE, FILE#NUMBER (cut by a separator), FILE:LINE (from 1; JSON lines) and FILE:ROW
@@ -102,26 +118,23 @@ class Files(NamedFiles):
     """
 
     format: Literal["auto", "text", "json", "csv", "parquet", "arrow"] = "auto"
-    field: str = "text"
-    where: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     separator: str = ""
     delimiter: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
-        RowText(field=self.field, where=self.where)
 
     def format_of(self, content: Content) -> Format | None:
         """The format that is configured, or that of the name and the first bytes."""
-        name = self.format
+        name: str = self.format
         if name == "auto":
             suffix = PurePosixPath(content.name).suffix.lower()
             name = "arrow" if content.kind else _SUFFIXES.get(suffix, "text")
             if name == "text" and self._is_binary(content):
                 return None
-        rows = RowText(field=self.field, where=self.where)
-        return _FORMATS[name](rows=rows, separator=self.separator, delimiter=self.delimiter)
+        options = {"separator": self.separator, "delimiter": self.delimiter}
+        return _FORMATS[name](rows=self.rows, **options)
 
     def _is_binary(self, content: Content) -> bool:
         """Whether NUL bytes show that it is a picture, sound or program."""

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
-from llm_train.data.corpus.found import FoundFile, line_of
-from llm_train.errors import ConfigError, DataError, LLMTrainError
+from llm_train.data.corpus.found import FoundFile, library, line_of
+from llm_train.errors import DataError, LLMTrainError
 
 BUFFER_BYTES = 1 << 20
 _MAGIC = (  # what it is, where its signature stands, the signature
@@ -43,7 +43,7 @@ _DECOMPRESS: dict[str, Callable[[io.BufferedReader], Any]] = {
     "gzip": lambda stream: gzip.GzipFile(fileobj=stream),
     "bzip2": bz2.BZ2File,
     "xz": lzma.LZMAFile,
-    "zstd": lambda stream: pyarrow().CompressedInputStream(stream, "zstd"),
+    "zstd": lambda stream: library("pyarrow", "data").CompressedInputStream(stream, "zstd"),
 }
 
 
@@ -147,12 +147,24 @@ def _zip_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:  # without a look back
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:  # without seeking
         while member := archive.next():
             if member.isfile() and (inner := archive.extractfile(member)):
                 yield member.name, Converted(inner, bytes)  # which does not claim to seek
             # A kilobyte each, and there may be millions.
             archive.members = []  # type: ignore[attr-defined]
+
+
+class _Member(tarfile.TarInfo):
+    """Of an archive that ends as it should: Python takes the end of the file for its end, too."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next one."""
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+            raise EOFError from None
 
 
 class Converted(io.RawIOBase):
@@ -179,14 +191,3 @@ class Converted(io.RawIOBase):
         size = min(len(buffer), len(self._ready))
         buffer[:size], self._ready = self._ready[:size], self._ready[size:]
         return size
-
-
-def pyarrow() -> Any:
-    """The library that reads zstd, Parquet and Arrow."""
-    try:
-        import pyarrow.ipc
-    except ImportError:
-        raise ConfigError(
-            "zstd, Parquet and Arrow need the package pyarrow; run pip install 'llm-train[data]'"
-        ) from None
-    return pyarrow

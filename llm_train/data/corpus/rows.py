@@ -30,15 +30,7 @@ class RowText:
     where: Mapping[str, list[str]]
 
     def __post_init__(self) -> None:
-        try:
-            pieces = list(string.Formatter().parse(self.field)) if self.is_template else []
-        except ValueError as error:
-            raise ConfigError(f"field={self.field!r} is no template: {error}") from None
-        if not self.field or any(name == "" or spec or cast for _, name, spec, cast in pieces):
-            raise ConfigError(
-                f"field={self.field!r} must be the name of a field, as in text or data.text, "
-                'or a template, as in "{title} {body}"'
-            )
+        self._pieces  # noqa: B018 - which checks the field
 
     @property
     def is_template(self) -> bool:
@@ -48,9 +40,18 @@ class RowText:
     @cached_property
     def _pieces(self) -> list[tuple[str, str | None]]:
         """Literal text and the field after it."""
-        if not self.is_template:
+        if not self.is_template and self.field:
             return [("", self.field)]
-        return [(text, name) for text, name, _, _ in string.Formatter().parse(self.field)]
+        try:
+            pieces = [*string.Formatter().parse(self.field)]
+        except ValueError:
+            pieces = []
+        if not pieces or any(name == "" or spec or cast for _, name, spec, cast in pieces):
+            raise ConfigError(
+                f"field={self.field!r} must be the name of a field, as in text or data.text, "
+                'or a template, as in "{title} {body}"'
+            )
+        return [(text, name) for text, name, _, _ in pieces]
 
     def columns(self, names: Collection[str]) -> list[str]:
         """Which columns of a table are needed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from llm_train.data.corpus.files import FileCorpus
 from llm_train.data.corpus.formats.base import Span
-from llm_train.data.corpus.found import FoundFile
+from llm_train.data.corpus.found import FoundFile, walk
 from llm_train.data.corpus.rows import Item, decoded
 from llm_train.errors import DataError
 
@@ -32,18 +31,14 @@ class StandardLibrary(FileCorpus):
 
     def files(self) -> list[FoundFile]:
         """The files in order of their keys."""
-        root, found = sysconfig.get_path("stdlib"), []
-        for directory, inner, names in os.walk(root):
-            inner[:] = [name for name in inner if name not in _WITHOUT]
-            for path in (os.path.join(directory, name) for name in names if name.endswith(".py")):
-                facts, key = os.stat(path), os.path.relpath(path, root).replace(os.sep, "/")
-                found.append(FoundFile(key, path, facts.st_size, str(facts.st_mtime)))
+        root = Path(sysconfig.get_path("stdlib"))
+        found = sorted(file for file in walk(root, _WITHOUT) if file.path.endswith(".py"))
         if not found:
             raise DataError(
                 f"this Python has no source of its standard library in {root}; "
                 "use another interpreter or another corpus"
             )
-        return sorted(found)
+        return found
 
     def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
         """The file is one document."""

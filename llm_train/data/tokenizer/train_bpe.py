@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -10,8 +11,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llm_train.context import Context
 from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer, too_many_ids
+from llm_train.data.encoding import Cutter
 from llm_train.errors import check_at_least
 
+_SAMPLE_BYTES = 100_000_000
+_RUN = re.compile(r"\S{256}|\s{256}")
+_LONG_WORD = re.compile(r"[^\W\d_]{256}|\d{256}|(?:[^\w\s]|_){256}|\s{256}")
 _SMALLEST = 257  # every byte and the boundary token
 
 
@@ -26,7 +31,11 @@ class TrainBPE(Tokenizer):
         vocab_size: ids, the 256 bytes and ``<|endoftext|>`` (id 0) included; a small corpus may
             give fewer.
         min_frequency: a pair seen less often is not merged.
-        sample_bytes: learn from the first so many bytes of training text; 0 means all of it.
+        sample_bytes: learn from the first so many bytes of training text; 0 means 100 MB, for which
+            about a gigabyte of memory is needed.
+
+    Runs of more than 256 letters, digits, marks or blanks are cut while it learns, since learning
+    takes a time that is quadratic in the longest; what was learnt applies to them uncut.
     """
 
     vocab_size: int = 4096
@@ -36,7 +45,7 @@ class TrainBPE(Tokenizer):
     def __post_init__(self) -> None:
         check_at_least(self, _SMALLEST, "vocab_size", hint=": 256 bytes and one end-of-text token")
         check_at_least(self, 1, "min_frequency")
-        check_at_least(self, 0, "sample_bytes", hint=" (0: all)")
+        check_at_least(self, 0, "sample_bytes", hint=f" (0: {_SAMPLE_BYTES})")
 
     def problems(self, context: Context) -> Iterator[str]:
         """A vocabulary that will be larger than the network's, where no tokens say how large."""
@@ -66,7 +75,8 @@ class TrainBPE(Tokenizer):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(first_bytes(texts.train(), self.sample_bytes), trainer)
+        sample = first_bytes(_bounded(texts.train()), self.sample_bytes or _SAMPLE_BYTES)
+        tokenizer.train_from_iterator(sample, trainer)
         return tokenizer
 
 
@@ -78,3 +88,16 @@ def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
         given += len(text.encode()) if limit else 0
         if limit and given >= limit:
             return
+
+
+def _bounded(texts: Iterable[str]) -> Iterator[str]:
+    """The texts in pieces of bounded memory, whose words are the same up to a bounded length."""
+    cutter = Cutter(cuts=True)
+    for text in texts:
+        for piece in cutter.pieces(text) or [text]:
+            start = 0
+            if _RUN.search(piece):  # which is fast, and rarely so
+                for word in _LONG_WORD.finditer(piece):
+                    yield piece[start : word.end()]
+                    start = word.end()
+            yield piece[start:]

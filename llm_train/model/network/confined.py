@@ -64,6 +64,16 @@ def own_targets(targets: Tensor, inputs: Tensor, end_of_text: int) -> Tensor:
     return targets.masked_fill(inputs == end_of_text, NO_TARGET)
 
 
+def last_document(tokens: list[int], end_of_text: int | None) -> list[int]:
+    """What the token that follows ``tokens`` may be told from.
+
+    >>> last_document([5, 0, 7, 8], 0), last_document([5, 0, 7, 0], 0)
+    ([7, 8], [7, 0])
+    """
+    ends = [place for place, token in enumerate(tokens[:-1]) if token == end_of_text]
+    return tokens[ends[-1] + 1 :] if ends else tokens
+
+
 def dense_mask(first: Tensor) -> Tensor:
     """(B, 1, T, T) of ``first`` (B, T)."""
     keys = torch.arange(first.shape[1], device=first.device)

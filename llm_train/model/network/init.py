@@ -23,6 +23,12 @@ from llm_train.runtime.sharded import local_part, own_part
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 Gather = Callable[[nn.Parameter], AbstractContextManager[object]]
+Start = Callable[[str, Tensor], None]
+"""Writes over a parameter that was drawn, whole and on the CPU, what a run is to begin with."""
+
+
+def as_drawn(name: str, full: Tensor) -> None:
+    """The start of a run that begins with nothing but its seed."""
 
 
 def canonical_name(name: str) -> str:
@@ -58,7 +64,10 @@ def sample(initial: Initial, shape: torch.Size, *, seed: int, name: str) -> Tens
 
 @torch.no_grad()
 def initialise(
-    network: LanguageModel, seed: int, gathered: Gather = lambda _: nullcontext()
+    network: LanguageModel,
+    seed: int,
+    gathered: Gather = lambda _: nullcontext(),
+    start: Start = as_drawn,
 ) -> None:
     """Gives every parameter its initial value, in place.
 
@@ -67,6 +76,7 @@ def initialise(
         seed: two networks with the same seed agree in every parameter they share by name and shape.
         gathered: context in which a parameter that a strategy has taken apart is whole and may be
             written, for DeepSpeed ZeRO 3.
+        start: writes over what was drawn.
     """
     written: set[str] = set()
     for raw_name, parameter in network.named_parameters():  # a tied parameter comes once
@@ -76,6 +86,7 @@ def initialise(
         initial = network.initial(name)
         with gathered(parameter):
             full = sample(initial, parameter.shape, seed=seed, name=name)
+            start(name, full)
             local_part(parameter).copy_(own_part(full, parameter))
         written.add(name)
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
+from llm_train.runtime.patterns import holding, useless
 
 RULES = (
     *("normal", "truncated_normal", "lecun", "xavier", "he"),
@@ -84,21 +84,22 @@ def parse(pattern: str, text: str) -> InitialRule:
 
 
 def check_patterns(rules: Mapping[str, str], names: Iterable[str]) -> None:
-    """Refuses a pattern that fits none of the matrices ``names``."""
+    """Refuses a pattern that holds for none of the matrices ``names``."""
     names = list(names)
-    for pattern in rules:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            examples = ", ".join(names[:4])
-            raise ConfigError(
-                f"model.network's init['{pattern}'] fits no matrix; write a pattern of names such "
-                f"as {examples}"
+    for pattern, fits in useless(rules, names):
+        if fits:
+            fault = (
+                "has no effect, since later ones fit all that it fits; remove it, or move it down"
             )
+        else:
+            fault = f"fits no matrix; write a pattern of names such as {', '.join(names[:4])}"
+        raise ConfigError(f"model.network.init_args.init['{pattern}'] {fault}")
 
 
 def chosen(rules: Mapping[str, str], name: str, default: InitialRule) -> InitialRule:
     """The last rule whose pattern fits a parameter's name."""
-    fitting = [(pattern, text) for pattern, text in rules.items() if fnmatchcase(name, pattern)]
-    return parse(*fitting[-1]) if fitting else default
+    pattern = holding(rules, name)
+    return parse(pattern, rules[pattern]) if pattern else default
 
 
 def std(rule: InitialRule, fans: Fans, *, init_std: float, layers: int) -> float:

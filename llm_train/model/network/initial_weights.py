@@ -8,7 +8,7 @@ makes it smaller than Xavier's rule has it.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import partial
 
 from torch import Tensor
@@ -33,6 +33,24 @@ def initial_matrix(config: Architecture, name: str, role: str) -> Initial:
         return Initial(0.0, scale, rows)
     module = name.split(".")[-2]
     return Initial(0.0, 1.0, rows, partial(_fill, config=config, module=module, rule=rule))
+
+
+def stuck(config: Architecture, zero: Set[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of weights that start at zero and are factors of one product: neither gets a gradient.
+
+    Args:
+        config: of the network.
+        zero: names of the parameters that start at zero.
+    """
+    pairs = []
+    if config.positions not in ("sinusoidal", "learned") or "positions.weight" in zero:
+        pairs.append(("embedding.weight", "embedding.weight" if config.tied else "head.weight"))
+    for layer in (f"layers.{number}" for number in range(config.layers)):
+        pairs.append((f"{layer}.attention.qkv.weight", f"{layer}.attention.out.weight"))
+        if config.activation != "sigmoid":  # all others are 0 at 0
+            up = "gate_up" if config.gated else "up"
+            pairs.append((f"{layer}.mlp.{up}.weight", f"{layer}.mlp.down.weight"))
+    yield from (pair for pair in pairs if set(pair) <= zero)
 
 
 def _default(config: Architecture, role: str) -> InitialRule:

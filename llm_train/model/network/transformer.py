@@ -36,7 +36,7 @@ from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes
 from llm_train.model.network.head import Head
 from llm_train.model.network.initial_rules import check_patterns
-from llm_train.model.network.initial_weights import initial_matrix
+from llm_train.model.network.initial_weights import initial_matrix, stuck
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.rotary import make_rotary
 from llm_train.model.network.sinusoidal import Sinusoidal
@@ -129,6 +129,14 @@ class Transformer(Architecture, Network):
             yield (
                 f"trainer.strategy: tensor={context.strategy.tensor} does not work with "
                 f"model.network's positions={self.positions}; use rotary or learned, or tensor=1"
+            )
+        network = cast(Decoder, context.network)
+        initial = {name: network.initial(name) for name, _ in network.named_parameters()}
+        zero = {name for name, start in initial.items() if start.mean == start.std == 0}
+        if pair := next(stuck(self, zero), None):
+            yield (
+                f"model.network starts {' and '.join(dict.fromkeys(pair))} at zero, so that no "
+                "gradient ever gets there; give it another rule in model.network.init_args.init"
             )
 
     @property

@@ -20,8 +20,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from typing import TypeVar
 
 from torch import Tensor, nn, optim
 
@@ -30,8 +28,8 @@ from llm_train.errors import ConfigError, check_at_least
 from llm_train.model.optimizer.base import Optimizer
 from llm_train.model.optimizer.groups import Group, Named, dimensions, full_shape
 from llm_train.model.optimizer.muon_adamw import is_muons
+from llm_train.runtime.patterns import holding, useless
 
-T = TypeVar("T")
 _KEY = "model.optimizer.init_args"
 
 
@@ -87,12 +85,15 @@ class Grouped(Optimizer):
         """Patterns that match nothing, and settings that would have no effect or the wrong one."""
         names = [name for name, parameter in context.parameters if parameter.requires_grad]
         for setting in ("rates", "decays", "clips"):
-            for pattern in getattr(self, setting):
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    yield (
-                        f"{_KEY}.{setting}: no parameter matches {pattern}; near it: "
-                        f"{', '.join(_near(pattern, names))}"
+            for pattern, fits in useless(getattr(self, setting), names):
+                fault = (
+                    f"no parameter matches {pattern}; near it: {', '.join(_near(pattern, names))}"
+                )
+                if fits:
+                    fault = (
+                        f"later patterns match all that {pattern} does; remove it, or move it down"
                     )
+                yield f"{_KEY}.{setting}: {fault}"
         size = self.traits.update_size
         if self.base_width and size in ("gradient", "layer"):
             yield (
@@ -137,9 +138,10 @@ class Grouped(Optimizer):
     def _own(self, pair: Named, hidden: float) -> tuple[tuple[str, object], ...]:
         """Settings of a parameter that its group does not have."""
         name, _ = pair
-        factor = _last(self.rates, name, 1.0) * (hidden if is_muons(*pair) else 1.0)
-        decay = _last(self.decays, name, -1.0)
-        clip = _last({pattern: pattern for pattern in self.clips}, name, "")
+        factor = self.rates.get(holding(self.rates, name), 1.0)
+        factor *= hidden if is_muons(*pair) else 1.0
+        decay = self.decays.get(holding(self.decays, name), -1.0)
+        clip = holding(self.clips, name)
         own: Group = {}
         own |= {"rate_factor": factor} if factor != 1.0 else {}
         own |= {"weight_decay": decay} if decay >= 0.0 else {}
@@ -152,12 +154,6 @@ def _part(group: Group, own: Group, pairs: list[Named]) -> Group:
     names, parameters = map(list, zip(*pairs, strict=True))
     rate = group["lr"] * own.get("rate_factor", 1.0)
     return {**group, **own, "lr": rate, "params": parameters, "param_names": names}
-
-
-def _last(settings: Mapping[str, T], name: str, default: T) -> T:
-    """The setting of the last pattern that matches."""
-    found = [value for pattern, value in settings.items() if fnmatchcase(name, pattern)]
-    return found[-1] if found else default
 
 
 def _width(named: Sequence[Named]) -> int:

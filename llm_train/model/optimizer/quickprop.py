@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import torch
 
+from llm_train.errors import check_at_least
 from llm_train.model.optimizer.update_rule import Update, UpdateRule
 
 
@@ -36,6 +37,11 @@ class QuickProp(UpdateRule):
     buffers: ClassVar[int] = 2
 
     growth: float = 1.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hint = ", or steps could only shrink; 1.75 is usual"
+        check_at_least(self, 1, "growth", prefix="optimizer.", hint=hint)
 
     def update(self, now: Update) -> None:
         """One step."""

@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import lightning.pytorch as pl
 import torch
@@ -52,6 +54,7 @@ class Metrics(EachStep):
         peak_flops: dense peak of one device in the compute dtype, FLOP/s; 0 where unknown.
         late: read one interval late; ``None``: on every device but the CPU, which is its own host.
         compare_replicas: end the run where ranks hold different copies of the same tensor.
+        flops_by_length: both FLOPs by positions per sequence, where these grow during the run.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class Metrics(EachStep):
         peak_flops: float = 0.0,
         late: bool | None = None,
         compare_replicas: bool = False,
+        flops_by_length: Mapping[int, tuple[float, float]] | None = None,
     ) -> None:
+        self.flops_by_length = flops_by_length or {}
         self.flops_per_token = flops_per_token
         self.full_flops_per_token = full_flops_per_token
         self.peak_flops = peak_flops
@@ -157,6 +162,8 @@ class Metrics(EachStep):
             loss = 0.0  # of no step; all of the interval were left out
         else:
             metrics["train/loss"] = loss
+        if tokens < (slots := _slots(sample.step, task.derived)):
+            metrics["train/counted"] = tokens / slots
         for rider, count in zip(task.run_state.riders, sample.riders, strict=True):
             metrics |= rider.metrics(summed[:count])
             del summed[:count]
@@ -184,15 +191,23 @@ class Metrics(EachStep):
         tokens = derived.tokens(sample.step) - derived.tokens(sample.step - sample.steps)
         per_second = tokens / seconds
         per_device = per_second / derived.ranks
+        causal, full = self._flops_per_token(sample, derived)
         metrics = {
             "throughput/tokens_per_s": per_second,
-            "throughput/tflops_per_s": per_device * self.flops_per_token / 1e12,
+            "throughput/tflops_per_s": per_device * causal / 1e12,
         }
         if self.peak_flops:
-            metrics["throughput/mfu"] = per_device * self.flops_per_token / self.peak_flops
-            full = per_device * self.full_flops_per_token / self.peak_flops
-            metrics["throughput/mfu_noncausal"] = full
+            metrics["throughput/mfu"] = per_device * causal / self.peak_flops
+            metrics["throughput/mfu_noncausal"] = per_device * full / self.peak_flops
         return metrics
+
+    def _flops_per_token(self, sample: _Sample, derived: Derived) -> tuple[float, float]:
+        """Of the steps of an interval, on average."""
+        if not self.flops_by_length:
+            return self.flops_per_token, self.full_flops_per_token
+        steps = range(sample.step - sample.steps, sample.step)
+        found = [self.flops_by_length[derived.positions(step)] for step in steps]
+        return fmean(causal for causal, _ in found), fmean(full for _, full in found)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the throughput clock."""
@@ -211,6 +226,12 @@ class Metrics(EachStep):
             metrics["progress/tokens"] = float(task.derived.tokens(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _slots(step: int, derived: Derived) -> int:
+    """Target slots since the log point before, whether they count or not."""
+    before = (step - 1) // derived.log_every * derived.log_every
+    return derived.tokens(step) - derived.tokens(before)
 
 
 def _log_first_step(trainer: pl.Trainer, task: TaskBase) -> None:

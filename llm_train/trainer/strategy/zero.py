@@ -117,7 +117,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
     def problems(self, context: Context) -> Iterator[str]:
         """What DeepSpeed's engine does on its own, and where it cannot offload."""
-        yield from zero_config.problems(self.more, context)
+        yield from zero_config.problems(self.more, self.stage, context)
         if context.precision == "bf16-true":
             # DeepSpeed keeps fp32 masters, which is what bf16-mixed promises.
             yield "trainer.precision=bf16-true keeps fp32 weights under ZeRO; write bf16-mixed"

@@ -54,6 +54,16 @@ _SECTIONS = {
     "comms_logger": ("deepspeed.comm.config", "CommsLoggerConfig"),
     "aio": ("deepspeed.runtime.swap_tensor.aio_config", "AIO_DEFAULT_DICT"),
 }
+# Keys of the section zero_optimization that only some stages read.
+_STAGE_3 = (
+    *("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"),
+    *("memory_efficient_linear", "pipeline_loading_checkpoint", "override_module_apply"),
+    *("log_trace_cache_warnings", "enable_sanity_checks", "leaf_module"),
+)
+_BELOW_3 = (
+    *("round_robin_gradients", "ignore_unused_parameters", "use_multi_rank_bucket_allreduce"),
+    *("allgather_partitions", "parameter_alignment", "legacy_stage1"),
+)
 # Keys outside all sections that have no place here, with the values that they take.
 _SINGLE = {
     "communication_data_type": ("fp32", "bf16", "fp16"),
@@ -124,8 +134,8 @@ def offload_problems(zero: Mapping[str, Any], context: Context) -> Iterator[str]
         yield f"{KEY}.nvme_path={zero['nvme_path']} has no effect; remove it, or write nvme"
 
 
-def problems(config: Mapping[str, Any], context: Context) -> Iterator[str]:
-    """What of ``config`` DeepSpeed or this framework does not know."""
+def problems(config: Mapping[str, Any], stage: int, context: Context) -> Iterator[str]:
+    """What of ``config`` DeepSpeed or this framework does not know, or this stage does not read."""
     if importlib.util.find_spec("deepspeed") is None:
         yield _MISSING
         return
@@ -134,15 +144,15 @@ def problems(config: Mapping[str, Any], context: Context) -> Iterator[str]:
         if key in _PLACES:
             yield _elsewhere(written, key)
         elif key in _SECTIONS:
-            yield from _section(key, value, context)
+            yield from _section(key, value, stage, context)
         elif key not in _SINGLE:
             yield f"{written} is not passed on to DeepSpeed{_nearest(key, [*_SECTIONS, *_SINGLE])}"
         elif value not in _SINGLE[key]:
             yield f"{written}={value}: one of {', '.join(map(str, _SINGLE[key]))}; choose one"
 
 
-def _section(name: str, given: object, context: Context) -> Iterator[str]:
-    """What a section's schema refuses."""
+def _section(name: str, given: object, stage: int, context: Context) -> Iterator[str]:
+    """What a section's schema refuses, and what the stage does not read."""
     import_deepspeed(context.accelerator.type)
     from pydantic import ValidationError, create_model
 
@@ -158,6 +168,8 @@ def _section(name: str, given: object, context: Context) -> Iterator[str]:
     for key in given:
         if f"{name}.{key}" in _PLACES:
             yield _elsewhere(f"{written}.{key}", f"{name}.{key}")
+        elif name == "zero_optimization" and key in _unread(schema.model_fields, stage):
+            yield f"{written}.{key} has no effect at stage {stage}; remove it"
     try:
         schema(**given)
     except ValidationError as error:
@@ -168,6 +180,15 @@ def _section(name: str, given: object, context: Context) -> Iterator[str]:
                 yield f"{written}.{place} is no key of DeepSpeed{_nearest(place, known)}"
             else:
                 yield f"{written}.{place}={fault['input']}: {fault['msg']}; correct it"
+
+
+def _unread(fields: Mapping[str, Any], stage: int) -> list[str]:
+    """Keys that a stage does not read."""
+    if stage == 3:
+        return list(_BELOW_3)
+    aliases = {key: str(field.alias) for key, field in fields.items()}
+    marked = {key: alias for key, alias in aliases.items() if alias.startswith("stage3_")}
+    return [*_STAGE_3, *marked, *marked.values()]
 
 
 def _elsewhere(written: str, key: str) -> str:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.network.initial_rules import RULES, Fans, InitialRule, fill, std
+from llm_train.model.network.initial_weights import stuck
 
 CONFIG = Transformer(
     vocab_size=60, pad_vocab_to=64, layers=2, width=128, heads=4, kv_heads=2, max_sequence=64,
@@ -89,6 +90,38 @@ def test_the_last_pattern_that_fits_holds_and_nothing_else_changes():
     assert set(RULES) == {*VARIANCES, "orthogonal"}
 
 
+@pytest.mark.parametrize(
+    ("choices", "names"),
+    [
+        ({"init": {"*": "zero"}}, {"embedding.weight", "head.weight"}),
+        ({"init_std": 0.0, "tied": True}, {"embedding.weight"}),
+        ({"init": {"*": "zero"}, "positions": "learned"}, {"embedding.weight", "head.weight"}),
+        ({"residual_init": "zero", "init": {"*.qkv.weight": "zero"}}, {"attention"}),
+        ({"init": {"*.up.weight": "zero", "*.down.weight": "zero"}, "activation": "relu"}, {"mlp"}),
+        ({"init": {"*.up.weight": "zero", "*.down.weight": "zero"}, "activation": "sigmoid"}, ()),
+        ({"init": {"head.weight": "zero", "layers.*": "normal"}}, ()),
+        ({"init": {"embedding.weight": "zero"}}, ()),
+    ],
+)
+def test_weights_that_no_gradient_can_reach_are_found_by_the_start_of_both_factors(choices, names):
+    """What is found has no gradient after a step of descent either; all else has one."""
+    config = replace(CONFIG, **choices)
+    network = config.build()
+    initialise(network, 0)
+    zero = {name for name, p in network.named_parameters() if not p.any()}
+    found = {name for pair in stuck(config, zero) for name in pair}
+    tokens, descent = torch.arange(32)[None], torch.optim.SGD(network.parameters(), lr=1.0)
+    for _ in range(3):
+        descent.zero_grad()
+        logits = network(tokens, lambda hidden, head: hidden @ head.weight.T)
+        F.cross_entropy(logits[0], tokens[0].roll(1)).backward()
+        descent.step()
+    still = {name for name, parameter in network.named_parameters() if not parameter.any()}
+    assert found == still - {"positions.weight"}
+    assert bool(found) == bool(names)
+    assert all(any(name in each for each in found) for name in names)
+
+
 def test_deepnorm_brings_its_own_initial_weights():
     own = weights(replace(CONFIG, norm_placement="deepnorm"))
     named = weights(replace(CONFIG, init={"layers.*": "deepnorm"}))
@@ -100,6 +133,8 @@ def test_deepnorm_brings_its_own_initial_weights():
     [
         ({"*.gate.weight": "he"}, "fits no matrix; write a pattern of names such as embedding"),
         ({"*norm*": "he"}, "fits no matrix"),
+        ({"*.up.weight": "he", "*.gate_up.weight": "he", "*": "xavier"}, "fits no matrix"),
+        ({"*.gate_up.weight": "he", "*": "xavier"}, r"gate_up.weight'\] has no effect.*remove it"),
         ({"*": "kaiming"}, r"init\['\*'\]='kaiming' is not one of normal, .* as in 'he 0.5'"),
         ({"*": "he -1"}, "number above 0"),
         ({"*": "he twice"}, "number above 0"),

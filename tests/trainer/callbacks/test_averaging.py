@@ -39,16 +39,17 @@ def test_averages_on_one_device(precision: str, tmp_path: Path) -> None:
         precise = f"--trainer.precision={precision}"
         assert run("fit", "-c", whole, precise).code == 0
         train, held_out = found[name] = curves(tmp_path / name)
+        if not average:
+            continue
         cut = str(write(tmp_path / f"{name}-cut.yaml", config(tmp_path / f"{name}-cut", average)))
         checkpoints = tmp_path / name / "checkpoints"
         outcome = run("fit", "-c", cut, precise, "--resume", str(checkpoints / "step-00000004"))
         assert outcome.code == 0, outcome.err
         resumed = curves(tmp_path / f"{name}-cut")
         assert resumed == [{5: train[5], 6: train[6]}, {6: held_out[6]}]
-        for step in (4, 6):
-            path = str(checkpoints / f"step-{step:08d}")
-            text = run("validate", "-c", whole, precise, "--checkpoint", path).out
-            assert f"{held_out[step]:.4f}" in text
+        path = str(checkpoints / "step-00000004")
+        text = run("validate", "-c", whole, precise, "--checkpoint", path).out
+        assert f"{held_out[4]:.4f}" in text
     assert found["ours"][0] == found["theirs"][0] == found["plain"][0]
     assert all(found["ours"][1][step] > loss for step, loss in found["plain"][1].items())
     # Lightning's begins with the weights after the first step.

@@ -27,8 +27,16 @@ from llm_train.testing.fork_server import ForkServer
             "round_robin_gradients?",
         ),
         (
-            {"config": {"zero_optimization": {"stage3_prefetch_bucket_size": "big"}}},
+            {"stage": 3, "config": {"zero_optimization": {"stage3_prefetch_bucket_size": "big"}}},
             "stage3_prefetch_bucket_size=big: Input should be a valid integer",
+        ),
+        (
+            {"config": {"zero_optimization": {"max_live_parameters": 10**8}}},
+            "max_live_parameters has no effect at stage 2; remove it",
+        ),
+        (
+            {"stage": 3, "config": {"zero_optimization": {"round_robin_gradients": True}}},
+            "round_robin_gradients has no effect at stage 3; remove it",
         ),
         ({"config": {"aio": {"block_size": "big"}}}, "aio.block_size=big: Input should be"),
         ({"config": {"communication_data_type": "fp8"}}, "one of fp32, bf16, fp16"),
@@ -52,19 +60,22 @@ TUNED = {
     "reduce_bucket_size": 500,
     "overlap_comm": False,
     "contiguous_gradients": False,
-    "config": {
-        "communication_data_type": "fp32",
-        "zero_optimization": {"round_robin_gradients": True},
-    },
 }
+
+
+def told(**section: Any) -> dict[str, Any]:
+    return {"config": {"communication_data_type": "fp32", "zero_optimization": section}}
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param({"stage": 2, "allgather_bucket_size": 500} | TUNED, marks=pytest.mark.slow),
-        {"stage": 3, "sub_group_size": 1000} | TUNED,
+        pytest.param(
+            {"stage": 2, "allgather_bucket_size": 500} | TUNED | told(round_robin_gradients=True),
+            marks=pytest.mark.slow,
+        ),
+        {"stage": 3, "sub_group_size": 1000} | TUNED | told(max_live_parameters=10**6),
         pytest.param({"stage": 3, "hpz_partition_size": 2}, marks=pytest.mark.slow),
     ],
     ids=["stage 2", "stage 3", "hpz"],

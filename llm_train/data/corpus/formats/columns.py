@@ -9,7 +9,8 @@ from typing import Any
 
 from llm_train.data.base import Skipped
 from llm_train.data.corpus.formats.base import Format, Span
-from llm_train.data.corpus.opening import BUFFER_BYTES, pyarrow
+from llm_train.data.corpus.found import library
+from llm_train.data.corpus.opening import BUFFER_BYTES
 from llm_train.data.corpus.rows import Item
 
 _ROWS = 64  # at a time; a row may be a book
@@ -30,7 +31,7 @@ class Columns(Format):
             number = sum(file.metadata.row_group(n).num_rows for n in range(groups.start))
             batches = file.iter_batches(_ROWS, [*groups], names, use_threads=False)
         else:
-            ipc = pyarrow().ipc
+            ipc = library("pyarrow.ipc", "data")
             if stream.peek(6).startswith(b"ARROW1"):
                 file = ipc.open_file(_seekable(stream))
                 whole = map(file.get_batch, range(file.num_record_batches))
@@ -74,10 +75,8 @@ def _parts(batch: Any, rows: int) -> Iterator[Any]:
 
 
 def _parquet(stream: io.BufferedReader) -> Any:
-    pyarrow()
-    from pyarrow.parquet import ParquetFile
-
-    return ParquetFile(_seekable(stream), buffer_size=BUFFER_BYTES)
+    parquet = library("pyarrow.parquet", "data")
+    return parquet.ParquetFile(_seekable(stream), buffer_size=BUFFER_BYTES)
 
 
 def _seekable(stream: io.BufferedReader) -> io.BufferedIOBase:

@@ -18,6 +18,13 @@ from llm_train.data.corpus.formats.base import LONGEST_BYTES, Format, Span
 from llm_train.data.corpus.opening import BUFFER_BYTES
 from llm_train.data.corpus.rows import Item
 
+try:
+    import orjson
+
+    _loads: Callable[[bytes], object] = orjson.loads
+except ImportError:
+    _loads = json.loads
+
 _NOT_LINES = re.compile(rb"\s*(\[\s*(\{|$)|\{\s*[\r\n])")  # an array, or an indented object
 _NEXT = re.compile(r"[^\s,]|$")
 
@@ -31,7 +38,7 @@ class JSONValues(Format):
             for number, row in enumerate(_values(stream)):
                 yield self.rows.document(f"{key}:{number}", row)
             return
-        parse = json.loads if self.rows.is_template else _fastest()
+        parse = json.loads if self.rows.is_template else _loads  # which rounds long integers
         start, stop = span or (0, 0)
         for number, line in enumerate(_lines(stream, start, stop), start=1):
             yield self._item(f"{key}@{start}:{number}" if start else f"{key}:{number}", line, parse)
@@ -57,23 +64,14 @@ class JSONValues(Format):
         return self.rows.document(key, row)
 
 
-def _fastest() -> Callable[[bytes], object]:
-    try:
-        from orjson import loads
-    except ImportError:
-        return lambda line: json.loads(line.decode())
-    parse: Callable[[bytes], object] = loads
-    return parse
-
-
 def _lines(stream: io.BufferedReader, start: int, stop: int) -> Iterator[bytes]:
     """Lines that begin in [start, stop), or all where stop is 0; of too long ones the beginning."""
     # A packed file of a megabyte may hold a line of a gigabyte, of which a part will do.
     read = partial(stream.readline, LONGEST_BYTES)
-    at = start
+    at = stream.tell() if stop else 0  # behind a byte order mark
     if start:  # the line that begins before is another's
         stream.seek(start - 1)
-        at += len(b"".join(_to_line_end(read))) - 1
+        at = start - 1 + sum(map(len, _to_line_end(read)))
     while (at < stop or not stop) and (line := read()):
         at += len(line)
         if len(line) >= LONGEST_BYTES and not line.endswith(b"\n"):

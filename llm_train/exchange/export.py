@@ -1,0 +1,136 @@
+"""A checkpoint as a folder that the Auto classes of ``transformers`` open, with a proof.
+
+The folder is filled under another name and gets its own once the proof holds. Weights pass through
+memory a shard at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_train.errors import ConfigError
+from llm_train.exchange import safetensor_files, tokenizer_files
+from llm_train.exchange.families import Family, fitting
+from llm_train.exchange.proof import Proof, prove
+from llm_train.exchange.weights import CheckpointWeights
+from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.transformer import Transformer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is to be written.
+
+    Attributes:
+        weights: of the checkpoint.
+        network: that has them.
+        tokenizer: the text of ``tokenizer.json``; "" where there is none.
+        boundary: the token between documents; "" is none.
+        dtype: of the stored weights.
+        shard_bytes: most bytes of a file.
+    """
+
+    weights: CheckpointWeights
+    network: Transformer
+    tokenizer: str
+    boundary: str
+    dtype: torch.dtype
+    shard_bytes: int
+
+    def write(
+        self,
+        out: Path,
+        name: str,
+        facts: Mapping[str, Any],
+        load: Callable[[], LanguageModel],
+    ) -> Proof:
+        """Writes the folder.
+
+        Args:
+            out: does not exist, or is empty.
+            name: of the run, for the model card.
+            facts: numbers of the run, likewise.
+            load: the network with its weights, in fp32 on the CPU, for the proof.
+
+        Raises:
+            ConfigError: ``out`` holds something.
+            LLMTrainError: the proof fails.
+        """
+        family = fitting(self.network)
+        stage = staging(out)
+        try:
+            safetensor_files.write(stage, self._tensors(family), self.shard_bytes)
+            self._write_texts(stage, family)
+            network = self._rounded(family, load())
+            proof = prove(network, self.network, stage, bare=True)
+            proof.require(stage)
+            rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+            card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+            (stage / "README.md").write_text(card.format(name=name, rows=rows, proof=proof))
+            stage.replace(out)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+        return proof
+
+    def _tensors(self, family: Family) -> Iterator[tuple[str, Tensor]]:
+        for name in self.weights.shapes:
+            tensor = self.weights.read(name)
+            yield from self._stored(family, name, tensor).items()
+
+    def _stored(self, family: Family, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Theirs, as a file holds them."""
+        parts = family.theirs(self.network, name, tensor)
+        return {theirs: part.to(self.dtype) for theirs, part in parts.items()}
+
+    @torch.no_grad()
+    def _rounded(self, family: Family, network: LanguageModel) -> LanguageModel:
+        """The network with the weights that the files hold, where they hold fewer digits."""
+        if self.dtype != torch.float32:
+            for name, parameter in network.named_parameters():
+                stored = self._stored(family, name, parameter)
+                wide = {theirs: part.float() for theirs, part in stored.items()}
+                whole = family.ours(self.network, name, wide.__getitem__)
+                parameter[: whole.shape[0]] = whole
+        return network
+
+    def _write_texts(self, stage: Path, family: Family) -> None:
+        positions = self.network.max_sequence
+        ids = tokenizer_files.write(self.tokenizer, stage, self.boundary, positions)
+        values = family.config(self.network)
+        rope = values.pop("rope", None)
+        if rope:
+            values["rope_theta"] = rope.pop("rope_theta")
+            values["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+        config = {
+            "architectures": [family.causal_lm],
+            "model_type": family.model_type,
+            "torch_dtype": str(self.dtype).removeprefix("torch."),
+            **values,
+            **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **ids},
+        }
+        (stage / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (stage / "generation_config.json").write_text(json.dumps(ids, indent=1) + "\n")
+
+
+def staging(out: Path) -> Path:
+    """An empty folder alongside ``out``, to be renamed when it is complete.
+
+    Raises:
+        ConfigError: ``out`` holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not empty; name a folder that does not exist yet")
+    stage = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    return stage

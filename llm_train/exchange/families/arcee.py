@@ -1,0 +1,22 @@
+"""Arcee: Llama with a plain feed-forward part, for squared ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_train.exchange.families.base import PRE_NORM, SIZES, Family
+from llm_train.model.network.transformer import Transformer
+
+
+class Arcee(Family):
+    """``ArceeForCausalLM``."""
+
+    model_type = "arcee"
+    causal_lm = "ArceeForCausalLM"
+    fixed = PRE_NORM
+    keys = {**SIZES, "rms_norm_eps": "norm_eps", "attention_bias": "bias", "mlp_bias": "bias"}
+
+    def constants(self, network: Transformer) -> Mapping[str, Any]:
+        """Heads share the width."""
+        return {"head_dim": network.head_dim}

@@ -1,0 +1,57 @@
+"""Gemma 2: norms before and after each half, scaled embeddings, and a soft cap on the logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llm_train.exchange.families.base import GATED, LLAMA, SIZES, Family
+from llm_train.model.network.transformer import Transformer
+
+_LAYER = "model.layers.{}"
+SANDWICH = {
+    **LLAMA,
+    "layers.{}.attention_out_norm": (f"{_LAYER}.post_attention_layernorm",),
+    "layers.{}.mlp_norm": (f"{_LAYER}.pre_feedforward_layernorm",),
+    "layers.{}.mlp_out_norm": (f"{_LAYER}.post_feedforward_layernorm",),
+}
+
+
+class Gemma2(Family):
+    """``Gemma2ForCausalLM``; layers with a window and caps on scores are not ours."""
+
+    model_type = "gemma2"
+    causal_lm = "Gemma2ForCausalLM"
+    fixed = {
+        "norm": "rmsnorm",
+        "norm_placement": "sandwich",
+        "positions": "rotary",
+        "qk_norm": False,
+        "bias": False,
+    }
+    keys = {**SIZES, "rms_norm_eps": "norm_eps", "final_logit_softcapping": "soft_cap"}
+    activations = GATED
+    activation_key = "hidden_activation"
+    tensors = SANDWICH
+    unit_norms = True
+
+    def settings(self, width: int, heads: int) -> Mapping[str, Any]:
+        """Embeddings are multiplied by the root of the width."""
+        return {**self.fixed, "embedding_scale": math.sqrt(width)}
+
+    def constants(self, network: Transformer) -> Mapping[str, Any]:
+        """Of all of Gemma."""
+        return constants(network)
+
+
+def constants(network: Transformer) -> Mapping[str, Any]:
+    """Scores are divided by the root of a head's features, and every layer sees everything."""
+    return {
+        "head_dim": network.head_dim,
+        "query_pre_attn_scalar": network.head_dim,
+        "attn_logit_softcapping": None,
+        "attention_bias": False,
+        "layer_types": ["full_attention"] * network.layers,
+        "final_logit_softcapping": network.soft_cap or None,
+    }

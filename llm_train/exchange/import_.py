@@ -1,0 +1,132 @@
+"""A folder in Hugging Face's format as a run of ours: a checkpoint of step 0, and its configuration.
+
+The run continues training (``init_from``), generates and is exported like any other. Weights pass
+through memory one at a time. Matrices keep the type in which the folder has them; vectors are
+widened, since Gemma's norms would lose digits where their distance from 1 becomes a weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_train.checkpoint import dcp
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.exchange.export import staging
+from llm_train.exchange.proof import Proof, prove
+from llm_train.exchange.safetensor_files import transformers
+from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
+from llm_train.exchange.weights import FolderWeights, open_folder
+from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.rotary_scaling.base import RotaryScaling
+from llm_train.model.network.transformer import Transformer
+from llm_train.runtime import yaml12
+
+_SEQUENCE = 1024  # most tokens of a sample that the written configuration trains on
+_SAMPLES = 16  # of a step
+
+
+def import_folder(folder: Path, out: Path, load: Callable[[Path], LanguageModel]) -> Proof:
+    """Writes a run directory.
+
+    Args:
+        folder: in Hugging Face's format.
+        out: does not exist, or is empty.
+        load: the network of a checkpoint with its weights, in fp32 on the CPU, for the proof.
+
+    Raises:
+        ConfigError: an architecture, or a feature of one, that is not known here.
+        LLMTrainError: the proof fails; nothing is left then.
+    """
+    weights = open_folder(folder)
+    stage = staging(out)
+    try:
+        text = yaml12.dump(_configuration(weights, out))
+        files = {"config.yaml": text}
+        if (folder / TOKENIZER).is_file():
+            files[TOKENIZER] = (folder / TOKENIZER).read_text(encoding="utf-8")
+        store = CheckpointStore(stage / "checkpoints")
+        inside = store.stage(0)
+        _write_weights(inside / "state", weights)
+        for place in (stage, inside):
+            for name, content in files.items():
+                (place / name).write_text(content, encoding="utf-8")
+        proof = prove(load(store.commit(0, _METADATA)), weights.network, folder, bare=False)
+        proof.require(stage)
+        stage.replace(out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return proof
+
+
+# Of a run that has trained nothing, on no data.
+_METADATA: Mapping[str, Any] = {
+    "step": 0,
+    "world_size": 1,
+    "strategy": "import",
+    "state_format": "dcp",
+    "data": {"consumed": 0, "fingerprint": ""},
+    "seed": 0,
+    "sequence": 0,
+    "samples_per_step": 1,
+    "optimizer": "",
+    "stages": [],
+}
+
+
+def _write_weights(directory: Path, weights: FolderWeights) -> None:
+    config = json.loads((weights.path / "config.json").read_text())
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    wide = {
+        f"model.{name}": torch.float32 if len(shape) < 2 else getattr(torch, stored)
+        for name, shape in weights.shapes.items()
+    }
+
+    def read(key: str) -> Tensor:
+        return weights.read(key.removeprefix("model.")).to(wide[key])
+
+    like = {
+        key: torch.empty(weights.shapes[key.removeprefix("model.")], dtype=dtype, device="meta")
+        for key, dtype in wide.items()
+    }
+    dcp.write_each(directory, like, read)
+
+
+def _configuration(weights: FolderWeights, out: Path) -> dict[str, Any]:
+    """A configuration that continues training; the text is to be named."""
+    config: dict[str, Any] = yaml12.load(Path(__file__).with_name("imported.yaml").read_text())
+    network, name = weights.network, out.name
+    sequence = min(_SEQUENCE, network.max_sequence)
+    config["batch"] |= {"tokens": _SAMPLES * sequence, "sequence": sequence}
+    config["init_from"]["path"] = str(out)
+    config["model"]["network"]["init_args"] = _arguments(network)
+    config["trainer"]["default_root_dir"] = f"runs/{name}"
+    data = config["data"]
+    data["source"]["init_args"] = {"path": f"data/{name}"}
+    if (weights.path / TOKENIZER).is_file():
+        library = transformers()
+        theirs = library.AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
+        arguments = {"path": str(out / TOKENIZER), "end_of_text": theirs.eos_token or ""}
+        data["recipe"]["init_args"]["tokenizer"]["init_args"] = arguments
+    else:
+        del data["recipe"]
+    return config
+
+
+def _arguments(network: Transformer) -> dict[str, Any]:
+    """What differs from the defaults, as YAML has it."""
+    found = {}
+    for field in dataclasses.fields(network):
+        value = getattr(network, field.name)
+        if isinstance(value, RotaryScaling):
+            value = {"class_path": type(value).__name__, "init_args": dict(vars(value))}
+        if getattr(network, field.name) != field.default and value != {}:
+            found[field.name] = value
+    return found

@@ -1,0 +1,173 @@
+"""Two programs compute the same from the same weights: ours, and ``transformers`` from a folder.
+
+The folder is opened as anybody would, by the Auto classes and without code from it. Prompts are
+token ids drawn from a fixed seed, so that every vocabulary has them, and they are kept in
+``proof.json``. Each is continued greedily by our network; their network reads the whole text at
+once, and at every place must prefer the token that ours prefers. That is the same as generating
+with both, since as long as they agree both have read the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from llm_train.errors import LLMTrainError
+from llm_train.exchange.safetensor_files import transformers
+from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
+from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.sample import generate
+from llm_train.model.network.transformer import Transformer
+
+FILE = "proof.json"
+_TOLERANCE = 1e-5  # in fp32, of the larger of 1 and the largest logit
+_PROMPTS, _LENGTH, _SEED = 4, 16, 20_260
+_CONTINUED = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was compared, and how far it was apart.
+
+    Attributes:
+        largest_difference: of two logits.
+        largest_logit: of ours, in absolute value.
+        kl: mean of the divergence of their next-token distributions from ours, in nats.
+        greedy_tokens: places in all texts, prompts included.
+        greedy_equal: of them, where both prefer the same token.
+        text_equal: whether both tokenizers give the same ids; None: there is no tokenizer.
+        transformers: its version.
+        opened_as: the class that it chose.
+        prompts: token ids.
+    """
+
+    largest_difference: float
+    largest_logit: float
+    kl: float
+    greedy_tokens: int
+    greedy_equal: int
+    text_equal: bool | None
+    transformers: str
+    opened_as: str
+    prompts: list[list[int]]
+
+    @property
+    def limit(self) -> float:
+        """Of the difference: what rounding in another order gives, with room."""
+        return _TOLERANCE * max(1.0, self.largest_logit)
+
+    def table(self) -> dict[str, Any]:
+        """What is printed."""
+        return {
+            "largest difference of logits": f"{self.largest_difference:.3g} of {self.limit:.3g}",
+            "KL (nats)": self.kl,
+            "greedy tokens equal": f"{self.greedy_equal} of {self.greedy_tokens}",
+            "opened as": f"{self.opened_as} by transformers {self.transformers}",
+        }
+
+    def require(self, folder: Path) -> None:
+        """Writes the proof, and refuses one that fails.
+
+        Raises:
+            LLMTrainError: the networks compute something else.
+        """
+        body = {"limit": self.limit, **asdict(self)}
+        (folder / FILE).write_text(json.dumps(body, indent=1) + "\n")
+        said = {
+            f"logits differ by {self.largest_difference:.3g}, more than {self.limit:.3g}": (
+                self.largest_difference <= self.limit
+            ),
+            f"{self.greedy_equal} of {self.greedy_tokens} greedy tokens are equal": (
+                self.greedy_equal == self.greedy_tokens
+            ),
+            "the tokenizers give other ids": self.text_equal is not False,
+        }
+        if wrong := [text for text, holds in said.items() if not holds]:
+            raise LLMTrainError(
+                f"the proof fails, so nothing is left: {'; '.join(wrong)}; transformers "
+                f"{self.transformers} opened it as {self.opened_as}: try another version of it"
+            )
+
+
+@torch.no_grad()
+def prove(network: LanguageModel, config: Transformer, folder: Path, *, bare: bool) -> Proof:
+    """Compares a network with what ``transformers`` makes of a folder; both compute in fp32.
+
+    Args:
+        network: on the CPU, in evaluation mode, with its weights in fp32.
+        config: of the network.
+        folder: complete.
+        bare: its tokenizer must add no token of its own to a text.
+    """
+    vocabulary, positions = config.vocab_size, config.max_sequence
+    library = transformers()
+    generator = torch.Generator().manual_seed(_SEED)
+    length = min(_LENGTH, max(1, positions // 4))
+    prompts = torch.randint(vocabulary, (_PROMPTS, length), generator=generator)
+    new = min(_CONTINUED, positions - length)
+    texts = torch.stack([_continued(network, prompt, new) for prompt in prompts])
+    ours: Tensor = network(texts, lambda hidden, projection: projection.logits(hidden))
+    ours = ours[..., :vocabulary]
+    with _quiet(library):
+        model, loading = library.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        missing = {key: value for key, value in loading.items() if value}
+        if missing:
+            raise LLMTrainError(f"transformers does not open {folder} as it stands: {missing}")
+        theirs: Tensor = model.eval()(texts).logits
+        text_equal = _same_text(library, folder, texts, bare)
+    difference = (ours - theirs).abs().amax()
+    kl = (ours.softmax(-1) * (ours.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
+    equal = ours.argmax(-1) == theirs.argmax(-1)
+    return Proof(
+        largest_difference=difference.item(),
+        largest_logit=ours.abs().amax().item(),
+        kl=kl.item(),
+        greedy_tokens=equal.numel(),
+        greedy_equal=int(equal.sum()),
+        text_equal=text_equal,
+        transformers=library.__version__,
+        opened_as=type(model).__name__,
+        prompts=prompts.tolist(),
+    )
+
+
+def _continued(network: LanguageModel, prompt: Tensor, new: int) -> Tensor:
+    tokens = generate(network, prompt, max_new_tokens=new, temperature=0.0)
+    return torch.cat([prompt, torch.tensor(list(tokens), dtype=prompt.dtype)])
+
+
+def _same_text(library: Any, folder: Path, texts: Tensor, bare: bool) -> bool | None:
+    if not (folder / TOKENIZER).is_file():
+        return None
+    ours = Tokenizer.from_file(str(folder / TOKENIZER))
+    theirs = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    words = [ours.decode(text.tolist()) for text in texts]
+    return all(
+        ours.encode(word, add_special_tokens=False).ids
+        == theirs(word, add_special_tokens=bare)["input_ids"]
+        for word in words
+    )
+
+
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Without its bars and advice; what goes wrong is raised all the same."""
+    level = library.logging.get_verbosity()
+    library.logging.set_verbosity(logging.ERROR)
+    library.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.logging.set_verbosity(level)
+        library.logging.enable_progress_bar()

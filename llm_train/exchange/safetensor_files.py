@@ -1,0 +1,134 @@
+"""Safetensors in shards of stated size, written and read with one shard, or one tensor, in memory.
+
+How many shards there will be is known only when the last one is full, and their names say it: they
+are renamed at the end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llm_train.errors import CheckpointError, ConfigError
+from llm_train.runtime.sharded import tensor_bytes
+
+INDEX = "model.safetensors.index.json"
+ONE = "model.safetensors"
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Says which extra is missing where safetensors or transformers cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"Hugging Face's folders need a package that is missing ({error}); run "
+            "pip install 'llm-train[export]'"
+        ) from error
+
+
+def transformers() -> Any:
+    """The library, which takes seconds to import."""
+    with needed():
+        return importlib.import_module("transformers")
+
+
+def write(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> int:
+    """Writes tensors in their order and returns how many bytes they have.
+
+    Args:
+        folder: exists.
+        tensors: by name; each is let go when its shard is written.
+        shard_bytes: most bytes of a shard, unless a single tensor is larger.
+    """
+    places: dict[str, int] = {}
+    shard: dict[str, Tensor] = {}
+    held = total = count = 0
+    for name, tensor in tensors:
+        size = tensor_bytes(tensor)
+        if shard and held + size > shard_bytes:
+            count, held = count + 1, _save(folder, count, shard)
+        shard[name], places[name] = tensor, count
+        held, total = held + size, total + size
+    _save(folder, count, shard)
+    if count == 0:
+        _part(folder, 0).rename(folder / ONE)
+        return total
+    names = [f"model-{n + 1:05}-of-{count + 1:05}.safetensors" for n in range(count + 1)]
+    for number, name in enumerate(names):
+        _part(folder, number).rename(folder / name)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: names[number] for name, number in places.items()},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return total
+
+
+def _save(folder: Path, number: int, shard: dict[str, Tensor]) -> int:
+    """Writes a shard and empties it; returns 0, the bytes that are held then."""
+    with needed():
+        from safetensors.torch import save_file
+    save_file(shard, _part(folder, number), metadata={"format": "pt"})
+    shard.clear()
+    return 0
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number}.safetensors"
+
+
+class Folder:
+    """Reads tensors from the safetensors of a folder, one at a time.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor.
+
+        Raises:
+            CheckpointError: there are no safetensors.
+        """
+        with needed():
+            from safetensors import safe_open
+        if (self.path / INDEX).is_file():
+            index = json.loads((self.path / INDEX).read_text())["weight_map"]
+            return {name: self.path / file for name, file in index.items()}
+        if not (self.path / ONE).is_file():
+            raise CheckpointError(
+                f"{self.path} holds no {ONE} and no {INDEX}; save the model with "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+        with safe_open(self.path / ONE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), self.path / ONE)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor; a name may lack its first part, as in GPT-2's own files.
+
+        Raises:
+            CheckpointError: there is none of this name.
+        """
+        from safetensors import safe_open
+
+        stored = next((n for n in (name, name.partition(".")[2]) if n in self.files), None)
+        if stored is None:
+            raise CheckpointError(
+                f"{self.path} holds no tensor {name}; its config.json and its weights do not match"
+            )
+        with safe_open(self.files[stored], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored)
+        return tensor

@@ -1,0 +1,79 @@
+"""A run that begins with weights from elsewhere: of another run, or of a Hugging Face folder.
+
+Weights alone: step, optimizer, schedule and data are the new run's. Each parameter is first drawn
+as in any run, a function of (seed, name), and what the source has of it is then written over it.
+Rows that a larger vocabulary or position table adds are therefore those of the network's own rule,
+and every strategy gets its part of the same whole parameter, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+from llm_train.context import Context
+from llm_train.exchange.weights import open_weights
+from llm_train.model.network.init import Start, as_drawn, canonical_name
+
+_GROW = ("embedding", "head", "positions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Which weights a run begins with; a run that is resumed has its own.
+
+    Args:
+        path: a checkpoint, a run (its newest checkpoint) or a folder in Hugging Face's format; "":
+            all weights are new.
+        leave_out: patterns of the names of parameters that begin anew, as in head.* or
+            layers.1?.*; what the source has and the network has not must be named here, too.
+    """
+
+    path: str = ""
+    leave_out: tuple[str, ...] = ()
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Weights that are not there, and every parameter that does not fit."""
+        if not self.path:
+            if self.leave_out:
+                yield "init_from.leave_out has no effect without init_from.path; remove it"
+            return
+        source = open_weights(self.path)
+        here = {canonical_name(n): tuple(p.shape) for n, p in context.network.named_parameters()}
+        there, wrong = source.shapes, []
+        for name in [*here, *(name for name in there if name not in here)]:
+            if not self._left_out(name) and not _fits(name, there.get(name), here.get(name)):
+                shapes = (shape or "absent" for shape in (there.get(name), here.get(name)))
+                wrong.append("{} is {} there and {} here".format(name, *shapes))
+        if wrong:
+            yield (
+                f"init_from.path={source.path} does not fit model.network, with {len(wrong)} "
+                f"differences: {wrong[0]}; write the same network, or name in init_from.leave_out "
+                "what is to begin anew"
+            )
+
+    def start(self) -> Start:
+        """What writes the source's parameters over new ones; nothing where there is no source."""
+        if not self.path:
+            return as_drawn
+        source = open_weights(self.path)
+
+        def write(name: str, full: Tensor) -> None:
+            if not self._left_out(name):
+                given = source.read(name)
+                full[: given.shape[0]] = given
+
+        return write
+
+    def _left_out(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.leave_out)
+
+
+def _fits(name: str, there: tuple[int, ...] | None, here: tuple[int, ...] | None) -> bool:
+    """Equal shapes, or more rows of a table here."""
+    if there is None or here is None or name.split(".")[-2] not in _GROW:
+        return there == here
+    return there[1:] == here[1:] and there[0] <= here[0]

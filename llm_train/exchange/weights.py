@@ -1,0 +1,153 @@
+"""Where weights come from: a checkpoint of ours, or a folder in Hugging Face's format.
+
+Both are read one whole parameter at a time, under our names and without rows that pad the
+vocabulary, so that whoever reads never holds more than one.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_train.checkpoint import dcp, manifest
+from llm_train.checkpoint.compatibility import require_weights
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.tensors import averaged
+from llm_train.errors import CheckpointError, ConfigError
+from llm_train.exchange.families import Family, families
+from llm_train.exchange.safetensor_files import Folder, transformers
+from llm_train.model.network.meta import without_memory
+from llm_train.model.network.transformer import Transformer
+from llm_train.runtime import yaml12
+
+
+class Weights(ABC):
+    """Named parameters somewhere.
+
+    Args:
+        path: where.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every parameter."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One parameter, in the type in which it is stored."""
+
+
+class CheckpointWeights(Weights):
+    """The weights of a checkpoint, whatever strategy wrote it; averages where there are some."""
+
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        require_weights(self.path, manifest.read(self.path).metadata)
+        return dcp.keys(self.path / "state")
+
+    @cached_property
+    def _rows(self) -> int:
+        """Token ids; 0 where the network does not say, and pads nothing."""
+        settings = yaml12.load((self.path / "config.yaml").read_text())
+        return int(settings["model"]["network"].get("init_args", {}).get("vocab_size", 0))
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """As stored, without rows that pad."""
+        found = {}
+        for key, meta in self._stored.items():
+            if key.startswith("model."):
+                name, size = key.removeprefix("model."), tuple(meta.size)
+                found[name] = (self._cut(name) or size[0], *size[1:]) if size else size
+        return found
+
+    def read(self, name: str) -> Tensor:
+        """Reads it alone, on this rank."""
+        key = averaged(f"model.{name}", self._stored)
+        meta = self._stored[key]
+        whole = torch.empty(meta.size, dtype=meta.properties.dtype)
+        dcp.read(self.path / "state", {key: whole}, alone=True)
+        return whole[: self._cut(name)] if self._cut(name) else whole
+
+    def _cut(self, name: str) -> int:
+        return self._rows if name in ("embedding.weight", "head.weight") else 0
+
+
+class FolderWeights(Weights):
+    """The weights of a folder in Hugging Face's format.
+
+    Args:
+        path: of the folder.
+        network: what computes the same as its ``config.json``.
+        family: its architecture.
+    """
+
+    def __init__(self, path: Path, network: Transformer, family: Family) -> None:
+        super().__init__(path)
+        self.network, self.family = network, family
+        self._folder = Folder(path)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the network that the folder's configuration describes."""
+        with without_memory():
+            built = self.network.build()
+        return {name: tuple(p.shape) for name, p in built.named_parameters()}
+
+    def read(self, name: str) -> Tensor:
+        """Put together from its parts."""
+        tensor = self.family.ours(self.network, name, self._folder.read)
+        if tuple(tensor.shape) != self.shapes[name]:
+            raise CheckpointError(
+                f"{self.path}: {name} has the shape {tuple(tensor.shape)}, and its config.json "
+                f"says {self.shapes[name]}; they do not match"
+            )
+        return tensor
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is in Hugging Face's format."""
+    return (path / "config.json").is_file()
+
+
+def open_folder(path: Path) -> FolderWeights:
+    """A folder in Hugging Face's format.
+
+    Raises:
+        ConfigError: an architecture, or a feature of one, that is not known here.
+    """
+    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    known = {family.model_type: family for family in families()}
+    if kind not in known:
+        raise ConfigError(f"{path}: model_type={kind} is none of {', '.join(sorted(known))}")
+    config = transformers().AutoConfig.from_pretrained(path, local_files_only=True)
+    try:
+        return FolderWeights(path, known[kind].network(config.to_dict()), known[kind])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: no network here computes the same: {error}") from error
+
+
+def open_weights(where: str) -> Weights:
+    """Weights of a folder in Hugging Face's format, of a checkpoint, or of a run's newest one.
+
+    Raises:
+        CheckpointError: there are none.
+        ConfigError: a folder of an architecture that is not known here.
+    """
+    path = Path(where)
+    if is_folder(path):
+        return open_folder(path)
+    found = CheckpointStore(path).resolve(path).path
+    assert found is not None, "resolve raises where there is none"
+    return CheckpointWeights(found)

@@ -1,0 +1,75 @@
+"""Export and import of a run: what belongs to a checkpoint, gathered for ``llm_train.exchange``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_train.checkpoint import manifest
+from llm_train.data.base import END_OF_TEXT, Tokenizer
+from llm_train.exchange.export import DTYPES, Export
+from llm_train.exchange.families import fitting
+from llm_train.exchange.proof import Proof
+from llm_train.exchange.weights import CheckpointWeights
+from llm_train.model.network.transformer import Transformer
+from llm_train.run.pretrained import load_checkpoint, open_checkpoint
+from llm_train.settings import Settings
+from llm_train.trainer.logger.records import read_metrics
+
+
+def export(
+    where: str,
+    out: Path,
+    load: Callable[[Sequence[str]], Settings],
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = 5_000_000_000,
+) -> Proof:
+    """Writes a checkpoint as a folder in Hugging Face's format.
+
+    Args:
+        where: a checkpoint directory, or a run directory for its newest checkpoint.
+        out: the folder, which must not exist yet.
+        load: reads a configuration.
+        dtype: of the stored weights: float32, bfloat16 or float16.
+        shard_bytes: most bytes of a file.
+
+    Raises:
+        ConfigError: no architecture of transformers computes what the network computes.
+        LLMTrainError: the proof fails; nothing is left then.
+    """
+    path, settings = open_checkpoint(where, load)
+    network = settings.task.network_config
+    fitting(network)
+    assert isinstance(network, Transformer), "no other fits"
+    file, parts = path / "tokenizer.json", settings.data.recipe.parts()
+    task = Export(
+        weights=CheckpointWeights(path),
+        network=network,
+        tokenizer=file.read_text(encoding="utf-8") if file.is_file() else "",
+        boundary=next((p.boundary for p in parts if isinstance(p, Tokenizer)), END_OF_TEXT),
+        dtype=DTYPES[dtype],
+        shard_bytes=shard_bytes,
+    )
+    name = settings.run_dir.name
+    return task.write(
+        out, name, _facts(path, settings), lambda: load_checkpoint(path, load, "cpu").network
+    )
+
+
+def _facts(path: Path, settings: Settings) -> dict[str, Any]:
+    """Numbers of the run that a model card gives."""
+    metadata = manifest.read(path).metadata
+    step = metadata["step"]
+    counts = settings.task.counts
+    facts = {
+        "parameters": f"{counts.parameters:,}",
+        "steps": f"{step:,}",
+        "checkpoint": path.name,
+    }
+    metrics = path.parent.parent / "metrics.jsonl"
+    records = read_metrics(metrics) if metrics.is_file() else []
+    for record in (record for record in records if record["step"] == step):
+        facts |= {k: f"{v:.4f}" for k, v in record.items() if k.startswith("val/")}
+    return facts

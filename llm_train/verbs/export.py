@@ -1,0 +1,42 @@
+"""Writes a checkpoint as a folder that Hugging Face's transformers open."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llm_train.verbs.base import Load, Verb
+
+
+class ExportVerb(Verb):
+    """Writes weights, configuration, tokenizer, model card and proof."""
+
+    takes_settings = False
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """What to write, and where."""
+        parser.add_argument("checkpoint", help="checkpoint or run directory")
+        parser.add_argument("out", help="folder to write; it must not exist yet")
+        parser.add_argument("--shard-gb", type=float, default=5.0, help="most GB of a file (5)")
+        parser.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16", "float16"),
+            default="float32",
+            help="of the stored weights",
+        )
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Ends with 2, and leaves nothing, where no architecture fits or the proof fails."""
+        from llm_train.run.exchange import export
+        from llm_train.runtime.terminal import say, section
+
+        proof = export(
+            flags.checkpoint,
+            Path(flags.out),
+            load,
+            dtype=flags.dtype,
+            shard_bytes=int(flags.shard_gb * 1e9),
+        )
+        say(section("proof", proof.table()))
+        say(f"\nwrote {flags.out}: AutoModelForCausalLM.from_pretrained({flags.out!r}) opens it")
+        return 0

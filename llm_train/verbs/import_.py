@@ -1,0 +1,33 @@
+"""Makes a run of a folder in Hugging Face's format, to be trained on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llm_train.verbs.base import Load, Verb
+
+
+class Import(Verb):
+    """Writes a checkpoint, the tokenizer, a configuration that continues training, and proof."""
+
+    takes_settings = False
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """What to read, and where to write."""
+        parser.add_argument("folder", help="config.json, safetensors, tokenizer.json")
+        parser.add_argument("out", help="run directory to write; it must not exist yet")
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Ends with 2, and leaves nothing, where nothing fits or the proof fails."""
+        from llm_train.exchange.import_ import import_folder
+        from llm_train.run.pretrained import load_checkpoint
+        from llm_train.runtime.terminal import say, section
+
+        out = Path(flags.out)
+        proof = import_folder(
+            Path(flags.folder), out, lambda path: load_checkpoint(path, load, "cpu").network
+        )
+        say(section("proof", proof.table()))
+        say(f"\nwrote {out}; name your text in {out}/config.yaml, then prepare and fit -c with it")
+        return 0
