@@ -196,7 +196,7 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     from llm_train.data import HashSplit
     from llm_train.data.encode_unit import encode_unit
     from llm_train.data.reading import Rules
-    from llm_train.data.sharing import Share
+    from llm_train.data.sharing import UnitWorker
 
     recipe = _recipe(folder, None)
     tasks = recipe._tasks()
@@ -205,7 +205,7 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     for name in ("tokenizer.json", "token_bytes.npy"):
         (directory / name).write_bytes((folder / "trained" / name).read_bytes())
     text = next(iter(tasks[0].corpus.documents(tasks[0].unit))).text
-    share = Share(
+    share = UnitWorker(
         directory=directory,
         tasks=tasks,
         rules=Rules(split=HashSplit(fraction=0.001)),

@@ -14,7 +14,7 @@ _SLICE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Assignment:
     """One unit, and where its text goes.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reading:
         content: hash of the texts so far.
     """
 
-    task: Task
+    task: Assignment
     rules: Rules
     kept: int = 0
     unexpected: int = 0

@@ -28,13 +28,21 @@ from llm_train.data.claims import Claims
 from llm_train.data.duplicates import Duplicates, KeepCopies
 from llm_train.data.encode_unit import StoredUnit, extras_file
 from llm_train.data.merging import Merged, content_of
-from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.reading import Assignment, Reading, Rules
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
-from llm_train.data.sharing import Share, available_cores
+from llm_train.data.sharing import UnitWorker, available_cores
 from llm_train.data.snapshot import link
 from llm_train.data.split import HashSplit
-from llm_train.data.start import START, Plan, Start, check_sides, check_skipped, dropped, find_out
+from llm_train.data.start import (
+    START,
+    Request,
+    Start,
+    check_sides,
+    check_skipped,
+    dropped,
+    find_out,
+)
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
 from llm_train.runtime.forked import run_forked
@@ -118,7 +126,7 @@ class Tokenize(Recipe):
         claims, tasks = Claims(directory), self._tasks()
         provenance = self.provenance()
         self._identify(directory, claims, {"recipe": recipe_dict(self), "provenance": provenance})
-        plan = Plan(
+        plan = Request(
             tasks=tasks,
             split=self.split,
             tokenizer=self.tokenizer,
@@ -138,7 +146,7 @@ class Tokenize(Recipe):
             found = Start.load(directory)
             bar.reset()
             bar.set_description("encoding")
-            share = Share(
+            share = UnitWorker(
                 directory=directory,
                 tasks=found.placed(tasks),
                 rules=found.rules(self.split),
@@ -212,14 +220,14 @@ class Tokenize(Recipe):
             content=merged.content,
         ).save(directory)
 
-    def _tasks(self) -> list[Task]:
+    def _tasks(self) -> list[Assignment]:
         """All units, numbered."""
         corpora = {"": self.corpus, **self.held_out}
         units = [
             (name, corpus, unit) for name, corpus in corpora.items() for unit in corpus.units()
         ]
         return [
-            Task(number=number, corpus=corpus, unit=unit, held_out=name)
+            Assignment(number=number, corpus=corpus, unit=unit, held_out=name)
             for number, (name, corpus, unit) in enumerate(units)
         ]
 
@@ -274,7 +282,7 @@ def _show(message: object, bar: tqdm[NoReturn]) -> None:
         _log.warning("%s", message)
 
 
-def _finished(directory: Path, task: Task) -> StoredUnit:
+def _finished(directory: Path, task: Assignment) -> StoredUnit:
     stored = StoredUnit.load(directory, task)
     if stored is None:
         raise DataError(
@@ -288,7 +296,7 @@ def _is_complete(directory: Path) -> bool:
     return (directory / FILE_NAME).exists() or not directory.exists()
 
 
-def _content(task: Task, rules: Rules) -> str:
+def _content(task: Assignment, rules: Rules) -> str:
     reading = Reading(task=task, rules=rules)
     deque(reading.pieces(), maxlen=0)
     return reading.content.hexdigest()
