@@ -12,6 +12,7 @@ from typing import Literal
 from llm_train.context import Part
 from llm_train.data.base import Corpus, Document, Skipped, Unit
 from llm_train.data.corpus.rows import Item
+from llm_train.data.reading import passed
 from llm_train.errors import ConfigError, check_at_least, check_choices
 
 
@@ -45,14 +46,7 @@ class Filtered(Corpus):
 
     def documents(self, unit: Unit) -> Iterator[Item]:
         """What the filters leave, and the reasons for the rest."""
-        for item in self.corpus.documents(unit):
-            for each in self.filters:
-                if isinstance(item, Skipped):
-                    break
-                item = each(item)
-                if isinstance(item, Skipped):
-                    item = item._replace(intended=True)
-            yield item
+        return (passed(item, self.filters) for item in self.corpus.documents(unit))
 
 
 @dataclass(frozen=True, kw_only=True)
