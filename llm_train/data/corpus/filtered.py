@@ -46,13 +46,20 @@ class Filtered(Corpus):
     def documents(self, unit: Unit) -> Iterator[Item]:
         """What the filters leave, and the reasons for the rest."""
         for item in self.corpus.documents(unit):
-            for each in self.filters:
-                if isinstance(item, Skipped):
-                    break
-                item = each(item)
-                if isinstance(item, Skipped):
-                    item = item._replace(intended=True)
-            yield item
+            match item:
+                case Document():
+                    yield self._filtered(item)
+                case Skipped():
+                    yield item
+
+    def _filtered(self, document: Document) -> Item:
+        for each in self.filters:
+            match each(document):
+                case Skipped() as refused:
+                    return refused._replace(intended=True)  # whatever a user's filter says
+                case Document() as changed:
+                    document = changed
+        return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,7 @@ class Length(Filter):
         """The document, if its length is allowed."""
         length = len(document.text.strip())
         if length < self.least:
-            return Skipped(document.key, f"shorter than {self.least} characters", str(length), True)
+            return Skipped(document.key, f"shorter than {self.least} characters", str(length))
         if length > (self.most or math.inf):
-            return Skipped(document.key, f"longer than {self.most} characters", str(length), True)
+            return Skipped(document.key, f"longer than {self.most} characters", str(length))
         return document
