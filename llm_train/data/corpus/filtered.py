@@ -90,7 +90,7 @@ class Length(Filter):
         """The document, if its length is allowed."""
         length = len(document.text.strip())
         if length < self.least:
-            return Skipped(document.key, f"shorter than {self.least} characters", str(length), True)
+            return Skipped(document.key, f"shorter than {self.least} characters", str(length))
         if length > (self.most or math.inf):
-            return Skipped(document.key, f"longer than {self.most} characters", str(length), True)
+            return Skipped(document.key, f"longer than {self.most} characters", str(length))
         return document
