@@ -65,7 +65,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Cycle:
     """Samples from ``first`` on, in which the same sequence of sources comes again and again.
 
     Attributes:
@@ -198,14 +198,14 @@ class _Sequence:
 
 
 @lru_cache(maxsize=8)
-def _stretches(stages: tuple[Shares, ...]) -> list[_Stretch]:
+def _stretches(stages: tuple[Shares, ...]) -> list[_Cycle]:
     """The whole sequence; near the end of a stage it depends on the next one."""
     rule = _Sequence(_Demand(stages), len(stages[0].counts))
-    found: list[_Stretch] = []
+    found: list[_Cycle] = []
 
     def add(first: int, taken: list[int], before: list[int]) -> None:
         if taken:
-            found.append(_Stretch(first, np.array(taken, np.uint16), np.array(before, np.int64)))
+            found.append(_Cycle(first, np.array(taken, np.uint16), np.array(before, np.int64)))
 
     for number, stage in enumerate(stages):
         period = sum(stage.counts)
