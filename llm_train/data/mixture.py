@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from llm_train.context import Part
-from llm_train.data.apportion import Apportionment, Stage, whole_shares
+from llm_train.data.apportion import Apportionment, Shares, whole_shares
 from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, Windows
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
 from llm_train.data.mixed_windows import MixedWindows
@@ -168,11 +168,11 @@ class Mixture(TokenSource):
             values = [value ** (1 / self.temperature) for value in values]
         return whole_shares(values)
 
-    def _stages(self, sequence: int) -> list[Stage]:
+    def _stages(self, sequence: int) -> list[Shares]:
         found = {0: self.shares(self.weights)}
         for change in self.changes:
             found[math.ceil(change.after.count / sequence)] = self.shares(change.weights)
-        return [Stage(first, counts) for first, counts in found.items()]
+        return [Shares(first, counts) for first, counts in found.items()]
 
     def order(self, sequence: int) -> Apportionment:
         """Which source each sample comes from."""
