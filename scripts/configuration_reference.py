@@ -209,6 +209,7 @@ def _words(values: tuple[str, ...]) -> str:
 def page() -> str:
     """Returns the whole page."""
     from llm_train.data.module import TokenData
+    from llm_train.exchange.warm_start import WarmStart
     from llm_train.model.task import Task
     from llm_train.runtime.device_options import DeviceOptions
     from llm_train.runtime.watch.watch_options import WatchOptions
@@ -264,6 +265,12 @@ def page() -> str:
         about(WatchOptions),
         "",
         *table(WatchOptions),
+        "",
+        "## init_from",
+        "",
+        about(WarmStart),
+        "",
+        *table(WarmStart),
         "",
         "## model",
         "",

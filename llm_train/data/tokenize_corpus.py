@@ -38,6 +38,7 @@ from llm_train.data.start import START, Plan, Start, check_sides, check_skipped,
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
 from llm_train.runtime.forked import run_forked
+from llm_train.runtime.launch import find_launch
 
 _log = logging.getLogger(__name__)
 _IDENTITY = "recipe.json"
@@ -124,7 +125,8 @@ class Tokenize(Recipe):
             duplicates=self.duplicates,
             max_skipped=self.max_skipped,
         )
-        with tqdm(unit="B", unit_scale=True, disable=not progress) as bar:
+        hidden = not progress or find_launch().rank > 0
+        with tqdm(unit="B", unit_scale=True, disable=hidden) as bar:
 
             def start() -> None:
                 bar.set_description("reading")

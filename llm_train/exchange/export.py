@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from llm_train.errors import ConfigError
 from llm_train.exchange import safetensor_files, tokenizer_files
 from llm_train.exchange.families import Family, fitting
 from llm_train.exchange.proof import Proof, prove
-from llm_train.exchange.weights import CheckpointWeights
-from llm_train.model.network.base import LanguageModel
+from llm_train.exchange.weights import Weights
 from llm_train.model.network.transformer import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,30 +40,23 @@ class Export:
         shard_bytes: most bytes of a file.
     """
 
-    weights: CheckpointWeights
+    weights: Weights
     network: Transformer
     tokenizer: str
     boundary: str
     dtype: torch.dtype
     shard_bytes: int
 
-    def write(
-        self,
-        out: Path,
-        name: str,
-        facts: Mapping[str, Any],
-        load: Callable[[], LanguageModel],
-    ) -> Proof:
+    def write(self, out: Path, name: str, facts: Mapping[str, Any]) -> Proof:
         """Writes the folder.
 
         Args:
             out: does not exist, or is empty.
             name: of the run, for the model card.
             facts: numbers of the run, likewise.
-            load: the network with its weights, in fp32 on the CPU, for the proof.
 
         Raises:
-            ConfigError: ``out`` holds something.
+            ConfigError: no architecture fits, or ``out`` holds something.
             LLMTrainError: the proof fails.
         """
         family = fitting(self.network)
@@ -71,8 +64,7 @@ class Export:
         try:
             safetensor_files.write(stage, self._tensors(family), self.shard_bytes)
             self._write_texts(stage, family)
-            network = self._rounded(family, load())
-            proof = prove(network, self.network, stage, bare=True)
+            proof = prove(self.network, partial(self._rounded, family), stage, bare=True)
             proof.require(stage)
             rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
             card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
@@ -92,16 +84,13 @@ class Export:
         parts = family.theirs(self.network, name, tensor)
         return {theirs: part.to(self.dtype) for theirs, part in parts.items()}
 
-    @torch.no_grad()
-    def _rounded(self, family: Family, network: LanguageModel) -> LanguageModel:
-        """The network with the weights that the files hold, where they hold fewer digits."""
-        if self.dtype != torch.float32:
-            for name, parameter in network.named_parameters():
-                stored = self._stored(family, name, parameter)
-                wide = {theirs: part.float() for theirs, part in stored.items()}
-                whole = family.ours(self.network, name, wide.__getitem__)
-                parameter[: whole.shape[0]] = whole
-        return network
+    def _rounded(self, family: Family, name: str) -> Tensor:
+        """A parameter as the files hold it, where they hold fewer digits."""
+        tensor = self.weights.read(name)
+        if self.dtype == torch.float32:
+            return tensor
+        stored = self._stored(family, name, tensor)
+        return family.ours(self.network, name, lambda theirs: stored[theirs].float())
 
     def _write_texts(self, stage: Path, family: Family) -> None:
         positions = self.network.max_sequence

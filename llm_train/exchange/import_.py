@@ -1,4 +1,4 @@
-"""A folder in Hugging Face's format as a run of ours: a checkpoint of step 0, and its configuration.
+"""A folder in Hugging Face's format as a run of ours: a checkpoint of step 0 and a configuration.
 
 The run continues training (``init_from``), generates and is exported like any other. Weights pass
 through memory one at a time. Matrices keep the type in which the folder has them; vectors are
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from llm_train.exchange.export import staging
 from llm_train.exchange.proof import Proof, prove
 from llm_train.exchange.safetensor_files import transformers
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
-from llm_train.exchange.weights import FolderWeights, open_folder
-from llm_train.model.network.base import LanguageModel
+from llm_train.exchange.weights import CheckpointWeights, FolderWeights, open_folder
 from llm_train.model.network.rotary_scaling.base import RotaryScaling
 from llm_train.model.network.transformer import Transformer
 from llm_train.runtime import yaml12
@@ -33,13 +32,12 @@ _SEQUENCE = 1024  # most tokens of a sample that the written configuration train
 _SAMPLES = 16  # of a step
 
 
-def import_folder(folder: Path, out: Path, load: Callable[[Path], LanguageModel]) -> Proof:
+def import_folder(folder: Path, out: Path) -> Proof:
     """Writes a run directory.
 
     Args:
         folder: in Hugging Face's format.
         out: does not exist, or is empty.
-        load: the network of a checkpoint with its weights, in fp32 on the CPU, for the proof.
 
     Raises:
         ConfigError: an architecture, or a feature of one, that is not known here.
@@ -58,7 +56,8 @@ def import_folder(folder: Path, out: Path, load: Callable[[Path], LanguageModel]
         for place in (stage, inside):
             for name, content in files.items():
                 (place / name).write_text(content, encoding="utf-8")
-        proof = prove(load(store.commit(0, _METADATA)), weights.network, folder, bare=False)
+        written = CheckpointWeights(store.commit(0, _METADATA))
+        proof = prove(weights.network, written.read, folder, bare=False)
         proof.require(stage)
         stage.replace(out)
     finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +19,24 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_train.errors import LLMTrainError
-from llm_train.exchange.safetensor_files import transformers
+from llm_train.exchange.safetensor_files import Folder, transformers
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
 from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.init import materialise
+from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
 from llm_train.model.network.transformer import Transformer
 
 FILE = "proof.json"
 _TOLERANCE = 1e-5  # in fp32, of the larger of 1 and the largest logit
-_PROMPTS, _LENGTH, _SEED = 4, 16, 20_260
+_PROMPTS, _LENGTH, _SEED = 2, 16, 20_260
 _CONTINUED = 200
+_WHOLE_BYTES = 4e9  # of weights in fp32; of larger networks, one module's are in memory at a time
+
+Read = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,38 +104,44 @@ class Proof:
 
 
 @torch.no_grad()
-def prove(network: LanguageModel, config: Transformer, folder: Path, *, bare: bool) -> Proof:
+def prove(config: Transformer, read: Read, folder: Path, *, bare: bool) -> Proof:
     """Compares a network with what ``transformers`` makes of a folder; both compute in fp32.
 
     Args:
-        network: on the CPU, in evaluation mode, with its weights in fp32.
         config: of the network.
+        read: gives each of its parameters.
         folder: complete.
         bare: its tokenizer must add no token of its own to a text.
     """
-    vocabulary, positions = config.vocab_size, config.max_sequence
     library = transformers()
+    vocabulary, positions = config.vocab_size, config.max_sequence
     generator = torch.Generator().manual_seed(_SEED)
-    length = min(_LENGTH, max(1, positions // 4))
-    prompts = torch.randint(vocabulary, (_PROMPTS, length), generator=generator)
-    new = min(_CONTINUED, positions - length)
-    texts = torch.stack([_continued(network, prompt, new) for prompt in prompts])
+    with without_parameters():
+        network = config.build()
+    whole = 4 * sum(p.numel() for p in network.parameters()) <= _WHOLE_BYTES
+    # Where each token would read all weights from files, longer prompts take the place of texts.
+    length = min(_LENGTH if whole else _CONTINUED, max(1, positions // 4))
+    texts = torch.randint(vocabulary, (_PROMPTS, length), generator=generator)
+    prompts = texts.tolist()
+    if whole:
+        materialise(network, "cpu")
+        for name, parameter in network.named_parameters():
+            given = read(name)
+            parameter.zero_()[: given.shape[0]] = given
+        new = min(_CONTINUED, positions - length)
+        texts = torch.stack([_continued(network.eval(), prompt, new) for prompt in texts])
+    else:
+        load_when_entered(network.eval(), read)
     ours: Tensor = network(texts, lambda hidden, projection: projection.logits(hidden))
     ours = ours[..., :vocabulary]
     with _quiet(library):
-        model, loading = library.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        missing = {key: value for key, value in loading.items() if value}
-        if missing:
-            raise LLMTrainError(f"transformers does not open {folder} as it stands: {missing}")
-        theirs: Tensor = model.eval()(texts).logits
+        model = _opened(library, folder, whole)
+        theirs: Tensor = model(texts).logits
         text_equal = _same_text(library, folder, texts, bare)
-    difference = (ours - theirs).abs().amax()
     kl = (ours.softmax(-1) * (ours.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
     equal = ours.argmax(-1) == theirs.argmax(-1)
     return Proof(
-        largest_difference=difference.item(),
+        largest_difference=(ours - theirs).abs().amax().item(),
         largest_logit=ours.abs().amax().item(),
         kl=kl.item(),
         greedy_tokens=equal.numel(),
@@ -138,8 +149,49 @@ def prove(network: LanguageModel, config: Transformer, folder: Path, *, bare: bo
         text_equal=text_equal,
         transformers=library.__version__,
         opened_as=type(model).__name__,
-        prompts=prompts.tolist(),
+        prompts=prompts,
     )
+
+
+def load_when_entered(network: nn.Module, read: Read) -> None:
+    """Gives modules their parameters, in fp32, when they are entered, and takes them away again.
+
+    Args:
+        network: built without memory for parameters.
+        read: gives one by its name, of which a tied one has the first.
+    """
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    for module in network.modules():
+        own = {key: names[id(p)] for key, p in module.named_parameters(recurse=False)}
+
+        def fetch(module: nn.Module, _: object, own: dict[str, str] = own) -> None:
+            for key, name in own.items():
+                module.register_parameter(key, nn.Parameter(read(name).float(), False))
+
+        def drop(module: nn.Module, _: object, __: object, own: dict[str, str] = own) -> None:
+            for key in own:
+                module.register_parameter(key, nn.Parameter(torch.empty(0), False))
+
+        if own:
+            module.register_forward_pre_hook(fetch)
+            module.register_forward_hook(drop)
+
+
+def _opened(library: Any, folder: Path, whole: bool) -> Any:
+    """Their network, in evaluation mode, of which each tensor must come from the folder."""
+    kind = library.AutoModelForCausalLM
+    if not whole:
+        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with without_parameters():
+            model = kind.from_config(config, dtype=torch.float32)
+        load_when_entered(model, Folder(folder).read)
+        return model.eval()
+    model, loading = kind.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    if wrong := {key: value for key, value in loading.items() if value}:
+        raise LLMTrainError(f"transformers does not open {folder} as it stands: {wrong}")
+    return model.eval()
 
 
 def _continued(network: LanguageModel, prompt: Tensor, new: int) -> Tensor:

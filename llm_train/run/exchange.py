@@ -13,7 +13,7 @@ from llm_train.exchange.families import fitting
 from llm_train.exchange.proof import Proof
 from llm_train.exchange.weights import CheckpointWeights
 from llm_train.model.network.transformer import Transformer
-from llm_train.run.pretrained import load_checkpoint, open_checkpoint
+from llm_train.run.pretrained import open_checkpoint
 from llm_train.settings import Settings
 from llm_train.trainer.logger.records import read_metrics
 
@@ -52,10 +52,7 @@ def export(
         dtype=DTYPES[dtype],
         shard_bytes=shard_bytes,
     )
-    name = settings.run_dir.name
-    return task.write(
-        out, name, _facts(path, settings), lambda: load_checkpoint(path, load, "cpu").network
-    )
+    return task.write(out, settings.run_dir.name, _facts(path, settings))
 
 
 def _facts(path: Path, settings: Settings) -> dict[str, Any]:

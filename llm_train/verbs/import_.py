@@ -21,13 +21,10 @@ class Import(Verb):
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Ends with 2, and leaves nothing, where nothing fits or the proof fails."""
         from llm_train.exchange.import_ import import_folder
-        from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say, section
 
         out = Path(flags.out)
-        proof = import_folder(
-            Path(flags.folder), out, lambda path: load_checkpoint(path, load, "cpu").network
-        )
+        proof = import_folder(Path(flags.folder), out)
         say(section("proof", proof.table()))
         say(f"\nwrote {out}; name your text in {out}/config.yaml, then prepare and fit -c with it")
         return 0

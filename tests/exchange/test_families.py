@@ -60,7 +60,7 @@ def export(config: Transformer, out: Path, **options: Any) -> Any:
     task = Export(
         weights=InMemory(network, config.vocab_size), network=config, **{**chosen, **options}
     )
-    return task.write(out, "run", {}, lambda: network)
+    return task.write(out, "run", {})
 
 
 def scaling(name: str, **init_args: Any) -> Any:
@@ -111,14 +111,20 @@ EXPORTED = {
 }
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+ALIKE = {"gpt2-350m", "gpt2-774m", "gpt2-1.5b", "llama-3b"}  # as another one, at this width
+SLOW = ALIKE | {"llama-8b", "biases", "linear", "ntk"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXPORTED]
+)
 def test_a_network_computes_the_same_in_transformers(tmp_path: Path, name: str) -> None:
     """The export itself compares; what it wrote is opened again here, as a network of ours."""
     config, family = EXPORTED[name]
     assert fitting(config).model_type == family
     proof = export(config, tmp_path / "out")
     assert proof.largest_difference <= 1e-5 * max(1.0, proof.largest_logit)
-    assert proof.greedy_equal == proof.greedy_tokens >= 4 * 200
+    assert proof.greedy_equal == proof.greedy_tokens >= 2 * 200
     again = open_folder(tmp_path / "out")
     for key, tensor in InMemory(built(config), config.vocab_size).tensors.items():
         real = tensor[: config.vocab_size] if key in ("embedding.weight", "head.weight") else tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from llm_train.exchange.families import rope
@@ -23,7 +22,7 @@ class Apertus(Family):
         "layers.{}.mlp_norm": ("model.layers.{}.feedforward_layernorm",),
     }
 
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
+    def constants(self, network: Transformer) -> dict[str, Any]:
         """No biases; without this key its rotary positions would be scaled as Llama 3.1's."""
         base, scaling = network.rotary_base, network.rotary_scaling
         positions = rope.written(base, scaling, network.head_dim)

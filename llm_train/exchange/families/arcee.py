@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from llm_train.exchange.families.base import PRE_NORM, SIZES, Family
-from llm_train.model.network.transformer import Transformer
 
 
 class Arcee(Family):
@@ -16,7 +12,3 @@ class Arcee(Family):
     causal_lm = "ArceeForCausalLM"
     fixed = PRE_NORM
     keys = {**SIZES, "rms_norm_eps": "norm_eps", "attention_bias": "bias", "mlp_bias": "bias"}
-
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
-        """Heads share the width."""
-        return {"head_dim": network.head_dim}

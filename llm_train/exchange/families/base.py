@@ -13,7 +13,6 @@ projection alternate in slabs (``mlp.py``), and GPT-2 stores its matrices transp
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -84,7 +83,7 @@ _ARGUMENTS = {"key_value_heads": "kv_heads", "hidden": "mlp_width"}
 _SAME = {"gelu_new": "gelu_pytorch_tanh", "swish": "silu"}  # other names of a function
 
 
-class Family(ABC):
+class Family:
     """An architecture. Subclasses hold the table; none has state.
 
     Attributes:
@@ -111,9 +110,9 @@ class Family(ABC):
     unit_norms: ClassVar[bool] = False
     transposed: ClassVar[Sequence[str]] = ()
 
-    @abstractmethod
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
-        """What else ``config.json`` must say of ``network``."""
+    def constants(self, network: Transformer) -> dict[str, Any]:
+        """What else ``config.json`` must say of ``network``; heads share its width."""
+        return {"head_dim": network.head_dim}
 
     def settings(self, width: int, heads: int) -> Mapping[str, Any]:
         """``fixed``, and what follows from these two."""
@@ -210,7 +209,7 @@ class Family(ABC):
 
 def families() -> list[Family]:
     """All architectures, in the order of their names."""
-    return [kind() for kind in concrete(Family)]  # type: ignore[type-abstract]
+    return [kind() for kind in concrete(Family)]
 
 
 def fitting(network: Network) -> Family:

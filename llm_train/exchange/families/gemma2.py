@@ -40,12 +40,12 @@ class Gemma2(Family):
         """Embeddings are multiplied by the root of the width."""
         return {**self.fixed, "embedding_scale": math.sqrt(width)}
 
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
+    def constants(self, network: Transformer) -> dict[str, Any]:
         """Of all of Gemma."""
         return constants(network)
 
 
-def constants(network: Transformer) -> Mapping[str, Any]:
+def constants(network: Transformer) -> dict[str, Any]:
     """Scores are divided by the root of a head's features, and every layer sees everything."""
     return {
         "head_dim": network.head_dim,

@@ -27,6 +27,6 @@ class Gemma3(Family):
         """Embeddings are multiplied by the root of the width."""
         return {**self.fixed, "embedding_scale": math.sqrt(width)}
 
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
+    def constants(self, network: Transformer) -> dict[str, Any]:
         """As in Gemma 2."""
         return constants(network)

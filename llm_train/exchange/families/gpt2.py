@@ -55,6 +55,6 @@ class GPT2(Family):
         """No groups of queries."""
         return {**self.fixed, "key_value_heads": heads}
 
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
+    def constants(self, network: Transformer) -> dict[str, Any]:
         """No scaling by depth."""
         return {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}

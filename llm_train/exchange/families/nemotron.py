@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from llm_train.exchange.families.base import PRE_NORM, SIZES, Family
@@ -18,11 +17,7 @@ class Nemotron(Family):
     keys = {**SIZES, "norm_eps": "norm_eps"}
     unit_norms = True
 
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
+    def constants(self, network: Transformer) -> dict[str, Any]:
         """Biases everywhere, and all features turn."""
-        return {
-            "head_dim": network.head_dim,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "partial_rotary_factor": 1.0,
-        }
+        biases = {"attention_bias": True, "mlp_bias": True}
+        return super().constants(network) | biases | {"partial_rotary_factor": 1.0}

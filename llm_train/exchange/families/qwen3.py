@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from llm_train.exchange.families.base import GATED, PRE_NORM, SIZES, Family
@@ -18,10 +17,6 @@ class Qwen3(Family):
     keys = {**SIZES, "rms_norm_eps": "norm_eps"}
     activations = GATED
 
-    def constants(self, network: Transformer) -> Mapping[str, Any]:
-        """Heads share the width, and every layer sees everything."""
-        return {
-            "head_dim": network.head_dim,
-            "attention_bias": False,
-            "use_sliding_window": False,
-        }
+    def constants(self, network: Transformer) -> dict[str, Any]:
+        """Every layer sees everything."""
+        return super().constants(network) | {"attention_bias": False, "use_sliding_window": False}

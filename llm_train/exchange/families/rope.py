@@ -6,7 +6,8 @@ version 5 writes itself (``rope_parameters``) is read, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from llm_train.errors import ConfigError
@@ -17,28 +18,12 @@ from llm_train.model.network.rotary_scaling.ntk_aware import NTKAware
 from llm_train.model.network.rotary_scaling.yarn import YaRN
 
 _ORIGINAL = "original_max_position_embeddings"
-# Their name of a scaling, and theirs of each of its fields by ours.
-_SCALINGS: Mapping[type[RotaryScaling], tuple[str, Mapping[str, str]]] = {
-    NoScaling: ("default", {}),
-    LinearScaling: ("linear", {"factor": "factor"}),
-    Llama3: (
-        "llama3",
-        {
-            "factor": "factor",
-            "original_length": _ORIGINAL,
-            "low_turns": "low_freq_factor",
-            "high_turns": "high_freq_factor",
-        },
-    ),
-    YaRN: (
-        "yarn",
-        {
-            "factor": "factor",
-            "original_length": _ORIGINAL,
-            "fast_turns": "beta_fast",
-            "slow_turns": "beta_slow",
-        },
-    ),
+# Their name of a scaling, and theirs of each of its fields, in the order of ours.
+_SCALINGS: Mapping[type[RotaryScaling], Sequence[str]] = {
+    NoScaling: ("default",),
+    LinearScaling: ("linear", "factor"),
+    Llama3: ("llama3", "factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    YaRN: ("yarn", "factor", _ORIGINAL, "beta_fast", "beta_slow"),
 }
 
 
@@ -49,8 +34,8 @@ def written(base: float, scaling: RotaryScaling, head_dim: int) -> dict[str, Any
         base, scaling = base * scaling.factor**exponent, NoScaling()
     if type(scaling) not in _SCALINGS:
         raise ConfigError(f"rotary_scaling={type(scaling).__name__}")
-    name, fields = _SCALINGS[type(scaling)]
-    values = {theirs: vars(scaling)[ours] for ours, theirs in fields.items()}
+    name, *theirs = _SCALINGS[type(scaling)]
+    values = dict(zip(theirs, vars(scaling).values(), strict=True))
     return {"rope_theta": base, "rope_type": name, **values}
 
 
@@ -71,8 +56,10 @@ def read(rope: Mapping[str, Any]) -> tuple[float, RotaryScaling]:
     Raises:
         ConfigError: a scaling that is not known here.
     """
-    for kind, (name, fields) in _SCALINGS.items():
+    for kind, (name, *theirs) in _SCALINGS.items():
         if rope["rope_type"] == name:
-            given = {ours: rope[theirs] for ours, theirs in fields.items() if theirs in rope}
+            names = (field.name for field in fields(kind))  # type: ignore[arg-type]  # all are
+            both = zip(names, theirs, strict=True)
+            given = {ours: rope[key] for ours, key in both if key in rope}
             return float(rope["rope_theta"]), kind(**given)
     raise ConfigError(f"rope_type={rope['rope_type']}")

@@ -125,3 +125,28 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair() -> None:
     seen = dense_mask(first)[:, 0, 1:, 1:]
     assert torch.equal(seen[1:], (same & torch.ones_like(same).tril())[1:])
     assert torch.equal(seen[0, -70:].sum(1), torch.ones(70, dtype=torch.long))  # each by itself
+
+
+@pytest.mark.slow
+def test_compiled_blocks_take_either_mask() -> None:
+    """As one process on a GPU has them, whose kernels in backward a CPU does not have."""
+    network = Transformer(**{**SMALL, "width": 64, "max_sequence": 256, "init_std": 0.1}).build()
+    initialise(network, 1)
+    tokens = torch.randint(VOCAB, (2, 256), generator=torch.Generator().manual_seed(3))
+    dense, blocks = (confine(tokens, END, blocks=kind) for kind in (False, True))
+
+    def logits(documents: Any) -> Tensor:
+        found: Tensor = network(tokens, lambda h, head: head.logits(h), documents=documents)
+        return found
+
+    expected = logits(dense)
+    expected.square().mean().backward()  # type: ignore[no-untyped-call]
+    gradient = gradients(network)
+    for block in network.blocks():
+        block.compile(dynamic=False, fullgraph=True)
+    found = logits(dense)
+    found.square().mean().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(network), gradient, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(blocks), expected, rtol=1e-4, atol=1e-4)
