@@ -64,10 +64,9 @@ class Tokenize(Recipe):
             ``corpus`` that are the same as one of these, byte for byte, are not trained on.
         duplicates: which copies in ``corpus`` are left out, the first of several excepted.
         workers: processes; 0 means one per available core. Does not change the tokens.
-        shard_tokens: tokens per file, at most. Each unit of a corpus, of about 64 MiB, has a file
-            of its own.
-        max_skipped: the part of the documents that may be unreadable before preparing is refused.
-            What filters leave out, empty documents and copies do not count.
+        shard_tokens: tokens per file, at most; each unit of about 64 MiB has files of its own.
+        max_skipped: part of the documents that may be unreadable. What filters leave out, empty
+            documents and copies do not count.
     """
 
     corpus: Corpus
@@ -86,8 +85,8 @@ class Tokenize(Recipe):
         for name in self.held_out:
             if name in (TRAIN, HELD_OUT) or not name.replace("_", "").isalnum():
                 raise ConfigError(
-                    f"held_out.{name} must be a name of letters, digits and _, and neither "
-                    f"{TRAIN} nor {HELD_OUT}; rename it"
+                    f"held_out.{name} must be a name of letters, digits and _ other than {TRAIN} "
+                    f"and {HELD_OUT}; rename it"
                 )
 
     def parts(self) -> Iterator[Part]:
@@ -120,8 +119,7 @@ class Tokenize(Recipe):
         """Does this process's share of the work, and returns when all of it is done.
 
         Raises:
-            DataError: no training text, nothing held out although the split asks for it, or too
-                much that cannot be read.
+            DataError: a side of the split has no text, or too much cannot be read.
         """
         claims, tasks = Claims(directory), self._tasks()
         provenance = self.provenance()
