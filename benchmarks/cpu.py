@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import counts, loader
+from benchmarks import counts, loader, mixture
 from benchmarks.duel import Peer, duel, ratio
 from benchmarks.peers.fetch import nanogpt
 from benchmarks.shapes import CPU
@@ -226,7 +226,7 @@ def main() -> None:
         if "counts" in wanted:
             everything_counted(rows, directory)
         if "loader" in wanted:
-            for row in loader.measure(directory):
+            for row in (*loader.measure(directory), *mixture.measure(directory)):
                 rows.add("loader", **row)
         if "tax" in wanted:
             tax(rows, directory)

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,33 +88,32 @@ def datasets(folder: Path, vocabulary: int) -> int:
 
 def litdata(folder: Path, vocabulary: int) -> int:
     """``litdata.optimize`` with ``tokenizers``, as in its tutorial."""
-    import tokenizers
     from litdata import TokensLoader, optimize
 
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    count = folder / "count"
-
-    def encoded(file: str) -> Any:
-        import torch
-
-        total = 0
-        for text in _texts(Path(file)):
-            ids = [*tokenizer.encode(text).ids, 0]
-            total += len(ids)
-            yield torch.tensor(ids)
-        with open(count, "a") as out:
-            out.write(f"{total}\n")
-
-    files = [str(folder / name) for name in ("half.jsonl", "half.parquet")]
     optimize(
-        fn=encoded,
-        inputs=files,
+        fn=partial(_encoded, folder),
+        inputs=[str(folder / name) for name in ("half.jsonl", "half.parquet")],
         output_dir=str(folder / "litdata"),
         chunk_bytes="64MB",
         item_loader=TokensLoader(),
         num_workers=1,
     )
-    return sum(map(int, count.read_text().split()))
+    return sum(map(int, (folder / "count").read_text().split()))
+
+
+def _encoded(folder: Path, file: str) -> Any:
+    """The ids of each text of a file; a module's function, because it is pickled."""
+    import tokenizers
+    import torch
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    total = 0
+    for text in _texts(Path(file)):
+        ids = [*tokenizer.encode(text).ids, 0]
+        total += len(ids)
+        yield torch.tensor(ids)
+    with open(folder / "count", "a", encoding="utf-8") as out:
+        out.write(f"{total}\n")
 
 
 def datatrove(folder: Path, vocabulary: int) -> int:
@@ -196,7 +196,7 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     from llm_train.data import HashSplit
     from llm_train.data.encode_unit import encode_unit
     from llm_train.data.reading import Rules
-    from llm_train.data.sharing import Share
+    from llm_train.data.sharing import UnitWorker
 
     recipe = _recipe(folder, None)
     tasks = recipe._tasks()
@@ -205,7 +205,7 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     for name in ("tokenizer.json", "token_bytes.npy"):
         (directory / name).write_bytes((folder / "trained" / name).read_bytes())
     text = next(iter(tasks[0].corpus.documents(tasks[0].unit))).text
-    share = Share(
+    share = UnitWorker(
         directory=directory,
         tasks=tasks,
         rules=Rules(split=HashSplit(fraction=0.001)),

@@ -69,7 +69,7 @@ class NumpyTokens(TokenSource):
         tokens = Stretch(self.path, 0, self._length() - self.held_out)
         return TrainWindows(tokens, sequence, seed, self.fingerprint())
 
-    def held_out_windows(self, sequence: int) -> Windows:
+    def held_out_windows(self, sequence: int, name: str = "held_out") -> Windows:
         """Windows of the end."""
         length = self._length()
         return HeldOutWindows(Stretch(self.path, length - self.held_out, length), sequence)

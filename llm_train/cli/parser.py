@@ -21,7 +21,7 @@ from jsonargparse.typing import register_type
 import llm_train.trainer.callbacks
 import llm_train.trainer.logger  # noqa: F401
 from llm_train import check
-from llm_train.cli import documents
+from llm_train.cli import layers
 from llm_train.cli.help import settings_help
 from llm_train.cli.parts import Builder
 from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
@@ -101,13 +101,13 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     Raises:
         ConfigError: anything wrong with a key or value; one line for each problem.
     """
-    files, options = documents.spell_out(arguments)
+    files, options = layers.spell_out(arguments)
     if not files and not options:
         raise ConfigError("no configuration; give one with -c FILE.yaml; configs/ holds some")
     with _parsing(allow_import) as allowed:
         walk = Walk(ROOTS, CHOICES, allowed)
         if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
-            walk.require_sound(list(documents.layers(files, options)))
+            walk.require_sound(list(layers.of(files, options)))
         # Files come first, because the parser works from left to right and an option wins.
         words = [word for file in files for word in ("-c", file)]
         parser = _new_parser()
@@ -142,7 +142,7 @@ def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
         import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
-    jsonargparse.set_loader(MODE, documents.load, exceptions=(yaml12.YAMLError,))
+    jsonargparse.set_loader(MODE, layers.load, exceptions=(yaml12.YAMLError,))
     jsonargparse.set_dumper(MODE, yaml12.dump)
     try:
         yield allowed

@@ -52,7 +52,7 @@ def whole_shares(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Shares:
     """Shares of the samples from one on.
 
     Attributes:
@@ -65,7 +65,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Cycle:
     """Samples from ``first`` on, in which the same sequence of sources comes again and again.
 
     Attributes:
@@ -99,7 +99,7 @@ class Apportionment:
         stages: shares, the first from sample 0 on.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Shares]) -> None:
         self._stretches = _stretches(tuple(stages))
         self._firsts = np.array([stretch.first for stretch in self._stretches])
 
@@ -137,7 +137,7 @@ class Apportionment:
 class _Demand:
     """How many samples the shares ask of each source, in units of a common fraction of one."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Shares]) -> None:
         self.unit = math.lcm(*(sum(stage.counts) for stage in stages))
         self.firsts = [stage.first for stage in stages]
         self.slopes = [[c * (self.unit // sum(s.counts)) for c in s.counts] for s in stages]
@@ -198,14 +198,14 @@ class _Sequence:
 
 
 @lru_cache(maxsize=8)
-def _stretches(stages: tuple[Stage, ...]) -> list[_Stretch]:
+def _stretches(stages: tuple[Shares, ...]) -> list[_Cycle]:
     """The whole sequence; near the end of a stage it depends on the next one."""
     rule = _Sequence(_Demand(stages), len(stages[0].counts))
-    found: list[_Stretch] = []
+    found: list[_Cycle] = []
 
     def add(first: int, taken: list[int], before: list[int]) -> None:
         if taken:
-            found.append(_Stretch(first, np.array(taken, np.uint16), np.array(before, np.int64)))
+            found.append(_Cycle(first, np.array(taken, np.uint16), np.array(before, np.int64)))
 
     for number, stage in enumerate(stages):
         period = sum(stage.counts)

@@ -59,8 +59,8 @@ class Claims:
         self.path(name).unlink(missing_ok=True)
 
     def once(self, name: str, done: Callable[[], bool], work: Callable[[], None]) -> None:
-        """Returns when the work is done, by this process or by another."""
-        while not done():
+        """Returns when the work is done, by whatever process, or the directory is gone."""
+        while not done() and self._directory.exists():
             if not self.take(name):
                 time.sleep(_LOOK_SECONDS)
                 continue

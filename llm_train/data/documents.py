@@ -7,6 +7,7 @@ token and the end of its key in ``SPLIT.keys``, where keys follow one another.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +65,19 @@ class StoredDocuments(Documents):
         split: its name.
         count: documents in it.
         tokens: in it.
+        verify: raises DataError where a file, by its name, is not what was written.
     """
 
-    def __init__(self, directory: Path, split: str, count: int, tokens: int) -> None:
-        self._count, self._tokens = count, tokens
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        count: int,
+        tokens: int,
+        verify: Callable[[str], None],
+    ) -> None:
+        self._count, self._tokens, self._verify = count, tokens, verify
+        self._verified = set[Path]()
         self._starts, self._keys = directory / starts_name(split), directory / keys_name(split)
 
     def __len__(self) -> int:
@@ -85,6 +95,7 @@ class StoredDocuments(Documents):
             raise IndexError(f"token {token} of {self._tokens}")
         last = number + 1 == self._count
         first_byte = int(table[number - 1, 1]) if number else 0
+        self._require(self._keys)
         with open(self._keys, "rb") as file:
             file.seek(first_byte)
             key = file.read(int(table[number, 1]) - first_byte)
@@ -96,6 +107,13 @@ class StoredDocuments(Documents):
         )
 
     def _table(self) -> npt.NDArray[np.uint64]:
+        self._require(self._starts)
         if not self._count:
             return np.zeros((0, 2), np.uint64)
         return np.memmap(self._starts, "<u8", "r", shape=(self._count, 2))
+
+    def _require(self, path: Path) -> None:
+        """Reads all of a file once, before its first use."""
+        if path not in self._verified:
+            self._verify(path.name)
+            self._verified.add(path)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from llm_train.data.base import NO_TOKEN, TRAIN, Ids, Piece, Skipped
 from llm_train.data.blocks import sums_of
 from llm_train.data.encoding import Cutter
-from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.reading import Assignment, Reading, Rules
 from llm_train.data.references import LIMIT_BYTES
 from llm_train.data.shards import ShardWriter, own_name
 from llm_train.data.token_manifest import StoredSplit
@@ -90,7 +90,7 @@ class StoredUnit:
         disk.rename(staged, path)
 
     @classmethod
-    def load(cls, directory: Path, task: Task) -> StoredUnit | None:
+    def load(cls, directory: Path, task: Assignment) -> StoredUnit | None:
         """A unit that is finished and whose text has not changed since."""
         try:
             plain = json.loads(unit_file(directory, task.number).read_bytes())
@@ -111,7 +111,7 @@ def extras_file(directory: Path, split: str, number: int) -> Path:
 
 
 @dataclass(kw_only=True)
-class _Batch:
+class _Pending:
     """Texts of one split. ``keys`` has a document's key where it begins, else None."""
 
     split: str
@@ -142,7 +142,7 @@ class _Side:
         self._keys, self._key_sizes = bytearray(), list[int]()
         self._text = bytearray()
 
-    def write(self, batch: _Batch) -> None:
+    def write(self, batch: _Pending) -> None:
         """Encodes and appends a batch."""
         encoding = self._encoding
         rows = encoding.encoder.encode(batch.texts)
@@ -190,7 +190,7 @@ class _Side:
 
 
 def encode_unit(
-    directory: Path, task: Task, rules: Rules, encoding: Encoding, seen: Callable[[int], None]
+    directory: Path, task: Assignment, rules: Rules, encoding: Encoding, seen: Callable[[int], None]
 ) -> None:
     """Reads a unit and writes its files.
 
@@ -221,8 +221,8 @@ def encode_unit(
     ).save(directory, task.number)
 
 
-def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Batch]:
-    waiting: dict[str, _Batch] = {}
+def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Pending]:
+    waiting: dict[str, _Pending] = {}
     for piece in reading.pieces():
         texts = cutter.pieces(piece.text)
         if texts is None:
@@ -230,7 +230,7 @@ def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Batch]:
             reading.skip(_too_long(piece, cutter))
             continue
         for number, text in enumerate(texts, start=1):
-            batch = waiting.setdefault(piece.split, _Batch(split=piece.split))
+            batch = waiting.setdefault(piece.split, _Pending(split=piece.split))
             key = piece.key if number == 1 else None
             if batch.add(text, key, piece.ends and number == len(texts)):
                 yield waiting.pop(piece.split)

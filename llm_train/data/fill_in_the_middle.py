@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from llm_train.data.base import Ids, Windows
+from llm_train.data.base import Ids, TokenSpan, Windows
 from llm_train.data.order import keys
 from llm_train.errors import ConfigError
 
@@ -100,6 +100,10 @@ class _Filled(Windows):
             filled = np.concatenate(pieces)[: row.size]
             row[: filled.size] = filled
         return out
+
+    def spans(self, index: int) -> list[TokenSpan]:
+        """Where the tokens come from, in the order before."""
+        return self._windows.spans(index)
 
     def _rearranged(self, document: Ids, name: str) -> Ids:
         whether, how, *cuts = keys(name, 4)

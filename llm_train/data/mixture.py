@@ -10,18 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from llm_train.context import Part
-from llm_train.data.apportion import Apportionment, Counts, Stage, whole_shares
-from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, TokenSpan, Windows
+from llm_train.data.apportion import Apportionment, Shares, whole_shares
+from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids, TokenSource, Windows
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
-from llm_train.data.windows import Located
+from llm_train.data.mixed_windows import MixedWindows
 from llm_train.errors import ConfigError
 from llm_train.units import Duration
 
@@ -171,11 +168,11 @@ class Mixture(TokenSource):
             values = [value ** (1 / self.temperature) for value in values]
         return whole_shares(values)
 
-    def _stages(self, sequence: int) -> list[Stage]:
+    def _stages(self, sequence: int) -> list[Shares]:
         found = {0: self.shares(self.weights)}
         for change in self.changes:
             found[math.ceil(change.after.count / sequence)] = self.shares(change.weights)
-        return [Stage(first, counts) for first, counts in found.items()]
+        return [Shares(first, counts) for first, counts in found.items()]
 
     def order(self, sequence: int) -> Apportionment:
         """Which source each sample comes from."""
@@ -217,7 +214,7 @@ class Mixture(TokenSource):
             )
             for name, source in self.sources.items()
         ]
-        return _MixedWindows(windows, self.order(sequence), list(self.sources))
+        return MixedWindows(windows, self.order(sequence), list(self.sources))
 
     def called(self, name: str) -> TokenSource:
         """One of the sources, or of theirs."""
@@ -257,50 +254,6 @@ class Mixture(TokenSource):
                 + f" of the samples; {fact.get('train_tokens')} tokens"
             )
         return found
-
-
-class _MixedWindows(Located):
-    """Windows of several sources; their order decides which one each comes from."""
-
-    def __init__(
-        self, windows: Sequence[Windows], order: Apportionment, names: Sequence[str]
-    ) -> None:
-        super().__init__()
-        self._names = names
-        self._windows = windows
-        self._order = order
-
-    def __len__(self) -> int:
-        return sum(map(len, self._windows))
-
-    def compute(self, samples: Counts) -> list[int]:
-        """Source and number of each sample in one integer."""
-        sources, numbers = self._order.places(samples)
-        return list((numbers * len(self._windows) + sources).tolist())
-
-    def batch(self, indices: npt.ArrayLike) -> Ids:
-        """Windows number ``indices``, the rows of each source read together, as (N, S + 1)."""
-        rows: dict[int, list[int]] = {}
-        numbers: dict[int, list[int]] = {}
-        places = self.located(indices)
-        for row, place in enumerate(places):
-            number, source = divmod(place, len(self._windows))
-            rows.setdefault(source, []).append(row)
-            numbers.setdefault(source, []).append(number)
-        found = {source: self._windows[source].batch(numbers[source]) for source in rows}
-        if len(found) == 1:
-            return next(iter(found.values()))
-        parts = list(found.values())
-        out = np.empty((len(places), parts[0].shape[1]), np.result_type(*parts))
-        for source, part in found.items():
-            out[rows[source]] = part
-        return out
-
-    def spans(self, index: int) -> list[TokenSpan]:
-        """Those of the source that the sample comes from, with its name."""
-        number, source = divmod(self.located([index])[0], len(self._windows))
-        spans, name = self._windows[source].spans(number), self._names[source]
-        return [span._replace(source=f"{name}/{span.source}".strip("/")) for span in spans]
 
 
 def _tokens(name: str, source: TokenSource) -> int:

@@ -124,7 +124,7 @@ class TokenData(Part, pl.LightningDataModule):
 
     def notes(self, context: Context) -> Iterator[str]:
         """A run that nothing will be held against."""
-        if not self.source.held_out_sets():
+        if self.source.prepared and not self.source.held_out_sets():
             yield "data.source holds no held-out text, so that this run validates nothing"
 
     def bind(

@@ -68,31 +68,44 @@ def prepare(
     if not recipe.comparable:
         recipe.write(target, progress)
     _check_replaceable(target)
-    if (target / FILE_NAME).is_file() and not (force and _is_older(target)):
+    if _is_done(target, force):
         return _compared(target, recipe, reread)
     staged = target.with_name(f"{target.name}.partial")
     staged.mkdir(parents=True, exist_ok=True)
     try:
-        recipe.write(staged, progress)
-        claims = Claims(staged)
-        claims.once("publish", lambda: not staged.exists(), partial(_publish, staged, target))
-    except LLMTrainError:
-        if not any(staged.glob("unit-*.json")) and not Claims(staged).alive():
-            shutil.rmtree(staged, ignore_errors=True)
-        raise
-    except OSError as error:
-        where = error.filename or staged
+        if not _is_done(target, force):  # by another process, just now
+            recipe.write(staged, progress)
+            claims = Claims(staged)
+            claims.once("publish", lambda: not staged.exists(), partial(_publish, staged, target))
+    except (LLMTrainError, OSError) as error:
+        if not staged.exists() and _is_done(target, force):  # it went while this process looked
+            return verify(target)
+        if isinstance(error, LLMTrainError):
+            _remove_unused(staged)
+            raise
         raise DataError(
-            f"{where}: {error.strerror}; what is finished stays in {staged}, and the same command "
-            "goes on from there once this is put right"
+            f"{error.filename or staged}: {error.strerror}; what is finished stays in {staged}, "
+            "and the same command goes on from there once this is put right"
         ) from error
+    _remove_unused(staged)
     return verify(target)
 
 
-def _is_older(target: Path) -> bool:
-    """Whether the tokens were there before this process, whose siblings may have made them."""
+def _is_done(target: Path, force: bool) -> bool:
+    """Whether the tokens are there, and are not to be replaced.
+
+    Of several processes that share the work, one may come when the others have finished it.
+    """
+    if not (target / FILE_NAME).is_file():
+        return False
     age = time.time() - (target / FILE_NAME).stat().st_mtime
-    return find_launch().ranks == 1 or age > seconds_since_start()
+    return not force or (find_launch().ranks > 1 and age < seconds_since_start())
+
+
+def _remove_unused(staged: Path) -> None:
+    """Removes what no later call could use."""
+    if not any(staged.glob("unit-*.json")) and not Claims(staged).alive():
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _compared(target: Path, recipe: Recipe, reread: bool) -> Manifest:

@@ -24,7 +24,7 @@ class RandomTokens(TokenSource):
     Attributes:
         vocabulary: number of ids, at least 2.
         length: training tokens.
-        held_out_length: held-out tokens.
+        held_out_length: held-out tokens; 0 holds nothing out.
         seed: another seed gives other tokens.
     """
 
@@ -37,7 +37,9 @@ class RandomTokens(TokenSource):
 
     def __post_init__(self) -> None:
         check_at_least(self, 2, "vocabulary", below=1 << 31)
-        check_at_least(self, 2, "length", "held_out_length", hint=" tokens")
+        check_at_least(self, 2, "length", hint=" tokens")
+        if self.held_out_length:
+            check_at_least(self, 2, "held_out_length", hint=" tokens, or 0")
 
     def fingerprint(self) -> str:
         """The configuration is the data."""
@@ -54,6 +56,10 @@ class RandomTokens(TokenSource):
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of another stream with the same distribution."""
         return HeldOutWindows(self._tokens(name, self.held_out_length), sequence)
+
+    def held_out_sets(self) -> tuple[str, ...]:
+        """One, unless it would be empty."""
+        return (HELD_OUT,) if self.held_out_length else ()
 
     def _tokens(self, stream: str, length: int) -> ComputedTokens:
         return ComputedTokens(length, self.vocabulary, f"random/{self.seed}/{stream}")

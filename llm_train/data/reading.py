@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -14,7 +14,7 @@ _SLICE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Assignment:
     """One unit, and where its text goes.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reading:
         content: hash of the texts so far.
     """
 
-    task: Task
+    task: Assignment
     rules: Rules
     kept: int = 0
     unexpected: int = 0
@@ -109,3 +109,16 @@ class Reading:
             digest = hasher.digest()[:16]
             self.content.update(digest)
             yield Hashed(document, digest)
+
+
+def passed(
+    item: Document | Skipped, filters: Iterable[Callable[[Document], Document | Skipped]]
+) -> Document | Skipped:
+    """What filters make of a document; what one of them leaves out was meant to be."""
+    for each in filters:
+        if isinstance(item, Skipped):
+            return item
+        item = each(item)
+        if isinstance(item, Skipped):
+            return item._replace(intended=True)
+    return item

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from llm_train.data.shards import describe_file
 from llm_train.data.token_manifest import FILE_NAME, Manifest
 from llm_train.data.windows import TrainWindows
 from llm_train.errors import DataError, check_at_least
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _log = logging.getLogger(__name__)
 _PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts; libraries of object stores have their own
@@ -62,7 +65,7 @@ class ShardCache:
         check_at_least(self, 0, "gib", prefix="data.source.cache.")
 
 
-class Remote:
+class RemoteFolder:
     """What lies at a URL, read with many requests at a time."""
 
     def __init__(self, url: str, cache: ShardCache) -> None:
@@ -111,7 +114,7 @@ class Remote:
         partial.write_bytes(content)
         os.replace(partial, self.folder / name)
 
-    def read(self, name: str, action: Callable[[Any, str], T]) -> T:
+    def read(self, name: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
         """Does something with the file system and a path in it; tries again for half a minute.
 
         Raises:
@@ -155,7 +158,7 @@ class Remote:
 class RemoteShards(ShardTokens):
     """Remote shards of one split as one row of token ids."""
 
-    def __init__(self, remote: Remote, manifest: Manifest, split: str) -> None:
+    def __init__(self, remote: RemoteFolder, manifest: Manifest, split: str) -> None:
         super().__init__(remote.folder, manifest, split)
         self._remote = remote
         self._following = 0 if split == TRAIN else _AHEAD  # others are read from first to last
@@ -200,7 +203,7 @@ class RemoteShards(ShardTokens):
         assert self._sums_file is not None, "mirror() asks for checksums"
         [expected] = read_sums(self._sums_file, self._first_sums[number] + block, 1)
 
-        def fetched(fs: Any, source: str) -> bytes:
+        def fetched(fs: AbstractFileSystem, source: str) -> bytes:
             content: bytes = fs.cat_file(source, start=first, end=stop)
             if zlib.crc32(content) != expected:
                 raise OSError(f"bytes {first} to {stop} are damaged: another CRC-32 was written")

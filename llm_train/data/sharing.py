@@ -17,7 +17,7 @@ import numpy as np
 from llm_train.data.claims import Claims
 from llm_train.data.encode_unit import Encoding, encode_unit, unit_file
 from llm_train.data.encoding import Cutter
-from llm_train.data.reading import Rules, Task
+from llm_train.data.reading import Assignment, Rules
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER
 from llm_train.data.tokenizer import encoders
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
@@ -27,7 +27,7 @@ _LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class UnitWorker:
     """Work that any number of processes share.
 
     Attributes:
@@ -40,13 +40,13 @@ class Share:
     """
 
     directory: Path
-    tasks: Sequence[Task]
+    tasks: Sequence[Assignment]
     rules: Rules
     end_of_text: int
     sample: Sequence[str]
     shard_tokens: int
 
-    def missing(self) -> list[Task]:
+    def missing(self) -> list[Assignment]:
         """Units that nobody has finished."""
         try:
             names = set(os.listdir(self.directory))

@@ -19,7 +19,7 @@ import tokenizers
 
 from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts, Tokenizer
 from llm_train.data.duplicates import Duplicates
-from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.reading import Assignment, Reading, Rules
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, own_name
 from llm_train.data.split import HashSplit
 from llm_train.data.tokenizer.byte_lengths import byte_lengths
@@ -37,7 +37,7 @@ _SAMPLE_DOCUMENT = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Request:
     """The work to do.
 
     Attributes:
@@ -48,14 +48,14 @@ class Plan:
         max_skipped: part of the documents that may be unreadable.
     """
 
-    tasks: Sequence[Task]
+    tasks: Sequence[Assignment]
     split: Split
     tokenizer: Tokenizer
     duplicates: Duplicates
     max_skipped: float
 
     @property
-    def corpus_tasks(self) -> list[Task]:
+    def corpus_tasks(self) -> list[Assignment]:
         """The units that the split divides."""
         return [task for task in self.tasks if not task.held_out]
 
@@ -88,13 +88,13 @@ class Start:
         held_out = frozenset(map(bytes.fromhex, self.held_out))
         return Rules(split=split, dropped=self.dropped, held_out=held_out)
 
-    def placed(self, tasks: Sequence[Task]) -> list[Task]:
+    def placed(self, tasks: Sequence[Assignment]) -> list[Assignment]:
         """The tasks with what the split has to know."""
         before = iter(self.before)
         return [task if task.held_out else replace(task, before=next(before)) for task in tasks]
 
 
-def find_out(plan: Plan, directory: Path, send: Send) -> None:
+def find_out(plan: Request, directory: Path, send: Send) -> None:
     """Looks, counts and learns, and writes tokenizer, byte lengths and ``start.json``.
 
     Args:
@@ -122,7 +122,7 @@ def find_out(plan: Plan, directory: Path, send: Send) -> None:
     if whole:
         check_sides(plan.split, Counter(piece.split for piece in _pieces(tasks, rules)))
 
-    def texts(tasks: Iterable[Task], only: str = "") -> Iterator[str]:
+    def texts(tasks: Iterable[Assignment], only: str = "") -> Iterator[str]:
         for piece in _pieces(tasks, rules):
             if not only or piece.split == only:
                 yield piece.text
@@ -138,14 +138,14 @@ def find_out(plan: Plan, directory: Path, send: Send) -> None:
     disk.write_manifest(directory / START, asdict(found))
 
 
-def dropped(duplicates: Duplicates, tasks: Iterable[Task]) -> dict[str, str]:
+def dropped(duplicates: Duplicates, tasks: Iterable[Assignment]) -> dict[str, str]:
     """Reasons by key of the documents of a corpus that are copies of others."""
     rules = Rules(split=HashSplit())  # which is not asked
     readings = (Reading(task=task, rules=rules) for task in tasks)
     return duplicates.survey(chain.from_iterable(each.documents() for each in readings))
 
 
-def _look(plan: Plan, rules: Rules) -> tuple[list[str], bool]:
+def _look(plan: Request, rules: Rules) -> tuple[list[str], bool]:
     """A sample of the first documents, and whether these were all."""
     seen, sample, room = 0, list[str](), _SAMPLE_CHARACTERS
     readings = [Reading(task=task, rules=rules) for task in plan.corpus_tasks]
@@ -199,11 +199,11 @@ def skipped_lines(skipped: Mapping[str, int], examples: Mapping[str, str]) -> di
     }
 
 
-def _pieces(tasks: Iterable[Task], rules: Rules) -> Iterator[Piece]:
+def _pieces(tasks: Iterable[Assignment], rules: Rules) -> Iterator[Piece]:
     return chain.from_iterable(Reading(task=task, rules=rules).pieces() for task in tasks)
 
 
-def _held_out(tasks: Iterable[Task], rules: Rules) -> Iterator[bytes]:
+def _held_out(tasks: Iterable[Assignment], rules: Rules) -> Iterator[bytes]:
     """Hashes of held-out texts, of which the corpus may hold copies on the training side."""
     for task in tasks:
         if task.held_out or not rules.split.by_content:

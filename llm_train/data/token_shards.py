@@ -17,8 +17,8 @@ from llm_train.data.base import HELD_OUT, TRAIN, Ids, TokenSource, Windows
 from llm_train.data.documents import Documents, StoredDocuments
 from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
-from llm_train.data.remote_shards import AheadWindows, Remote, RemoteShards, ShardCache
-from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, verify
+from llm_train.data.remote_shards import AheadWindows, RemoteFolder, RemoteShards, ShardCache
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, check_size, describe_file, verify
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError, check_choices
@@ -64,8 +64,8 @@ class TokenShards(TokenSource):
         return Path(self.path) if self._remote is None else None
 
     @cached_property
-    def _remote(self) -> Remote | None:
-        return Remote(self.path, self.cache) if "://" in self.path else None
+    def _remote(self) -> RemoteFolder | None:
+        return RemoteFolder(self.path, self.cache) if "://" in self.path else None
 
     @cached_property
     def _home(self) -> Path:
@@ -149,7 +149,8 @@ class TokenShards(TokenSource):
         if manifest.version == 1:
             return None
         stored = manifest.splits[split]
-        return StoredDocuments(self._home, split, stored.documents, stored.tokens)
+        counts = stored.documents, stored.tokens
+        return StoredDocuments(self._home, split, *counts, verify=self._verify)
 
     def _tokens(self, split: str) -> ShardTokens:
         if self._remote is not None:
@@ -181,6 +182,15 @@ class TokenShards(TokenSource):
                 f"{expected} ids; prepare again with --force"
             )
         return lengths
+
+    def _verify(self, name: str) -> None:
+        """Compares a file of any size alongside the shards with its checksum."""
+        path, files = self._home / name, {file.name: file for file in self.manifest().others}
+        if name not in files:
+            raise DataError(f"{path} is not in its manifest; {REMEDY}")
+        check_size(path, files[name].bytes)
+        if describe_file(path).sha256 != files[name].sha256:
+            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
 
     def _content(self, name: str) -> bytes:
         """A small file alongside the shards, compared with its checksum where there is one."""

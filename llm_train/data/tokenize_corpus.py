@@ -28,16 +28,25 @@ from llm_train.data.claims import Claims
 from llm_train.data.duplicates import Duplicates, KeepCopies
 from llm_train.data.encode_unit import StoredUnit, extras_file
 from llm_train.data.merging import Merged, content_of
-from llm_train.data.reading import Reading, Rules, Task
+from llm_train.data.reading import Assignment, Reading, Rules
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
-from llm_train.data.sharing import Share, available_cores
+from llm_train.data.sharing import UnitWorker, available_cores
 from llm_train.data.snapshot import link
 from llm_train.data.split import HashSplit
-from llm_train.data.start import START, Plan, Start, check_sides, check_skipped, dropped, find_out
+from llm_train.data.start import (
+    START,
+    Request,
+    Start,
+    check_sides,
+    check_skipped,
+    dropped,
+    find_out,
+)
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
 from llm_train.runtime.forked import run_forked
+from llm_train.runtime.launch import find_launch
 
 _log = logging.getLogger(__name__)
 _IDENTITY = "recipe.json"
@@ -55,10 +64,9 @@ class Tokenize(Recipe):
             ``corpus`` that are the same as one of these, byte for byte, are not trained on.
         duplicates: which copies in ``corpus`` are left out, the first of several excepted.
         workers: processes; 0 means one per available core. Does not change the tokens.
-        shard_tokens: tokens per file, at most. Each unit of a corpus, of about 64 MiB, has a file
-            of its own.
-        max_skipped: the part of the documents that may be unreadable before preparing is refused.
-            What filters leave out, empty documents and copies do not count.
+        shard_tokens: tokens per file, at most; each unit of about 64 MiB has files of its own.
+        max_skipped: part of the documents that may be unreadable. What filters leave out, empty
+            documents and copies do not count.
     """
 
     corpus: Corpus
@@ -77,8 +85,8 @@ class Tokenize(Recipe):
         for name in self.held_out:
             if name in (TRAIN, HELD_OUT) or not name.replace("_", "").isalnum():
                 raise ConfigError(
-                    f"held_out.{name} must be a name of letters, digits and _, and neither "
-                    f"{TRAIN} nor {HELD_OUT}; rename it"
+                    f"held_out.{name} must be a name of letters, digits and _ other than {TRAIN} "
+                    f"and {HELD_OUT}; rename it"
                 )
 
     def parts(self) -> Iterator[Part]:
@@ -111,20 +119,20 @@ class Tokenize(Recipe):
         """Does this process's share of the work, and returns when all of it is done.
 
         Raises:
-            DataError: no training text, nothing held out although the split asks for it, or too
-                much that cannot be read.
+            DataError: a side of the split has no text, or too much cannot be read.
         """
         claims, tasks = Claims(directory), self._tasks()
         provenance = self.provenance()
         self._identify(directory, claims, {"recipe": recipe_dict(self), "provenance": provenance})
-        plan = Plan(
+        plan = Request(
             tasks=tasks,
             split=self.split,
             tokenizer=self.tokenizer,
             duplicates=self.duplicates,
             max_skipped=self.max_skipped,
         )
-        with tqdm(unit="B", unit_scale=True, disable=not progress) as bar:
+        hidden = not progress or find_launch().rank > 0
+        with tqdm(unit="B", unit_scale=True, disable=hidden) as bar:
 
             def start() -> None:
                 bar.set_description("reading")
@@ -136,7 +144,7 @@ class Tokenize(Recipe):
             found = Start.load(directory)
             bar.reset()
             bar.set_description("encoding")
-            share = Share(
+            share = UnitWorker(
                 directory=directory,
                 tasks=found.placed(tasks),
                 rules=found.rules(self.split),
@@ -210,14 +218,14 @@ class Tokenize(Recipe):
             content=merged.content,
         ).save(directory)
 
-    def _tasks(self) -> list[Task]:
+    def _tasks(self) -> list[Assignment]:
         """All units, numbered."""
         corpora = {"": self.corpus, **self.held_out}
         units = [
             (name, corpus, unit) for name, corpus in corpora.items() for unit in corpus.units()
         ]
         return [
-            Task(number=number, corpus=corpus, unit=unit, held_out=name)
+            Assignment(number=number, corpus=corpus, unit=unit, held_out=name)
             for number, (name, corpus, unit) in enumerate(units)
         ]
 
@@ -272,7 +280,7 @@ def _show(message: object, bar: tqdm[NoReturn]) -> None:
         _log.warning("%s", message)
 
 
-def _finished(directory: Path, task: Task) -> StoredUnit:
+def _finished(directory: Path, task: Assignment) -> StoredUnit:
     stored = StoredUnit.load(directory, task)
     if stored is None:
         raise DataError(
@@ -286,7 +294,7 @@ def _is_complete(directory: Path) -> bool:
     return (directory / FILE_NAME).exists() or not directory.exists()
 
 
-def _content(task: Task, rules: Rules) -> str:
+def _content(task: Assignment, rules: Rules) -> str:
     reading = Reading(task=task, rules=rules)
     deque(reading.pieces(), maxlen=0)
     return reading.content.hexdigest()

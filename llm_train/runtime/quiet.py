@@ -12,6 +12,7 @@ _ADVICE = (
     "does not have many workers",  # windows of a memory map are read faster than handed over
     "is smaller than the logging interval",  # the last step is always a log point
     "It is recommended to use .self.log.*sync_dist",  # held-out sums are those of all ranks
+    "Total length of `list` across ranks is zero",  # nothing is held out, which a note says
     "`isinstance.treespec, LeafSpec.` is deprecated",
 )
 

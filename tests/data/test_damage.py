@@ -54,6 +54,9 @@ def everything(directory: Path) -> list[object]:
         out = np.empty(len(tokens), dtype=np.int32)
         tokens.read(0, out)
         found.append(out.tolist())
+        places = source.documents(split)
+        assert places is not None
+        found.append([places.find(start) for start in places.starts().tolist()])
     return found
 
 

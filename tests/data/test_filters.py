@@ -30,7 +30,7 @@ class NoShouting(Filter):
 
     def __call__(self, document: Document) -> Document | Skipped:
         if document.text.isupper():
-            return Skipped(document.key, "shouting", intended=True)
+            return Skipped(document.key, "shouting")
         return document
 
 
@@ -48,6 +48,10 @@ def test_filters_change_and_leave_out(tmp_path: Path) -> None:
     assert all(isinstance(item, Skipped) and item.intended for item in rest)
     assert corpus.provenance() == corpus.corpus.provenance()
     assert corpus.preview(2) == [first, rest[0]]
+    path.write_bytes(b"\xff")
+    [unread] = corpus.read()
+    assert isinstance(unread, Skipped)
+    assert not unread.intended
     for wrong in ({"least": 5, "most": 4}, {"least": -1}):
         with pytest.raises(ConfigError, match="least="):
             Length(**wrong)

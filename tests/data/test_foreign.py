@@ -86,9 +86,7 @@ def litdata(folder: Path, documents: Rows, dtype: str) -> None:
 
 
 def mds(folder: Path, documents: Rows, encoding: str) -> None:
-    """Two columns, of which ``note`` takes four bytes where the encoding ends in a plus."""
     folder.mkdir()
-    encoding, more = encoding.rstrip("+"), encoding.endswith("+")
     shards = []
     for n, ids in enumerate((documents[:20], documents[20:])):
         samples = []
@@ -96,12 +94,9 @@ def mds(folder: Path, documents: Rows, encoding: str) -> None:
             value = each.astype(encoding.partition(":")[2] or "int64").tobytes()
             if encoding != "bytes":
                 value = (bytes([1 << 2 | 1]) + np.array([each.size], "<u2").tobytes()) + value
-            note = b"%d" % each.size
-            sizes = [len(note), len(value)] if more else [len(value)]
-            samples.append(np.array(sizes, "<u4").tobytes() + (note if more else b"") + value)
-        names, kinds = ["note", "tokens"], ["str", encoding]
-        shard = {"column_names": names[1 - more :], "column_encodings": kinds[1 - more :],
-                 "column_sizes": [None] * (1 + more), "format": "mds", "version": 2,
+            samples.append(np.array([len(value)], "<u4").tobytes() + value)
+        shard = {"column_names": ["tokens"], "column_encodings": [encoding],
+                 "column_sizes": [None], "format": "mds", "version": 2,
                  "samples": len(ids), "zip_data": None}  # fmt: skip
         config = json.dumps(shard).encode()
         begins = np.cumsum([0] + [len(s) for s in samples]) + 4 * (len(ids) + 2) + len(config)
@@ -130,8 +125,7 @@ FORMATS = [
     *((NanoGPTTokens, llm_c, dtype, False) for dtype in ("uint16", "uint32")),
     *((DatatroveTokens, datatrove, dtype, True) for dtype in ("uint16", "uint32")),
     *((LitDataTokens, litdata, dtype, True) for dtype in ("uint16", "int32", "int64")),
-    *((MosaicTokens, mds, kind, False) for kind in ("bytes", "ndarray:int32", "bytes+")),
-    (MosaicTokens, mds, "ndarray:uint16+", False),
+    *((MosaicTokens, mds, kind, False) for kind in ("bytes", "ndarray:int32", "ndarray:uint16")),
 ]
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from llm_train.data import Change, Mixture, RandomTokens
-from llm_train.data.apportion import LIMIT, Apportionment, Stage, whole_shares
+from llm_train.data.apportion import LIMIT, Apportionment, Shares, whole_shares
 from llm_train.errors import ConfigError
 from llm_train.units import Duration
 
@@ -29,7 +29,7 @@ def change(tokens: int, **weights: float) -> Change:
     return Change(after=Duration(tokens, "tokens"), weights=weights)
 
 
-def asked(stages: Sequence[Stage], samples: int) -> npt.NDArray[np.float64]:
+def asked(stages: Sequence[Shares], samples: int) -> npt.NDArray[np.float64]:
     """(samples + 1, sources) by adding shares up."""
     each = np.zeros((samples, len(stages[0].counts)))
     for stage in stages:
@@ -37,7 +37,7 @@ def asked(stages: Sequence[Stage], samples: int) -> npt.NDArray[np.float64]:
     return np.concatenate([np.zeros((1, each.shape[1])), np.cumsum(each, axis=0)])
 
 
-def furthest(stages: Sequence[Stage], samples: int) -> float:
+def furthest(stages: Sequence[Shares], samples: int) -> float:
     """The most that any prefix has too many or too few of a source; compares all the rest."""
     order = Apportionment(stages)
     kinds = len(stages[0].counts)
@@ -59,13 +59,13 @@ def test_shares_hold_over_every_prefix_whatever_they_are() -> None:
                 weights = (10.0 ** random.uniform(-2, 0, kinds)).round(2) * random.integers(0, 9)
                 weights[random.integers(kinds)] += 1
                 counts = whole_shares(weights.round(1).tolist())
-                stages.append(Stage(first, counts))
+                stages.append(Shares(first, counts))
                 first += int(length)
             assert furthest(stages, 2500) < 1
 
 
 def test_a_million_samples_and_a_place_far_away() -> None:
-    stages = [Stage(0, whole_shares([67, 15, 4.5, 4.5, 4.5, 2.5, 2])), Stage(600_001, (1,) * 7)]
+    stages = [Shares(0, whole_shares([67, 15, 4.5, 4.5, 4.5, 2.5, 2])), Shares(600_001, (1,) * 7)]
     assert furthest(stages, 1_000_000) < 1
     order = Apportionment(stages)
     far = np.array([10**15, 10**15 + 1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from llm_train.data import Change, Mixture, RandomTokens, TokenSource
+from llm_train.data import (
+    Change,
+    Characters,
+    HashSplit,
+    Mixture,
+    RandomTokens,
+    TextFiles,
+    Tokenize,
+    TokenShards,
+    TokenSource,
+    prepare,
+)
 from llm_train.data.module import TokenData
 from llm_train.data.sampler import Share
 from llm_train.testing.configs import losses, part, tiny, write
@@ -27,20 +38,33 @@ SEQUENCE, SAMPLES = 8, 10_016
 PER_STEP = 32  # on up to 4 ranks in up to 8 micro-batches
 
 
-def sources() -> dict[str, TokenSource]:
-    """What the order must not depend on anything for."""
+def sources(folder: Path) -> dict[str, Callable[[], TokenSource]]:
+    """What the order must not depend on anything for; each call makes it anew."""
     parts: dict[str, TokenSource] = {
         name: RandomTokens(vocabulary=50, length=length, seed=length)
         for name, length in (("web", 30_000), ("code", 4000), ("books", 700))
     }
     change = Change(after=Duration(SEQUENCE * 6001, "tokens"), weights={"web": 1, "code": 1})
-    mixture = Mixture(sources=parts, weights={"web": 6, "code": 3, "books": 1}, changes=[change])
-    return {"one": parts["web"], "mixture": mixture, **packed()}
+    weights = {"web": 6.0, "code": 3.0, "books": 1.0}
+    return {
+        "one": lambda: RandomTokens(vocabulary=50, length=30_000, seed=1),
+        "mixture": lambda: Mixture(sources=parts, weights=weights, changes=[change]),
+        "packed": lambda: packed(folder),
+    }
 
 
-def packed() -> dict[str, TokenSource]:
-    """A mixture with documents packed into windows, once there is such a source."""
-    return {}
+def packed(folder: Path) -> Mixture:
+    """A mixture of documents that are packed into windows, and of others that are not."""
+    for name, count in (("short", 90), ("long", 30)):
+        if not (folder / name).exists():
+            lines = [f"{'abcdefg' * (number % 9)} {number}" for number in range(count)]
+            (folder / f"{name}.txt").write_text("\n".join([*lines, "0123456789"]))
+            corpus = TextFiles(paths=[str(folder / f"{name}.txt")], separator="\n")
+            recipe = Tokenize(corpus=corpus, tokenizer=Characters(), split=HashSplit(fraction=0.2))
+            prepare(recipe, folder / name, progress=False)
+    short = TokenShards(path=str(folder / "short"), packing="best_fit")
+    parts = {"short": short, "long": TokenShards(path=str(folder / "long"))}
+    return Mixture(sources=parts, weights={"short": 2, "long": 1})
 
 
 def loader(source: TokenSource, rank: int, ranks: int, accumulation: int, **more: Any) -> Any:
@@ -73,9 +97,10 @@ def steps(source: TokenSource, ranks: int, accumulation: int, **more: Any) -> It
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize("name", sources())
-def test_ranks_workers_accumulation_and_stops_change_nothing(name: str) -> None:
-    source = sources()[name]
+@pytest.mark.parametrize("name", ["one", "mixture", "packed"])
+def test_ranks_workers_accumulation_and_stops_change_nothing(name: str, tmp_path: Path) -> None:
+    made = sources(tmp_path)[name]
+    source = made()
     windows = source.train_windows(SEQUENCE, 5)
     rows = windows.batch(np.arange(SAMPLES)).astype(np.int32)
     expected = [
@@ -91,7 +116,7 @@ def test_ranks_workers_accumulation_and_stops_change_nothing(name: str) -> None:
     stops = sorted(chance.sample(range(1, len(expected)), 20))
     for start, stop in zip([0, *stops], [*stops, len(expected)], strict=True):
         ranks, accumulation = chance.choice([1, 2, 4]), chance.choice([1, 8])
-        rest = steps(sources()[name], ranks, accumulation, consumed=start * PER_STEP)
+        rest = steps(made(), ranks, accumulation, consumed=start * PER_STEP)
         found += [next(rest) for _ in range(stop - start)]
     assert found == expected
 

@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from llm_train.data import TokenShards, remote_shards
-from llm_train.data.remote_shards import Remote, ShardCache
+from llm_train.data.remote_shards import RemoteFolder, ShardCache
 from llm_train.errors import ConfigError, DataError
 from llm_train.testing.configs import part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -22,7 +22,6 @@ class Unsteady(LocalFileSystem):
     """A local folder behind a network that fails as often as it is told to."""
 
     protocol = "unsteady"
-    cachable = False
     failures = 0
     requests: list[tuple[str, int]] = []  # noqa: RUF012 - of the test
 
@@ -144,7 +143,7 @@ def test_damage_at_the_source_is_no_matter_of_the_network(
 ) -> None:
     source = remote(folder, tmp_path / "cache")
     windows = source.train_windows(128, 1)
-    manifest = Remote(f"unsteady://{folder}", source.cache).mirror()
+    manifest = RemoteFolder(f"unsteady://{folder}", source.cache).mirror()
     victim = folder / manifest.splits["train"].shards[0].name
     content = victim.read_bytes()
     try:

@@ -66,9 +66,10 @@ def test_no_batch_has_windows_of_two_held_out_sets(world_size: int) -> None:
     ]
     turns = samplers[0].turns()
     assert len(turns) == 3
-    batches = [list(sampler) for sampler in samplers]
-    first, last = ([b for rank in batches for b in part] for part in zip(*[
-        (rank[: turns[0]], rank[turns[0] :]) for rank in batches], strict=True))  # fmt: skip
-    assert sorted(i for part in first for b in part for i in b if i >= 0) == list(range(7))
-    scored = sorted(i for part in last for b in part for i in b if i >= 0)
-    assert scored == [7 + i * 20 // 9 for i in range(9)]
+    first: list[int] = []
+    last: list[int] = []
+    for sampler in samplers:
+        for turn, batch in enumerate(sampler):
+            (first if turn < turns[0] else last).extend(i for i in batch.tolist() if i >= 0)
+    assert sorted(first) == list(range(7))
+    assert sorted(last) == [7 + i * 20 // 9 for i in range(9)]

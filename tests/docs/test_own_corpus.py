@@ -44,7 +44,7 @@ def test_from_a_folder_to_a_trained_model(fork_server: ForkServer, place: Path) 
 
 def test_each_file_is_complete(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    kinds = [TextFiles, TextFiles, JSONLines, Files, Files, HuggingFace, Files]
+    kinds = [TextFiles, TextFiles, TextFiles, JSONLines, Files, Files, HuggingFace, Files]
     for block, kind in zip(BLOCKS[1:], kinds, strict=True):
         Path("overlay.yaml").write_text(block, "utf-8")
         settings = load_settings(["-c", "own.yaml", "-c", "overlay.yaml"])

@@ -18,11 +18,12 @@ import yaml
 
 from llm_train.testing.command import Outcome
 from llm_train.testing.fork_server import ForkServer
-from llm_train.units import Batch, Duration, Ramp, Scaling
+from llm_train.units import Batch, Duration, Ramp, Scaling, SequenceRamp
 
 ROOT = Path(__file__).parents[2]
 # launching.md is about other people's programs, which test_scripts.py replaces by stand-ins.
 DOCS = [page for page in (ROOT / "docs").glob("*.md") if page.name != "launching.md"]
+DOCS += [ROOT / "docs/data" / name for name in ("audit.md", "tokenizers.md")]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS])
 
 # With these options the quickstart takes seconds.
@@ -98,14 +99,8 @@ def test_extras_exist() -> None:
 
 
 LINES = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
-WITHOUT_SETTINGS = (
-    "advise",
-    "export",
-    "generate",
-    "import",
-    "report",
-    "sweep",
-)  # a run, or a sweep's own file
+# A run, a folder, or a sweep's own file.
+WITHOUT_SETTINGS = ("advise", "data", "export", "generate", "import", "report", "sweep")
 PARSED = [line for line in LINES if line[0] not in WITHOUT_SETTINGS]
 OTHERS = [line for line in LINES if line[0] in WITHOUT_SETTINGS]
 
@@ -153,7 +148,8 @@ def test_commands_parse(results: Results) -> None:
     assert OTHERS
     for line, (code, _, err) in zip(OTHERS, results.others, strict=True):
         assert code == 2
-        assert "does not exist" in err or "no metrics.jsonl" in err, f"{line}: {err}"
+        missing = ("does not exist", "no metrics.jsonl", "no prepared tokens", "no such file")
+        assert any(words in err for words in missing), f"{line}: {err}"
 
 
 def test_annotated_configuration(results: Results) -> None:
@@ -161,7 +157,9 @@ def test_annotated_configuration(results: Results) -> None:
     assert code == 0, err
     plain = yaml.safe_load(out)
     scaling = Scaling(**plain["batch"]["scaling"])
-    batch = Batch(**{**plain["batch"], "scaling": scaling, "ramp": Ramp()})
+    batch = Batch(
+        **{**plain["batch"], "scaling": scaling, "ramp": Ramp(), "sequence_ramp": SequenceRamp()}
+    )
     assert scaling.factor(batch.tokens) == 2.0
     assert batch.accumulation(1) == 8
     assert batch.accumulation(2) == 4

@@ -13,9 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from llm_train.cli import load_settings
 from llm_train.model.optimizer import AdamW, TorchOptimizer
-from llm_train.plan.draft import plan
+from llm_train.plan.cost_model import CostModel
+from llm_train.plan.draft import configured, on_devices, plan
 from llm_train.plan.speed import LINK_EFFICIENCY, transfer_seconds
 from llm_train.runtime.devices import device_called
+from llm_train.settings import Settings
 from llm_train.testing import configs
 from llm_train.testing.command import refused, run
 from llm_train.testing.fork_server import ForkServer
@@ -82,25 +84,26 @@ class Secretive(torch.optim.SGD):
         super().step(closure)
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (
-            torch.optim.Adafactor,
-            "formula 0.0 MiB; simulated 0.0",
-        ),  # reads a number while it updates
-        (Secretive, "unknown, and left out of all sums"),
-    ],
-)
-def test_an_unusual_optimizer_never_stops_a_plan(
-    kind: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = configs.write(tmp_path / "c.yaml", configs.tiny(tmp_path / "run"))
+def with_optimizer(kind: Any, folder: Path) -> Settings:
+    path = configs.write(folder / "c.yaml", configs.tiny(folder / "run"))
     settings = load_settings(["-c", str(path)])
     settings.task.optimizer_config = TorchOptimizer(optimizer=partial(kind, lr=0.1))
-    plan(settings, "h100", "", devices=1, nodes=1)
+    return settings
+
+
+def test_an_unusual_optimizer_never_stops_a_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(with_optimizer(Secretive, tmp_path), "h100", "", devices=1, nodes=1)
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "optimizer state " in line)
-    assert said in row
+    assert "unknown, and left out of all sums" in row
+
+
+def test_an_optimizer_that_reads_a_number_while_it_updates_is_simulated(tmp_path: Path) -> None:
+    settings = on_devices(with_optimizer(torch.optim.Adafactor, tmp_path), devices=1, nodes=1)
+    _, shown, _ = configured(CostModel(settings, device_called("h100")))
+    row = shown["memory of one rank"]["optimizer state"]
+    assert "formula 0.0 MiB; simulated 0.0" in row
 
 
 def test_a_ring_by_hand() -> None:

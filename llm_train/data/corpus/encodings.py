@@ -12,7 +12,7 @@ import logging
 from functools import cache
 
 from llm_train.data.corpus.found import library
-from llm_train.data.corpus.opening import BUFFER_BYTES, Content, Converted
+from llm_train.data.corpus.opening import BUFFER_BYTES, Converted, Unpacked
 from llm_train.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def is_utf8(encoding: str) -> bool:
         ) from None
 
 
-def as_utf8(content: Content, encoding: str) -> io.BufferedReader:
+def as_utf8(content: Unpacked, encoding: str) -> io.BufferedReader:
     """The content's bytes in UTF-8, without a byte order mark.
 
     Raises:
@@ -66,7 +66,7 @@ def as_utf8(content: Content, encoding: str) -> io.BufferedReader:
     return stream
 
 
-def _guessed(content: Content) -> str:
+def _guessed(content: Unpacked) -> str:
     sample = content.head(_SAMPLE_BYTES)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)  # its end may cut a character

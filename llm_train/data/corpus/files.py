@@ -12,7 +12,7 @@ from llm_train.data.base import Corpus, Skipped, Unit
 from llm_train.data.corpus.encodings import as_utf8, is_utf8
 from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.found import FoundFile, find
-from llm_train.data.corpus.opening import Content, contents, kind_of, named_cause, opened
+from llm_train.data.corpus.opening import Unpacked, contents, kind_of, named_cause, opened
 from llm_train.data.corpus.rows import Item
 from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError
@@ -109,7 +109,7 @@ class NamedFiles(FileCorpus):
         is_utf8(self.encoding)
 
     @abstractmethod
-    def format_of(self, content: Content) -> Format | None:
+    def format_of(self, content: Unpacked) -> Format | None:
         """How to read a file or a member; None: it is neither text nor a known format."""
 
     def files(self) -> list[FoundFile]:
@@ -123,7 +123,7 @@ class NamedFiles(FileCorpus):
     def spans(self, file: FoundFile) -> Sequence[Span]:
         """Of files that are neither packed nor in another encoding than UTF-8."""
         with named_cause(file.path), opened(file) as stream:
-            content = Content(file.key, file.path, file.path, stream, kind_of(stream))
+            content = Unpacked(file.key, file.path, file.path, stream, kind_of(stream))
             found = self.format_of(content)
             if found is None or found.is_text == bool(content.kind):
                 return ()  # packed, or not to be read at all

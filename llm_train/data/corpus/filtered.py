@@ -12,6 +12,7 @@ from typing import Literal
 from llm_train.context import Part
 from llm_train.data.base import Corpus, Document, Skipped, Unit
 from llm_train.data.corpus.rows import Item
+from llm_train.data.reading import passed
 from llm_train.errors import ConfigError, check_at_least, check_choices
 
 
@@ -45,14 +46,7 @@ class Filtered(Corpus):
 
     def documents(self, unit: Unit) -> Iterator[Item]:
         """What the filters leave, and the reasons for the rest."""
-        for item in self.corpus.documents(unit):
-            for each in self.filters:
-                if isinstance(item, Skipped):
-                    break
-                item = each(item)
-                if isinstance(item, Skipped):
-                    item = item._replace(intended=True)
-            yield item
+        return (passed(item, self.filters) for item in self.corpus.documents(unit))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +90,7 @@ class Length(Filter):
         """The document, if its length is allowed."""
         length = len(document.text.strip())
         if length < self.least:
-            return Skipped(document.key, f"shorter than {self.least} characters", str(length), True)
+            return Skipped(document.key, f"shorter than {self.least} characters", str(length))
         if length > (self.most or math.inf):
-            return Skipped(document.key, f"longer than {self.most} characters", str(length), True)
+            return Skipped(document.key, f"longer than {self.most} characters", str(length))
         return document

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from llm_train.errors import ConfigError, DataError
 
@@ -127,7 +128,7 @@ def _unreachable(url: str, error: BaseException) -> DataError:
     )
 
 
-def library(name: str, extra: str) -> Any:
+def library(name: str, extra: str) -> ModuleType:
     """A module of a package that only some settings need.
 
     Args:

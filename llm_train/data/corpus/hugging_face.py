@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -125,7 +126,7 @@ class HuggingFace(Corpus):
             names = rows.column_names
             return rows if names is None else rows.select_columns(self._text.columns(names))
 
-    def _loaded(self, datasets: Any) -> Any:
+    def _loaded(self, datasets: ModuleType) -> Any:
         if self._saved():
             rows = datasets.load_from_disk(self.path)
             if not isinstance(rows, datasets.DatasetDict):

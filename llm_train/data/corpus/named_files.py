@@ -12,16 +12,22 @@ from llm_train.data.corpus.encodings import MARKS
 from llm_train.data.corpus.files import NamedFiles
 from llm_train.data.corpus.formats.base import Format
 from llm_train.data.corpus.formats.columns import Columns
+from llm_train.data.corpus.formats.delimited import Delimited
 from llm_train.data.corpus.formats.json_values import JSONValues
-from llm_train.data.corpus.formats.table import Table
 from llm_train.data.corpus.formats.text import PlainText
-from llm_train.data.corpus.opening import Content
+from llm_train.data.corpus.opening import Unpacked
 from llm_train.data.corpus.rows import RowText
 from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import check_choices
 
 _FORMATS: dict[str, type[Format]] = {
-    **{"text": PlainText, "json": JSONValues, "csv": Table, "parquet": Columns, "arrow": Columns}
+    **{
+        "text": PlainText,
+        "json": JSONValues,
+        "csv": Delimited,
+        "parquet": Columns,
+        "arrow": Columns,
+    }
 }
 _SUFFIXES = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson", ".jsonlines"), "json"),
@@ -48,7 +54,7 @@ class TextFiles(NamedFiles):
 
     separator: str = ""
 
-    def format_of(self, content: Content) -> Format:
+    def format_of(self, content: Unpacked) -> Format:
         """Text, whatever the name of the file."""
         return PlainText(separator=self.separator)
 
@@ -91,7 +97,7 @@ class JSONLines(RowFiles):
             are skipped.
     """
 
-    def format_of(self, content: Content) -> Format:
+    def format_of(self, content: Unpacked) -> Format:
         """JSON, whatever the name of the file."""
         return JSONValues(rows=self.rows)
 
@@ -125,7 +131,7 @@ class Files(RowFiles):
         super().__post_init__()
         check_choices(self)
 
-    def format_of(self, content: Content) -> Format | None:
+    def format_of(self, content: Unpacked) -> Format | None:
         """The format that is configured, or that of the name and the first bytes."""
         name: str = self.format
         if name == "auto":
@@ -136,7 +142,7 @@ class Files(RowFiles):
         options = {"separator": self.separator, "delimiter": self.delimiter}
         return _FORMATS[name](rows=self.rows, **options)
 
-    def _is_binary(self, content: Content) -> bool:
+    def _is_binary(self, content: Unpacked) -> bool:
         """Whether NUL bytes show that it is a picture, sound or program."""
         may_have = self.encoding not in ("utf-8", "auto") or content.head(4).startswith((*MARKS,))
         return not may_have and b"\0" in content.head(1024)

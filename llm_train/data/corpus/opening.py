@@ -47,7 +47,7 @@ _DECOMPRESS: dict[str, Callable[[io.BufferedReader], Any]] = {
 }
 
 
-class Content(NamedTuple):
+class Unpacked(NamedTuple):
     """What is left of a file when nothing is packed any more.
 
     Attributes:
@@ -69,7 +69,7 @@ class Content(NamedTuple):
         return self.stream.peek(size)[:size]
 
 
-def contents(file: FoundFile, members: str) -> Iterator[Content]:
+def contents(file: FoundFile, members: str) -> Iterator[Unpacked]:
     """The file, decompressed, or each member of the archive that it is.
 
     Args:
@@ -78,7 +78,7 @@ def contents(file: FoundFile, members: str) -> Iterator[Content]:
     """
     with named_cause(file.path), opened(file) as stream:
         name = PurePosixPath(file.path).name
-        content = _unpacked(Content(file.key, file.path, name, stream, kind_of(stream)))
+        content = _unpacked(Unpacked(file.key, file.path, name, stream, kind_of(stream)))
         if content.kind not in ("zip", "tar"):
             yield content
             return
@@ -89,7 +89,7 @@ def contents(file: FoundFile, members: str) -> Iterator[Content]:
                 inner, path = io.BufferedReader(member, BUFFER_BYTES), f"{file.path}!{name}"
                 with named_cause(path):
                     key = f"{file.key}!{name}"
-                    yield _unpacked(Content(key, path, name, inner, kind_of(inner)))
+                    yield _unpacked(Unpacked(key, path, name, inner, kind_of(inner)))
 
 
 def opened(file: FoundFile) -> io.BufferedReader:
@@ -121,7 +121,7 @@ def kind_of(stream: io.BufferedReader) -> str:
     return next((kind for kind, at, magic in _MAGIC if head[at:].startswith(magic)), "")
 
 
-def _unpacked(content: Content) -> Content:
+def _unpacked(content: Unpacked) -> Unpacked:
     """The content of compressed content, however often."""
     suffix = PurePosixPath(content.name).suffix.lower()
     expected, head = _SUFFIXES.get(suffix, content.kind), content.head(16)
@@ -147,7 +147,7 @@ def _zip_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:  # without seeking
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarHeader) as archive:  # without seeking
         while member := archive.next():
             if member.isfile() and (inner := archive.extractfile(member)):
                 yield member.name, Converted(inner, bytes)  # which does not claim to seek
@@ -155,7 +155,7 @@ def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
             archive.members = []  # type: ignore[attr-defined]
 
 
-class _Member(tarfile.TarInfo):
+class _TarHeader(tarfile.TarInfo):
     """Of an archive that ends as it should: Python takes the end of the file for its end, too."""
 
     @classmethod

@@ -59,7 +59,7 @@ class FileTokens(MappedTokens):
         return self._stretches[number]
 
 
-class Part(Tokens):
+class Excerpt(Tokens):
     """Tokens ``start .. stop`` of a row."""
 
     def __init__(self, row: Tokens, start: int, stop: int) -> None:
@@ -186,7 +186,7 @@ class ForeignTokens(TokenSource):
     def _row(self, split: str) -> Tokens:
         path, start, stop = self._bounds(split)
         row = self._rows[path]
-        return row if stop - start == len(row) else Part(row, start, stop)
+        return row if stop - start == len(row) else Excerpt(row, start, stop)
 
     def vocab_size(self) -> int:
         """As configured, or as the tokenizer has it."""

@@ -1,10 +1,10 @@
 """Shards of MosaicML's ``streaming`` (MDS), in which the ids of a sample lie between other bytes.
 
 A shard is the number of its samples, where they begin and the last one ends (32-bit each), a copy
-of its entry in ``index.json``, and the samples: the sizes of all columns whose size is not fixed,
-then the columns. An ``ndarray`` of unknown shape begins with the number of its dimensions, and
-these. Where ids lie is therefore looked up when a shard is opened. Samples follow one another in
-the row; nothing says whether they are documents.
+of its entry in ``index.json``, and the samples: the size of the column, unless it is fixed, and the
+column. An ``ndarray`` of unknown shape begins with the number of its dimensions, and these. Where
+ids lie is therefore looked up when a shard is opened. Samples follow one another in the row;
+nothing says whether they are documents.
 """
 
 from __future__ import annotations
@@ -34,40 +34,32 @@ class MosaicTokens(ForeignTokens):
         held_out_tokens: or so many tokens at the end of ``path``.
         vocabulary: number of token ids; 0 takes the tokenizer's.
         tokenizer: the ``tokenizer.json`` that made the ids, for bits per byte and generating text.
-        column: that holds the ids.
         dtype: of the ids, where the column's encoding is ``bytes`` and does not say it.
     """
 
-    column: str = "tokens"
     dtype: str = "int64"
 
     def open(self, path: str) -> FileTokens:
         """The samples of all shards, one after another."""
         shards = read_index(path)["shards"]
-        for shard in shards:
-            if self.column not in shard["column_names"]:
-                raise DataError(
-                    f"{path} has no column {self.column}; it has {shard['column_names']}"
-                )
-        number = shards[0]["column_names"].index(self.column)
-        kind, _, form = shards[0]["column_encodings"][number].partition(":")
+        names, [size] = shards[0]["column_names"], shards[0]["column_sizes"][:1]
+        kind, _, form = shards[0]["column_encodings"][0].partition(":")
         dtype, _, shape = (form if kind == "ndarray" else self.dtype).partition(":")
-        if kind not in ("bytes", "ndarray") or not dtype:
+        if len(names) > 1 or kind not in ("bytes", "ndarray") or not dtype:
             raise DataError(
-                f"{path}: column {self.column} is {kind}, not token ids; write it as ndarray:int32"
+                f"{path} has {names} of {shards[0]['column_encodings']}, not token ids alone; "
+                "write one column as ndarray:int32"
             )
-        samples = _Samples(shards[0]["column_sizes"], number, kind == "ndarray" and not shape)
-        return SampleTokens(
-            [_file(Path(path), shard) for shard in shards], samples, dtype, self.vocab_size()
-        )
+        samples = _Samples(0 if size else 4, kind == "ndarray" and not shape)
+        files = [_file(Path(path), shard) for shard in shards]
+        return SampleTokens(files, samples, dtype, self.vocab_size())
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Where the ids lie in a sample: in column ``number``, which begins with a shape or not."""
+    """Where the ids lie in a sample: after ``head`` bytes, and then after a shape or not."""
 
-    sizes: list[int | None]
-    number: int
+    head: int
     shaped: bool
 
     def find(self, file: Path) -> tuple[Starts, Starts]:
@@ -75,20 +67,9 @@ class _Samples:
         content = np.memmap(file, np.uint8, "r")
         count = int(content[:4].view("<u4")[0])
         borders = content[4 : 8 + 4 * count].view("<u4").astype(np.int64)
-        begins, lengths = borders[:-1], np.diff(borders)
-        head = 4 * self.sizes.count(None)
-        if len(self.sizes) == 1:  # nothing of a sample must be read
-            places, sizes = begins + head, lengths - head
-        else:
-            columns = np.cumsum([0, *(size is None for size in self.sizes)])
-            written = content[begins[:, None] + np.arange(head)].view("<u4").astype(np.int64)
-            wide = [
-                written[:, columns[n]] if size is None else np.full(count, size)
-                for n, size in enumerate(self.sizes)
-            ]
-            places, sizes = begins + head + sum(wide[: self.number]), wide[self.number]
+        places, sizes = borders[:-1] + self.head, np.diff(borders) - self.head
         if self.shaped and count:
-            # Samples of one length have one shape; then one of them tells it.
+            # Samples of one length have one shape, which the first one tells; no other is read.
             asked = places[:1] if np.ptp(sizes) == 0 else places
             skipped = 1 + (content[asked] >> 2).astype(np.int64) * (1 << (content[asked] & 3))
             places, sizes = places + skipped, sizes - skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -125,3 +126,31 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair() -> None:
     seen = dense_mask(first)[:, 0, 1:, 1:]
     assert torch.equal(seen[1:], (same & torch.ones_like(same).tril())[1:])
     assert torch.equal(seen[0, -70:].sum(1), torch.ones(70, dtype=torch.long))  # each by itself
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*The .grad attribute of a Tensor that is not a leaf.*")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.skipif(sys.platform != "linux", reason="inductor's CPU back end needs g++")
+def test_compiled_kernels_equal_plain_attention() -> None:
+    """FlexAttention, which has no backward on a CPU, and blocks compiled with the other mask."""
+    network = Transformer(**{**SMALL, "width": 64, "max_sequence": 256, "init_std": 0.1}).build()
+    initialise(network, 1)
+    tokens = torch.randint(VOCAB, (2, 256), generator=torch.Generator().manual_seed(3))
+    dense, blocks = (confine(tokens, END, blocks=kind) for kind in (False, True))
+
+    def logits(documents: Any) -> Tensor:
+        found: Tensor = network(tokens, lambda h, head: head.logits(h), documents=documents)
+        return found
+
+    expected = logits(dense)
+    expected.square().mean().backward()  # type: ignore[no-untyped-call]
+    gradient = gradients(network)
+    with torch.no_grad():  # before the blocks: in their graph, a CPU's template has errors (2.13)
+        torch.testing.assert_close(logits(blocks), expected, rtol=1e-4, atol=1e-4)
+    for block in network.blocks():
+        block.compile(dynamic=False, fullgraph=True)
+    found = logits(dense)
+    found.square().mean().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(network), gradient, rtol=1e-4, atol=1e-5)

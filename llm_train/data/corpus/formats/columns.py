@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_train.data.base import Skipped
 from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.found import library
 from llm_train.data.corpus.opening import BUFFER_BYTES
 from llm_train.data.corpus.rows import Item
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 _ROWS = 64  # at a time; a row may be a book
 
@@ -55,7 +58,7 @@ class Columns(Format):
                 length = 0
         return [Span(start, stop) for start, stop in pairwise(cuts)]
 
-    def _items(self, batch: Any, key: str, number: int) -> Iterator[Item]:
+    def _items(self, batch: RecordBatch, key: str, number: int) -> Iterator[Item]:
         try:
             rows = batch.to_pylist()
         except UnicodeDecodeError:  # Arrow's writers do not look; halves, to lose one row only
@@ -70,7 +73,7 @@ class Columns(Format):
             yield self.rows.document(f"{key}:{at}", row)
 
 
-def _parts(batch: Any, rows: int) -> Iterator[Any]:
+def _parts(batch: RecordBatch, rows: int) -> Iterator[RecordBatch]:
     return (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
 
 

@@ -46,7 +46,7 @@ def spell_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, options
 
 
-def layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
+def of(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
     """What each file and then each option sets.
 
     Raises:

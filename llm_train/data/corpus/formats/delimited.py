@@ -11,7 +11,7 @@ from llm_train.data.corpus.formats.base import LONGEST_BYTES, Format, Span
 from llm_train.data.corpus.rows import Item
 
 
-class Table(Format):
+class Delimited(Format):
     """One row a record, which may have line ends between quotes."""
 
     def read(self, stream: io.BufferedReader, key: str, span: Span | None) -> Iterator[Item]:
