@@ -44,6 +44,9 @@ class WarmStart:
         source = open_weights(self.path)
         here = {canonical_name(n): tuple(p.shape) for n, p in context.network.named_parameters()}
         there, wrong = source.shapes, []
+        for pattern in self.leave_out:
+            if not any(fnmatchcase(name, pattern) for name in {*here, *there}):
+                yield f"init_from.leave_out: {pattern} names no parameter; correct or remove it"
         for name in [*here, *(name for name in there if name not in here)]:
             if not self._left_out(name) and not _fits(name, there.get(name), here.get(name)):
                 shapes = (shape or "absent" for shape in (there.get(name), here.get(name)))

@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     (line,) = refused("check", "-c", file, source, "--model.network.tied=true")
     assert "head.weight" in line
     assert "init_from.leave_out" in line
+    (line,) = refused("check", "-c", file, source, "--init_from.leave_out=[haed.*]")
+    assert "haed.*" in line
     (line,) = refused("check", "-c", file, "--init_from.path=nowhere")
     assert "nowhere" in line
     (line,) = refused("export", str(trained / "run"), str(trained))
@@ -163,3 +165,4 @@ def test_every_rank_begins_with_its_part(
     log = tmp_path / "log.txt"
     assert fork_server.run(*arguments, *both, ranks=2, log=log) == [0, 0], log.read_text()
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert "LlamaForCausalLM" in done("export", str(tmp_path / "two"), str(tmp_path / "out"))
