@@ -13,11 +13,11 @@ from typing import Any
 
 from benchmarks.peers.ours import write_shards
 from benchmarks.work import write_tokens
-from llm_train.data.base import TokenSource
 from llm_train.data.mixture import Mixture
 from llm_train.data.module import TokenData
 from llm_train.data.sampler import Share
 from llm_train.data.token_shards import TokenShards
+from llm_train.data.token_source import TokenSource
 
 SAMPLES = 1_000_000
 TURNS = 20

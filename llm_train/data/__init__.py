@@ -11,9 +11,7 @@ from llm_train.data.base import Skipped as Skipped
 from llm_train.data.base import Split as Split
 from llm_train.data.base import Texts as Texts
 from llm_train.data.base import Tokenizer as Tokenizer
-from llm_train.data.base import TokenSource as TokenSource
 from llm_train.data.base import Unit as Unit
-from llm_train.data.base import Windows as Windows
 from llm_train.data.corpus.filtered import Filter as Filter
 from llm_train.data.corpus.filtered import Filtered as Filtered
 from llm_train.data.corpus.filtered import Length as Length
@@ -43,6 +41,8 @@ from llm_train.data.random_tokens import RandomTokens as RandomTokens
 from llm_train.data.split import HashSplit as HashSplit
 from llm_train.data.split import TailSplit as TailSplit
 from llm_train.data.token_shards import TokenShards as TokenShards
+from llm_train.data.token_source import TokenSource as TokenSource
+from llm_train.data.token_source import Windows as Windows
 from llm_train.data.tokenize_corpus import Tokenize as Tokenize
 from llm_train.data.tokenizer.characters import Characters as Characters
 from llm_train.data.tokenizer.raw_bytes import Bytes as Bytes

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from llm_train.data.base import Ids, TokenSpan, Windows
+from llm_train.data.base import Ids
 from llm_train.data.order import keys
+from llm_train.data.token_source import TokenSpan, Windows
 from llm_train.errors import ConfigError
 
 _WHOLE = 1 << 64  # keys are below

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.apportion import Apportionment, Counts
-from llm_train.data.base import Ids, TokenSpan, Windows
+from llm_train.data.base import Ids
+from llm_train.data.token_source import TokenSpan, Windows
 from llm_train.data.windows import Located
 
 _TOGETHER = 64  # windows

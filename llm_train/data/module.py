@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm_train.context import Context, Part
-from llm_train.data.base import NO_TOKEN, Recipe, TokenSource, Windows
+from llm_train.data.base import NO_TOKEN, Recipe
 from llm_train.data.preparation import Prepared
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
+from llm_train.data.token_source import TokenSource, Windows
 from llm_train.data.windows import JoinedWindows
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError, LLMTrainError

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_train.data.base import HELD_OUT, Ids, TokenSource, Windows
+from llm_train.data.base import HELD_OUT, Ids
 from llm_train.data.order import keys, mix
+from llm_train.data.token_source import TokenSource, Windows
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
 from llm_train.errors import check_at_least
 

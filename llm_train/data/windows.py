@@ -15,8 +15,9 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import NO_TOKEN, Ids, TokenSpan, Windows
+from llm_train.data.base import NO_TOKEN, Ids
 from llm_train.data.order import keys, permute
+from llm_train.data.token_source import TokenSpan, Windows
 from llm_train.errors import DataError
 
 # Starts are computed for so many neighbours at a time: a thousand cost little more than one.

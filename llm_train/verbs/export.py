@@ -27,7 +27,7 @@ class ExportVerb(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Ends with 2, and leaves nothing, where no architecture fits or the proof fails."""
-        from llm_train.run.leaving import export
+        from llm_train.run.exported import export
         from llm_train.runtime.terminal import say, section
 
         proof = export(

@@ -20,7 +20,7 @@ class Import(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Ends with 2, and leaves nothing, where nothing fits or the proof fails."""
-        from llm_train.exchange.imported_run import import_folder
+        from llm_train.exchange.incoming import import_folder
         from llm_train.runtime.terminal import say, section
 
         out = Path(flags.out)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from llm_train.data.base import Ids, Windows
+from llm_train.data.base import Ids
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
+from llm_train.data.token_source import Windows
 from llm_train.errors import ConfigError
 
 END, PRE, SUF, MID = 0, 1, 2, 3

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.exchange.exported_folder import Export
 from llm_train.exchange.families import families, fitting
+from llm_train.exchange.outgoing import Export
 from llm_train.exchange.weights import CheckpointWeights, open_folder
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.network.base import LanguageModel

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llm_train.data.base import NO_TOKEN, TRAIN, TokenSource
+from llm_train.data.base import NO_TOKEN, TRAIN
 from llm_train.data.documents import Documents, Place
+from llm_train.data.token_source import TokenSource
 
 
 class Passage(NamedTuple):

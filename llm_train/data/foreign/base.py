@@ -19,9 +19,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_train.data.base import END_OF_TEXT, HELD_OUT, NO_TOKEN, TRAIN, Ids, TokenSource, Windows
+from llm_train.data.base import END_OF_TEXT, HELD_OUT, NO_TOKEN, TRAIN, Ids
 from llm_train.data.documents import Documents, Place
 from llm_train.data.reader import MappedTokens
+from llm_train.data.token_source import TokenSource, Windows
 from llm_train.data.tokenizer.byte_lengths import byte_lengths
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, tokenizer_file, vocabulary_size
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
@@ -34,7 +35,7 @@ Starts = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
-class Stretch(NamedTuple):
+class FileStretch(NamedTuple):
     """Bytes ``first .. first + size`` of a file, which are token ids and nothing else."""
 
     path: Path
@@ -47,7 +48,7 @@ class FileTokens(MappedTokens):
 
     remedy = "restore it from a copy, or write the corpus again"
 
-    def __init__(self, stretches: Iterable[Stretch], dtype: str, vocab_size: int) -> None:
+    def __init__(self, stretches: Iterable[FileStretch], dtype: str, vocab_size: int) -> None:
         self._stretches = [stretch for stretch in stretches if stretch.size]
         width = np.dtype(dtype).itemsize
         for path, _, size in self._stretches:
@@ -55,7 +56,7 @@ class FileTokens(MappedTokens):
                 raise DataError(f"{path} ends within an id of {width} bytes; {self.remedy}")
         super().__init__((stretch.size for stretch in self._stretches), dtype, vocab_size)
 
-    def _file(self, number: int) -> Stretch:
+    def _file(self, number: int) -> FileStretch:
         return self._stretches[number]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.foreign.base import FileTokens, ForeignTokens, Starts, Stretch, files_at
+from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, Starts, files_at
 from llm_train.errors import DataError
 
 
@@ -30,7 +30,7 @@ class DatatroveTokens(ForeignTokens):
     def open(self, path: str) -> FileTokens:
         """One file after another."""
         files = files_at(path, "*.ds")
-        stretches = [Stretch(file, 0, file.stat().st_size) for file in files]
+        stretches = [FileStretch(file, 0, file.stat().st_size) for file in files]
         return FileTokens(stretches, f"uint{8 * self._width(files[0])}", self.vocab_size())
 
     def starts(self, path: str) -> Starts | None:

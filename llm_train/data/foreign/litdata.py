@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_train.data.foreign.base import FileTokens, ForeignTokens, Starts, Stretch
+from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, Starts
 from llm_train.errors import DataError
 
 _DTYPES = {
@@ -54,7 +54,7 @@ class LitDataTokens(ForeignTokens):
             file, first = Path(path) / chunk["filename"], _header_bytes(chunk)
             if file.stat().st_size != chunk["chunk_bytes"]:
                 raise DataError(f"{file} has not the {chunk['chunk_bytes']} bytes of the index")
-            stretches.append(Stretch(file, first, chunk["chunk_bytes"] - first))
+            stretches.append(FileStretch(file, first, chunk["chunk_bytes"] - first))
         return FileTokens(stretches, dtype, self.vocab_size())
 
     def starts(self, path: str) -> Starts:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.foreign.base import FileTokens, ForeignTokens, Starts, Stretch
+from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, Starts
 from llm_train.errors import DataError
 
 _HEADER = np.dtype(
@@ -37,7 +37,7 @@ class MegatronTokens(ForeignTokens):
     def open(self, path: str) -> FileTokens:
         """All of the ``.bin`` file."""
         header, file = _header(path), _file(path, ".bin")
-        return FileTokens([Stretch(file, 0, file.stat().st_size)], header[0], self.vocab_size())
+        return FileTokens([FileStretch(file, 0, file.stat().st_size)], header[0], self.vocab_size())
 
     def starts(self, path: str) -> Starts:
         """First tokens of the first sequences of documents."""

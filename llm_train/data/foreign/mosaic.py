@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llm_train.data.base import Ids
-from llm_train.data.foreign.base import FileTokens, ForeignTokens, Starts, Stretch
+from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, Starts
 from llm_train.data.foreign.litdata import read_index
 from llm_train.data.reader import Shard
 from llm_train.errors import DataError
@@ -81,7 +81,7 @@ class SampleTokens(FileTokens):
 
     def __init__(self, files: list[Path], samples: _Samples, dtype: str, vocab_size: int) -> None:
         self._samples = samples
-        found = (Stretch(file, 0, int(samples.find(file)[1].sum())) for file in files)
+        found = (FileStretch(file, 0, int(samples.find(file)[1].sum())) for file in files)
         super().__init__(found, dtype, vocab_size)
         self._tables: dict[int, tuple[Starts, Starts]] = {}
 
@@ -92,9 +92,9 @@ class SampleTokens(FileTokens):
             self._check_ids(self._stretches[0].path.parent, 0, ids)
         return ids
 
-    def _file(self, number: int) -> Stretch:
+    def _file(self, number: int) -> FileStretch:
         path = self._stretches[number].path
-        return Stretch(path, 0, path.stat().st_size)
+        return FileStretch(path, 0, path.stat().st_size)
 
     def _map(self, number: int) -> Shard:
         shard = super()._map(number)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_train.data.foreign.base import FileTokens, ForeignTokens, Stretch, files_at
+from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, files_at
 from llm_train.errors import DataError
 
 _HEADER_BYTES = 1024
@@ -38,12 +38,12 @@ class NanoGPTTokens(ForeignTokens):
         return FileTokens((stretch for _, stretch in found), kinds.pop(), self.vocab_size())
 
 
-def _stretch(file: Path) -> tuple[str, Stretch]:
+def _stretch(file: Path) -> tuple[str, FileStretch]:
     size, header = file.stat().st_size, np.fromfile(file, "<i4", 3)
     dtype = _DTYPES.get(int(header[0])) if header.size == 3 and size >= _HEADER_BYTES else None
     if dtype is None:
-        return "uint16", Stretch(file, 0, size)
+        return "uint16", FileStretch(file, 0, size)
     expected = _HEADER_BYTES + int(header[2]) * np.dtype(dtype).itemsize
     if size != expected:
         raise DataError(f"{file} has {size} bytes, its header says {expected}; copy it again")
-    return dtype, Stretch(file, _HEADER_BYTES, expected - _HEADER_BYTES)
+    return dtype, FileStretch(file, _HEADER_BYTES, expected - _HEADER_BYTES)

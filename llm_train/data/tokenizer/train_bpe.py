@@ -10,8 +10,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llm_train.context import Context
-from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer, too_many_ids
+from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
 from llm_train.data.encoding import Cutter
+from llm_train.data.token_source import too_many_ids
 from llm_train.errors import check_at_least
 
 _SAMPLE_BYTES = 100_000_000

@@ -19,7 +19,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from llm_train.context import Context
-from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer, too_many_ids
+from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
+from llm_train.data.token_source import too_many_ids
 from llm_train.data.tokenizer.raw_bytes import byte_characters
 from llm_train.data.tokenizer.train_bpe import first_bytes
 from llm_train.errors import DataError, check_at_least

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llm_train.checkpoint import dcp
 from llm_train.checkpoint.store import CheckpointStore
-from llm_train.exchange.exported_folder import staging
+from llm_train.exchange.outgoing import staging
 from llm_train.exchange.proof import Proof, prove
 from llm_train.exchange.safetensor_files import transformers
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER

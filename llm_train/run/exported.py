@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_train.checkpoint import manifest
-from llm_train.data.base import END_OF_TEXT, Tokenizer
-from llm_train.exchange.exported_folder import DTYPES, Export
+from llm_train.data.base import END_OF_TEXT
 from llm_train.exchange.families import fitting
+from llm_train.exchange.outgoing import DTYPES, Export
 from llm_train.exchange.proof import Proof
 from llm_train.exchange.weights import CheckpointWeights
 from llm_train.model.network.transformer import Transformer
@@ -43,12 +43,12 @@ def export(
     network = settings.task.network_config
     fitting(network)
     assert isinstance(network, Transformer), "no other fits"
-    file, parts = path / "tokenizer.json", settings.data.recipe.parts()
+    file = path / "tokenizer.json"
     task = Export(
         weights=CheckpointWeights(path),
         network=network,
         tokenizer=file.read_text(encoding="utf-8") if file.is_file() else "",
-        boundary=next((p.boundary for p in parts if isinstance(p, Tokenizer)), END_OF_TEXT),
+        boundary=settings.data.recipe.boundary or END_OF_TEXT,
         dtype=DTYPES[dtype],
         shard_bytes=shard_bytes,
     )
