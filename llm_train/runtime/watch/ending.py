@@ -24,6 +24,7 @@ STACKS = "stacks"
 RECORDER = "TORCH_FR_BUFFER_SIZE"  # of torch's flight recorder
 _SPEAK_SECONDS = {"failed": 6.0}  # what the guilty rank has, if it still can
 _FEW_SECONDS = 1.5
+_SERVE_SECONDS = 3.0
 _FLUSH_SECONDS = 1.0
 
 
@@ -76,14 +77,14 @@ def end(verdict: Verdict, peers: Peers, folder: Path) -> NoReturn:
         stack = "".join(main_frames().format())
         write_error(error_file, line, stack)
         _say(line, stack)
-        if peers.serves:
-            time.sleep(_FEW_SECONDS)  # for the others to read who is to blame
     else:
         if verdict.rank >= 0 and peers.known:
             _dismiss(peers, verdict, line)
         write_error(error_file, f"rank {rank} ends because {line}", "", late=True)
         if rank == (verdict.rank <= 0):
             _say(f"rank {rank} ends because {line}")
+    if peers.serves:
+        _serve(peers)
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # it may be blocked as well
     flush.start()
     flush.join(_FLUSH_SECONDS)
@@ -101,6 +102,14 @@ def _dismiss(peers: Peers, verdict: Verdict, line: str) -> None:
         if not member.holder.gone:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(member.holder.pid, signal.SIGKILL)
+
+
+def _serve(peers: Peers) -> None:
+    """Leaves the others the time to read who is to blame: they read it in this process."""
+    others = [member for number, member in enumerate(peers.known) if number != peers.rank]
+    deadline = time.monotonic() + _SERVE_SECONDS
+    while time.monotonic() < deadline and not (others and all(m.holder.gone for m in others)):
+        time.sleep(0.05)
 
 
 def _say(line: str, stack: str = "") -> None:
