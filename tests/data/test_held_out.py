@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -125,6 +126,10 @@ def test_text_is_compared_by_content(recipe: Tokenize, tmp_path: Path) -> None:
     prepare(recipe, tmp_path / "tokens", progress=False)
     prepare(recipe, tmp_path / "tokens", progress=False, reread=True)
     file = tmp_path / "a.jsonl"
+    os.utime(file, (0, 0))
+    with pytest.raises(ConfigError, match=r"stamps.*--force"):
+        prepare(recipe, tmp_path / "tokens", progress=False)
+    prepare(recipe, tmp_path / "tokens", progress=False, reread=True)
     file.write_text(file.read_text().replace("many", "MANY"))
     with pytest.raises(ConfigError, match=r"stamps.*--force"):
         prepare(recipe, tmp_path / "tokens", progress=False)

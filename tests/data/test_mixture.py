@@ -126,6 +126,17 @@ def test_the_past_is_what_was_read_and_the_remedy_keeps_it() -> None:
     assert sooner.past(100, 8) != before.past(100, 8)
     other = Mixture(sources=sources(books=RandomTokens(vocabulary=50, seed=9)), weights=WEIGHTS)
     assert other.past(100, 8) != before.past(100, 8)
+    changed = {key for key, fact in before.identity().items() if fact != other.identity()[key]}
+    assert changed == {"books: tokens"}
+
+
+def test_what_packing_costs_is_said_of_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RandomTokens, "window_facts", lambda self, sequence: {"cuts": self.seed})
+    assert Mixture(sources=sources()).window_facts(8) == {
+        "web_cuts": 0,
+        "code_cuts": 1,
+        "books_cuts": 2,
+    }
 
 
 def test_held_out_sets_are_those_of_the_sources() -> None:
@@ -144,6 +155,7 @@ def test_held_out_sets_are_those_of_the_sources() -> None:
         ({"weights": {"wbe": 1}}, "wbe", "correct the name"),
         ({"weights": {"web": -1}}, "weights=", "0 or more"),
         ({"weights": {"web": 0}}, "weights=", "above 0"),
+        ({"unit": "passes"}, "unit=", "share, epochs"),
         ({"temperature": 0}, "temperature=0", "above 0"),
         ({"changes": [change(5, web=1), change(5, code=1)]}, "changes", "in that order"),
     ],
