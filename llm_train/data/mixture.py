@@ -20,7 +20,7 @@ from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
 from llm_train.data.mixed_windows import MixedWindows
 from llm_train.data.token_source import TokenSource, Windows
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_choices
 from llm_train.units import Duration
 
 
@@ -68,6 +68,7 @@ class Mixture(TokenSource):
     fill_in_the_middle: FillInTheMiddle = field(default_factory=FillInTheMiddle)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.sources or any(not name or set("/.") & set(name) for name in self.sources):
             raise ConfigError(
                 f"sources={list(self.sources)} must be one or more, with names without '/' and "
@@ -113,7 +114,13 @@ class Mixture(TokenSource):
                 self.fill_in_the_middle.sentinels(self.tokenizer_text())
             except ConfigError as error:
                 return [f"data.source.{error}"]
-        return []
+        return [
+            f"data.source.fill_in_the_middle.rates.{name}={rate} needs the token that ends a "
+            f"document, and source {name} knows none; leave {name} out of rates, or prepare it "
+            "with a tokenizer that has one"
+            for name, rate in self.fill_in_the_middle.rates.items()
+            if rate and self.sources[name].end_of_text() == NO_TOKEN
+        ]
 
     @property
     def prepared(self) -> bool:
@@ -141,8 +148,12 @@ class Mixture(TokenSource):
         return _hash([self._fingerprints(), self.order(sequence).digest(samples)])
 
     def identity(self) -> dict[str, str]:
-        """What is known of each source, and the weights."""
-        known = [(name, *fact) for name, s in self.sources.items() for fact in s.identity().items()]
+        """What is known of each source, at least its fingerprint, and the weights."""
+        facts = {
+            name: source.identity() or {"tokens": source.fingerprint()[:12]}
+            for name, source in self.sources.items()
+        }
+        known = [(name, *fact) for name, each in facts.items() for fact in each.items()]
         return {f"{name}: {key}": value for name, key, value in known} | {
             "weights": self._asked(),
             "fill_in_the_middle": json.dumps(asdict(self.fill_in_the_middle)),
@@ -232,6 +243,14 @@ class Mixture(TokenSource):
     def held_out_sets(self) -> tuple[str, ...]:
         """Those of all sources: SOURCE for what its split holds out, else SOURCE/SET."""
         return tuple(self._held_out())
+
+    def window_facts(self, sequence: int) -> dict[str, int | float]:
+        """Those of the sources."""
+        return {
+            f"{name}_{key}": value
+            for name, source in self.sources.items()
+            for key, value in source.window_facts(sequence).items()
+        }
 
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of one set of one source."""

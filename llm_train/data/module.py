@@ -35,7 +35,7 @@ class _Batches(Dataset[Tensor]):
     def __getitem__(self, indices: np.ndarray) -> Tensor:
         if indices[-1] >= 0:  # a rank runs out of windows at the end of a batch
             return torch.from_numpy(self.windows.batch(indices))
-        batch = self.windows.batch(np.maximum(indices, max(0, indices.max())))
+        batch = self.windows.batch(np.where(indices < 0, max(0, indices.max()), indices))
         return torch.from_numpy(np.where(indices[:, None] < 0, np.int32(NO_TOKEN), batch))
 
 

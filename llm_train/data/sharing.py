@@ -47,12 +47,13 @@ class UnitWorker:
     shard_tokens: int
 
     def missing(self) -> list[Assignment]:
-        """Units that nobody has finished."""
+        """Units that nobody has finished, held-out sets first: a snapshot needs some of each."""
         try:
             names = set(os.listdir(self.directory))
         except FileNotFoundError:  # all were finished, merged, and got their name
             return []
-        return [t for t in self.tasks if unit_file(self.directory, t.number).name not in names]
+        left = [t for t in self.tasks if unit_file(self.directory, t.number).name not in names]
+        return sorted(left, key=lambda task: not task.held_out)
 
     def work(self, number: int, send: Send) -> None:
         """Encodes units, as one of several processes of this command.

@@ -107,6 +107,7 @@ def find_out(plan: Request, directory: Path, send: Send) -> None:
     """
     rules = Rules(split=plan.split)
     sample, whole = _look(plan, rules)
+    _look_at_held_out(plan, rules)
     rules = replace(rules, dropped=dropped(plan.duplicates, plan.corpus_tasks))
     units = [Reading(task=task, rules=rules).documents() for task in plan.corpus_tasks]
     start = Start(
@@ -168,8 +169,28 @@ def _look(plan: Request, rules: Rules) -> tuple[list[str], bool]:
     return sample, whole
 
 
+def _look_at_held_out(plan: Request, rules: Rules) -> None:
+    """Refuses a held-out set without any text before an hour is spent on the rest."""
+    for name in dict.fromkeys(task.held_out for task in plan.tasks if task.held_out):
+        skipped, examples = Counter[str](), dict[str, str]()
+        for task in plan.tasks:
+            if task.held_out == name:
+                reading = Reading(task=task, rules=rules)
+                if next(reading.documents(), None):
+                    break
+                skipped.update(reading.skipped)
+                examples = {**reading.examples, **examples}
+        else:
+            check_skipped(0, 0, skipped, examples, 0.0, name=f"held_out.{name}")
+
+
 def check_skipped(
-    kept: int, unexpected: int, skipped: Mapping[str, int], examples: Mapping[str, str], most: float
+    kept: int,
+    unexpected: int,
+    skipped: Mapping[str, int],
+    examples: Mapping[str, str],
+    most: float,
+    name: str = "the corpus",
 ) -> None:
     """Refuses a corpus of which too much cannot be read.
 
@@ -179,7 +200,7 @@ def check_skipped(
     reasons = "; ".join(f"{k}: {v}" for k, v in skipped_lines(skipped, examples).items())
     if not kept:
         raise DataError(
-            f"the corpus has no text ({reasons or 'it has no documents'}); check its paths, "
+            f"{name} has no text ({reasons or 'it has no documents'}); check its paths, "
             "its format and the field that holds the text"
         )
     total = kept + unexpected
@@ -221,6 +242,11 @@ def check_sides(split: Split, counts: Mapping[str, int]) -> None:
     sides = {"training text": TRAIN, **({"held-out text": HELD_OUT} if split.holds_out else {})}
     for side, name in sides.items():
         if not counts.get(name):
+            if name == TRAIN and counts and HELD_OUT not in counts:
+                raise DataError(
+                    "no training text is left: a document that is also in a set of "
+                    "data.recipe.init_args.held_out is not trained on; name other text there"
+                )
             raise DataError(
                 f"data.recipe.init_args.split leaves no {side}: {sum(counts.values())} documents "
                 "are on the other side. Cut the text itself with split: {class_path: "

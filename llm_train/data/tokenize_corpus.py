@@ -187,6 +187,11 @@ class Tokenize(Recipe):
                 f"{source} holds nothing that is finished while the rest is not; "
                 "call this while `llm-train prepare` is encoding"
             )
+        if unfinished := set(self._split_names()).difference(*(unit.splits for unit in units)):
+            raise DataError(
+                f"nothing of {', '.join(sorted(unfinished))} is finished in {source} yet; "
+                "call this again later"
+            )
         merged, provenance = Merged(directory=directory, units=units), self.provenance()
         self._merge(merged, {**provenance, "units": len(units)}, end_of_text)
         for extra in directory.glob("*.npz"):
@@ -195,7 +200,7 @@ class Tokenize(Recipe):
     def _merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
         counts = merged.documents, merged.unexpected, merged.skipped, merged.examples
         check_skipped(*counts, most=self.max_skipped)
-        names = [TRAIN, *([HELD_OUT] if self.split.holds_out else []), *self.held_out]
+        names = self._split_names()
         splits = {name: merged.split(name) for name in names}
         self._check(splits)
         directory = merged.directory
@@ -217,6 +222,9 @@ class Tokenize(Recipe):
             encoder=merged.encoder,
             content=merged.content,
         ).save(directory)
+
+    def _split_names(self) -> list[str]:
+        return [TRAIN, *([HELD_OUT] if self.split.holds_out else []), *self.held_out]
 
     def _tasks(self) -> list[Assignment]:
         """All units, numbered."""

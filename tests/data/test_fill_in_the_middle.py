@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from llm_train.data import Mixture, RandomTokens
 from llm_train.data.base import Ids
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
 from llm_train.data.token_source import Windows
@@ -79,3 +80,17 @@ def test_a_tokenizer_without_the_tokens_is_refused() -> None:
         FillInTheMiddle(middle="<|hole|>").sentinels(TOKENIZER)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         FillInTheMiddle(rates={"code": 2})
+
+
+def test_a_source_that_does_not_say_where_documents_end_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(RandomTokens, "tokenizer_text", lambda self: TOKENIZER)
+    mixture = Mixture(
+        sources={"web": RandomTokens(), "code": RandomTokens()},
+        fill_in_the_middle=FillInTheMiddle(rates={"web": 0, "code": 0.5}),
+    )
+    (problem,) = mixture.check()
+    assert "rates.code=0.5" in problem
+    monkeypatch.setattr(RandomTokens, "end_of_text", lambda self: END)
+    assert mixture.check() == []

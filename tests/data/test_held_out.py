@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,6 +77,22 @@ def test_held_out_sets_have_names_and_their_copies_are_not_trained_on(
         replace(recipe, held_out={"train": recipe.corpus})
 
 
+def test_a_held_out_set_without_text_or_with_all_of_it_is_refused(
+    recipe: Tokenize, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    nothing = lines(tmp_path / "t.jsonl", ["a"], field="content")
+    everything = replace(recipe, split=HashSplit(fraction=0.0), held_out={"test": recipe.corpus})
+    refused = [
+        (replace(recipe, held_out={"test": nothing}), "held_out.test has no text .*it has content"),
+        (replace(recipe, corpus=TextFiles(paths=[str(tmp_path / "empty.txt")])), "empty: 1"),
+        (everything, "also in a set of .*held_out"),
+    ]
+    for each, message in refused:
+        with pytest.raises(DataError, match=message):
+            prepare(each, tmp_path / "tokens", progress=False)
+
+
 def test_copies_of_a_tail_are_not_trained_on(recipe: Tokenize, tmp_path: Path) -> None:
     texts = [f"line {number} is here" for number in range(50)]
     corpus = lines(tmp_path / "c.jsonl", [texts[48], *texts])
@@ -125,6 +142,10 @@ def test_text_is_compared_by_content(recipe: Tokenize, tmp_path: Path) -> None:
     prepare(recipe, tmp_path / "tokens", progress=False)
     prepare(recipe, tmp_path / "tokens", progress=False, reread=True)
     file = tmp_path / "a.jsonl"
+    os.utime(file, (0, 0))
+    with pytest.raises(ConfigError, match=r"stamps.*--force"):
+        prepare(recipe, tmp_path / "tokens", progress=False)
+    prepare(recipe, tmp_path / "tokens", progress=False, reread=True)
     file.write_text(file.read_text().replace("many", "MANY"))
     with pytest.raises(ConfigError, match=r"stamps.*--force"):
         prepare(recipe, tmp_path / "tokens", progress=False)

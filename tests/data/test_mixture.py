@@ -12,6 +12,8 @@ import pytest
 
 from llm_train.data import Change, Mixture, RandomTokens
 from llm_train.data.apportion import LIMIT, Apportionment, Shares, whole_shares
+from llm_train.data.module import TokenData
+from llm_train.data.sampler import Share
 from llm_train.errors import ConfigError
 from llm_train.units import Duration
 
@@ -124,6 +126,17 @@ def test_the_past_is_what_was_read_and_the_remedy_keeps_it() -> None:
     assert sooner.past(100, 8) != before.past(100, 8)
     other = Mixture(sources=sources(books=RandomTokens(vocabulary=50, seed=9)), weights=WEIGHTS)
     assert other.past(100, 8) != before.past(100, 8)
+    changed = {key for key, fact in before.identity().items() if fact != other.identity()[key]}
+    assert changed == {"books: tokens"}
+
+
+def test_what_packing_costs_is_said_of_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RandomTokens, "window_facts", lambda self, sequence: {"cuts": self.seed})
+    assert Mixture(sources=sources()).window_facts(8) == {
+        "web_cuts": 0,
+        "code_cuts": 1,
+        "books_cuts": 2,
+    }
 
 
 def test_held_out_sets_are_those_of_the_sources() -> None:
@@ -142,6 +155,7 @@ def test_held_out_sets_are_those_of_the_sources() -> None:
         ({"weights": {"wbe": 1}}, "wbe", "correct the name"),
         ({"weights": {"web": -1}}, "weights=", "0 or more"),
         ({"weights": {"web": 0}}, "weights=", "above 0"),
+        ({"unit": "passes"}, "unit=", "share, epochs"),
         ({"temperature": 0}, "temperature=0", "above 0"),
         ({"changes": [change(5, web=1), change(5, code=1)]}, "changes", "in that order"),
     ],
@@ -150,3 +164,26 @@ def test_what_cannot_be_mixed_is_refused(settings: dict[str, Any], key: str, rem
     with pytest.raises(ConfigError, match=remedy) as caught:
         Mixture(**{"sources": sources(), **settings})
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("per_device", [1, 3, 4])
+def test_validation_reads_each_held_out_window_once_in_batches_of_any_size(per_device: int) -> None:
+    source = Mixture(
+        sources={
+            "web": RandomTokens(vocabulary=50, held_out_length=8 * 5),
+            "code": RandomTokens(vocabulary=50, held_out_length=8 * 7 + 2, seed=1),
+        }
+    )
+    wanted = [
+        row
+        for name in source.held_out_sets()
+        for row in source.held_out_windows(8, name).batch(range(5 if name == "web" else 8)).tolist()
+    ]
+    read = []
+    for rank in range(2):
+        data = TokenData(source)
+        share = Share(rank=rank, data_ranks=2, per_device=per_device, accumulation=1)
+        data.bind(share=share, sequence=8, seed=1, steps_total=1, pin_memory=False)
+        rows = [row for batch in data.val_dataloader() for row in batch.tolist()]
+        read += [row for row in rows if row[0] >= 0]
+    assert sorted(read) == sorted(wanted)

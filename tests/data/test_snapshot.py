@@ -63,6 +63,41 @@ def test_a_snapshot_of_finished_units(tmp_path: Path, monkeypatch: pytest.Monkey
         snapshot(Prepared(), target, tmp_path / "second")
 
 
+def test_a_snapshot_has_held_out_sets_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        lines = [json.dumps({"text": f"{number} text {n} " * 30}) for n in range(200)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr("llm_train.data.corpus.files.UNIT_BYTES", 60_000)  # a file each
+    corpora = [JSONLines(paths=[str(tmp_path / f"{number}.jsonl")]) for number in range(3)]
+    recipe = Tokenize(
+        corpus=JSONLines(paths=[*corpora[0].paths, *corpora[1].paths]),
+        tokenizer=Characters(),
+        split=HashSplit(fraction=0.0),
+        held_out={"test": corpora[2]},
+        workers=1,
+    )
+    target = tmp_path / "tokens"
+
+    def save(unit: StoredUnit, directory: Path, number: int, save=StoredUnit.save) -> None:  # type: ignore[no-untyped-def]
+        if number in refused:
+            raise DataError("the disk is full")
+        save(unit, directory, number)
+
+    monkeypatch.setattr(StoredUnit, "save", save)
+    for refused in ((0, 1), (1,)):  # the held-out set is number 2, and comes first
+        with pytest.raises(DataError, match="full"):
+            prepare(recipe, target, progress=False)
+        if 0 in refused:
+            with pytest.raises(DataError, match="nothing of train is finished"):
+                snapshot(recipe, target, tmp_path / "first")
+    snapshot(recipe, target, tmp_path / "first")
+    first = TokenShards(path=str(tmp_path / "first"))
+    assert first.held_out_sets() == ("test",)
+    assert [len(first.documents(name)) for name in ("train", "test")] == [200, 200]
+
+
 def _stops_after(units: int, save):  # type: ignore[no-untyped-def]
     def stopping(unit: StoredUnit, directory: Path, number: int) -> None:
         if number >= units:

@@ -57,7 +57,7 @@ class FileCorpus(Corpus):
             if file.size >= 2 * UNIT_BYTES and (spans := self.spans(file)):
                 groups += [([file], span) for span in spans]
                 room = 0
-            elif file.size <= room:
+            elif groups and not groups[-1][1] and file.size <= room:  # of size 0, too
                 groups[-1][0].append(file)
                 room -= file.size
             else:
