@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from llm_train.check import device_rules, trainer_rules
 from llm_train.errors import ConfigError, LLMTrainError
@@ -79,6 +80,16 @@ def _dotted(text: str) -> str:
     return f"model.{text}" if text.startswith(own) else text
 
 
+def _init_from(settings: Settings) -> Iterator[str]:
+    where, own = settings.init_from.path, settings.run_dir.resolve()
+    path = Path(where).resolve()
+    if where and (path == own or path.is_relative_to(own / "checkpoints")):
+        yield (
+            f"init_from.path={where} is in trainer.default_root_dir={settings.run_dir}, where a "
+            "new run moves it away; set another trainer.default_root_dir"
+        )
+
+
 def _batch(settings: Settings) -> Iterator[str]:
     derived = settings.derive()
     if derived.validate_every > derived.total_steps:
@@ -137,6 +148,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
 
 
 _RULES = (
+    _init_from,
     _batch,
     _ramp,
     _sequence_ramp,

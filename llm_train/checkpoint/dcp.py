@@ -111,7 +111,10 @@ def write_each(directory: Path, like: Mapping[str, Tensor], load: Callable[[str]
         load: gives each.
     """
     writer = FileSystemWriter(directory, per_thread_copy_ahead=0)
-    _save_state_dict(dict(like), writer, no_dist=True, planner=_OnDemand(load))
+    try:
+        _save_state_dict(dict(like), writer, no_dist=True, planner=_OnDemand(load))
+    except CheckpointException as error:  # not even an Exception in torch
+        raise next(iter(error.failures.values()))[0] from error
     (directory / _SCALARS).write_text("{}")
 
 

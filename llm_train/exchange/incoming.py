@@ -8,20 +8,18 @@ widened, since Gemma's norms would lose digits where their distance from 1 becom
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llm_train.checkpoint import dcp
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.exchange.outgoing import staging
 from llm_train.exchange.proof import Proof, prove
-from llm_train.exchange.safetensor_files import transformers
+from llm_train.exchange.safetensor_files import readable, transformers
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
 from llm_train.exchange.weights import CheckpointWeights, FolderWeights, open_folder
 from llm_train.model.network.rotary_scaling.base import RotaryScaling
@@ -59,7 +57,7 @@ def import_folder(folder: Path, out: Path) -> Proof:
         written = CheckpointWeights(store.commit(0, _METADATA))
         proof = prove(weights.network, written.read, folder, bare=False)
         proof.require(stage)
-        stage.replace(out)
+        stage.replace(out.resolve())
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return proof
@@ -81,20 +79,14 @@ _METADATA: Mapping[str, Any] = {
 
 
 def _write_weights(directory: Path, weights: FolderWeights) -> None:
-    config = json.loads((weights.path / "config.json").read_text())
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    wide = {
-        f"model.{name}": torch.float32 if len(shape) < 2 else getattr(torch, stored)
-        for name, shape in weights.shapes.items()
+    like = {
+        f"model.{name}": tensor.float() if tensor.dim() < 2 else tensor
+        for name, tensor in weights.like.items()
     }
 
     def read(key: str) -> Tensor:
-        return weights.read(key.removeprefix("model.")).to(wide[key])
+        return weights.read(key.removeprefix("model.")).to(like[key].dtype)
 
-    like = {
-        key: torch.empty(weights.shapes[key.removeprefix("model.")], dtype=dtype, device="meta")
-        for key, dtype in wide.items()
-    }
     dcp.write_each(directory, like, read)
 
 
@@ -106,12 +98,14 @@ def _configuration(weights: FolderWeights, out: Path) -> dict[str, Any]:
     config["batch"] |= {"tokens": _SAMPLES * sequence, "sequence": sequence}
     config["init_from"]["path"] = str(out)
     config["model"]["network"]["init_args"] = _arguments(network)
-    config["trainer"]["default_root_dir"] = f"runs/{name}"
+    # Not where the weights are, which may be runs/NAME: a new run moves an earlier one away.
+    config["trainer"]["default_root_dir"] = f"runs/{name}-continued"
     data = config["data"]
     data["source"]["init_args"] = {"path": f"data/{name}"}
     if (weights.path / TOKENIZER).is_file():
         library = transformers()
-        theirs = library.AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
+        with readable(weights.path / TOKENIZER):
+            theirs = library.AutoTokenizer.from_pretrained(weights.path, local_files_only=True)
         arguments = {"path": str(out / TOKENIZER), "end_of_text": theirs.eos_token or ""}
         data["recipe"]["init_args"]["tokenizer"]["init_args"] = arguments
     else:

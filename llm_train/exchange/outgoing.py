@@ -69,7 +69,7 @@ class Export:
             rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
             card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
             (stage / "README.md").write_text(card.format(name=name, rows=rows, proof=proof))
-            stage.replace(out)
+            stage.replace(out.resolve())
         finally:
             shutil.rmtree(stage, ignore_errors=True)
         return proof
@@ -119,7 +119,11 @@ def staging(out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; name a folder that does not exist yet")
+    out = out.resolve()  # a link, or the present folder
     stage = out.with_name(f"{out.name}.partial")
     shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
+    try:
+        stage.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be made ({error.strerror}); name another place") from error
     return stage

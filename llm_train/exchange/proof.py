@@ -29,6 +29,7 @@ from llm_train.model.network.init import materialise
 from llm_train.model.network.meta import without_parameters
 from llm_train.model.network.sample import generate
 from llm_train.model.network.transformer import Transformer
+from llm_train.runtime.quiet import quiet
 
 FILE = "proof.json"
 _TOLERANCE = 1e-5  # in fp32, of the larger of 1 and the largest logit
@@ -143,7 +144,7 @@ def prove(config: Transformer, read: Read, folder: Path, *, bare: bool) -> Proof
     return Proof(
         largest_difference=(ours - theirs).abs().amax().item(),
         largest_logit=ours.abs().amax().item(),
-        kl=kl.item(),
+        kl=max(0.0, kl.item()),  # rounding makes it negative where it is nothing
         greedy_tokens=equal.numel(),
         greedy_equal=int(equal.sum()),
         text_equal=text_equal,
@@ -221,7 +222,8 @@ def _quiet() -> Iterator[None]:
     theirs.set_verbosity(logging.ERROR)
     theirs.disable_progress_bar()
     try:
-        yield
+        with quiet():  # torchao, which it imports where it is installed
+            yield
     finally:
         theirs.set_verbosity(level)
         theirs.enable_progress_bar()

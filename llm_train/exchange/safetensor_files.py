@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llm_train.errors import CheckpointError, ConfigError
@@ -21,6 +22,7 @@ from llm_train.runtime.sharded import tensor_bytes
 
 INDEX = "model.safetensors.index.json"
 ONE = "model.safetensors"
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @contextmanager
@@ -33,6 +35,18 @@ def needed() -> Iterator[None]:
             f"Hugging Face's folders need a package that is missing ({error}); run "
             "pip install 'llm-train[export]'"
         ) from error
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Names the file of a folder that cannot be read: absent, cut, or not what its name says."""
+    with needed():
+        from safetensors import SafetensorError
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be read ({reason}); get the folder again") from error
 
 
 def transformers() -> Any:
@@ -77,7 +91,9 @@ def _save(folder: Path, number: int, shard: dict[str, Tensor]) -> int:
     """Writes a shard and empties it; returns 0, the bytes that are held then."""
     with needed():
         from safetensors.torch import save_file
-    save_file(shard, _part(folder, number), metadata={"format": "pt"})
+    part = _part(folder, number)
+    save_file(shard, part, metadata={"format": "pt"})
+    part.chmod(folder.stat().st_mode & 0o666)  # safetensors 0.8 lets the owner alone read
     shard.clear()
     return 0
 
@@ -106,22 +122,46 @@ class Folder:
         with needed():
             from safetensors import safe_open
         if (self.path / INDEX).is_file():
-            index = json.loads((self.path / INDEX).read_text())["weight_map"]
+            with readable(self.path / INDEX):
+                index = json.loads((self.path / INDEX).read_text())["weight_map"]
             return {name: self.path / file for name, file in index.items()}
         if not (self.path / ONE).is_file():
             raise CheckpointError(
                 f"{self.path} holds no {ONE} and no {INDEX}; save the model with "
                 "save_pretrained(..., safe_serialization=True)"
             )
-        with safe_open(self.path / ONE, framework="pt") as file:
+        with readable(self.path / ONE), safe_open(self.path / ONE, framework="pt") as file:
             return dict.fromkeys(file.keys(), self.path / ONE)
 
     def read(self, name: str) -> Tensor:
-        """One tensor; a name may lack its first part, as in GPT-2's own files.
+        """One tensor.
 
         Raises:
-            CheckpointError: there is none of this name.
+            CheckpointError: there is none of this name, or its file cannot be read.
         """
+        with self._opened(name) as (file, stored):
+            tensor: Tensor = file.get_tensor(stored)
+        return tensor
+
+    def like(self, name: str) -> Tensor:
+        """Its shape and type, from the head of its file.
+
+        Raises:
+            CheckpointError: there is none of this name, its type is not one of ours, or its file
+                cannot be read.
+        """
+        with self._opened(name) as (file, stored):
+            about = file.get_slice(stored)
+            if (kind := about.get_dtype()) not in _TYPES:
+                raise CheckpointError(
+                    f"{self.path}: {name} is stored as {kind}; only {', '.join(_TYPES)} are known "
+                    "here: save the model in bfloat16"
+                )
+            return torch.empty(about.get_shape(), dtype=_TYPES[kind], device="meta")
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[Any, str]]:
+        """The file of a tensor; a name may lack its first part, as in GPT-2's own files."""
         from safetensors import safe_open
 
         stored = next((n for n in (name, name.partition(".")[2]) if n in self.files), None)
@@ -129,6 +169,6 @@ class Folder:
             raise CheckpointError(
                 f"{self.path} holds no tensor {name}; its config.json and its weights do not match"
             )
-        with safe_open(self.files[stored], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(stored)
-        return tensor
+        path = self.files[stored]
+        with readable(path), safe_open(path, framework="pt") as file:
+            yield file, stored

@@ -15,8 +15,10 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from llm_train.context import Context
+from llm_train.errors import LLMTrainError
 from llm_train.exchange.weights import open_weights
 from llm_train.model.network.init import Start, as_drawn, canonical_name
+from llm_train.runtime.patterns import useless
 
 _GROW = ("embedding", "head", "positions")
 
@@ -41,12 +43,16 @@ class WarmStart:
             if self.leave_out:
                 yield "init_from.leave_out has no effect without init_from.path; remove it"
             return
-        source = open_weights(self.path)
+        try:
+            source = open_weights(self.path)
+            there = source.shapes
+        except LLMTrainError as error:
+            yield f"init_from.path: {error}"
+            return
         here = {canonical_name(n): tuple(p.shape) for n, p in context.network.named_parameters()}
-        there, wrong = source.shapes, []
-        for pattern in self.leave_out:
-            if not any(fnmatchcase(name, pattern) for name in {*here, *there}):
-                yield f"init_from.leave_out: {pattern} names no parameter; correct or remove it"
+        wrong = []
+        for pattern, _ in useless(self.leave_out, [*here, *there]):
+            yield f"init_from.leave_out: {pattern} leaves nothing out; correct it, or remove it"
         for name in [*here, *(name for name in there if name not in here)]:
             if not self._left_out(name) and not _fits(name, there.get(name), here.get(name)):
                 shapes = (shape or "absent" for shape in (there.get(name), here.get(name)))
@@ -77,6 +83,6 @@ class WarmStart:
 
 def _fits(name: str, there: tuple[int, ...] | None, here: tuple[int, ...] | None) -> bool:
     """Equal shapes, or more rows of a table here."""
-    if there is None or here is None or name.split(".")[-2] not in _GROW:
+    if there is None or here is None or name.split(".")[-2:][0] not in _GROW:
         return there == here
     return there[1:] == here[1:] and there[0] <= here[0]

@@ -22,7 +22,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.checkpoint.tensors import averaged
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.exchange.families import Family, families
-from llm_train.exchange.safetensor_files import Folder, transformers
+from llm_train.exchange.safetensor_files import Folder, readable, transformers
 from llm_train.model.network.meta import without_memory
 from llm_train.model.network.transformer import Transformer
 from llm_train.runtime import yaml12
@@ -99,21 +99,38 @@ class FolderWeights(Weights):
         self._folder = Folder(path)
 
     @cached_property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of the network that the folder's configuration describes."""
+    def like(self) -> Mapping[str, Tensor]:
+        """Parameters on the meta device: shapes that config.json says, and types of the files.
+
+        Raises:
+            CheckpointError: the files hold something else, or cannot be read.
+        """
         with without_memory():
             built = self.network.build()
-        return {name: tuple(p.shape) for name, p in built.named_parameters()}
+        found = {}
+        for name, parameter in built.named_parameters():
+            try:
+                found[name] = self.family.ours(self.network, name, self._folder.like)
+                fits = found[name].shape == parameter.shape
+            except RuntimeError as error:  # parts that make no whole
+                if isinstance(error, CheckpointError):
+                    raise
+                fits = False
+            if not fits:
+                raise CheckpointError(
+                    f"{self.path}: {name} is {tuple(parameter.shape)} by its config.json, and its "
+                    "weights have another shape; they do not match"
+                )
+        return found
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the network that the folder's configuration describes."""
+        return {name: tuple(tensor.shape) for name, tensor in self.like.items()}
 
     def read(self, name: str) -> Tensor:
         """Put together from its parts."""
-        tensor = self.family.ours(self.network, name, self._folder.read)
-        if tuple(tensor.shape) != self.shapes[name]:
-            raise CheckpointError(
-                f"{self.path}: {name} has the shape {tuple(tensor.shape)}, and its config.json "
-                f"says {self.shapes[name]}; they do not match"
-            )
-        return tensor
+        return self.family.ours(self.network, name, self._folder.read)
 
 
 def is_folder(path: Path) -> bool:
@@ -128,8 +145,9 @@ def open_folder(path: Path) -> FolderWeights:
         ConfigError: an architecture, or a feature of one, that is not known here.
     """
     if not is_folder(path):
-        raise CheckpointError(f"{path} does not exist, or holds no config.json; name a folder")
-    kind = json.loads((path / "config.json").read_text()).get("model_type")
+        raise ConfigError(f"{path} holds no config.json; name a folder in Hugging Face's format")
+    with readable(path / "config.json"):
+        kind = dict(json.loads((path / "config.json").read_text())).get("model_type")
     known = {family.model_type: family for family in families()}
     if kind not in known:
         raise ConfigError(f"{path}: model_type={kind} is none of {', '.join(sorted(known))}")

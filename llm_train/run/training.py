@@ -25,6 +25,7 @@ from llm_train.checkpoint.store import CheckpointStore
 from llm_train.checkpoint.writer import Writer
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError, ConfigError, LLMTrainError
+from llm_train.exchange.warm_start import WarmStart
 from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.model.network.init import Start, as_drawn
 from llm_train.run import directory, memory
@@ -137,6 +138,9 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         raise ConfigError("these settings already belong to a run with a network; load them again")
     settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
+    # The run's own checkpoint takes the place of other weights, which may be gone by now.
+    if resume and (resume != "auto" or CheckpointStore(settings.run_dir / "checkpoints").steps()):
+        settings = replace(settings, init_from=WarmStart())
     checks.require_sound(settings)
     derived = settings.derive()
     _begin_with(settings, settings.init_from.start())
@@ -193,6 +197,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         ConfigError: the settings have problems; one line for each.
         CheckpointError: there is no checkpoint, or it does not fit the settings.
     """
+    settings = replace(settings, init_from=WarmStart())  # a checkpoint has weights of its own
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from llm_train.verbs.base import Load, Verb
@@ -27,9 +28,12 @@ class ExportVerb(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Ends with 2, and leaves nothing, where no architecture fits or the proof fails."""
+        from llm_train.errors import ConfigError
         from llm_train.run.exported import export
         from llm_train.runtime.terminal import say, section
 
+        if not 0 < flags.shard_gb < math.inf:
+            raise ConfigError(f"--shard-gb={flags.shard_gb:g} is no size; 5 is usual")
         proof = export(
             flags.checkpoint,
             Path(flags.out),

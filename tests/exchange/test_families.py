@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,22 @@ def test_a_feature_that_is_not_known_here_is_named(
     config.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=named):
         open_folder(tmp_path)
+
+
+def test_scaling_by_yarn_has_its_usual_values_where_none_are_given(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    yarn["original_max_position_embeddings"] = 64
+    theirs("llama", tmp_path, rope_parameters=yarn)
+    assert open_folder(tmp_path).network.rotary_scaling == scaling(
+        "YaRN", factor=4.0, original_length=64
+    )
+
+
+def test_the_type_of_a_matrix_is_that_of_its_file(tmp_path: Path) -> None:
+    theirs("llama", tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
+    assert {tensor.dtype for tensor in open_folder(tmp_path).like.values()} == {torch.float32}
 
 
 def test_every_architecture_was_tried() -> None:

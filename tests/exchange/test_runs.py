@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +143,55 @@ def test_more_rows_and_what_is_left_out_begin_as_the_network_has_it(
 
 def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     file, source = str(trained / "run.yaml"), f"--init_from.path={trained / 'run'}"
-    (line,) = refused("check", "-c", file, source, "--model.network.tied=true")
+    new = f"--trainer.default_root_dir={trained / 'new'}"
+    (line,) = refused("check", "-c", file, source, new, "--model.network.tied=true")
     assert "head.weight" in line
     assert "init_from.leave_out" in line
     (line,) = refused("check", "-c", file, source, "--init_from.leave_out=[haed.*]")
     assert "haed.*" in line
     (line,) = refused("check", "-c", file, "--init_from.path=nowhere")
     assert "nowhere" in line
+    (line,) = refused("check", "-c", file, source, new, "--init_from.leave_out=[haed.*]")
+    assert "init_from.leave_out" in line
+    assert "haed.*" in line
+    (line,) = refused("check", "-c", file, source)  # whose weights a new run would move away
+    assert "trainer.default_root_dir" in line
     (line,) = refused("export", str(trained / "run"), str(trained))
     assert "not empty" in line
+    (line,) = refused("export", str(trained / "run"), str(trained / "new"), "--shard-gb=0")
+    assert "--shard-gb=0" in line
+
+
+def test_a_folder_that_cannot_be_read_is_refused_with_its_file(
+    trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(trained / "theirs", folder)
+    cut = min(folder.glob("*.safetensors"))
+    assert cut.stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
+    cut.write_bytes(cut.read_bytes()[:-10])
+    for command in (
+        ("import", str(folder), str(tmp_path / "run")),
+        ("check", "-c", str(trained / "run.yaml"), f"--init_from.path={folder}"),
+    ):
+        (line,) = refused(*command)
+        assert str(cut) in line
+    (line,) = refused("import", str(trained / "run"), str(tmp_path / "run"))
+    assert "config.json" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_needs_no_source(trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(trained / "run", source)
+    again = ("fit", "-c", str(trained / "run.yaml"), f"--init_from.path={source}")
+    again = (*again, f"--trainer.default_root_dir={tmp_path / 'new'}")
+    done(*again, "--budget=3 steps")
+    shutil.rmtree(source)
+    done(*again, "--budget=4 steps", "--resume=auto")
+    done("validate", *again[1:])
+    (line,) = refused(*again)
+    assert "init_from.path" in line
 
 
 @pytest.mark.distributed

@@ -47,7 +47,8 @@ def found(config: Mapping[str, Any]) -> dict[str, Any]:
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type", "default")
     if rope.get("partial_rotary_factor") == 1.0:
         del rope["partial_rotary_factor"]
-    return {key: value for key, value in rope.items() if value is not None}
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0} if rope["rope_type"] == "yarn" else {}
+    return usual | {key: value for key, value in rope.items() if value is not None}
 
 
 def read(rope: Mapping[str, Any]) -> tuple[float, RotaryScaling]:
