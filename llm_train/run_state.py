@@ -111,6 +111,10 @@ class TaskBase(pl.LightningModule):
             )
         return self._derived
 
+    def score(self, batch: Tensor) -> Tensor:
+        """What a validation adds up over batches (B, T + 1)."""
+        raise NotImplementedError
+
     def rederive(self, derived: Derived) -> None:
         """Receives other numbers, before training starts: those of a run that continues."""
         self._derived = derived

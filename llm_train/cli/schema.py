@@ -180,7 +180,7 @@ def describe(hint: Hint) -> str:
     """A type in words.
 
     >>> describe(int), describe(Literal["a", "b"]), describe(float | None), describe(dict[str, str])
-    ('a whole number', 'one of a, b', 'a number or null', 'a group of keys, each with text')
+    ('a whole number', 'one of a, b', 'a number or null', 'names, each with text')
     """
     if hint in _WORDS:
         return _WORDS[hint]

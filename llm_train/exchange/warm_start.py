@@ -16,7 +16,6 @@ from torch import Tensor
 
 from llm_train.context import Context
 from llm_train.errors import LLMTrainError
-from llm_train.exchange.weights import open_weights
 from llm_train.model.network.init import Start, as_drawn, canonical_name
 from llm_train.runtime.patterns import useless
 
@@ -43,6 +42,8 @@ class WarmStart:
             if self.leave_out:
                 yield "init_from.leave_out has no effect without init_from.path; remove it"
             return
+        from llm_train.exchange.weights import open_weights  # reads checkpoints: DTensor takes long
+
         try:
             source = open_weights(self.path)
             there = source.shapes
@@ -68,6 +69,8 @@ class WarmStart:
         """What writes the source's parameters over new ones; nothing where there is no source."""
         if not self.path:
             return as_drawn
+        from llm_train.exchange.weights import open_weights
+
         source = open_weights(self.path)
 
         def write(name: str, full: Tensor) -> None:

@@ -281,7 +281,12 @@ class Task(Part, Trimmed, Scoring):
         self._held_out_sums = self._held_out_sums.new_zeros(len(self._held_out_ends), 3)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Adds nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
+        """Adds what ``score`` says of one batch to the sums of its held-out set."""
+        row = self._held_out_sums[bisect_right(self._held_out_ends, batch_idx)]
+        row += self.score(batch)
+
+    def score(self, batch: Tensor) -> Tensor:
+        """(3,) nats, targets and bytes of one batch (B, T + 1), where -1 marks no token."""
         inputs, targets, documents = self.split(batch.long())
         absent = targets < 0
         counted = targets.masked_fill(absent, self.loss.ignore_index)
@@ -289,8 +294,7 @@ class Task(Part, Trimmed, Scoring):
         text = torch.zeros((), device=targets.device)
         if self._token_bytes is not None:
             text = self._token_bytes[targets.clamp(min=0)].masked_fill(absent, 0).sum()
-        row = self._held_out_sums[bisect_right(self._held_out_ends, batch_idx)]
-        row += torch.stack([sums.nats, sums.tokens, text])
+        return torch.stack([sums.nats, sums.tokens, text])
 
     def on_validation_epoch_end(self) -> None:
         """Publishes the loss on each held-out set over all ranks for callbacks and loggers."""

@@ -92,7 +92,7 @@ def _receive(receiver: Connection, process: BaseProcess) -> object:
 
 
 def _child(function: Callable[[Send], None], sender: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the caller reports Ctrl-C, once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller, who has it too, ends what runs
     _end_with_parent()
     try:
         function(sender.send)

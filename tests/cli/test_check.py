@@ -126,7 +126,8 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a monitor that nothing measures": (
         {"trainer__callbacks": [part("EarlyStopping", monitor="val_loss")]},
-        "trainer.callbacks[0]: EarlyStopping.monitor=val_loss; write val/loss or val/bits_per_byte",
+        "trainer.callbacks[0]: EarlyStopping.monitor=val_loss; write val/loss or val/perplexity or "
+        "val/bits_per_byte",
     ),
     "optimizer that refuses": (
         {

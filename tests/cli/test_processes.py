@@ -188,6 +188,5 @@ for arguments in (
         "installed; pip install 'llm-train[tensorboard]'",
         f"{error}trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
         "pip install 'llm-train[deepspeed]', or choose ddp or fsdp",
-        f"{error}the corpus HuggingFace needs the package datasets; "
-        "run pip install 'llm-train[datasets]'",
+        f"{error}this corpus needs the package datasets; run pip install 'llm-train[datasets]'",
     ], done.stderr

@@ -202,5 +202,5 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_refused_setting_is_named_once(tmp_path: Path) -> None:
     callbacks = [part("NoiseScale", every=0)]
     path = write(tmp_path / "c.yaml", tiny(tmp_path / "run", trainer__callbacks=callbacks))
-    with pytest.raises(ConfigError, match=r"^trainer\.callbacks\[0\]: every=0 must"):
+    with pytest.raises(ConfigError, match=r"^trainer\.callbacks\[0\]\.init_args\.every=0 must"):
         load_settings(path)

@@ -322,17 +322,17 @@ RULE = "is not a multiple of trainer.strategy.init_args.every=4"
         ({"trainer__devices": 1}, "trainer.strategy=LocalSGD", "start several with torchrun or"),
         (
             {"trainer__strategy": local_sgd(every=0)},
-            "trainer.strategy: every=0",
+            "trainer.strategy.init_args.every=0",
             "must be at least 1 optimizer step",
         ),
         (
             {"trainer__strategy": local_sgd(every=4, outer_learning_rate=0.0)},
-            "trainer.strategy: outer_learning_rate=0.0",
+            "trainer.strategy.init_args.outer_learning_rate=0.0",
             "must be above 0",
         ),
         (
             {"trainer__strategy": local_sgd(every=4, outer_momentum=1.0)},
-            "trainer.strategy: outer_momentum=1.0",
+            "trainer.strategy.init_args.outer_momentum=1.0",
             "must be at least 0 and below 1",
         ),
     ],
