@@ -224,6 +224,8 @@ def _data(settings: Settings, derived: Derived) -> dict[str, Any]:
         return {}
     described: dict[str, Any] = source.description() | source.window_facts(derived.sequence)
     tokens = described.get("train_tokens")
+    if isinstance(windows := described.get("packed_windows"), int):
+        tokens = windows * derived.sequence  # with the places that are left empty
     if isinstance(tokens, int) and tokens:
         described["epochs"] = round(derived.total_tokens / tokens, 3)
     return described

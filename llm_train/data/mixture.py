@@ -196,7 +196,9 @@ class Mixture(TokenSource):
         counts = self.order(sequence).counts(samples).tolist()
         for (name, source), count in zip(self.sources.items(), counts, strict=True):
             found[f"data/{name}/share"] = count / max(1, samples)
-            if tokens := source.description().get("train_tokens"):
+            if windows := source.window_facts(sequence).get("packed_windows"):
+                found[f"data/{name}/epochs"] = count / windows
+            elif tokens := source.description().get("train_tokens"):
                 found[f"data/{name}/epochs"] = count * sequence / float(tokens)
         return found
 

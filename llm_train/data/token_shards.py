@@ -134,7 +134,13 @@ class TokenShards(TokenSource):
 
     def window_facts(self, sequence: int) -> dict[str, int | float]:
         """What packing leaves empty, and what it cuts."""
-        return self._packed(sequence, 0).facts() if self.packing == "best_fit" else {}
+        if self.packing == "best_fit" and sequence not in self._facts:
+            self._facts[sequence] = self._packed(sequence, 0).facts()
+        return self._facts.get(sequence, {})
+
+    @cached_property
+    def _facts(self) -> dict[int, dict[str, int | float]]:
+        return {}  # by sequence; metrics ask often
 
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of the shards of one held-out set."""

@@ -131,12 +131,11 @@ def test_the_past_is_what_was_read_and_the_remedy_keeps_it() -> None:
 
 
 def test_what_packing_costs_is_said_of_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RandomTokens, "window_facts", lambda self, sequence: {"cuts": self.seed})
-    assert Mixture(sources=sources()).window_facts(8) == {
-        "web_cuts": 0,
-        "code_cuts": 1,
-        "books_cuts": 2,
-    }
+    monkeypatch.setattr(RandomTokens, "window_facts", lambda self, _: {"packed_windows": 50})
+    mixture = Mixture(sources=sources(), weights=WEIGHTS)
+    assert mixture.window_facts(8) == {f"{name}_packed_windows": 50 for name in WEIGHTS}
+    realised = mixture.realised(1000, 8)
+    assert [realised[f"data/{name}/epochs"] for name in WEIGHTS] == [14, 4, 2]
 
 
 def test_held_out_sets_are_those_of_the_sources() -> None:
