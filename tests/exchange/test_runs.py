@@ -161,6 +161,8 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     (line,) = refused("check", "-c", file, source, new, "--init_from.leave_out=[haed.*]")
     assert "init_from.leave_out" in line
     assert "haed.*" in line
+    (line,) = refused("check", "-c", file, source, new, '--init_from.leave_out=["*"]')
+    assert "remove init_from" in line
     (line,) = refused("check", "-c", file, source)  # whose weights a new run would move away
     assert "trainer.default_root_dir" in line
     (line,) = refused("export", str(trained / "run"), str(trained))
