@@ -54,7 +54,7 @@ _FORBIDDEN_CALLBACKS = {
     "ModelCheckpoint": "set checkpoint.every",
     "OnExceptionCheckpoint": "set checkpoint.every",
     "GradientAccumulationScheduler": "accumulation follows from batch",
-    "StochasticWeightAveraging": "it changes learning rate and schedule behind model.schedule",
+    "StochasticWeightAveraging": "it changes rates behind model.schedule; use EMAWeightAveraging",
     "ThroughputMonitor": "throughput is measured without synchronising every batch",
     "LearningRateFinder": "it trains before the run starts",
     "BatchSizeFinder": "the global batch is a contract",

@@ -135,6 +135,8 @@ def read(directory: Path, tensors: Mapping[str, Tensor], *, alone: bool = False)
             state_dict_loader.load(dict(tensors), storage_reader=reader, no_dist=alone)
         except CheckpointException as error:  # every rank gets it; not even an Exception in torch
             first = next(iter(error.failures.values()))[0]
+            if isinstance(first, KeyboardInterrupt):
+                raise first from error
             raise CheckpointError(f"the state could not be read: {first}") from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llm_train.checkpoint import dcp
+from llm_train.checkpoint import callback_state, dcp
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.exchange.outgoing import staging
 from llm_train.exchange.proof import Proof, prove
@@ -51,6 +51,7 @@ def import_folder(folder: Path, out: Path) -> Proof:
         store = CheckpointStore(stage / "checkpoints")
         inside = store.stage(0)
         _write_weights(inside / "state", weights)
+        callback_state.write(inside, {"callbacks": {}})
         for place in (stage, inside):
             for name, content in files.items():
                 (place / name).write_text(content, encoding="utf-8")

@@ -52,6 +52,8 @@ class WarmStart:
             return
         here = {canonical_name(n): tuple(p.shape) for n, p in context.network.named_parameters()}
         wrong = []
+        if all(map(self._left_out, here)):
+            yield "init_from.leave_out leaves nothing of init_from.path; remove init_from"
         for pattern, _ in useless(self.leave_out, [*here, *there]):
             yield f"init_from.leave_out: {pattern} leaves nothing out; correct it, or remove it"
         for name in [*here, *(name for name in there if name not in here)]:

@@ -28,6 +28,13 @@ def done(*arguments: str) -> str:
     return outcome.out
 
 
+def refused_late(*arguments: str) -> list[str]:
+    """The errors of a run that is refused when it looks at what it is to go on with."""
+    outcome = run(*arguments)
+    assert outcome.code == 2, outcome
+    return [line for line in outcome.err.splitlines() if ": error: " in line]
+
+
 def val(run_dir: Path) -> float:
     records = read_metrics(run_dir / "metrics.jsonl")
     loss: float = [r["val/loss"] for r in records if "val/loss" in r][-1]
@@ -91,12 +98,14 @@ def test_training_goes_on_alike_after_another_export_and_import(
         recipe = config["data"]["recipe"]["init_args"]
         recipe["corpus"]["init_args"]["paths"] = [str(trained / "text.txt")]
         recipe["tokenizer"]["init_args"]["path"] = str(trained / "theirs" / "tokenizer.json")
-        recipe["split"] = part("TailSplit", fraction=0.1)
         config["trainer"] |= {"default_root_dir": str(tmp_path / f"run-{name}")}
         config["trainer"] |= {"accelerator": "cpu", "devices": 1}
         config["model"]["schedule"]["init_args"]["warmup"] = "2 steps"
         file = str(write(tmp_path / f"{name}.yaml", config | {"budget": "20 steps"}))
         done("prepare", "-c", file)
+        done("validate", "-c", file, "--checkpoint", str(out))
+        (line,) = refused_late("fit", "-c", file, "--resume", str(out))
+        assert "init_from.path" in line
         done("fit", "-c", file)
         states.append(final_state(tmp_path / f"run-{name}", 20))
         done("export", str(out), str(source := tmp_path / f"theirs-{name}"))
@@ -154,6 +163,8 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     (line,) = refused("check", "-c", file, source, new, "--init_from.leave_out=[haed.*]")
     assert "init_from.leave_out" in line
     assert "haed.*" in line
+    (line,) = refused("check", "-c", file, source, new, '--init_from.leave_out=["*"]')
+    assert "remove init_from" in line
     (line,) = refused("check", "-c", file, source)  # whose weights a new run would move away
     assert "trainer.default_root_dir" in line
     (line,) = refused("export", str(trained / "run"), str(trained))
