@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from llm_train.verbs.base import Load, Verb
@@ -44,6 +45,9 @@ class Prepare(Verb):
         if flags.snapshot:
             snapshot(recipe, source.folder, Path(flags.snapshot))
             return 0
+        # What was compared, and which library encodes; Python shows warnings only by itself.
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("llm_train.data").setLevel(logging.INFO)
         manifest = prepare(recipe, source.folder, force=flags.force, reread=flags.reread)
         say(section("data", source.description()))
         if manifest.skipped:

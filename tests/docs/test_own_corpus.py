@@ -37,6 +37,8 @@ def test_from_a_folder_to_a_trained_model(fork_server: ForkServer, place: Path) 
         code, out, err = fork_server.command(*words, *small, folder=place, cwd=place)
         assert code == 0, f"{words}: {err}"
     assert out.startswith("Once upon a time")
+    _, _, err = fork_server.command(*four[1], *SMALL, folder=place, cwd=place)
+    assert "data/own is up to date" in err
     records = (place / "runs/own/metrics.jsonl").read_text("utf-8").splitlines()
     last = {key: value for record in records for key, value in json.loads(record).items()}
     assert last["val/bits_per_byte"] > 0
