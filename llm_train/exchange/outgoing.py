@@ -119,7 +119,9 @@ def staging(out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; name a folder that does not exist yet")
-    out = out.resolve()  # a link, or the present folder
+    out = out.resolve()  # a link
+    if out == Path.cwd():  # whose name another folder would get
+        raise ConfigError(f"{out} is the present folder; name one that does not exist yet")
     stage = out.with_name(f"{out.name}.partial")
     shutil.rmtree(stage, ignore_errors=True)
     try:

@@ -192,6 +192,14 @@ def test_a_folder_that_cannot_be_read_is_refused_with_its_file(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_present_folder_is_no_place(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = refused("export", str(trained / "run"), ".")
+    assert "present folder" in line
+
+
 def test_a_resume_needs_no_source(trained: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(trained / "run", source)
