@@ -281,9 +281,11 @@ class RemoteShards(ShardTokens):
 
     def _sweep(self) -> None:
         """Removes files until the rest is within the limit, and lets go of those that are gone."""
-        self._unswept = 0
+        self._unswept, found = 0, list[tuple[int, str]]()
         with os.scandir(self._directory) as entries:
-            found = [(each.stat().st_blocks * 512, each.path) for each in entries]
+            for each in entries:
+                with suppress(FileNotFoundError):  # another rank makes room at the same time
+                    found.append((each.stat().st_blocks * 512, each.path))
         used = sum(size for size, _ in found)
         for size, path in sorted(found, reverse=True):  # in a random order none is better kept
             if used > self._remote.limit and path.endswith(".bin"):

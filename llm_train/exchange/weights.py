@@ -145,7 +145,9 @@ def open_folder(path: Path) -> FolderWeights:
         ConfigError: an architecture, or a feature of one, that is not known here.
     """
     if not is_folder(path):
-        raise ConfigError(f"{path} holds no config.json; name a folder in Hugging Face's format")
+        raise ConfigError(
+            f"{path} does not exist, or holds no config.json; name a folder in Hugging Face's format"
+        )
     with readable(path / "config.json"):
         kind = dict(json.loads((path / "config.json").read_text())).get("model_type")
     known = {family.model_type: family for family in families()}

@@ -17,10 +17,11 @@ import pytest
 from llm_train.data.shards import verify
 
 PREPARE = """
-import sys, time
+import signal, sys, time
 from llm_train.data import *
 from llm_train.data.corpus import files
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 files.UNIT_BYTES = 4000
 recipe = Tokenize(
     corpus=TextFiles(paths=[sys.argv[1]]), tokenizer=TrainBPE(vocab_size=300),
