@@ -146,7 +146,7 @@ def open_folder(path: Path) -> FolderWeights:
     """
     if not is_folder(path):
         raise ConfigError(
-            f"{path} does not exist, or holds no config.json; name a folder in Hugging Face's format"
+            f"{path} does not exist, or holds no config.json; name one in Hugging Face's format"
         )
     with readable(path / "config.json"):
         kind = dict(json.loads((path / "config.json").read_text())).get("model_type")
