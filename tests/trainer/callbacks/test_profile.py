@@ -186,5 +186,6 @@ def test_rank_0_alone_speaks_and_writes(fork_server: ForkServer, tmp_path: Path)
     statuses = fork_server.run("fit", "-c", path, "--profile", ranks=2, log=log)
     assert statuses == [0, 0], log.read_text()
     assert log.read_text().count("profile of steps 11 to 13") == 1
-    assert [p.name for p in (tmp_path / "run" / "profile").iterdir()] == ["trace.json.gz"]
-    assert "c10d::allreduce_" in table(log.read_text(), "largest operators")
+    [trace] = (tmp_path / "run" / "profile").iterdir()
+    assert trace.name == "trace.json.gz"
+    assert b"c10d::allreduce_" in gzip.decompress(trace.read_bytes())
