@@ -82,9 +82,13 @@ def require_named(
         repeat=0,  # no signal
     )
     text = log.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("llm-train: error: ")]
+    if (guilty, how) == (0, "refuse"):  # a launcher ends the others, who often would say the same
+        assert statuses[0] == 2, text
+        assert text_of(guilty, how) in lines[0]
+        return
     first = int(guilty == 0)  # of the others; it speaks for all of them
     assert statuses[first] == 1, text
-    lines = [line for line in text.splitlines() if line.startswith("llm-train: error: ")]
     assert f"rank {first} ends because rank {guilty} (" in lines[-1]
     assert text_of(guilty, how) in lines[-1]
     if how in ("raise", "refuse", "hang", "mismatch", "group"):  # it can speak for itself
