@@ -17,7 +17,8 @@ from llm_train.data.base import HELD_OUT, TRAIN, Ids
 from llm_train.data.documents import Documents, StoredDocuments
 from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
-from llm_train.data.remote_shards import AheadWindows, RemoteFolder, RemoteShards, ShardCache
+from llm_train.data.remote_folder import RemoteFolder, ShardCache
+from llm_train.data.remote_shards import AheadWindows, RemoteShards
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, check_size, describe_file, verify
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.token_source import TokenSource, Windows

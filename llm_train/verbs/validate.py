@@ -1,4 +1,4 @@
-"""Scores a checkpoint on all held-out data."""
+"""Scores a checkpoint on the held-out data, or as much of it as data.validate_tokens says."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from llm_train.data import TokenShards, remote_shards
-from llm_train.data.remote_shards import RemoteFolder, ShardCache
+from llm_train.data import TokenShards, remote_folder, remote_shards
+from llm_train.data.remote_folder import RemoteFolder, ShardCache
 from llm_train.errors import ConfigError, DataError
 from llm_train.testing.configs import part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -40,7 +40,7 @@ class Unsteady(LocalFileSystem):
 @pytest.fixture
 def unsteady(monkeypatch: pytest.MonkeyPatch) -> type[Unsteady]:
     fsspec.register_implementation("unsteady", Unsteady, clobber=True)
-    monkeypatch.setattr(remote_shards, "_PAUSES", (0.001, 0.001))
+    monkeypatch.setattr(remote_folder, "_PAUSES", (0.001, 0.001))
     Unsteady.failures, Unsteady.requests = 0, []
     return Unsteady
 
@@ -207,7 +207,7 @@ def test_from_an_object_server(
         rows = first + np.arange(8)
         assert np.array_equal(windows.batch(rows), near.batch(rows))
     running.stop()
-    monkeypatch.setattr(remote_shards, "_PAUSES", (0.01,))
+    monkeypatch.setattr(remote_folder, "_PAUSES", (0.01,))
     with pytest.raises(DataError, match=r"out of reach: .*--resume auto"):
         windows.batch(np.arange(3000, 4000))
     s3fs.S3FileSystem.clear_instance_cache()
