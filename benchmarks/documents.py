@@ -6,7 +6,7 @@ Then it sets loss and gradients of packed documents, in float64, against the sum
 document gives alone.
 
 On a CPU a dense mask keeps documents apart. On a GPU in 16 bits FlexAttention passes over blocks of
-other documents; what a token costs there is still to be measured.
+other documents: where there is one, a third table has GPT-2's twelve blocks, compiled.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ END, VOCABULARY, BATCH = 0, 512, 4
 ROUNDS, POSITIONS = 5, ("rotary", "learned", "sinusoidal", "alibi", "none")
 
 
-def network(sequence: int, positions: str) -> LanguageModel:
-    """Four layers at width 128."""
+def network(
+    sequence: int, positions: str, layers: int = 4, width: int = 128, heads: int = 4
+) -> LanguageModel:
+    """Small, and with next to no head."""
     config = Transformer(
         vocab_size=VOCABULARY,
-        layers=4,
-        width=128,
-        heads=4,
+        layers=layers,
+        width=width,
+        heads=heads,
         max_sequence=sequence,
         positions=positions,  # type: ignore[arg-type]  # one of those it knows
     )
@@ -41,10 +43,10 @@ def network(sequence: int, positions: str) -> LanguageModel:
     return built
 
 
-def windows(sequence: int, mean: int) -> tuple[Tensor, list[Tensor]]:
-    """(BATCH, sequence + 1) of whole documents, filled up with -1, and the documents."""
+def windows(sequence: int, mean: int, batch: int = BATCH) -> tuple[Tensor, list[Tensor]]:
+    """(batch, sequence + 1) of whole documents, filled up with -1, and the documents."""
     generator = torch.Generator().manual_seed(0)
-    out, documents = torch.full((BATCH, sequence + 1), -1), []
+    out, documents = torch.full((batch, sequence + 1), -1), []
     for row in out:
         room = sequence + 1
         while room > 1:
@@ -61,7 +63,7 @@ def score(net: LanguageModel, tokens: Tensor, *, confined: bool) -> Tensor:
     """Objective of windows, summed over targets, with its gradients."""
     inputs, targets, given = tokens[:, :-1], tokens[:, 1:], {}
     if confined:
-        given["documents"] = confine(inputs, END, blocks=False)
+        given["documents"] = confine(inputs, END, blocks=inputs.is_cuda)
         targets = own_targets(targets, inputs, END)
     targets = targets.masked_fill(targets < 0, -100)
     objective: Tensor = net(
@@ -85,6 +87,28 @@ def cost(sequence: int, positions: str) -> tuple[float, float]:
     pairs = [[seconds(net, tokens, confined=c) for c in (False, True)] for _ in range(ROUNDS + 1)]
     joined = median(pair[0] for pair in pairs[1:]) / (BATCH * sequence)
     return 1e6 * joined, median(apart / together for together, apart in pairs[1:])
+
+
+def device_cost(sequence: int, mean: int) -> tuple[float, float, float]:
+    """Milliseconds of forward and backward on a GPU, joined and confined, and the ratio of rounds."""
+    net = network(sequence, "rotary", layers=12, width=768, heads=12).cuda()
+    for block in net.blocks():
+        block.compile(dynamic=False)
+    tokens = windows(sequence, mean, batch=32768 // sequence)[0].cuda()
+
+    def milliseconds(confined: bool) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        net.zero_grad()
+        begin.record()
+        with torch.autocast("cuda", torch.bfloat16):
+            score(net, tokens, confined=confined)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    pairs = [[milliseconds(c) for c in (False, True)] for _ in range(4 * ROUNDS)][ROUNDS:]
+    joined, confined = (median(times) for times in zip(*pairs, strict=True))
+    return joined, confined, median(apart / together for together, apart in pairs)
 
 
 def difference(positions: str) -> tuple[float, float]:
@@ -115,6 +139,12 @@ def main() -> None:
     for positions in POSITIONS:
         loss, gradient = difference(positions)
         print(f"{positions:<12}{loss:>15.1e}{gradient:>21.1e}")
+    if torch.cuda.is_available():
+        print(
+            f"\n{torch.cuda.get_device_name()}: sequence  document  joined ms  confined ms  ratio"
+        )
+        for sequence, mean in [(1024, 128), (1024, 512), (4096, 512), (8192, 512)]:
+            print(sequence, mean, *(f"{found:.2f}" for found in device_cost(sequence, mean)))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Settings:
             "device": self.device,
             "dtype": "float32" if self.device == "cpu" else "bfloat16",
             "variant": self.variant,
-            "tokens": self.tokens(shape.vocab),
+            "tokens": more.get("tokens") or self.tokens(shape.vocab),
             "warmup": 3 if self.rehearse else 10,
             "threads": 1 if self.rehearse else 8,
             "options": {"path": self.nanogpt, "overrides": [*RECIPE, *overrides]},

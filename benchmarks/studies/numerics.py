@@ -91,6 +91,7 @@ def cases() -> Iterator[Case]:
     yield Case(name="bf16 again", like="bf16")
     yield Case(name="fp32 again", like="fp32", changes=_EXACT)
     yield Case(name="tf32", like="fp32", changes={"trainer.precision": "32-true"})
+    yield Case(name="fp16", like="fp32", changes={"trainer.precision": "16-mixed"})
     for variant in reversed(variants((), [1])):
         if variant.refusal or not variant.same:  # LocalSGD has nobody to agree with
             continue
