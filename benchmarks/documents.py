@@ -90,7 +90,7 @@ def cost(sequence: int, positions: str) -> tuple[float, float]:
 
 
 def device_cost(sequence: int, mean: int) -> tuple[float, float, float]:
-    """Milliseconds of forward and backward on a GPU, joined and confined, and the ratio of rounds."""
+    """Milliseconds of forward and backward on a GPU, joined and confined, and their ratio."""
     net = network(sequence, "rotary", layers=12, width=768, heads=12).cuda()
     for block in net.blocks():
         block.compile(dynamic=False)

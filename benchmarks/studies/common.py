@@ -101,14 +101,14 @@ class Settings:
         return False
 
     def done(self, *cases: str) -> bool:
-        """Returns whether earlier commands of the same day, on the same device, gave the rows."""
+        """Returns whether earlier commands of the day gave the rows, of this device and code."""
         rows = read_rows(Path(self.out))
-        device = self.versions["device"]
+        here = [self.versions[key] for key in ("device", "commit")]
         found = {
             row["case"]
             for row in rows
             if row["study"] == self.study
-            and row["versions"]["device"] == device
+            and [row["versions"].get(key) for key in ("device", "commit")] == here
             and not {"error", "skipped"} & set(row)
         }
         return set(cases) <= found

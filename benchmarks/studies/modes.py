@@ -22,7 +22,8 @@ CHANGES = {
 
 def main() -> None:
     settings = Settings.from_arguments()
-    if settings.done(*MODES) or not settings.has(95, "blocks"):
+    missing = [name for name in MODES if not settings.done(name)]
+    if not missing or not settings.has(95, missing[0]):
         return
     preset = settings.presets["gpt2-124m"]
     parts = 1 if (settings.versions["memory_gib"] or 0) > _ROOMY_GIB else 2

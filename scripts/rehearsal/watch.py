@@ -9,7 +9,6 @@ memory that no kernel has written may hold an ignored target, whose bits are tho
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 import warnings
@@ -25,6 +24,7 @@ from llm_train.checkpoint import dcp
 
 LOUD_STEPS = 3  # the first of a process allocate, compile and capture
 PROFILED_FROM = 10
+PACKAGES = {"llm_train", "deepspeed", "lightning"}
 
 
 class Watch(pl.Callback):
@@ -75,7 +75,7 @@ class Watch(pl.Callback):
             print(f"{category.__name__}: {message}", file=sys.stderr)
             return
         frames = traceback.extract_stack()[:-1]
-        own = [f for f in frames if re.search(r"/(llm_train|deepspeed|lightning)/", f.filename)]
+        own = [f for f in frames if PACKAGES & set(Path(f.filename).parts)]
         place = short("{0.filename}:{0.lineno}".format((own or frames)[-1]))
         if place not in self.waits:
             print(f"waits: {place}", *traceback.format_list(frames[-12:]), file=sys.stderr)
@@ -103,7 +103,11 @@ def plausible(result: Any) -> Any:
 
 
 def short(place: str) -> str:
-    """A file and a line without the folders that every place has."""
+    """A file and a line from its package on, wherever that is installed.
+
+    >>> short("/opt/packages/deepspeed/runtime/zero/stage3.py:12")
+    'deepspeed/runtime/zero/stage3.py:12'
+    """
     parts = Path(place).parts
-    start = parts.index("site-packages") + 1 if "site-packages" in parts else -3
-    return "/".join(parts[start:])
+    names = [at for at, part in enumerate(parts) if part in PACKAGES]
+    return "/".join(parts[names[-1] if names else -3 :])

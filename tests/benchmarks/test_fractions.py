@@ -12,7 +12,7 @@ pytest.importorskip("benchmarks", reason="the benchmarks are not in an installed
 
 from benchmarks import fractions, record_tests
 from benchmarks.judge import Rows
-from benchmarks.studies.environment import ROOT
+from benchmarks.studies.environment import ROOT, described
 from benchmarks.studies.fractions import products
 from benchmarks.studies.numerics import cases, distance
 
@@ -79,8 +79,15 @@ def test_a_test_that_has_passed_is_left_out_and_one_that_failed_since_is_not(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     assert record_tests.passed(file) == set()
-    outcomes = [("a", "failed"), ("a", "passed"), ("b", "passed"), ("b", "failed"), ("c", "passed")]
-    rows = [{"study": "tests", "case": case, "outcome": outcome} for case, outcome in outcomes]
+    now = described()["commit"]
+    outcomes = [
+        *(("a", "failed", now), ("a", "passed", now), ("b", "passed", now), ("b", "failed", now)),
+        *(("c", "passed", now), ("d", "passed", "other code")),
+    ]
+    rows = [
+        {"study": "tests", "case": case, "outcome": outcome, "versions": {"commit": commit}}
+        for case, outcome, commit in outcomes
+    ]
     file.write_text("".join(json.dumps(r) + "\n" for r in [*rows, ROWS[0]]) + '{"study": "tes')
     assert record_tests.passed(file) == {"a", "c"}
 
