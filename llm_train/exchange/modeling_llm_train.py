@@ -10,15 +10,18 @@ Shapes: B batch, T new positions, S all positions, D width, H heads, K key/value
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+Turn = Callable[[Tensor], Tensor]
 
 
 class LLMTrainConfig(PretrainedConfig):
@@ -27,10 +30,10 @@ class LLMTrainConfig(PretrainedConfig):
     model_type = "llm_train"
 
 
-class Norm(nn.Module):
+class LLMTrainNorm(nn.Module):
     """RMSNorm, LayerNorm or nothing; it computes in float32 at least."""
 
-    def __init__(self, config: Any, width: int, kind: str) -> None:
+    def __init__(self, config: LLMTrainConfig, width: int, kind: str) -> None:
         super().__init__()
         self.kind, self.eps = kind, config.norm_eps
         self.weight = nn.Parameter(torch.ones(width)) if kind != "none" else None
@@ -49,10 +52,10 @@ class Norm(nn.Module):
         return F.layer_norm(wide, weight.shape, weight, bias, self.eps).to(x.dtype)
 
 
-class Attention(nn.Module):
+class LLMTrainAttention(nn.Module):
     """Rows of ``qkv`` are ordered by group: its query heads, its key, its value."""
 
-    def __init__(self, config: Any, layer: int) -> None:
+    def __init__(self, config: LLMTrainConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.hidden_size // config.num_attention_heads
         self.group = config.num_attention_heads // config.num_key_value_heads
@@ -60,9 +63,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, rows, bias=config.bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         kind = "rmsnorm" if config.qk_norm else "none"
-        self.q_norm, self.k_norm = (Norm(config, self.head_dim, kind) for _ in range(2))
+        self.q_norm, self.k_norm = (LLMTrainNorm(config, self.head_dim, kind) for _ in range(2))
 
-    def forward(self, x: Tensor, turn: Any, mask: Tensor, past: Any) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn, mask: Tensor, past: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D); ``turn`` gives heads their positions, ``past`` is a cache."""
         grouped = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         q, k, v = grouped.split((self.group, 1, 1), dim=3)
@@ -75,10 +78,10 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
+class LLMTrainMLP(nn.Module):
     """Rows of ``gate_up`` alternate in slabs of gate and of up."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: LLMTrainConfig) -> None:
         super().__init__()
         self.activation, self.slab = ACT2FN[config.hidden_act], config.slab
         if self.slab:
@@ -97,20 +100,20 @@ class MLP(nn.Module):
         return self.down((self.activation(gate) * up).flatten(-2))
 
 
-class Block(nn.Module):
+class LLMTrainBlock(nn.Module):
     """Norms before, after, or before and after each half."""
 
-    def __init__(self, config: Any, layer: int) -> None:
+    def __init__(self, config: LLMTrainConfig, layer: int) -> None:
         super().__init__()
         self.stream, self.scale = config.norms_stream, config.stream_scale
         outer = config.norm if config.norm_placement in ("sandwich", "peri") else "none"
         norms = (config.norm, config.norm, outer, outer)
         self.attention_norm, self.mlp_norm, self.attention_out_norm, self.mlp_out_norm = (
-            Norm(config, config.hidden_size, kind) for kind in norms
+            LLMTrainNorm(config, config.hidden_size, kind) for kind in norms
         )
-        self.attention, self.mlp = Attention(config, layer), MLP(config)
+        self.attention, self.mlp = LLMTrainAttention(config, layer), LLMTrainMLP(config)
 
-    def forward(self, x: Tensor, turn: Any, mask: Tensor, past: Any) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn, mask: Tensor, past: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         if self.stream:
             x = self.attention_norm(self.scale * x + self.attention(x, turn, mask, past))
@@ -127,19 +130,19 @@ class LLMTrainForCausalLM(PreTrainedModel, GenerationMixin):
     _tied_weights_keys: ClassVar = {"head.weight": "embedding.weight"}
     _supports_sdpa = True
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: LLMTrainConfig) -> None:
         super().__init__(config)
         width, norm = config.hidden_size, config.norm
         self.embedding = nn.Embedding(config.vocab_size, width)
-        self.embedding_norm = Norm(
+        self.embedding_norm = LLMTrainNorm(
             config, width, norm if config.norm_placement == "peri" else "none"
         )
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_position_embeddings, width) if learned else None
         self.layers = nn.ModuleList(
-            Block(config, layer) for layer in range(config.num_hidden_layers)
+            LLMTrainBlock(config, layer) for layer in range(config.num_hidden_layers)
         )
-        self.norm = Norm(config, width, "none" if config.norms_stream else norm)
+        self.norm = LLMTrainNorm(config, width, "none" if config.norms_stream else norm)
         self.head = nn.Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
@@ -155,7 +158,7 @@ class LLMTrainForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
