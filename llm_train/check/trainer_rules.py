@@ -41,7 +41,7 @@ REPLACED = {
     "limit_predict_batches": "there is no predict loop; generate writes text",
     "use_distributed_sampler": "ranks share samples by index",
     "reload_dataloaders_every_n_epochs": "there is one endless epoch",
-    "fast_dev_run": "add -c configs/overlay-smoke.yaml, ten steps of a small network",
+    "fast_dev_run": "add -c preset:overlay-smoke, ten steps of a small network",
     "barebones": "every part of a run is needed",
     "enable_model_summary": "the derived table counts parameters",
     "sync_batchnorm": "there is no batch normalisation",
