@@ -162,7 +162,7 @@ def test_ranks_of_srun_and_of_torchrun_inside_slurm_equal_one_process(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "zero2"])
 def test_srun_starts_every_strategy(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     file = file_of(tmp_path, steps=4, trainer__strategy=strategy)
