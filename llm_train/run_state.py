@@ -7,7 +7,7 @@ restores ``sums``; the others are filled anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,6 +51,8 @@ class RunState:
         realised: metrics of where so many samples came from. Owned by whoever builds the run.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
+        scores: by metric, the step at which it was last measured and its value, for checkpoints to
+            be judged by. Whoever measures adds.
         start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
         riders: whose numbers travel with those of a log point. Each adds itself before the first
             step; ``Metrics`` asks them.
@@ -74,6 +76,7 @@ class RunState:
     realised: Callable[[int], dict[str, float]] = lambda samples: {}
     latest: dict[str, float] = field(default_factory=dict)
     latest_step: int = 0
+    scores: dict[str, tuple[int, float]] = field(default_factory=dict)
     start_up: dict[str, float] = field(default_factory=dict)
     riders: list[Rider] = field(default_factory=list)
     flush: Callable[[], None] = lambda: None  # nothing is on its way
@@ -81,6 +84,10 @@ class RunState:
     watch: Watch = field(default_factory=Watch)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     ledger: Ledger = field(default_factory=Ledger)
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds to ``scores``."""
+        self.scores |= {name: (step, value) for name, value in metrics.items()}
 
 
 class TaskBase(pl.LightningModule):

@@ -73,5 +73,6 @@ class Harness(Asks):
         assert self._examination is not None, "the run has started"
         scores = self._examination.scores(subject, batch=self.batch)
         metrics = {f"eval/{name}": value for name, value in scores.items()}
+        task.run_state.measured(trainer.global_step, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
