@@ -2,12 +2,12 @@
 # Measures on one GPU in four commands, each under nine minutes: scripts/gpu_measure.sh 1..4 [1..4 ...]
 #   1  versions, attention kernels, tests for one GPU without the slow ones; 3 minutes
 #   2  every strategy with kill and resume; 5 minutes
-#   3  numerics over 200 steps: strategies, offloading, compilation, FP8, low-bit state
+#   3  numerics over 200 steps: strategies, offloading, compilation, FP8, low-bit state; 3 minutes
 #   4  throughput of 124M and 1B against nanoGPT, Hugging Face and stock Lightning (peers, 4 minutes),
 #      ways to compile (modes, 2), kernels alone (fractions, 1); then shakespeare and throughput, for
 #      which the command is given again
-# Minutes are those of an H200 with 16 processors: what took 108 s lacked 2 of 21 tests of 1, and what
-# took 115 s lacked the 8 of 19 of 2 that compile. Those of 3 have not been measured.
+# Minutes are those of an H200 with 16 processors. 1 to 3 wait for processes to start and may run at the
+# same time, with JOBS shared among them: all that compiles and all of 3 took 3.5 minutes together.
 # Rows are appended to benchmarks/results/gpu-DATE.jsonl, or in $OUT, each as soon as it is known, and
 # what is printed to a log alongside them. A command that was cut off is given again and leaves out
 # what is there; an $OUT without rows of the day begins with those of benchmarks/results.

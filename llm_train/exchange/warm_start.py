@@ -8,7 +8,8 @@ and every strategy gets its part of the same whole parameter, one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -20,6 +21,7 @@ from llm_train.model.network.init import Start, as_drawn, canonical_name
 from llm_train.runtime.patterns import useless
 
 _GROW = ("embedding", "head", "positions")
+_BLOCK = re.compile(r"^layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +33,21 @@ class WarmStart:
             all weights are new.
         leave_out: patterns of the names of parameters that begin anew, as in head.* or
             layers.1?.*; what the source has and the network has not must be named here, too.
+        stack: a deeper network begins with copies of the source's blocks, all of them in order and
+            then all of them again (G_stack; Du et al. 2024, https://arxiv.org/abs/2405.15319).
+            Its first loss is higher than the source's, and training makes up for it.
     """
 
     path: str = ""
     leave_out: tuple[str, ...] = ()
+    stack: bool = False
 
     def problems(self, context: Context) -> Iterator[str]:
         """Weights that are not there, and every parameter that does not fit."""
         if not self.path:
-            if self.leave_out:
-                yield "init_from.leave_out has no effect without init_from.path; remove it"
+            for key in ("leave_out", "stack"):
+                if getattr(self, key):
+                    yield f"init_from.{key} has no effect without init_from.path; remove it"
             return
         from llm_train.exchange.weights import open_weights  # reads checkpoints: DTensor takes long
 
@@ -56,9 +63,15 @@ class WarmStart:
             yield "init_from.leave_out leaves nothing of init_from.path; remove init_from"
         for pattern, _ in useless(self.leave_out, [*here, *there]):
             yield f"init_from.leave_out: {pattern} leaves nothing out; correct it, or remove it"
+        if self.stack and _blocks(here) <= _blocks(there):
+            yield (
+                f"init_from.stack needs a network that is deeper than that of {source.path}, which "
+                f"has {_blocks(there)} blocks; remove it"
+            )
         for name in [*here, *(name for name in there if name not in here)]:
-            if not self._left_out(name) and not _fits(name, there.get(name), here.get(name)):
-                shapes = (shape or "absent" for shape in (there.get(name), here.get(name)))
+            given = there.get(self._origin(name, there))
+            if not self._left_out(name) and not _fits(name, given, here.get(name)):
+                shapes = (shape or "absent" for shape in (given, here.get(name)))
                 wrong.append("{} is {} there and {} here".format(name, *shapes))
         if wrong:
             yield (
@@ -77,13 +90,23 @@ class WarmStart:
 
         def write(name: str, full: Tensor) -> None:
             if not self._left_out(name):
-                given = source.read(name)
+                given = source.read(self._origin(name, source.shapes))
                 full[: given.shape[0]] = given
 
         return write
 
+    def _origin(self, name: str, there: Iterable[str]) -> str:
+        """The source's name of what a parameter begins with."""
+        if not self.stack:
+            return name
+        return _BLOCK.sub(lambda block: f"layers.{int(block[1]) % _blocks(there)}.", name)
+
     def _left_out(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.leave_out)
+
+
+def _blocks(names: Iterable[str]) -> int:
+    return 1 + max((int(found[1]) for name in names if (found := _BLOCK.match(name))), default=-1)
 
 
 def _fits(name: str, there: tuple[int, ...] | None, here: tuple[int, ...] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,19 @@ def test_more_rows_and_what_is_left_out_begin_as_the_network_has_it(
         torch.testing.assert_close(found[key][:rows], was[key][:rows], rtol=0, atol=1e-9)
         if rows:
             torch.testing.assert_close(found[key][rows:], fresh[key][rows:], rtol=0, atol=1e-9)
+
+
+def test_a_deeper_network_begins_with_copies_of_all_blocks(trained: Path, tmp_path: Path) -> None:
+    options = (f"--init_from.path={trained / 'run'}", "--init_from.stack=true")
+    found = started(trained, tmp_path / "deep", *options, layers=5)
+    before = tensors_of(max((trained / "run" / "checkpoints").iterdir()))
+    for key in (key for key in found if key.startswith("model.")):
+        name = re.sub(r"(?<=layers\.)\d+", lambda block: str(int(block[0]) % 2), key)
+        torch.testing.assert_close(found[key], before[name], rtol=0, atol=1e-9)
+    (line,) = refused(
+        "check", "-c", str(tmp_path / "deep.yaml"), *options, "--model.network.layers=2"
+    )
+    assert "init_from.stack" in line
 
 
 def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:

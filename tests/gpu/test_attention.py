@@ -52,7 +52,11 @@ def ran(trace: Path) -> set[str]:
 def trained(runs: Runs, name: str, kernel: str, compiled: str) -> dict[int, float]:
     """Losses of a run in a process of its own, in which the kernel that ran was reported."""
     runs.configure(
-        name, model__attention=kernel, model__compile=compiled, checkpoint__every="0 steps"
+        name,
+        model__attention=kernel,
+        model__compile=compiled,
+        checkpoint__every="0 steps",
+        model__optimizer__init_args__learning_rate=1e-3,  # at 1e-2 rounding grows to 1 %
     )
     curve = runs.train(name, "--profile", ranks=0)
     expected = PREFERRED if kernel == "auto" else kernel
