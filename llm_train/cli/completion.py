@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_train import verbs
 from llm_train.cli.help import settings
-from llm_train.presets import presets
+from llm_train.preset_files import presets
 
 VARIABLE = "_ARGCOMPLETE"  # set by the shell's function
 

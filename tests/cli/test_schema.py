@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from llm_train.cli.kept import kept
-from llm_train.presets import presets
+from llm_train.preset_files import presets
 from llm_train.runtime import yaml12
 from llm_train.testing.command import run
 from llm_train.testing.configs import part, tiny
