@@ -158,4 +158,6 @@ _RULES = (
     device_rules.devices,
     trainer_rules.precision,
     trainer_rules.callbacks,
+    trainer_rules.epochs,
+    trainer_rules.of_lightning,
 )

@@ -17,6 +17,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import trainer as trainer_module
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import (
+    _LoggerConnector,
+)
 from torch import Tensor
 
 from llm_train.runtime.ledger import DATA_WAIT, Ledger
@@ -74,10 +77,25 @@ class Trimmed:
         return batch.to(device, non_blocking=True)
 
 
+class _OncePerStep(_LoggerConnector):
+    """Lightning's callbacks ask it before each micro-batch, and would write a record for each."""
+
+    @property
+    def should_update_logs(self) -> bool:
+        """At the last micro-batch of a training step that is logged."""
+        trainer = self.trainer
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        within = (
+            trainer._active_loop is trainer.fit_loop and ready % trainer.accumulate_grad_batches
+        )
+        return not within and super().should_update_logs
+
+
 def trim(trainer: pl.Trainer) -> None:
     """Replaces the loop's search for the arguments of ``training_step``, which are always two."""
     loop = trainer.fit_loop.epoch_loop
     loop._build_kwargs = _build_kwargs  # type: ignore[method-assign]
+    trainer._logger_connector = _OncePerStep(trainer)
 
 
 @contextmanager

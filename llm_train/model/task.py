@@ -196,6 +196,11 @@ class Task(Part, Trimmed, Scoring):
         seed_generators(self.derived.seed, self.trainer.global_rank, self.trainer.global_step)
         self.run_state.ledger.switch("start_up/data")  # whose loaders start next
 
+    def on_train_start(self) -> None:
+        """Gives each group the rate of the first update, which callbacks may read before it."""
+        assert self._rates is not None
+        self._rates.set(self.trainer.optimizers[0].param_groups, self.trainer.global_step)
+
     # --- training ---------------------------------------------------------------------------------
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

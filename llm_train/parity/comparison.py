@@ -117,7 +117,7 @@ def parity(
         _require(f"{name}: {line}" for name, line in refused)
     say(section("changed for the comparison, in all runs", configuration.spelt(changes)))
     say(f"\nruns of {steps} steps, in {compared.folder}")
-    rows, allowed = _rows(compared, precision, baselines, ready)
+    rows, allowed = _rows(compared, baselines, ready)
     say("\n" + explanation(precision, allowed, peak_memory=settings.accelerator.peak_memory))
     say("\n" + table(rows))
     for name, line in refused:
@@ -158,14 +158,13 @@ def _require(problems: Iterable[str]) -> None:
 
 def _rows(
     compared: Comparison,
-    precision: str,
     baselines: Sequence[Variant],
     variants: Sequence[Variant],
 ) -> tuple[list[Row], judge.Distance]:
     """The rows, and the tolerance that the last baseline gives."""
     expected = compared.run_needed(REFERENCE)
     known = [(REFERENCE, expected), *((v, compared.run_needed(v)) for v in baselines)]
-    allowed = judge.tolerance(precision, judge.measured(known[-1][1], expected))
+    allowed = judge.tolerance(judge.measured(known[-1][1], expected))
     rows = [judge.judge(variant, found, expected, allowed) for variant, found in known]
     rows += [judge.judge(v, compared.run(v), expected, allowed) for v in variants]
     return rows, allowed

@@ -22,18 +22,14 @@ def table(rows: Sequence[Row]) -> str:
 def explanation(precision: str, allowed: Distance, *, peak_memory: bool) -> str:
     """What the columns hold and what is allowed in them."""
     memory = "peak of the allocator" if peak_memory else "largest resident set, libraries included"
-    if precision == "32-true":
-        rule = f"{FP32:.0e}; weights {FACTOR:g} times 'single, rounded otherwise', at least that"
-        if max(allowed.loss, allowed.norm) > FP32:
-            rule += f"; so loss or norm too, since one process alone exceeds {FP32:.0e} here"
-    else:
-        rule = f"{FACTOR:g} times what rounding does to one process: 'single, in fp32'"
+    baseline = "rounded otherwise" if precision == "32-true" else "in fp32"
+    rule = f"{FACTOR:g} times what rounding does to one process, 'single, {baseline}'"
     return (
         "loss, norm: largest relative difference of a step from one process (norm: of gradients)\n"
         "weights: distance of the final weights from those of one process, relative to their norm\n"
         f"GiB: memory of rank 0, {memory}\n"
         "within: learning rate and tokens equal at every step, the rest within tolerance\n"
-        f"tolerance of {precision}: {rule}\n"
+        f"tolerance of {precision}: {rule}, and at least {FP32:.0e}\n"
         f"  loss {allowed.loss:.1e}, norm {allowed.norm:.1e}, weights {allowed.weights:.1e}"
     )
 

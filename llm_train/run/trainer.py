@@ -43,6 +43,11 @@ def build_trainer(
     """
     if settings.accelerator.type == "cpu":
         keep_freed_memory()
+    if settings.trainer_args.get("deterministic"):
+        import torch._inductor.config  # the compiler's, which few runs with this need
+
+        # It would choose kernels by timing them, and so the order of a sum.
+        torch._inductor.config.deterministic = True
     arguments = dict(settings.trainer_args)
     wanted = settings.trainer_args.get("devices")
     loggers = [] if metrics is None else [metrics, *settings.loggers]

@@ -7,11 +7,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_LEVELS = {
+    "lightning.pytorch": logging.WARNING,
+    "lightning.fabric": logging.WARNING,
+    "lightning.pytorch.callbacks": logging.INFO,  # reports of what somebody has named
+    "lightning.pytorch.profilers": logging.INFO,
+}
 _ADVICE = (
     "does not have many workers",  # windows of a memory map are read faster than handed over
     "is smaller than the logging interval",  # the last step is always a log point
     "It is recommended to use .self.log.*sync_dist",  # held-out sums are those of all ranks
+    "You're using the WeightAveraging callback",  # which check refuses where layers are sharded
     "Total length of `list` across ranks is zero",  # nothing is held out, which a note says
     "`isinstance.treespec, LeafSpec.` is deprecated",
 )
@@ -34,13 +40,14 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def without_advice() -> Iterator[None]:
     """Hides what Lightning tells everybody who trains: devices, tips, and advice on settings."""
-    loggers = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
+    loggers = {logging.getLogger(name): level for name, level in _LEVELS.items()}
+    before = {logger: logger.level for logger in loggers}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", f".*({'|'.join(_ADVICE)})")
         try:
-            for logger in loggers:
-                logger.setLevel(logging.WARNING)
+            for logger, level in loggers.items():
+                logger.setLevel(level)
             yield
         finally:
-            for logger, level in loggers.items():
+            for logger, level in before.items():
                 logger.setLevel(level)

@@ -110,7 +110,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "profiler": (
         {"trainer__profiler": "fast"},
-        "trainer.profiler=fast is not one of simple, advanced, pytorch, xla",
+        "trainer.profiler=fast is not one of simple, advanced, pytorch",
     ),
     "loggers switched off": (
         {"trainer__logger": False},
@@ -122,12 +122,29 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "Lightning's checkpoints": (
         {"trainer__callbacks": [{"class_path": "ModelCheckpoint"}]},
-        "trainer.callbacks[0]=ModelCheckpoint does not work here: set checkpoint.every",
+        "trainer.callbacks[0]=ModelCheckpoint does not work here: write --checkpoint.every='100 "
+        "steps', or '0 steps' to save at the end only",
     ),
     "a monitor that nothing measures": (
         {"trainer__callbacks": [part("EarlyStopping", monitor="val_loss")]},
         "trainer.callbacks[0]: EarlyStopping.monitor=val_loss; write val/loss or val/perplexity or "
         "val/bits_per_byte",
+    ),
+    "a monitor that is measured when it is too late": (
+        {"trainer__callbacks": [part("EarlyStopping", monitor="val/loss")]},
+        "trainer.callbacks[0]=EarlyStopping; write --validate_every='100 steps', for instance",
+    ),
+    "the end of an epoch": (
+        {"trainer__callbacks": [part("Timer", duration="00:01:00:00", interval="epoch")]},
+        "trainer.callbacks[0].init_args.interval=epoch; remove it",
+    ),
+    "two timers": (
+        {"trainer__callbacks": [part("Timer")], "trainer__max_time": "00:01:00:00"},
+        "trainer.max_time=00:01:00:00; remove one of them",
+    ),
+    "two bars": (
+        {"trainer__callbacks": [part("RichProgressBar")]},
+        "trainer.callbacks[0]=RichProgressBar; remove it",
     ),
     "optimizer that refuses": (
         {
@@ -217,13 +234,20 @@ def test_muon_under_zero(tmp_path: Path) -> None:
     ]
 
 
-def test_what_only_lightning_knows_is_one_line_too(tmp_path: Path) -> None:
-    twice = [part("lightning.pytorch.plugins.Precision")] * 2
-    outcome = run("fit", "-c", file_of(tmp_path, trainer__plugins=twice))
-    assert outcome.code == 2
-    assert [line.partition(": Received")[0] for line in outcome.errors] == [
-        "trainer: Lightning refuses these settings"
-    ]
+@pytest.mark.parametrize("verb", ["check", "fit"])
+@pytest.mark.parametrize(
+    ("key", "twice"),
+    [
+        ("plugins", part("lightning.pytorch.plugins.Precision")),
+        ("callbacks", part("EarlyStopping", monitor="val/loss")),
+    ],
+)
+def test_what_only_lightning_knows_is_one_line_too(
+    key: str, twice: dict[str, Any], verb: str, tmp_path: Path
+) -> None:
+    changed: dict[str, Any] = {f"trainer__{key}": [twice] * 2, "validate_every": "2 steps"}
+    (line,) = refused(verb, "-c", file_of(tmp_path, **changed))
+    assert line.startswith("trainer: Lightning refuses these settings: ")
     assert not (tmp_path / "run").exists()
 
 
