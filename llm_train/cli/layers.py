@@ -9,7 +9,7 @@ from typing import Any
 from llm_train.cli.spelling import closest, expanded, texts
 from llm_train.cli.walk import Layer
 from llm_train.errors import ConfigError
-from llm_train.presets import presets, resolved
+from llm_train.preset_files import presets, resolved
 from llm_train.runtime import yaml12
 
 _ACTIONS = ("--print_config", "--help", "-h")

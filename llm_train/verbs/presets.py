@@ -20,7 +20,7 @@ class Presets(Verb):
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Prints each with the first line of its file, or the whole file of one."""
         from llm_train.errors import ConfigError
-        from llm_train.presets import presets
+        from llm_train.preset_files import presets
         from llm_train.runtime.terminal import say, say_sections
 
         files = presets()

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llm_train.errors import ConfigError
-from llm_train.presets import resolved
+from llm_train.preset_files import resolved
 from llm_train.verbs.base import Load, Verb
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.cli import load_settings
-from llm_train.presets import presets
+from llm_train.preset_files import presets
 from llm_train.testing.command import refused, run
 
 ROOT = Path(__file__).parents[2]
