@@ -79,6 +79,7 @@ def record(command: str, folder: Path) -> list[tuple[float, bytes]]:
                 break
     os.close(ours)
     if process.returncode:
+        print(b"".join(data for _, data in written).decode(errors="replace"))
         raise SystemExit(f"{command} ended with {process.returncode}")
     return written
 
