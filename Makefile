@@ -7,6 +7,9 @@ CONFIG := configs/quickstart.yaml
 RUN := runs/quickstart
 # What `make chaos` has done, trial by trial; what has passed is not repeated.
 FAULTS := runs/chaos.jsonl
+# What the site shows, and what its pages link to.
+PAGES := README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE Makefile \
+	docs configs benchmarks scripts llm_train tests
 # Two cores are shared by all ranks of a test, and by nothing else.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
@@ -82,8 +85,11 @@ fix: $(STAMP) ## format and fix what can be fixed
 configs: $(STAMP) ## every shipped configuration parses and builds
 	$(TEST_ENV) $(BIN)/python -m pytest tests/test_configs.py
 
-docs: $(STAMP) ## write docs/configuration.md from the code
+docs: $(STAMP) ## write docs/configuration.md from the code, and build the site in build/site
 	$(BIN)/python scripts/configuration_reference.py
+	rm -rf build/pages && mkdir -p build/pages
+	ln -s $(addprefix $(CURDIR)/,$(PAGES)) build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-* data runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-* data runs build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

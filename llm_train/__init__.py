@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llm_train.run.training import Result, Run, build, validate
     from llm_train.settings import Settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",

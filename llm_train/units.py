@@ -234,10 +234,12 @@ class Batch:
         smallest = self.ramp.tokens or self.tokens
         if smallest % unit:
             key = "batch.ramp.tokens" if self.ramp.tokens else "batch.tokens"
+            windows, rest = divmod(smallest, world_size * self.sequence)
+            fewer = "" if rest else f", or batch.per_device={math.gcd(windows, self.per_device)}"
             raise ConfigError(
                 f"{key}={smallest} is not a multiple of {world_size} ranks x "
                 f"{self.per_device} samples x {self.sequence} positions = {unit}; "
-                f"nearest: {nearest(smallest, unit)}"
+                f"nearest: {nearest(smallest, unit)}{fewer}"
             )
         return self.tokens // unit
 

@@ -60,6 +60,9 @@ def test_batch_that_does_not_divide_names_the_nearest() -> None:
     assert Batch(tokens=458_752, sequence=2048, per_device=4).accumulation(8) == 7
     with pytest.raises(ConfigError, match=r"nearest: 64$"):
         Batch(tokens=10, sequence=8, per_device=4).accumulation(2)
+    with pytest.raises(ConfigError, match=r"nearest: 2048, or batch.per_device=2$"):
+        Batch(tokens=1024, sequence=128, per_device=4).accumulation(4)
+    assert Batch(tokens=1024, sequence=128, per_device=2).accumulation(4) == 1
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     from llm_train.data.sharing import UnitWorker
 
     recipe = _recipe(folder, None)
-    tasks = recipe._tasks()
+    tasks = recipe.tasks()
     directory = folder / "inside"
     directory.mkdir()
     for name in ("tokenizer.json", "token_bytes.npy"):

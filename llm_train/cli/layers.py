@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_train.cli.spelling import expanded, texts
+from llm_train.cli.spelling import closest, expanded, texts
 from llm_train.cli.walk import Layer
 from llm_train.errors import ConfigError
+from llm_train.preset_files import presets, resolved
 from llm_train.runtime import yaml12
 
 _ACTIONS = ("--print_config", "--help", "-h")
@@ -40,7 +41,7 @@ def spell_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise ConfigError(f"{name} needs a value; write {name}=VALUE")
         value = expanded(value)
         if name in ("-c", "--config"):
-            files.append(value)
+            files.append(resolved(value))
         else:
             options.append(word if name in _ACTIONS else f"{name}={value}")
     return files, options
@@ -73,7 +74,9 @@ def load(text: str) -> Any:
 def _read(file: str) -> dict[str, Any]:
     if not Path(file).is_file():
         found = "a directory" if Path(file).is_dir() else "no such file"
-        raise ConfigError(f"-c {file}: {found}; configs/ holds the ready-made ones")
+        meant = closest(Path(file).stem, list(presets()))
+        way_out = f"did you mean -c preset:{meant}?" if meant else "llm-train presets lists some"
+        raise ConfigError(f"-c {file}: {found}; {way_out}")
     try:
         text = Path(file).read_text(encoding="utf-8")
         twice = [f"{problem} of {file}; remove one" for problem in yaml12.duplicates(text)]

@@ -103,7 +103,9 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     """
     files, options = layers.spell_out(arguments)
     if not files and not options:
-        raise ConfigError("no configuration; give one with -c FILE.yaml; configs/ holds some")
+        raise ConfigError(
+            "no configuration; give one with -c FILE.yaml, or -c preset:quickstart for a first run"
+        )
     with _parsing(allow_import) as allowed:
         walk = Walk(ROOTS, CHOICES, allowed)
         if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):

@@ -21,7 +21,6 @@ import numpy.typing as npt
 import tokenizers
 
 from llm_train.context import Part
-from llm_train.errors import ConfigError
 
 TRAIN = "train"
 HELD_OUT = "held_out"  # the part that the split holds out; other held-out sets have other names
@@ -205,10 +204,6 @@ class Recipe(Part, ABC):
 
         It holds what an interrupted call left; other processes may be writing there, too.
         """
-
-    def snapshot(self, source: Path, directory: Path) -> None:
-        """As ``write``, of what a call that is still writing into ``source`` has finished."""
-        raise ConfigError(f"data.recipe={type(self).__name__} has no parts that end one by one")
 
     def provenance(self) -> Mapping[str, str | int]:
         """Facts outside the configuration that the tokens depend on; here none are known."""

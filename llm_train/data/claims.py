@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from llm_train.runtime.lease import STALE_SECONDS, LeaseHolder, holder_of
+from llm_train.runtime.lease import STALE_SECONDS, LeaseHolder, clock_of, holder_of
 
 _BEAT_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
@@ -85,9 +84,7 @@ class Claims:
 
     def _abandoned(self, path: Path) -> bool:
         try:
-            if holder_of(path).gone:
-                return True
-            with tempfile.TemporaryFile(dir=path.parent) as file:  # by the clock that stamps files
-                return os.fstat(file.fileno()).st_mtime - path.stat().st_mtime > STALE_SECONDS
+            silent = clock_of(path.parent) - path.stat().st_mtime
+            return silent > STALE_SECONDS or holder_of(path).gone
         except FileNotFoundError:
             return True

@@ -32,19 +32,35 @@ class Place(NamedTuple):
 
 
 class Documents(ABC):
-    """Where the documents of one split lie. Cheap to open."""
+    """Where the documents of one split lie. Cheap to open.
 
-    @abstractmethod
+    Args:
+        count: documents in the split.
+        tokens: in it.
+    """
+
+    def __init__(self, count: int, tokens: int) -> None:
+        self._count, self._tokens = count, tokens
+
     def __len__(self) -> int:
-        """Documents in the split."""
+        return self._count
 
     @abstractmethod
     def starts(self) -> npt.NDArray[np.int64]:
         """(D,) position of the first token of each document in the split, ascending."""
 
     @abstractmethod
+    def _key(self, number: int) -> str:
+        """Of a document in its corpus."""
+
     def find(self, token: int) -> Place:
-        """The document that the token at a position belongs to."""
+        """The document that the token at a position belongs to, by bisection."""
+        starts = self.starts()
+        number = int(np.searchsorted(starts, token, side="right")) - 1
+        if not 0 <= token < self._tokens or number < 0:
+            raise IndexError(f"token {token} of {self._tokens}")
+        stop = self._tokens if number + 1 == self._count else int(starts[number + 1])
+        return Place(self._key(number), int(starts[number]), stop, number)
 
 
 def starts_name(split: str) -> str:
@@ -76,41 +92,26 @@ class StoredDocuments(Documents):
         tokens: int,
         verify: Callable[[str], None],
     ) -> None:
-        self._count, self._tokens, self._verify = count, tokens, verify
-        self._verified = set[Path]()
+        super().__init__(count, tokens)
+        self._verify, self._verified = verify, set[Path]()
         self._starts, self._keys = directory / starts_name(split), directory / keys_name(split)
 
-    def __len__(self) -> int:
-        return self._count
-
     def starts(self) -> npt.NDArray[np.int64]:
-        """A new array."""
-        return self._table()[:, 0].astype(np.int64)
+        """Read as they are asked for."""
+        return self._table()[:, 0]
 
-    def find(self, token: int) -> Place:
-        """By bisection in the file."""
-        table = self._table()
-        number = int(np.searchsorted(table[:, 0], token, side="right")) - 1
-        if not 0 <= token < self._tokens or number < 0:
-            raise IndexError(f"token {token} of {self._tokens}")
-        last = number + 1 == self._count
-        first_byte = int(table[number - 1, 1]) if number else 0
+    def _key(self, number: int) -> str:
+        first, stop = (int(self._table()[n, 1]) if n >= 0 else 0 for n in (number - 1, number))
         self._require(self._keys)
         with open(self._keys, "rb") as file:
-            file.seek(first_byte)
-            key = file.read(int(table[number, 1]) - first_byte)
-        return Place(
-            key=key.decode("utf-8", "surrogateescape"),
-            start=int(table[number, 0]),
-            stop=self._tokens if last else int(table[number + 1, 0]),
-            number=number,
-        )
+            file.seek(first)
+            return file.read(stop - first).decode("utf-8", "surrogateescape")
 
-    def _table(self) -> npt.NDArray[np.uint64]:
+    def _table(self) -> npt.NDArray[np.int64]:
         self._require(self._starts)
         if not self._count:
-            return np.zeros((0, 2), np.uint64)
-        return np.memmap(self._starts, "<u8", "r", shape=(self._count, 2))
+            return np.zeros((0, 2), np.int64)
+        return np.memmap(self._starts, "<i8", "r", shape=(self._count, 2))
 
     def _require(self, path: Path) -> None:
         """Reads all of a file once, before its first use."""

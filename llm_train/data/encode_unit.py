@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,7 +24,8 @@ from llm_train.data.blocks import sums_of
 from llm_train.data.encoding import Cutter
 from llm_train.data.reading import Assignment, Reading, Rules
 from llm_train.data.references import LIMIT_BYTES
-from llm_train.data.shards import ShardWriter, own_name
+from llm_train.data.shards import ShardWriter
+from llm_train.data.tally import Tally
 from llm_train.data.token_manifest import StoredSplit
 from llm_train.data.tokenizer.encoders import Encoder
 from llm_train.runtime import disk
@@ -65,29 +65,19 @@ class StoredUnit:
         stamp: of the unit when it was read.
         encoder: that encoded it.
         content: hash of its documents.
-        documents: those that were kept.
-        unexpected: documents that were skipped although nobody asked for it.
-        skipped: documents that were skipped, by reason.
-        examples: one for each reason.
+        tally: what became of its documents.
         splits: what was written.
     """
 
     stamp: str
     encoder: str
     content: str
-    documents: int
-    unexpected: int
-    skipped: dict[str, int]
-    examples: dict[str, str]
+    tally: Tally
     splits: dict[str, StoredSplit]
 
     def save(self, directory: Path, number: int) -> None:
         """Makes the unit finished."""
-        path = unit_file(directory, number)
-        staged = own_name(path)
-        staged.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        disk.sync(staged)
-        disk.rename(staged, path)
+        disk.write_manifest(unit_file(directory, number), dataclasses.asdict(self))
 
     @classmethod
     def load(cls, directory: Path, task: Assignment) -> StoredUnit | None:
@@ -174,8 +164,7 @@ class _Side:
     def finish(self) -> StoredSplit:
         """Writes what the shards do not hold; the writer has been left."""
         stored = self.writer.stored()
-        staged = own_name(self._extras)
-        with open(staged, "wb") as file:
+        with disk.written(self._extras) as staged, open(staged, "wb") as file:
             np.savez(
                 file,
                 sums=sums_of(self._extras.parent, stored.shards),
@@ -184,8 +173,6 @@ class _Side:
                 key_sizes=np.array(self._key_sizes, np.int64),
                 text=np.frombuffer(self._text, np.uint8),
             )
-        disk.sync(staged)
-        os.replace(staged, self._extras)
         return stored
 
 
@@ -213,10 +200,7 @@ def encode_unit(
         stamp=task.unit.stamp,
         encoder=encoding.encoder.name,
         content=reading.content.hexdigest(),
-        documents=reading.kept,
-        unexpected=reading.unexpected,
-        skipped=dict(sorted(reading.skipped.items())),
-        examples=reading.examples,
+        tally=reading.tally,
         splits={name: side.finish() for name, side in sorted(sides.items())},
     ).save(directory, task.number)
 
@@ -226,8 +210,8 @@ def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Pending]:
     for piece in reading.pieces():
         texts = cutter.pieces(piece.text)
         if texts is None:
-            reading.kept -= 1
-            reading.skip(_too_long(piece, cutter))
+            reading.tally.kept -= 1
+            reading.tally.skip(_too_long(piece, cutter))
             continue
         for number, text in enumerate(texts, start=1):
             batch = waiting.setdefault(piece.split, _Pending(split=piece.split))

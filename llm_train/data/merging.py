@@ -6,7 +6,6 @@ unit has in a file of its own, are joined to one file a split.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,8 +16,9 @@ import numpy as np
 
 from llm_train.data.documents import keys_name, starts_name
 from llm_train.data.encode_unit import StoredUnit, extras_file
-from llm_train.data.references import LIMIT_BYTES, CompressedSize
+from llm_train.data.references import LIMIT_BYTES, bits_per_byte
 from llm_train.data.shards import describe_file, hash_of
+from llm_train.data.tally import Tally
 from llm_train.data.token_manifest import StoredFile, StoredSplit, sums_name
 
 
@@ -35,30 +35,9 @@ class Merged:
     units: Sequence[StoredUnit]
 
     @property
-    def documents(self) -> int:
-        """Those that were kept."""
-        return sum(unit.documents for unit in self.units)
-
-    @property
-    def unexpected(self) -> int:
-        """Documents that were skipped although nobody asked for it."""
-        return sum(unit.unexpected for unit in self.units)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Documents that were skipped, by reason."""
-        total = Counter[str]()
-        for unit in self.units:
-            total.update(unit.skipped)
-        return dict(sorted(total.items()))
-
-    @property
-    def examples(self) -> dict[str, str]:
-        """The first skipped document of each reason."""
-        first: dict[str, str] = {}
-        for unit in self.units:
-            first = {**unit.examples, **first}
-        return dict(sorted(first.items()))
+    def tally(self) -> Tally:
+        """What became of all documents."""
+        return Tally.total(unit.tally for unit in self.units)
 
     @property
     def encoder(self) -> str:
@@ -106,13 +85,13 @@ class Merged:
 
     def references(self, name: str) -> dict[str, float | None]:
         """What compressors make of a held-out set, if it is small."""
-        size = CompressedSize()
-        if 0 < self.split(name).text_bytes <= LIMIT_BYTES:
+        text = bytearray()
+        if self.split(name).text_bytes <= LIMIT_BYTES:
             for number, unit in enumerate(self.units):
                 if name in unit.splits:
                     with np.load(extras_file(self.directory, name, number)) as extras:
-                        size.add(extras["text"].tobytes())
-        return size.bits_per_byte()
+                        text += extras["text"].tobytes()
+        return bits_per_byte(text)
 
 
 def _write(file: BinaryIO, values: np.ndarray, dtype: str) -> None:

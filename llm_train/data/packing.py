@@ -198,7 +198,7 @@ class PackedWindows(Windows):
         for row, sample in zip(out, samples.tolist(), strict=True):
             filled = 0
             for begin, size in self._places(sample):
-                self._tokens.read(begin, row[filled : filled + size])
+                row[filled : filled + size] = self._tokens.rows([begin], size)[0]
                 filled += size
         return out
 

@@ -7,6 +7,7 @@ large ones, so that there is something to learn and the least possible loss is k
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,10 +94,10 @@ class ComputedTokens(Tokens):
     def __len__(self) -> int:
         return self._length
 
-    def read(self, start: int, out: Ids) -> None:
-        """Computes tokens ``start .. start + out.size``."""
-        positions = np.arange(start, start + out.size, dtype=np.uint64)
+    def rows(self, starts: Sequence[int], length: int) -> Ids:
+        """Computes all at once."""
+        positions = np.add.outer(np.array(starts), np.arange(length)).astype(np.uint64)
         # Multiplying by an odd constant first keeps neighbouring positions apart.
         hashed = mix(positions * np.uint64(0x9E3779B97F4A7C15), self._key)
         uniform = (hashed >> np.uint64(11)).astype(np.float64) / (1 << 53)
-        out[:] = (uniform * uniform * uniform * self._vocabulary).astype(np.int32)
+        return (uniform * uniform * uniform * self._vocabulary).astype(np.int32)

@@ -78,11 +78,6 @@ class MappedTokens(Tokens):
         """CRC-32 of the blocks of a stretch, where they are known."""
         return None
 
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """As stored, in the byte order of this machine, or what torch can index with."""
-        return np.dtype(np.uint16 if self._dtype.itemsize == 2 else np.int32)
-
     def __len__(self) -> int:
         return self._borders[-1] // self._dtype.itemsize
 
@@ -90,12 +85,8 @@ class MappedTokens(Tokens):
         # A map would carry the tokens themselves into every DataLoader worker.
         return {**self.__dict__, "_open": {}, "_copies": SafeCopies()}
 
-    def read(self, start: int, out: Ids) -> None:
-        """Copies tokens ``start .. start + out.size`` into ``out``, across shards if need be."""
-        out[:] = self.rows([start], out.size)[0]
-
     def rows(self, starts: Sequence[int], length: int) -> Ids:
-        """One copy for all windows, whatever shards they lie in."""
+        """One copy for all windows, whatever shards they lie in, across them if need be."""
         width = self._dtype.itemsize
         places, size = [start * width for start in starts], length * width
         try:
@@ -105,7 +96,9 @@ class MappedTokens(Tokens):
                 self._explain(place, place + size)
             path, *_ = self._file(bisect_right(self._borders, places[0]) - 1)
             raise DataError(f"{path.parent} was unreadable: {error}; {self.remedy}") from None
-        return np.ndarray((len(places), length), self._dtype, joined).astype(self.dtype)
+        # As stored, in the byte order of this machine, or what torch can index with.
+        wanted = np.uint16 if width == 2 else np.int32
+        return np.ndarray((len(places), length), self._dtype, joined).astype(wanted)
 
     def _pieces(self, places: Sequence[int], size: int) -> list[memoryview]:
         """``size`` bytes from each of ``places`` on."""

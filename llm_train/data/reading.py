@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from llm_train.data.base import TRAIN, Corpus, Document, Hashed, Piece, Skipped, Split, Unit
+from llm_train.data.tally import Tally
 
 COPY = "copy of held-out text"
 _SLICE = 1 << 20
@@ -54,19 +54,13 @@ class Reading:
     Attributes:
         task: what is read.
         rules: what decides.
-        kept: documents that were given out.
-        skipped: documents that were not, by reason.
-        unexpected: how many of these nobody asked to leave out.
-        examples: the first of each reason: its place, and what was found.
+        tally: what became of the documents so far.
         content: hash of the texts so far.
     """
 
     task: Assignment
     rules: Rules
-    kept: int = 0
-    unexpected: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         self.content = sha256()
@@ -75,11 +69,11 @@ class Reading:
         """What the corpus gives and no rule leaves out; held-out sets keep what they have."""
         for item in self.task.corpus.documents(self.task.unit):
             if isinstance(item, Skipped):
-                self.skip(item)
+                self.tally.skip(item)
             elif item.key in self.rules.dropped and not self.task.held_out:
-                self.skip(Skipped(item.key, self.rules.dropped[item.key], intended=True))
+                self.tally.skip(Skipped(item.key, self.rules.dropped[item.key], intended=True))
             else:
-                self.kept += 1
+                self.tally.kept += 1
                 yield item
 
     def pieces(self) -> Iterator[Piece]:
@@ -90,15 +84,9 @@ class Reading:
             return
         for piece in self.rules.split.divide(self._hashed(), self.task.before):
             if piece.split == TRAIN and piece.digest in self.rules.held_out:
-                self.skip(Skipped(piece.key, COPY, intended=True))
+                self.tally.skip(Skipped(piece.key, COPY, intended=True))
             else:
                 yield piece
-
-    def skip(self, item: Skipped) -> None:
-        """Counts something that is left out."""
-        self.skipped[item.reason] += 1
-        self.unexpected += not (item.intended or item.reason == "empty")
-        self.examples.setdefault(item.reason, ": ".join(filter(None, (item.key, item.detail))))
 
     def _hashed(self) -> Iterator[Hashed]:
         for document in self.documents():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from llm_train.data.shards import describe_file
 from llm_train.data.token_manifest import FILE_NAME, Manifest
 from llm_train.errors import DataError, check_at_least
+from llm_train.runtime import disk
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -87,9 +88,8 @@ class RemoteFolder:
 
     def _bring(self, name: str) -> None:
         content = self.read(name, lambda fs, path: fs.cat_file(path))
-        partial = self.folder / f"{name}.{os.getpid()}"  # other ranks bring it, too
-        partial.write_bytes(content)
-        os.replace(partial, self.folder / name)
+        with disk.written(self.folder / name) as aside:  # other ranks bring it, too
+            aside.write_bytes(content)
 
     def read(self, name: str, action: Callable[[AbstractFileSystem, str], T]) -> T:
         """Does something with the file system and a path in it; tries again for half a minute.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -98,7 +97,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         stored = ids.astype(self._dtype)
         while stored.size:
             if self._file is None:
-                self._file = open(own_name(self._path()), "wb")  # noqa: SIM115 - closed on exit
+                self._file = open(disk.own_name(self._path()), "wb")  # noqa: SIM115 - closed on exit
             left = self._shard_tokens - self._file.tell() // self._dtype.itemsize
             part, stored = stored[:left], stored[left:]
             self._file.write(part.tobytes())
@@ -124,11 +123,6 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             os.replace(self._file.name, path)
             self._shards.append(replace(finished, name=path.name))
             self._file = None
-
-
-def own_name(path: Path) -> Path:
-    """A name for a file that is not whole yet, which no other process uses."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
 
 
 def hash_of(shards: Iterable[StoredFile]) -> str:

@@ -13,15 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
 
-from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts, Tokenizer
+from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts
 from llm_train.data.duplicates import Duplicates
 from llm_train.data.reading import Assignment, Reading, Rules
-from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, own_name
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER
 from llm_train.data.split import HashSplit
+from llm_train.data.tally import Tally
 from llm_train.data.tokenizer.byte_lengths import byte_lengths
 from llm_train.data.tokenizer.round_trip import changed_texts
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
@@ -29,35 +31,14 @@ from llm_train.errors import DataError
 from llm_train.runtime import disk
 from llm_train.runtime.forked import Send
 
+if TYPE_CHECKING:
+    from llm_train.data.tokenize_corpus import Tokenize
+
 START = "start.json"
 _LOOK_DOCUMENTS = 2000
 _LOOK_CHARACTERS = 16 << 20
 _SAMPLE_CHARACTERS = 1 << 18
 _SAMPLE_DOCUMENT = 1 << 13
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The work to do.
-
-    Attributes:
-        tasks: all units, those of the corpus first.
-        split: of the corpus.
-        tokenizer: to build.
-        duplicates: which copies in the corpus are left out.
-        max_skipped: part of the documents that may be unreadable.
-    """
-
-    tasks: Sequence[Assignment]
-    split: Split
-    tokenizer: Tokenizer
-    duplicates: Duplicates
-    max_skipped: float
-
-    @property
-    def corpus_tasks(self) -> list[Assignment]:
-        """The units that the split divides."""
-        return [task for task in self.tasks if not task.held_out]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,34 +75,38 @@ class Start:
         return [task if task.held_out else replace(task, before=next(before)) for task in tasks]
 
 
-def find_out(plan: Request, directory: Path, send: Send) -> None:
+def find_out(
+    recipe: Tokenize, all_tasks: Sequence[Assignment], directory: Path, send: Send
+) -> None:
     """Looks, counts and learns, and writes tokenizer, byte lengths and ``start.json``.
 
     Args:
-        plan: the work.
+        recipe: what is prepared.
+        all_tasks: its units, those of held-out sets included.
         directory: where to.
         send: given the characters that were read, and what somebody should be warned of.
 
     Raises:
         DataError: text that cannot be read, or none on a side that should have some.
     """
-    rules = Rules(split=plan.split)
-    sample, whole = _look(plan, rules)
-    _look_at_held_out(plan, rules)
-    rules = replace(rules, dropped=dropped(plan.duplicates, plan.corpus_tasks))
-    units = [Reading(task=task, rules=rules).documents() for task in plan.corpus_tasks]
+    rules = Rules(split=recipe.split)
+    divided = [task for task in all_tasks if not task.held_out]
+    sample, whole = _look(divided, rules, recipe.max_skipped)
+    _look_at_held_out(all_tasks, rules)
+    rules = replace(rules, dropped=dropped(recipe.duplicates, divided))
+    units = [Reading(task=task, rules=rules).documents() for task in divided]
     start = Start(
         dropped=dict(rules.dropped),
-        before=list(plan.split.survey(units)),
+        before=list(recipe.split.survey(units)),
         held_out=[],
         end_of_text=NO_TOKEN,
         sample=sample,
     )
-    tasks = start.placed(plan.tasks)
+    tasks = start.placed(all_tasks)
     held_out = sorted(set(_held_out(tasks, rules)))
     rules = replace(rules, held_out=frozenset(held_out))
     if whole:
-        check_sides(plan.split, Counter(piece.split for piece in _pieces(tasks, rules)))
+        check_sides(recipe.split, Counter(piece.split for piece in _pieces(tasks, rules)))
 
     def texts(tasks: Iterable[Assignment], only: str = "") -> Iterator[str]:
         for piece in _pieces(tasks, rules):
@@ -129,10 +114,10 @@ def find_out(plan: Request, directory: Path, send: Send) -> None:
                 yield piece.text
                 send(len(piece.text))
 
-    built = plan.tokenizer.build(
+    built = recipe.tokenizer.build(
         Texts(train=lambda: texts(tasks, TRAIN), everything=lambda: texts(tasks))
     )
-    end_of_text = _keep(built, plan.tokenizer.boundary, directory)
+    end_of_text = _keep(built, recipe.tokenizer.boundary, directory)
     if changed := changed_texts(load_tokenizer(directory / TOKENIZER), sample):
         send(changed)
     found = replace(start, held_out=[h.hex() for h in held_out], end_of_text=end_of_text)
@@ -146,10 +131,10 @@ def dropped(duplicates: Duplicates, tasks: Iterable[Assignment]) -> dict[str, st
     return duplicates.survey(chain.from_iterable(each.documents() for each in readings))
 
 
-def _look(plan: Request, rules: Rules) -> tuple[list[str], bool]:
+def _look(tasks: Iterable[Assignment], rules: Rules, most: float) -> tuple[list[str], bool]:
     """A sample of the first documents, and whether these were all."""
     seen, sample, room = 0, list[str](), _SAMPLE_CHARACTERS
-    readings = [Reading(task=task, rules=rules) for task in plan.corpus_tasks]
+    readings = [Reading(task=task, rules=rules) for task in tasks]
     documents = chain.from_iterable(reading.documents() for reading in readings)
     whole = True
     for number, document in enumerate(documents, start=1):
@@ -160,64 +145,17 @@ def _look(plan: Request, rules: Rules) -> tuple[list[str], bool]:
         if number >= _LOOK_DOCUMENTS or seen >= _LOOK_CHARACTERS:
             whole = False
             break
-    skipped, examples = Counter[str](), dict[str, str]()
-    for reading in readings:
-        skipped.update(reading.skipped)
-        examples = {**reading.examples, **examples}
-    kept, unexpected = sum(r.kept for r in readings), sum(r.unexpected for r in readings)
-    check_skipped(kept, unexpected, skipped, examples, plan.max_skipped)
+    Tally.total(reading.tally for reading in readings).require_readable(most)
     return sample, whole
 
 
-def _look_at_held_out(plan: Request, rules: Rules) -> None:
+def _look_at_held_out(tasks: Sequence[Assignment], rules: Rules) -> None:
     """Refuses a held-out set without any text before an hour is spent on the rest."""
-    for name in dict.fromkeys(task.held_out for task in plan.tasks if task.held_out):
-        skipped, examples = Counter[str](), dict[str, str]()
-        for task in plan.tasks:
-            if task.held_out == name:
-                reading = Reading(task=task, rules=rules)
-                if next(reading.documents(), None):
-                    break
-                skipped.update(reading.skipped)
-                examples = {**reading.examples, **examples}
-        else:
-            check_skipped(0, 0, skipped, examples, 0.0, name=f"held_out.{name}")
-
-
-def check_skipped(
-    kept: int,
-    unexpected: int,
-    skipped: Mapping[str, int],
-    examples: Mapping[str, str],
-    most: float,
-    name: str = "the corpus",
-) -> None:
-    """Refuses a corpus of which too much cannot be read.
-
-    Raises:
-        DataError: with each reason, its count, and one example.
-    """
-    reasons = "; ".join(f"{k}: {v}" for k, v in skipped_lines(skipped, examples).items())
-    if not kept:
-        raise DataError(
-            f"{name} has no text ({reasons or 'it has no documents'}); check its paths, "
-            "its format and the field that holds the text"
-        )
-    total = kept + unexpected
-    if unexpected > most * total:
-        raise DataError(
-            f"{unexpected} of {total} documents cannot be read ({reasons}), which is more than "
-            f"max_skipped={most}; correct the corpus, or accept it with "
-            f"data.recipe.init_args.max_skipped={min(1.0, 1.1 * unexpected / total):.2g}"
-        )
-
-
-def skipped_lines(skipped: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, str]:
-    """Each reason, with how often and the first place."""
-    return {
-        reason: f"{count:,}, the first {examples[reason]}" if reason in examples else f"{count:,}"
-        for reason, count in sorted(skipped.items())
-    }
+    for name in dict.fromkeys(task.held_out for task in tasks if task.held_out):
+        readings = [Reading(task=task, rules=rules) for task in tasks if task.held_out == name]
+        if not any(next(reading.documents(), None) for reading in readings):
+            tally = Tally.total(reading.tally for reading in readings)
+            tally.require_readable(0.0, f"held_out.{name}")
 
 
 def _pieces(tasks: Iterable[Assignment], rules: Rules) -> Iterator[Piece]:
@@ -258,9 +196,8 @@ def check_sides(split: Split, counts: Mapping[str, int]) -> None:
 
 def _keep(built: tokenizers.Tokenizer, boundary: str, directory: Path) -> int:
     """Saves the tokenizer and its byte lengths; returns the id of the boundary token."""
-    staged = own_name(directory / TOKENIZER)
-    built.save(str(staged))
-    staged.replace(directory / TOKENIZER)
+    with disk.written(directory / TOKENIZER) as aside:
+        built.save(str(aside))
     # Look at what will be loaded later, not at the object that was trained.
     tokenizer = load_tokenizer(directory / TOKENIZER)
     with open(directory / TOKEN_BYTES, "wb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -201,16 +200,9 @@ class TokenShards(TokenSource):
             raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
 
     def _content(self, name: str) -> bytes:
-        """A small file alongside the shards, compared with its checksum where there is one."""
-        path = self._home / name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} is unreadable: {error.strerror}; {REMEDY}") from None
-        sums = {file.name: file.sha256 for file in self.manifest().others}
-        if sums.get(name, found := hashlib.sha256(content).hexdigest()) != found:
-            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
-        return content
+        """A small file alongside the shards."""
+        self._verify(name)
+        return (self._home / name).read_bytes()
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts, tokenizer and the compressors' bits per byte."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,25 +25,17 @@ from llm_train.context import Part
 from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
 from llm_train.data.claims import Claims
 from llm_train.data.duplicates import Duplicates, KeepCopies
-from llm_train.data.encode_unit import StoredUnit, extras_file
+from llm_train.data.encode_unit import StoredUnit
 from llm_train.data.merging import Merged, content_of
 from llm_train.data.reading import Assignment, Reading, Rules
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
 from llm_train.data.sharing import UnitWorker, available_cores
-from llm_train.data.snapshot import link
 from llm_train.data.split import HashSplit
-from llm_train.data.start import (
-    START,
-    Request,
-    Start,
-    check_sides,
-    check_skipped,
-    dropped,
-    find_out,
-)
+from llm_train.data.start import START, Start, check_sides, dropped, find_out
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
+from llm_train.runtime import disk
 from llm_train.runtime.forked import run_forked
 from llm_train.runtime.launch import find_launch
 
@@ -110,7 +101,7 @@ class Tokenize(Recipe):
 
     def content(self) -> str:
         """The hash of all documents, which are read for it."""
-        tasks = self._tasks()
+        tasks = self.tasks()
         copies = dropped(self.duplicates, (task for task in tasks if not task.held_out))
         rules = Rules(split=HashSplit(fraction=0.0), dropped=copies)
         return content_of(_content(task, rules) for task in tasks)
@@ -121,22 +112,15 @@ class Tokenize(Recipe):
         Raises:
             DataError: a side of the split has no text, or too much cannot be read.
         """
-        claims, tasks = Claims(directory), self._tasks()
+        claims, tasks = Claims(directory), self.tasks()
         provenance = self.provenance()
         self._identify(directory, claims, {"recipe": recipe_dict(self), "provenance": provenance})
-        plan = Request(
-            tasks=tasks,
-            split=self.split,
-            tokenizer=self.tokenizer,
-            duplicates=self.duplicates,
-            max_skipped=self.max_skipped,
-        )
         hidden = not progress or find_launch().rank > 0
         with tqdm(unit="B", unit_scale=True, disable=hidden) as bar:
 
             def start() -> None:
                 bar.set_description("reading")
-                find = partial(find_out, plan, directory)
+                find = partial(find_out, self, tasks, directory)
                 for message in run_forked([find], idle=lambda: claims.beat("start")):
                     _show(message, bar)
 
@@ -160,47 +144,24 @@ class Tokenize(Recipe):
         def merge() -> None:
             units = list(map(partial(_finished, directory), tasks))
             merged = Merged(directory=directory, units=units)
-            self._merge(merged, provenance, found.end_of_text)
+            self.merge(merged, provenance, found.end_of_text)
 
         claims.once("merge", lambda: _is_complete(directory), merge)
 
-    def snapshot(self, source: Path, directory: Path) -> None:
-        """Merges the finished units in ``source``, whose shards get a second name."""
-        units: list[StoredUnit] = []
-        try:
-            for task in self._tasks():
-                if (unit := StoredUnit.load(source, task)) is None:
-                    continue
-                for name, split in unit.splits.items():
-                    for shard in split.shards:
-                        link(source / shard.name, directory / shard.name)
-                    extras = extras_file(source, name, task.number)
-                    link(extras, extras_file(directory, name, len(units)))
-                units.append(unit)
-            for name in (TOKENIZER, TOKEN_BYTES):
-                link(source / name, directory / name)
-            end_of_text = Start.load(source).end_of_text
-        except FileNotFoundError:
-            units = []
-        if not units:
-            raise DataError(
-                f"{source} holds nothing that is finished while the rest is not; "
-                "call this while `llm-train prepare` is encoding"
-            )
-        if unfinished := set(self._split_names()).difference(*(unit.splits for unit in units)):
-            raise DataError(
-                f"nothing of {', '.join(sorted(unfinished))} is finished in {source} yet; "
-                "call this again later"
-            )
-        merged, provenance = Merged(directory=directory, units=units), self.provenance()
-        self._merge(merged, {**provenance, "units": len(units)}, end_of_text)
-        for extra in directory.glob("*.npz"):
-            extra.unlink()
+    def merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
+        """Writes what all units have in common, the manifest last.
 
-    def _merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
-        counts = merged.documents, merged.unexpected, merged.skipped, merged.examples
-        check_skipped(*counts, most=self.max_skipped)
-        names = self._split_names()
+        Args:
+            merged: the units.
+            provenance: of them.
+            end_of_text: the id after each document; -1 appends none.
+
+        Raises:
+            DataError: as ``write``.
+        """
+        tally = merged.tally
+        tally.require_readable(self.max_skipped)
+        names = self.split_names()
         splits = {name: merged.split(name) for name in names}
         self._check(splits)
         directory = merged.directory
@@ -216,17 +177,18 @@ class Tokenize(Recipe):
             others=[*others, *chain.from_iterable(map(merged.join, names))],
             recipe=recipe_dict(self),
             provenance=provenance,
-            skipped=merged.skipped,
+            skipped=dict(sorted(tally.skipped.items())),
             references=merged.references(first_held_out),
-            examples=merged.examples,
+            examples=dict(sorted(tally.examples.items())),
             encoder=merged.encoder,
             content=merged.content,
         ).save(directory)
 
-    def _split_names(self) -> list[str]:
+    def split_names(self) -> list[str]:
+        """The sides that must have text, the training side first."""
         return [TRAIN, *([HELD_OUT] if self.split.holds_out else []), *self.held_out]
 
-    def _tasks(self) -> list[Assignment]:
+    def tasks(self) -> list[Assignment]:
         """All units, numbered."""
         corpora = {"": self.corpus, **self.held_out}
         units = [
@@ -252,9 +214,7 @@ class Tokenize(Recipe):
             for leftover in directory.iterdir():
                 if leftover != mine:
                     leftover.unlink()
-            staged = directory / f".{_IDENTITY}.{os.getpid()}"
-            staged.write_text(json.dumps(wanted), encoding="utf-8")
-            staged.replace(path)
+            disk.write_manifest(path, wanted)
 
         if not is_ours() and claims.alive():
             raise ConfigError(

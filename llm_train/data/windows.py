@@ -27,24 +27,16 @@ _BLOCK = 8192
 class Tokens(ABC):
     """A long row of token ids that is read in pieces. Cheap to pickle."""
 
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Of the ids that are read fastest: what training copies to the device."""
-        return np.dtype(np.int32)
-
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, start: int, out: Ids) -> None:
-        """Copies tokens ``start .. start + out.size`` into ``out``; all of them exist."""
-
     def rows(self, starts: Sequence[int], length: int) -> Ids:
-        """(N, length) tokens from each of N ``starts`` on, in an array of their own."""
-        out = np.empty((len(starts), length), dtype=self.dtype)
-        for row, start in zip(out, starts, strict=True):
-            self.read(start, row)
-        return out
+        """(N, length) tokens from each of N ``starts`` on, in an array of their own.
+
+        All of them exist. Their type is that which is read fastest: what training copies to the
+        device.
+        """
 
 
 class Located(Windows):
@@ -164,7 +156,8 @@ class HeldOutWindows(Windows):
             if not 0 <= place < len(self):
                 raise IndexError(f"held-out window {place} of {len(self)}")
             start = place * self._sequence
-            self._tokens.read(start, row[: min(row.size, len(self._tokens) - start)])
+            length = min(row.size, len(self._tokens) - start)
+            row[:length] = self._tokens.rows([start], length)[0]
         return out
 
 

@@ -38,6 +38,7 @@ class Export:
         boundary: the token between documents; "" is none.
         dtype: of the stored weights.
         shard_bytes: most bytes of a file.
+        custom: whether code may travel with it, where no architecture of transformers fits.
     """
 
     weights: Weights
@@ -46,6 +47,7 @@ class Export:
     boundary: str
     dtype: torch.dtype
     shard_bytes: int
+    custom: bool = False
 
     def write(self, out: Path, name: str, facts: Mapping[str, Any]) -> Proof:
         """Writes the folder.
@@ -59,12 +61,13 @@ class Export:
             ConfigError: no architecture fits, or ``out`` holds something.
             LLMTrainError: the proof fails.
         """
-        family = fitting(self.network)
+        family = fitting(self.network, custom=self.custom)
         stage = staging(out)
         try:
             safetensor_files.write(stage, self._tensors(family), self.shard_bytes)
             self._write_texts(stage, family)
-            proof = prove(self.network, partial(self._rounded, family), stage, bare=True)
+            own = partial(self._rounded, family)
+            proof = prove(self.network, own, stage, bare=True, trust=bool(family.code))
             proof.require(stage)
             rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
             card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
@@ -107,6 +110,8 @@ class Export:
             **values,
             **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **ids},
         }
+        if family.code:
+            shutil.copy(Path(__file__).with_name(f"{family.code}.py"), stage)
         (stage / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (stage / "generation_config.json").write_text(json.dumps(ids, indent=1) + "\n")
 

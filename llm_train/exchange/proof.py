@@ -1,6 +1,7 @@
 """Two programs compute the same from the same weights: ours, and ``transformers`` from a folder.
 
-The folder is opened as anybody would, by the Auto classes and without code from it. Prompts are
+The folder is opened as anybody would, by the Auto classes, and without code from it where none was
+asked for. Prompts are
 token ids drawn from a fixed seed, so that every vocabulary has them, and they are kept in
 ``proof.json``. Each is continued greedily by our network; their network reads the whole text at
 once, and at every place must prefer the token that ours prefers. That is the same as generating
@@ -105,7 +106,9 @@ class Proof:
 
 
 @torch.no_grad()
-def prove(config: Transformer, read: Read, folder: Path, *, bare: bool) -> Proof:
+def prove(
+    config: Transformer, read: Read, folder: Path, *, bare: bool, trust: bool = False
+) -> Proof:
     """Compares a network with what ``transformers`` makes of a folder; both compute in fp32.
 
     Args:
@@ -113,6 +116,7 @@ def prove(config: Transformer, read: Read, folder: Path, *, bare: bool) -> Proof
         read: gives each of its parameters.
         folder: complete.
         bare: its tokenizer must add no token of its own to a text.
+        trust: whether code from the folder, which is ours, may be run.
     """
     library = transformers()
     vocabulary, positions = config.vocab_size, config.max_sequence
@@ -136,7 +140,7 @@ def prove(config: Transformer, read: Read, folder: Path, *, bare: bool) -> Proof
     ours: Tensor = network(texts, lambda hidden, projection: projection.logits(hidden))
     ours = ours[..., :vocabulary]
     with _quiet():
-        model = _opened(folder, whole)
+        model = _opened(folder, whole, trust)
         theirs: Tensor = model(texts).logits
         text_equal = _same_text(folder, texts, bare)
     kl = (ours.softmax(-1) * (ours.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
@@ -178,18 +182,19 @@ def load_when_entered(network: nn.Module, read: Read) -> None:
             module.register_forward_hook(drop)
 
 
-def _opened(folder: Path, whole: bool) -> Any:
+def _opened(folder: Path, whole: bool, trust: bool) -> Any:
     """Their network, in evaluation mode, of which each tensor must come from the folder."""
     library = transformers()
     kind = library.AutoModelForCausalLM
+    where = {"local_files_only": True, "trust_remote_code": trust}
     if not whole:
-        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = library.AutoConfig.from_pretrained(folder, **where)
         with without_parameters():
-            model = kind.from_config(config, dtype=torch.float32)
+            model = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust)
         load_when_entered(model, Folder(folder).read)
         return model.eval()
     model, loading = kind.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, output_loading_info=True, **where
     )
     if wrong := {key: value for key, value in loading.items() if value}:
         raise LLMTrainError(f"transformers does not open {folder} as it stands: {wrong}")

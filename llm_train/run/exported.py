@@ -25,6 +25,7 @@ def export(
     *,
     dtype: str = "float32",
     shard_bytes: int = 5_000_000_000,
+    custom: bool = False,
 ) -> Proof:
     """Writes a checkpoint as a folder in Hugging Face's format.
 
@@ -34,6 +35,7 @@ def export(
         load: reads a configuration.
         dtype: of the stored weights: float32, bfloat16 or float16.
         shard_bytes: most bytes of a file.
+        custom: whether code may travel with it, where no architecture of transformers fits.
 
     Raises:
         ConfigError: no architecture of transformers computes what the network computes.
@@ -41,7 +43,7 @@ def export(
     """
     path, settings = open_checkpoint(where, load)
     network = settings.task.network_config
-    fitting(network)
+    fitting(network, custom=custom)
     assert isinstance(network, Transformer), "no other fits"
     file = path / "tokenizer.json"
     task = Export(
@@ -51,6 +53,7 @@ def export(
         boundary=settings.data.recipe.boundary or END_OF_TEXT,
         dtype=DTYPES[dtype],
         shard_bytes=shard_bytes,
+        custom=custom,
     )
     return task.write(out, settings.run_dir.name, _facts(path, settings))
 

@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,20 @@ def rename(source: Path, target: Path) -> None:
     """Gives what ``source`` names the name ``target``, for good."""
     os.replace(source, target)
     sync(target.parent)
+
+
+def own_name(path: Path) -> Path:
+    """A name for a file that is not whole yet, which no other process uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Gives the name to write a file under that gets ``path``'s once it is whole."""
+    aside = own_name(path)
+    yield aside
+    sync(aside)
+    rename(aside, path)
 
 
 def discard(path: Path) -> None:
@@ -69,10 +85,8 @@ def _try_to_discard(path: Path) -> None:
 
 def write_manifest(path: Path, content: object) -> None:
     """Writes ``content`` as JSON; everything it speaks of must be on the disk already."""
-    staged = path.with_name(f"{path.name}.partial")
-    staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    sync(staged)
-    rename(staged, path)
+    with written(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def chunks(path: Path, *, flush: bool = False) -> Iterator[bytes]:

@@ -193,7 +193,7 @@ class Lease:
                 return False
             # Two beats are awaited in any case: two hosts may stamp files by different clocks.
             if watched > 2 * self.beat_seconds:
-                if self._now() - seen > self.stale_seconds:
+                if clock_of(self.folder) - seen > self.stale_seconds:
                     return True
                 if not told:
                     say(f"\nwaiting up to {self.stale_seconds:.0f} s for a sign of life: {holder}")
@@ -201,13 +201,8 @@ class Lease:
             time.sleep(self.beat_seconds / 50)
         return True
 
-    def _now(self) -> float:
-        """The time by the clock that stamps this folder's files."""
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            return os.fstat(file.fileno()).st_mtime
-
     def _refusal(self, holder: LeaseHolder, path: Path) -> LLMTrainError:
-        silent = max(0.0, self._now() - path.stat().st_mtime)
+        silent = max(0.0, clock_of(self.folder) - path.stat().st_mtime)
         return LLMTrainError(
             f"{self.folder} is in use by another run: {holder}, last heartbeat {silent:.0f} s ago; "
             "wait for its end or stop it, or give this run a folder of its own: "
@@ -218,6 +213,12 @@ class Lease:
         while not stop.wait(self.beat_seconds):
             with suppress(OSError):  # the file system may answer again, or the lease was lost
                 os.utime(path)
+
+
+def clock_of(folder: Path) -> float:
+    """The time by the clock that stamps a folder's files."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def holder_of(path: Path) -> LeaseHolder:

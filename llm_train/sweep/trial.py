@@ -20,7 +20,7 @@ from typing import Any
 
 from llm_train.errors import ConfigError
 from llm_train.parity.processes import command
-from llm_train.runtime import yaml12
+from llm_train.runtime import disk, yaml12
 from llm_train.runtime.structure import nested, structure
 from llm_train.sweep.spec import Values
 from llm_train.trainer.logger.records import read_metrics
@@ -69,10 +69,7 @@ def run(out: Path, values: Values, words: Sequence[str], metric: str) -> TrialRe
     status = _process(line, folder / "log.txt", {"WANDB_RUN_GROUP": out.name})
     found = _result(values, folder / "run", metric, status, folder / "log.txt")
     if not found.why:
-        text = json.dumps({**asdict(found), "loss": found.loss}, allow_nan=True)
-        aside = folder / f".{RESULT}"
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(folder / RESULT)
+        disk.write_manifest(folder / RESULT, asdict(found))
     return found
 
 

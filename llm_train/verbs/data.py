@@ -93,7 +93,7 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
 
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
-    from llm_train.data.start import skipped_lines
+    from llm_train.data.tally import skipped_lines
     from llm_train.runtime.terminal import say, section
 
     folder = PreparedFolder(flags.folder)

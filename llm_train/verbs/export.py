@@ -26,6 +26,12 @@ class ExportVerb(Verb):
             help="of the stored weights",
         )
 
+        parser.add_argument(
+            "--custom-code",
+            action="store_true",
+            help="let code travel with a network that transformers has no architecture for",
+        )
+
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Ends with 2, and leaves nothing, where no architecture fits or the proof fails."""
         from llm_train.errors import ConfigError
@@ -40,7 +46,10 @@ class ExportVerb(Verb):
             load,
             dtype=flags.dtype,
             shard_bytes=int(flags.shard_gb * 1e9),
+            custom=flags.custom_code,
         )
         say(section("proof", proof.table()))
-        say(f"\nwrote {flags.out}: AutoModelForCausalLM.from_pretrained({flags.out!r}) opens it")
+        trust = ", trust_remote_code=True" if proof.opened_as.startswith("LLMTrain") else ""
+        opens = f"AutoModelForCausalLM.from_pretrained({flags.out!r}{trust})"
+        say(f"\nwrote {flags.out}: {opens} opens it")
         return 0

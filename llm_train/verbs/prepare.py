@@ -31,7 +31,7 @@ class Prepare(Verb):
 
         from llm_train.data.preparation import prepare
         from llm_train.data.snapshot import snapshot
-        from llm_train.data.start import skipped_lines
+        from llm_train.data.tally import skipped_lines
         from llm_train.errors import ConfigError
         from llm_train.runtime.terminal import say, section
 

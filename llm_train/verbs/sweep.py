@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llm_train.errors import ConfigError
+from llm_train.preset_files import resolved
 from llm_train.verbs.base import Load, Verb
 
 
@@ -25,11 +26,12 @@ class Sweep(Verb):
         from llm_train.sweep import results, trial
         from llm_train.sweep.spec import Spec, proposals, require_startable
 
-        spec = Spec.read(Path(flags.spec))
+        path = Path(resolved(flags.spec))
+        spec = Spec.read(path)
         for word in flags.settings:
             if (key := word.partition("=")[0].removeprefix("--")) in spec.keys:
                 raise ConfigError(f"--{key} is what {flags.spec} varies; leave it out of one")
-        out = Path(flags.out or f"runs/{Path(flags.spec).stem}")
+        out = Path(flags.out or f"runs/{path.stem}")
         words = [f"-c{file}" for file in spec.config] + flags.settings
         imports = [f"--allow-import={name}" for name in flags.allow_import]
         trials: list[trial.TrialResult] = []

@@ -360,8 +360,8 @@ def test_documents(text: str, message: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["chek"], "'chek' is not a verb; did you mean check?"),  # codespell:ignore chek
-        (["fit"], "no; configs/ holds some"),
-        (["fit", "-c", "nowhere.yaml"], "-c; configs/ holds the ready-made ones"),
+        (["fit"], "no; give one with -c FILE.yaml, or -c preset:quickstart for a first run"),
+        (["fit", "-c", "nowhere.yaml"], "-c; llm-train presets lists some"),
         (["fit", "--resume"], "llm-train; see llm-train fit --help"),
         (["generate"], "llm-train; see llm-train generate --help"),
         (["report"], "llm-train; see llm-train report --help"),

@@ -51,9 +51,7 @@ def everything(directory: Path) -> list[object]:
     found.append(source.token_bytes().tolist())
     for split in SPLITS:
         tokens = ShardTokens(directory, manifest, split)
-        out = np.empty(len(tokens), dtype=np.int32)
-        tokens.read(0, out)
-        found.append(out.tolist())
+        found.append(tokens.rows([0], len(tokens))[0].tolist())
         places = source.documents(split)
         assert places is not None
         found.append([places.find(start) for start in places.starts().tolist()])
@@ -120,10 +118,9 @@ def test_block_is_verified_when_it_is_first_read(shards: Path) -> None:
     content[BLOCK_BYTES + 5] ^= 1
     victim.write_bytes(content)
     tokens = ShardTokens(shards, verify(shards), "train")
-    out = np.empty(BLOCK_BYTES // 2, dtype=np.int32)
-    tokens.read(0, out)
+    tokens.rows([0], BLOCK_BYTES // 2)
     with pytest.raises(DataError, match=r"train-00000.bin .* block 1, from byte 65536 .*--force"):
-        tokens.read(1, out)
+        tokens.rows([1], BLOCK_BYTES // 2)
 
 
 def test_id_beyond_the_vocabulary_is_refused_by_writer_and_reader(tmp_path: Path) -> None:
@@ -142,17 +139,17 @@ def test_id_beyond_the_vocabulary_is_refused_by_writer_and_reader(tmp_path: Path
         splits={"train": split, "held_out": none}, provenance={}, skipped={}, references={},
     )  # fmt: skip
     with pytest.raises(DataError, match=r"train-00000.bin holds id 10 at byte 2, .* 10 ids"):
-        ShardTokens(tmp_path, manifest, "train").read(0, np.empty(1, dtype=np.int32))
+        ShardTokens(tmp_path, manifest, "train").rows([0], 1)
 
 
 def test_shard_that_shrinks_or_vanishes_while_it_is_read(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens, out = ShardTokens(shards, verify(shards), "train"), np.empty(100, dtype=np.int32)
-    tokens.read(60_000, out)
+    tokens = ShardTokens(shards, verify(shards), "train")
+    tokens.rows([60_000], 100)
     os.truncate(shards / "train-00000.bin", 4096)
     with pytest.raises(DataError, match=r"train-00000.bin has 4096 bytes, .* 180000; .*--force"):
-        tokens.read(60_000, out)
+        tokens.rows([60_000], 100)
 
     monkeypatch.setattr(reader, "_MOST_OPEN", 2)
     many = prepared(tmp_path / "many", 9000, shard_tokens=1000)

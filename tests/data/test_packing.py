@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import pytest
 
 from llm_train.data import packing
 from llm_train.data.base import NO_TOKEN, Ids
-from llm_train.data.documents import Documents, Place
+from llm_train.data.documents import Documents
 from llm_train.data.packing import PackedWindows, windows_of
 from llm_train.data.windows import Tokens
 
@@ -26,25 +27,23 @@ class Row(Tokens):
     def __len__(self) -> int:
         return self.length
 
-    def read(self, start: int, out: Ids) -> None:
-        assert start >= 0
-        assert start + out.size <= self.length
-        out[:] = np.arange(start, start + out.size)
+    def rows(self, starts: Sequence[int], length: int) -> Ids:
+        assert min(starts) >= 0
+        assert max(starts) + length <= self.length
+        return np.array(starts)[:, None] + np.arange(length)
 
 
 class Lengths(Documents):
     """Documents of given lengths."""
 
     def __init__(self, lengths: npt.NDArray[np.int64]) -> None:
+        super().__init__(lengths.size, int(lengths.sum()))
         self.lengths = lengths
-
-    def __len__(self) -> int:
-        return self.lengths.size
 
     def starts(self) -> npt.NDArray[np.int64]:
         return np.cumsum(self.lengths) - self.lengths
 
-    def find(self, token: int) -> Place:
+    def _key(self, number: int) -> str:
         raise NotImplementedError
 
 

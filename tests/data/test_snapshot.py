@@ -33,7 +33,7 @@ def test_a_snapshot_of_finished_units(tmp_path: Path, monkeypatch: pytest.Monkey
         split=HashSplit(fraction=0.1),
         workers=1,
     )
-    units = recipe._tasks()
+    units = recipe.tasks()
     assert len(units) == 3
     target = tmp_path / "tokens"
     with pytest.raises(DataError, match="nothing that is finished"):

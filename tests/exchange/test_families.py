@@ -215,6 +215,53 @@ def test_the_type_of_a_matrix_is_that_of_its_file(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in open_folder(tmp_path).like.values()} == {torch.float32}
 
 
+YARN = {"rotary_scaling": scaling("YaRN", factor=4.0, original_length=64)}
+CUSTOM = {
+    **{name: preset(name) for name in ("quickstart", "modern-124m", "shakespeare-char-cpu")},
+    "post, sinusoidal": Transformer(
+        **SMALL, **LAYERNORM, norm_placement="post", positions="sinusoidal", activation="gelu_erf"
+    ),
+    "deepnorm, alibi": Transformer(
+        **SMALL, norm_placement="deepnorm", positions="alibi", tied=True, kv_heads=2
+    ),
+    "peri, learned": Transformer(
+        **SMALL, norm_placement="peri", positions="learned", qk_norm=True, pad_vocab_to=64
+    ),
+    "neither norms nor positions": Transformer(
+        **SMALL, norm="none", positions="none", activation="leaky_reglu", bias=True
+    ),
+    "yarn and a cap": Transformer(**SMALL, **YARN, soft_cap=9.0, embedding_scale=3.0),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in {"modern-124m", "shakespeare-char-cpu", "yarn and a cap"}
+        else name
+        for name in CUSTOM
+    ],
+)
+def test_any_network_computes_the_same_with_its_own_code(tmp_path: Path, name: str) -> None:
+    """Texts of two lengths in one batch are continued as each alone, with a cache or without."""
+    proof = export(CUSTOM[name], tmp_path / "out", custom=True)
+    assert proof.opened_as == "LLMTrainForCausalLM"
+    assert proof.greedy_equal == proof.greedy_tokens >= 2 * 200
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, local_files_only=True
+    )
+    long, short = torch.arange(1, 9)[None], torch.arange(3, 7)[None]
+    padded = torch.cat([long, torch.cat([torch.zeros_like(short), short], 1)])
+    given = torch.ones_like(padded)
+    given[1, :4] = 0
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    alone = [model.generate(text, **options, use_cache=False)[0, -12:] for text in (long, short)]
+    found = model.generate(padded, attention_mask=given, **options)[:, -12:]
+    assert torch.equal(found, torch.stack(alone))
+    assert model(long, labels=long).loss.isfinite()
+
+
 def test_every_architecture_was_tried() -> None:
     tried = {family for _, family in EXPORTED.values()}
     assert tried == {family.model_type for family in families()}

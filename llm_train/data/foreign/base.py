@@ -18,9 +18,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from llm_train.data.base import END_OF_TEXT, HELD_OUT, NO_TOKEN, TRAIN, Ids
-from llm_train.data.documents import Documents, Place
+from llm_train.data.documents import Documents
 from llm_train.data.reader import MappedTokens
 from llm_train.data.token_source import TokenSource, Windows
 from llm_train.data.tokenizer.byte_lengths import byte_lengths
@@ -66,17 +67,8 @@ class Excerpt(Tokens):
     def __init__(self, row: Tokens, start: int, stop: int) -> None:
         self._row, self._start, self._stop = row, start, stop
 
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Of the row."""
-        return self._row.dtype
-
     def __len__(self) -> int:
         return self._stop - self._start
-
-    def read(self, start: int, out: Ids) -> None:
-        """Copies tokens from the row."""
-        self._row.read(self._start + start, out)
 
     def rows(self, starts: Sequence[int], length: int) -> Ids:
         """From the row, all at once."""
@@ -87,20 +79,15 @@ class FileDocuments(Documents):
     """Documents that are known by where they start; a key is the corpus's path and a number."""
 
     def __init__(self, starts: Starts, tokens: int, path: str, first: int) -> None:
-        self._starts, self._tokens, self._path, self._first = starts, tokens, path, first
-
-    def __len__(self) -> int:
-        return self._starts.size
+        super().__init__(starts.size, tokens)
+        self._starts, self._path, self._first = starts, path, first
 
     def starts(self) -> Starts:
         """As the index of the corpus says."""
         return self._starts
 
-    def find(self, token: int) -> Place:
-        """The document that the token at a position belongs to."""
-        number = int(np.searchsorted(self._starts, token, "right")) - 1
-        start, stop = [*self._starts[number : number + 2].tolist(), self._tokens][:2]
-        return Place(f"{self._path}#{self._first + number}", start, stop, number)
+    def _key(self, number: int) -> str:
+        return f"{self._path}#{self._first + number}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +178,11 @@ class ForeignTokens(TokenSource):
 
     def vocab_size(self) -> int:
         """As configured, or as the tokenizer has it."""
-        return self.vocabulary or self._tokenizer_vocabulary
+        return self.vocabulary or vocabulary_size(self._opened)
 
     @cached_property
-    def _tokenizer_vocabulary(self) -> int:
-        return vocabulary_size(load_tokenizer(self.tokenizer))
+    def _opened(self) -> tokenizers.Tokenizer:
+        return load_tokenizer(self.tokenizer)
 
     def train_windows(self, sequence: int, seed: int) -> Windows:
         """Windows of all tokens but the held-out ones."""
@@ -220,7 +207,7 @@ class ForeignTokens(TokenSource):
 
     def end_of_text(self) -> int:
         """The tokenizer's id of the usual boundary token."""
-        found = load_tokenizer(self.tokenizer).token_to_id(END_OF_TEXT) if self.tokenizer else None
+        found = self._opened.token_to_id(END_OF_TEXT) if self.tokenizer else None
         return NO_TOKEN if found is None else int(found)
 
     def tokenizer_text(self) -> str:
@@ -232,7 +219,7 @@ class ForeignTokens(TokenSource):
         if not self.tokenizer:
             return None
         boundary = END_OF_TEXT if self.end_of_text() != NO_TOKEN else ""
-        return byte_lengths(load_tokenizer(self.tokenizer), boundary)
+        return byte_lengths(self._opened, boundary)
 
     def description(self) -> dict[str, str | int | float | None]:
         """Counts."""

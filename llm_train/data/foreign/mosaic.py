@@ -9,7 +9,6 @@ nothing says whether they are documents.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, 
 from llm_train.data.foreign.litdata import read_index
 from llm_train.data.reader import Shard
 from llm_train.errors import DataError
+from llm_train.runtime import disk
+from llm_train.runtime.extras import library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +131,10 @@ def _file(folder: Path, shard: dict[str, Any]) -> Path:
 def _unpack(packed: Path, file: Path) -> None:
     if packed.suffix != ".zstd":
         raise DataError(f"{packed} is compressed in another way than zstd; unpack it to {file}")
-    try:
-        import zstandard
-    except ImportError:
-        raise DataError(
-            f"{packed} is compressed; unpack it, or run pip install 'llm-train[data]'"
-        ) from None
-    partial = file.with_name(f"{file.name}.{os.getpid()}")  # other ranks unpack it, too
-    with open(packed, "rb") as source, open(partial, "wb") as target:
-        zstandard.ZstdDecompressor().copy_stream(source, target)
-    os.replace(partial, file)
+    unpacker = library("zstandard", "data").ZstdDecompressor()
+    with (
+        disk.written(file) as aside,  # other ranks unpack it, too
+        open(packed, "rb") as source,
+        open(aside, "wb") as target,
+    ):
+        unpacker.copy_stream(source, target)

@@ -18,9 +18,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from llm_train.data.base import Texts, Tokenizer
-from llm_train.data.tokenizer.train_bpe import first_bytes
-from llm_train.errors import ConfigError, DataError
+from llm_train.data.base import Texts
+from llm_train.data.tokenizer.learnt import first_bytes
+from llm_train.data.tokenizer.tokenizer_file import Existing
+from llm_train.errors import DataError
 
 ModelProto = Any  # the library makes the class when it is imported, without a type
 
@@ -31,7 +32,7 @@ _COMPARED_BYTES = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentencePieceFile(Tokenizer):
+class SentencePieceFile(Existing):
     """Takes a unigram or BPE model of SentencePiece and keeps its ids.
 
     Attributes:
@@ -39,17 +40,7 @@ class SentencePieceFile(Tokenizer):
         end_of_text: the token appended to each document; "" appends none.
     """
 
-    path: str
     end_of_text: str = "</s>"
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise ConfigError("path='' names no file; set path of SentencePieceFile to a .model")
-
-    @property
-    def boundary(self) -> str:
-        """As configured."""
-        return self.end_of_text
 
     def provenance(self) -> Mapping[str, str | int]:
         """The file's hash."""

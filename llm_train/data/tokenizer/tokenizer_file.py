@@ -20,25 +20,30 @@ from llm_train.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerFile(Tokenizer):
-    """Takes a ``tokenizer.json`` as it is and copies it alongside the tokens.
-
-    Attributes:
-        path: the file, or a directory that holds it.
-        end_of_text: the token appended to each document; "" appends none.
-    """
+class Existing(Tokenizer):
+    """Base of tokenizers that are read from a file."""
 
     path: str
     end_of_text: str = END_OF_TEXT
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ConfigError("path='' names no tokenizer.json; set path of TokenizerFile")
+            raise ConfigError(f"path='' names no file; set path of {type(self).__name__}")
 
     @property
     def boundary(self) -> str:
         """As configured."""
         return self.end_of_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFile(Existing):
+    """Takes a ``tokenizer.json`` as it is and copies it alongside the tokens.
+
+    Attributes:
+        path: the file, or a directory that holds it.
+        end_of_text: the token appended to each document; "" appends none.
+    """
 
     def provenance(self) -> Mapping[str, str | int]:
         """The file's hash."""

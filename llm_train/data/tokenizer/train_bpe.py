@@ -9,20 +9,18 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from llm_train.context import Context
-from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
+from llm_train.data.base import END_OF_TEXT, Texts
 from llm_train.data.encoding import Cutter
-from llm_train.data.token_source import too_many_ids
+from llm_train.data.tokenizer.learnt import Learnt, first_bytes
 from llm_train.errors import check_at_least
 
 _SAMPLE_BYTES = 100_000_000
 _RUN = re.compile(r"\S{256}|\s{256}")
 _LONG_WORD = re.compile(r"[^\W\d_]{256}|\d{256}|(?:[^\w\s]|_){256}|\s{256}")
-_SMALLEST = 257  # every byte and the boundary token
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainBPE(Tokenizer):
+class TrainBPE(Learnt):
     """GPT-2's scheme: text is cut at words, words into bytes, and frequent pairs of pieces merge.
 
     Any text can be encoded and decodes to itself, byte for byte. Held-out text is not looked at, so
@@ -39,25 +37,11 @@ class TrainBPE(Tokenizer):
     takes a time that is quadratic in the longest; what was learnt applies to them uncut.
     """
 
-    vocab_size: int = 4096
     min_frequency: int = 2
-    sample_bytes: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, _SMALLEST, "vocab_size", hint=": 256 bytes and one end-of-text token")
+        super().__post_init__()
         check_at_least(self, 1, "min_frequency")
-        check_at_least(self, 0, "sample_bytes", hint=f" (0: {_SAMPLE_BYTES})")
-
-    def problems(self, context: Context) -> Iterator[str]:
-        """A vocabulary that will be larger than the network's, where no tokens say how large."""
-        if not context.prepared and self.vocab_size > context.token_ids:
-            key = "data.recipe.init_args.tokenizer"
-            yield too_many_ids(key, self.vocab_size, context.token_ids)
-
-    @property
-    def boundary(self) -> str:
-        """Always present."""
-        return END_OF_TEXT
 
     def provenance(self) -> Mapping[str, str | int]:
         """The text, which the corpus answers for, and the library that counts."""
@@ -79,16 +63,6 @@ class TrainBPE(Tokenizer):
         sample = first_bytes(_bounded(texts.train()), self.sample_bytes or _SAMPLE_BYTES)
         tokenizer.train_from_iterator(sample, trainer)
         return tokenizer
-
-
-def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Whole texts until ``limit`` bytes have been given (0: no limit)."""
-    given = 0
-    for text in texts:
-        yield text
-        given += len(text.encode()) if limit else 0
-        if limit and given >= limit:
-            return
 
 
 def _bounded(texts: Iterable[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +18,16 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from llm_train.context import Context
-from llm_train.data.base import END_OF_TEXT, Texts, Tokenizer
-from llm_train.data.token_source import too_many_ids
+from llm_train.data.base import END_OF_TEXT, Texts
+from llm_train.data.tokenizer.learnt import Learnt, first_bytes
 from llm_train.data.tokenizer.raw_bytes import byte_characters
-from llm_train.data.tokenizer.train_bpe import first_bytes
-from llm_train.errors import DataError, check_at_least
+from llm_train.errors import DataError
 
-_SMALLEST = 257  # every byte and the boundary token
 _LONGEST_WORD = 256  # characters that are counted as one word; a piece has 16 at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainUnigram(Tokenizer):
+class TrainUnigram(Learnt):
     """Pieces whose product of probabilities is largest, over bytes: any text decodes to itself.
 
     Attributes:
@@ -39,18 +36,7 @@ class TrainUnigram(Tokenizer):
         sample_bytes: learn from the first so many bytes of training text; 0 means all of it.
     """
 
-    vocab_size: int = 4096
     sample_bytes: int = 100_000_000
-
-    def __post_init__(self) -> None:
-        check_at_least(self, _SMALLEST, "vocab_size", hint=": 256 bytes and one end-of-text token")
-        check_at_least(self, 0, "sample_bytes", hint=" (0: all)")
-
-    def problems(self, context: Context) -> Iterator[str]:
-        """A vocabulary that will be larger than the network's, where no tokens say how large."""
-        if not context.prepared and self.vocab_size > context.token_ids:
-            key = "data.recipe.init_args.tokenizer"
-            yield too_many_ids(key, self.vocab_size, context.token_ids)
 
     def provenance(self) -> Mapping[str, str | int]:
         """The text, which the corpus answers for, and the library that learns."""

@@ -97,6 +97,7 @@ class Family:
         rotary: whether it has rotary positions.
         unit_norms: its norms are stored as their distance from 1.
         transposed: modules with a matrix that is stored transposed.
+        code: module of ``llm_train.exchange`` that travels with it; "": transformers has it.
     """
 
     model_type: ClassVar[str]
@@ -109,6 +110,7 @@ class Family:
     rotary: ClassVar[bool] = True
     unit_norms: ClassVar[bool] = False
     transposed: ClassVar[Sequence[str]] = ()
+    code: ClassVar[str] = ""
 
     def constants(self, network: Transformer) -> dict[str, Any]:
         """What else ``config.json`` must say of ``network``; heads share its width."""
@@ -208,12 +210,16 @@ class Family:
 
 
 def families() -> list[Family]:
-    """All architectures, in the order of their names."""
-    return [kind() for kind in concrete(Family)]
+    """All architectures of transformers, in the order of their names."""
+    return [kind() for kind in concrete(Family) if not kind.code]
 
 
-def fitting(network: Network) -> Family:
+def fitting(network: Network, *, custom: bool = False) -> Family:
     """The architecture that computes exactly what ``network`` computes.
+
+    Args:
+        network: of the run.
+        custom: take one whose code travels with the weights, where transformers has none.
 
     Raises:
         ConfigError: none does; what is in the way is said of each, the nearest first.
@@ -227,8 +233,13 @@ def fitting(network: Network) -> Family:
     nearest = sorted(found, key=lambda family: len(found[family]))
     if not found[nearest[0]]:
         return nearest[0]
+    if custom:
+        return next(kind() for kind in concrete(Family) if kind.code)
     said = "; ".join(f"{f.model_type} has not {', '.join(found[f])}" for f in nearest)
-    raise ConfigError(f"model.network fits no architecture of transformers exactly: {said}")
+    raise ConfigError(
+        f"model.network fits no architecture of transformers exactly: {said}; --custom-code writes "
+        "it with code of its own"
+    )
 
 
 def _equal(one: object, other: object) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from llm_train.model.network.fixed_table import FixedTable, Values
 from llm_train.model.network.rotary_scaling.base import plain_frequencies
 
-_BASE = 10_000.0
+BASE = 10_000.0
 
 
 class Sinusoidal(FixedTable):
@@ -29,7 +29,7 @@ class Sinusoidal(FixedTable):
     def values(self) -> Values:
         """(positions, D)."""
         positions, width = self.shape
-        angle = np.outer(np.arange(positions), plain_frequencies(_BASE, width))
+        angle = np.outer(np.arange(positions), plain_frequencies(BASE, width))
         pairs = np.stack((np.sin(angle), np.cos(angle)), axis=-1)  # (positions, D / 2, 2)
         return pairs.reshape(positions, -1)[:, :width]
 
