@@ -134,5 +134,6 @@ def test_the_harness_scores_the_exported_folder_alike(
     assert outcome.code == 0, outcome.err
     found = {k: v for k, v in json.loads(file.read_text()).items() if "_stderr" not in k}
     assert found == pytest.approx(expected, rel=1e-6)
-    refusals = refused("eval", str(text_run / "run"), "--tasks=nothing", f"--folder={tmp_path}/no")
-    assert any("no does not exist" in line for line in refusals)
+    (refusal,) = refused("eval", str(text_run / "run"), "--tasks=nothing.yaml")
+    assert "nothing.yaml" in refusal
+    assert "lm-eval ls tasks" in refusal
