@@ -71,10 +71,9 @@ def check_at_least(
             raise ConfigError(f"{prefix}{name}={value} must be {rule}{hint}")
 
 
-def require_package(package: str, extra: str, key: str) -> None:
-    """Refuses ``key`` where a package is not installed that ``extra`` brings."""
-    if find_spec(package) is None:
-        raise ConfigError(
-            f"{key} needs the package {package}, which is not installed: "
-            f"pip install 'llm-train[{extra}]'"
-        )
+def missing_package(package: str, extra: str, key: str) -> str:
+    """The problem of ``key`` where a package is not installed that ``extra`` brings; else ""."""
+    if find_spec(package) is not None:
+        return ""
+    remedy = f"pip install 'llm-train[{extra}]'"
+    return f"{key} needs the package {package}, which is not installed: {remedy}"

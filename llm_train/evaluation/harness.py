@@ -109,6 +109,10 @@ def loaded(tasks: Sequence[str], folder: str = "") -> dict[str, Any]:
     Raises:
         ConfigError: there is no such task, or its data cannot be had.
     """
+    if not tasks:
+        raise ConfigError(
+            "no tasks are named; name YAML files, or names that 'lm-eval ls tasks' lists"
+        )
     # Its own 14,000 files take half a minute to read.
     known = TaskManager(include_path=folder or None, include_defaults=False)
     try:

@@ -27,12 +27,13 @@ class Evaluate(Verb):
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Prints the metrics of each task with their standard errors."""
         from llm_train.data.base import NO_TOKEN
-        from llm_train.errors import check_at_least, require_package
+        from llm_train.errors import ConfigError, check_at_least, missing_package
         from llm_train.evaluation.subject import Subject
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say, section
 
-        require_package("lm_eval", "eval", "llm-train eval")
+        if missing := missing_package("lm_eval", "eval", "llm-train eval"):
+            raise ConfigError(missing)
         check_at_least(flags, 1, "batch", prefix="--")
         check_at_least(flags, 0, "limit", prefix="--", hint="; 0 takes all documents")
         pretrained = load_checkpoint(flags.checkpoint, load, flags.device)
@@ -46,7 +47,7 @@ class Evaluate(Verb):
         )
         from llm_train.evaluation import harness  # whose imports take seconds
 
-        tasks = harness.loaded(flags.tasks.split(","), flags.folder)
+        tasks = harness.loaded([name for name in flags.tasks.split(",") if name], flags.folder)
         scores = harness.examine(
             subject, tasks, batch=flags.batch, limit=flags.limit, bootstraps=100
         )

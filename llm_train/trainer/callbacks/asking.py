@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from llm_train.context import Context, Part
 from llm_train.data.module import data_of
-from llm_train.errors import ConfigError, check_at_least, require_package
+from llm_train.errors import ConfigError, check_at_least, missing_package
 from llm_train.evaluation.subject import Subject
 from llm_train.run_state import TaskBase, task_of
 from llm_train.runtime.random_state import random_state, set_random_state
@@ -158,7 +158,6 @@ class Harness(Asks):
         batch: int = 8,
     ) -> None:
         super().__init__(every)
-        require_package("lm_eval", "eval", "trainer.callbacks: Harness")
         self.tasks = tuple(tasks)
         self.folder = folder
         self.limit = limit
@@ -166,6 +165,12 @@ class Harness(Asks):
         check_at_least(self, 1, "batch", prefix="Harness.")
         check_at_least(self, 0, "limit", prefix="Harness.", hint="; 0 takes all documents")
         self._loaded: dict[str, Any] = {}  # until the run starts
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Also the package, which whoever opens a checkpoint of the run can do without."""
+        yield from super().problems(context)
+        if missing := missing_package("lm_eval", "eval", "trainer.callbacks: Harness"):
+            yield missing
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses tasks that cannot be had before anything is trained."""
