@@ -17,7 +17,7 @@ _LOSSES = ("train/loss", "val/loss", "val/bits_per_byte")
 
 def difference(a: RecordedRun, b: RecordedRun) -> dict[str, dict[str, str]]:
     """Rows by section, each with both values; a section in which nothing differs says so."""
-    data = [flat(run.derived.get("data", {}) | _fingerprint(run.path)) for run in (a, b)]
+    data = [flat({**run.derived.get("data", {}), **_fingerprint(run.path)}) for run in (a, b)]
     sections = {
         "settings": {key: f"{old} -> {new}" for key, (old, new) in differing([a, b]).items()},
         "code and environment": _rows(a.environment, b.environment),
@@ -30,7 +30,7 @@ def difference(a: RecordedRun, b: RecordedRun) -> dict[str, dict[str, str]]:
 
 
 def _rows(a: dict[str, Any], b: dict[str, Any]) -> dict[str, str]:
-    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in a | b}
+    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in a | b if key}
     return {key: f"{old} -> {new}" for key, (old, new) in pairs.items() if old != new}
 
 

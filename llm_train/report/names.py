@@ -16,6 +16,8 @@ _FIRST = ("model", "batch", "data", "init_from")  # which say most about a run
 
 def differing(runs: Sequence[RecordedRun]) -> dict[str, list[Any]]:
     """Keys that do not have one value in all runs -> the value in each, classes by their names."""
+    if len(runs) < 2:
+        return {}
     known = dict.fromkeys(key for run in runs for key in run.settings)
     keys = sorted(known, key=lambda key: key.partition(".")[0] not in _FIRST)
     found = {key: [_named(run.settings.get(key, ABSENT)) for run in runs] for key in keys}
