@@ -7,6 +7,7 @@ a stretch of tokens; ``TrainWindows`` and ``HeldOutWindows`` turn that into samp
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,10 @@ class Stretch(Tokens):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def read(self, start: int, out: Ids) -> None:
-        """Copies tokens ``start .. start + out.size`` of the stretch into ``out``."""
-        first = self.start + start
-        out[:] = np.load(self.path, mmap_mode="r")[first : first + out.size]
+    def rows(self, starts: Sequence[int], length: int) -> Ids:
+        """(N, length) tokens of the stretch, from each of N ``starts`` on."""
+        tokens = np.load(self.path, mmap_mode="r")[self.start : self.stop]
+        return np.array([tokens[start : start + length] for start in starts], dtype=np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
