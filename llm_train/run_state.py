@@ -7,7 +7,7 @@ restores ``sums``; the others are filled anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
-from llm_train.model.network.base import LanguageModel
+from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.network.confined import DocumentView
 from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.runtime.watch.thread import Watch
@@ -50,6 +51,8 @@ class RunState:
         realised: metrics of where so many samples came from. Owned by whoever builds the run.
         latest: metrics of the last published log point. Owned by ``Metrics``.
         latest_step: optimizer step that ``latest`` is of. Owned by ``Metrics``.
+        scores: by metric, the step at which it was last measured and its value, for checkpoints to
+            be judged by. Whoever measures adds.
         start_up: seconds until the end of step 1, and seconds of compilation. Owned by ``Metrics``.
         riders: whose numbers travel with those of a log point. Each adds itself before the first
             step; ``Metrics`` asks them.
@@ -73,6 +76,7 @@ class RunState:
     realised: Callable[[int], dict[str, float]] = lambda samples: {}
     latest: dict[str, float] = field(default_factory=dict)
     latest_step: int = 0
+    scores: dict[str, tuple[int, float]] = field(default_factory=dict)
     start_up: dict[str, float] = field(default_factory=dict)
     riders: list[Rider] = field(default_factory=list)
     flush: Callable[[], None] = lambda: None  # nothing is on its way
@@ -81,16 +85,24 @@ class RunState:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     ledger: Ledger = field(default_factory=Ledger)
 
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds to ``scores``."""
+        self.scores |= {name: (step, value) for name, value in metrics.items()}
+
 
 class TaskBase(pl.LightningModule):
     """A LightningModule with a run state: what callbacks, checkpoints and strategies know of it.
 
     Attributes:
         network: weights on their devices, from ``configure_model`` on.
+        network_config: what it was built from.
+        documents: whether it looks beyond one.
         run_state: what is shared while a run lasts.
     """
 
     network: LanguageModel
+    network_config: Network
+    documents: DocumentView
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llm_train.checkpoint.remote import require_url
 from llm_train.context import Context, Model, Part
@@ -36,6 +36,9 @@ class CheckpointPolicy:
         every: distance between checkpoints; 0 steps writes one at the end only.
         keep_last: how many of the newest are kept.
         keep_every: checkpoints at multiples of this are kept for good; 0 steps keeps none.
+        best: metric by which the best checkpoint is kept as well, and linked as checkpoints/best;
+            it must be measured at a step that saves (val/loss, eval/TASK/acc ...); "": none.
+        best_is: whether the lowest or the highest value is the best.
         asynchronous: training goes on while a checkpoint is written, from a copy in host memory.
         remote: URL where checkpoints are uploaded in the background, any that fsspec knows: s3://
             (with s3fs installed), gs:// (gcsfs), file://; "" uploads none.
@@ -46,6 +49,8 @@ class CheckpointPolicy:
     every: Duration = _NEVER
     keep_last: int = 2
     keep_every: Duration = _NEVER
+    best: str = ""
+    best_is: Literal["lowest", "highest"] = "lowest"
     asynchronous: bool = False
     remote: str = ""
     compare_replicas: bool = True

@@ -60,17 +60,21 @@ def notes(settings: Settings) -> list[str]:
     """What is not wrong but deserves a second thought, one line each."""
     context = settings.context()
     found = [note for part in settings.parts() for note in part.notes(context)]
+    found += settings.init_from.notes(settings.plain.get("model", {}).get("network", {}))
     return list(dict.fromkeys([*settings.notes, *found]))
 
 
 def missing(settings: Settings) -> list[str]:
     """What is not wrong but must be done before the run can start."""
-    source, recipe = settings.data.source, settings.data.recipe
-    if source.prepared:
-        return []
-    if not recipe.comparable:  # it makes none
-        return [f"data not here yet: copy them to {source.folder}, or set data.recipe to make them"]
-    return ["data not prepared yet: run llm-train prepare with the same options"]
+    source, recipe, found = settings.data.source, settings.data.recipe, []
+    if not settings.init_from.present:
+        found.append(f"init_from.path={settings.init_from.path} is not here yet: copy it there")
+    if not source.prepared and not recipe.comparable:  # it makes none
+        where = source.folder or "the folders of the mixture"
+        found.append(f"data not here yet: copy them to {where}, or set data.recipe to make them")
+    elif not source.prepared:
+        found.append("data not prepared yet: run llm-train prepare with the same options")
+    return found
 
 
 def _dotted(text: str) -> str:

@@ -85,8 +85,8 @@ def require_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
     """
     if before["strategy"] == "import":
         raise CheckpointError(
-            f"{path} was imported, and there is no run to go on with; set init_from.path={path} "
-            "instead of --resume"
+            f"{path} holds weights alone, and there is no run to go on with; "
+            f"set init_from.path={path} instead of --resume"
         )
     for key, name in _FIXED.items():
         if before[key] != now[key]:

@@ -7,6 +7,7 @@ that make a checkpoint usable without its run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ def _position(trainer: pl.Trainer) -> dict[str, Any]:
     step, data, strategy = trainer.global_step, data_of(trainer), keeper(trainer)
     derived = task_of(trainer.lightning_module).derived
     sizes = derived.sizes(step)
+    scores = task_of(trainer.lightning_module).run_state.scores
     return {
         "step": step,
         "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),  # of that step
@@ -108,6 +110,7 @@ def _position(trainer: pl.Trainer) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "strategy": type(strategy).__name__,
         "state_format": strategy.state_format,
+        "metrics": {k: v for k, (at, v) in scores.items() if at == step and math.isfinite(v)},
     }
 
 

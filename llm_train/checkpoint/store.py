@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_train.checkpoint import manifest
+from llm_train.checkpoint.best import Best
 from llm_train.checkpoint.manifest import CheckpointManifest
 from llm_train.checkpoint.save_failed import SaveFailed, reason_of
 from llm_train.errors import CheckpointError, LLMTrainError
@@ -66,6 +67,7 @@ class CheckpointStore:
         keep_every: steps; checkpoints at multiples are kept for ever. 0: none.
         require: raises once the run may no longer write here.
         in_use: whether a checkpoint is still needed, whatever the rules say.
+        best: which one is kept for what it scored.
     """
 
     root: Path
@@ -73,6 +75,7 @@ class CheckpointStore:
     keep_every: int = 0
     require: Callable[[], object] = lambda: None
     in_use: Callable[[Path], bool] = lambda path: False
+    best: Best = Best()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         assert self.keep_last > 0, "settings refuse to delete every checkpoint"
@@ -117,6 +120,7 @@ class CheckpointStore:
             with suppress(LLMTrainError):  # the run that took over may be saving the same step
                 self.require()
                 shutil.rmtree(staging, ignore_errors=True)
+        self.best.link(self.root, [path for _, path in self.committed()], final)
         self._prune()
         return final
 
@@ -151,7 +155,8 @@ class CheckpointStore:
     def outdated(self, entries: Sequence[Entry]) -> list[Entry]:
         """Those of ``entries``, oldest first, that the rules do not keep."""
         every = self.keep_every
-        return [e for e in entries[: -self.keep_last] if not (every and e.step % every == 0)]
+        rest = [e for e in entries[: -self.keep_last] if not (every and e.step % every == 0)]
+        return [e for e in rest if not self.best.is_linked(self.root / _name(e.step))]
 
     def committed(self) -> list[tuple[int, Path]]:
         """Step and path of every checkpoint, the last committed first, damaged ones included."""

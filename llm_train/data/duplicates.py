@@ -15,8 +15,8 @@ from typing import Any
 
 from llm_train.context import Part
 from llm_train.data.base import Document
-from llm_train.data.corpus.found import library
 from llm_train.errors import check_at_least
+from llm_train.runtime.extras import library
 
 _WORD = re.compile(r"\w+")
 

@@ -170,20 +170,20 @@ class Mixture(TokenSource):
             "a new run"
         )
 
-    def shares(self, weights: Mapping[str, float]) -> tuple[int, ...]:
+    def shares(self, weights: Mapping[str, float], sequence: int) -> tuple[int, ...]:
         """Samples of each source among their sum; see ``whole_shares``."""
         values = [weights.get(name, 0.0) if weights else 1.0 for name in self.sources]
         if self.unit == "epochs":
-            values = [value * _tokens(*named) for value, named in zip(
-                values, self.sources.items(), strict=True)]  # fmt: skip
+            places = [_places(name, source, sequence) for name, source in self.sources.items()]
+            values = [value * size for value, size in zip(values, places, strict=True)]
         if self.temperature != 1:
             values = [value ** (1 / self.temperature) for value in values]
         return whole_shares(values)
 
     def _stages(self, sequence: int) -> list[Shares]:
-        found = {0: self.shares(self.weights)}
+        found = {0: self.shares(self.weights, sequence)}
         for change in self.changes:
-            found[math.ceil(change.after.count / sequence)] = self.shares(change.weights)
+            found[math.ceil(change.after.count / sequence)] = self.shares(change.weights, sequence)
         return [Shares(first, counts) for first, counts in found.items()]
 
     def order(self, sequence: int) -> Apportionment:
@@ -196,10 +196,8 @@ class Mixture(TokenSource):
         counts = self.order(sequence).counts(samples).tolist()
         for (name, source), count in zip(self.sources.items(), counts, strict=True):
             found[f"data/{name}/share"] = count / max(1, samples)
-            if windows := source.window_facts(sequence).get("packed_windows"):
-                found[f"data/{name}/epochs"] = count / windows
-            elif tokens := source.description().get("train_tokens"):
-                found[f"data/{name}/epochs"] = count * sequence / float(tokens)
+            if source.description().get("train_tokens"):
+                found[f"data/{name}/epochs"] = count * sequence / _places(name, source, sequence)
         return found
 
     def vocab_size(self) -> int:
@@ -246,13 +244,19 @@ class Mixture(TokenSource):
         """Those of all sources: SOURCE for what its split holds out, else SOURCE/SET."""
         return tuple(self._held_out())
 
-    def window_facts(self, sequence: int) -> dict[str, int | float]:
-        """Those of the sources."""
-        return {
-            f"{name}_{key}": value
-            for name, source in self.sources.items()
-            for key, value in source.window_facts(sequence).items()
-        }
+    def window_facts(self, sequence: int) -> dict[str, str | int | float]:
+        """Those of the sources, and the share of each at the beginning and after each change."""
+        weights = [self.weights, *(change.weights for change in self.changes)]
+        stages = [self.shares(each, sequence) for each in weights]
+        after = ["", *(f" after {change.after}" for change in self.changes)]
+        found: dict[str, str | int | float] = {}
+        for index, (name, source) in enumerate(self.sources.items()):
+            shares = [f"{counts[index] / sum(counts):.6g}" for counts in stages]
+            shown = ", ".join(map("".join, zip(shares, after, strict=True)))
+            tokens = source.description().get("train_tokens")
+            found[name] = f"{shown} of the samples; {tokens} tokens"
+            found |= {f"{name}_{k}": v for k, v in source.window_facts(sequence).items()}
+        return found
 
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:
         """Windows of one set of one source."""
@@ -260,25 +264,19 @@ class Mixture(TokenSource):
         return source.held_out_windows(sequence, inner)
 
     def description(self) -> dict[str, str | int | float | None]:
-        """Sizes, and the share of each source at the beginning and after each change."""
-        facts = {name: source.description() for name, source in self.sources.items()}
-        stages = [self.shares(each) for each in (self.weights, *(c.weights for c in self.changes))]
-        after = ["", *(f" after {change.after}" for change in self.changes)]
-        found: dict[str, str | int | float | None] = {
-            "train_tokens": sum(int(f.get("train_tokens") or 0) for f in facts.values()),
+        """Sizes in all."""
+        facts = [source.description() for source in self.sources.values()]
+        return {
+            "train_tokens": sum(int(fact.get("train_tokens") or 0) for fact in facts),
             "vocab_size": self.vocab_size(),
-            "tokenizer": facts[next(iter(facts))].get("tokenizer", ""),
+            "tokenizer": facts[0].get("tokenizer", ""),
         }
-        for index, (name, fact) in enumerate(facts.items()):
-            shares = [f"{counts[index] / sum(counts):.6g}" for counts in stages]
-            found[name] = (
-                ", ".join(map("".join, zip(shares, after, strict=True)))
-                + f" of the samples; {fact.get('train_tokens')} tokens"
-            )
-        return found
 
 
-def _tokens(name: str, source: TokenSource) -> int:
+def _places(name: str, source: TokenSource, sequence: int) -> int:
+    """Tokens of one pass over a source; packed windows have places for more than they hold."""
+    if isinstance(packed := source.window_facts(sequence).get("packed_windows"), int):
+        return packed * sequence
     count = source.description().get("train_tokens")
     if not isinstance(count, int):
         raise ConfigError(f"unit=epochs: source {name} does not say how many tokens it has")

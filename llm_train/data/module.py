@@ -114,6 +114,12 @@ class TokenData(Part, pl.LightningDataModule):
 
     def problems(self, context: Context) -> Iterator[str]:
         """Tokens that another recipe has made."""
+        if self.recipe.comparable and type(self.source).folder is TokenSource.folder:
+            yield (
+                f"data.recipe={type(self.recipe).__name__} has no effect with data.source="
+                f"{type(self.source).__name__}, which reads nothing prepared of its own; write "
+                "--data.recipe=Prepared"
+            )
         folder = self.source.folder
         if folder is None or not self.source.prepared or self.source.check():
             return

@@ -154,7 +154,7 @@ class PackedWindows(Windows):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": {}}
 
-    def facts(self) -> dict[str, int | float]:
+    def facts(self) -> dict[str, str | int | float]:
         """Windows of an epoch, the share of their places that is empty, and cuts in documents."""
         slots = len(self) * (self._sequence + 1)
         return {

@@ -112,14 +112,13 @@ class RemoteShards(ShardTokens):
             raise DataError(f"{path}: {error.strerror}; {SPACE}") from None
 
     def _file(self, number: int) -> tuple[Path, int, int]:
-        with self._sparse(number):
-            size = self._borders[number + 1] - self._borders[number]
-            return self._directory / self._names[number], 0, size
+        with self._sparse(number) as file:
+            found = os.fstat(file.fileno())
+            self._inodes[number] = found.st_ino
+            return self._directory / self._names[number], 0, found.st_size
 
     def _map(self, number: int) -> Shard:
         for _ in range(_ATTEMPTS):
-            with self._sparse(number) as file:
-                self._inodes[number] = os.fstat(file.fileno()).st_ino
             with suppress(DataError):  # the file was removed in this moment
                 return super()._map(number)
         return super()._map(number)

@@ -132,14 +132,14 @@ class TokenShards(TokenSource):
             raise DataError(f"{self.path} {_NO_PLACES}")
         return PackedWindows(tokens, documents, sequence, seed, self.fingerprint())
 
-    def window_facts(self, sequence: int) -> dict[str, int | float]:
+    def window_facts(self, sequence: int) -> dict[str, str | int | float]:
         """What packing leaves empty, and what it cuts."""
         if self.packing == "best_fit" and sequence not in self._facts:
             self._facts[sequence] = self._packed(sequence, 0).facts()
         return self._facts.get(sequence, {})
 
     @cached_property
-    def _facts(self) -> dict[int, dict[str, int | float]]:
+    def _facts(self) -> dict[int, dict[str, str | int | float]]:
         return {}  # by sequence; metrics ask often
 
     def held_out_windows(self, sequence: int, name: str = HELD_OUT) -> Windows:

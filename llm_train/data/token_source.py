@@ -157,7 +157,7 @@ class TokenSource(Part, ABC):
         """(vocab_size,) bytes of text that each id decodes to, 0 for special tokens; or unknown."""
         return None
 
-    def window_facts(self, sequence: int) -> dict[str, int | float]:
+    def window_facts(self, sequence: int) -> dict[str, str | int | float]:
         """What follows from cutting the tokens into windows, to print; here nothing."""
         return {}
 

@@ -22,8 +22,6 @@ from llm_train.exchange.proof import Proof, prove
 from llm_train.exchange.safetensor_files import readable, transformers
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
 from llm_train.exchange.weights import CheckpointWeights, FolderWeights, open_folder
-from llm_train.model.network.rotary_scaling.base import RotaryScaling
-from llm_train.model.network.transformer import Transformer
 from llm_train.runtime import yaml12
 
 _SEQUENCE = 1024  # most tokens of a sample that the written configuration trains on
@@ -98,7 +96,7 @@ def _configuration(weights: FolderWeights, out: Path) -> dict[str, Any]:
     sequence = min(_SEQUENCE, network.max_sequence)
     config["batch"] |= {"tokens": _SAMPLES * sequence, "sequence": sequence}
     config["init_from"]["path"] = str(out)
-    config["model"]["network"]["init_args"] = _arguments(network)
+    config["model"]["network"]["init_args"] = _arguments(weights)
     # Not where the weights are, which may be runs/NAME: a new run moves an earlier one away.
     config["trainer"]["default_root_dir"] = f"runs/{name}-continued"
     data = config["data"]
@@ -114,13 +112,11 @@ def _configuration(weights: FolderWeights, out: Path) -> dict[str, Any]:
     return config
 
 
-def _arguments(network: Transformer) -> dict[str, Any]:
+def _arguments(weights: FolderWeights) -> dict[str, Any]:
     """What differs from the defaults, as YAML has it."""
-    found = {}
-    for field in dataclasses.fields(network):
-        value = getattr(network, field.name)
-        if isinstance(value, RotaryScaling):
-            value = {"class_path": type(value).__name__, "init_args": dict(vars(value))}
-        if getattr(network, field.name) != field.default and value != {}:
-            found[field.name] = value
-    return found
+    defaults = {field.name: field.default for field in dataclasses.fields(weights.network)}
+    return {
+        name: value
+        for name, value in weights.arguments.items()
+        if getattr(weights.network, name) != defaults[name] and value != {}
+    }

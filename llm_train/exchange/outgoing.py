@@ -128,7 +128,8 @@ def staging(out: Path) -> Path:
     if out == Path.cwd():  # whose name another folder would get
         raise ConfigError(f"{out} is the present folder; name one that does not exist yet")
     stage = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(stage, ignore_errors=True)
+    if stage.exists():  # whose it is cannot be known
+        raise ConfigError(f"{stage} is in the way, of another export or a killed one; remove it")
     try:
         stage.mkdir(parents=True)
     except OSError as error:

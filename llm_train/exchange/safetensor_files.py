@@ -6,7 +6,6 @@ are renamed at the end.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,42 +16,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import CheckpointError
+from llm_train.runtime.extras import library
 from llm_train.runtime.sharded import tensor_bytes
 
 INDEX = "model.safetensors.index.json"
 ONE = "model.safetensors"
+_WHAT = "a folder in Hugging Face's format"
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-@contextmanager
-def needed() -> Iterator[None]:
-    """Says which extra is missing where safetensors or transformers cannot be imported."""
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(
-            f"Hugging Face's folders need a package that is missing ({error}); run "
-            "pip install 'llm-train[export]'"
-        ) from error
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Names the file of a folder that cannot be read: absent, cut, or not what its name says."""
-    with needed():
-        from safetensors import SafetensorError
+    of_library = safetensors().SafetensorError
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, of_library) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} cannot be read ({reason}); get the folder again") from error
 
 
 def transformers() -> Any:
     """The library, which takes seconds to import."""
-    with needed():
-        return importlib.import_module("transformers")
+    return library("transformers", "export", _WHAT)
+
+
+def safetensors(part: str = "safetensors") -> Any:
+    """The library, or a part of it."""
+    return library(part, "export", _WHAT)
 
 
 def write(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> int:
@@ -89,10 +81,8 @@ def write(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int)
 
 def _save(folder: Path, number: int, shard: dict[str, Tensor]) -> int:
     """Writes a shard and empties it; returns 0, the bytes that are held then."""
-    with needed():
-        from safetensors.torch import save_file
     part = _part(folder, number)
-    save_file(shard, part, metadata={"format": "pt"})
+    safetensors("safetensors.torch").save_file(shard, part, metadata={"format": "pt"})
     part.chmod(folder.stat().st_mode & 0o666)  # safetensors 0.8 lets the owner alone read
     shard.clear()
     return 0
@@ -119,8 +109,7 @@ class Folder:
         Raises:
             CheckpointError: there are no safetensors.
         """
-        with needed():
-            from safetensors import safe_open
+        safe_open = safetensors().safe_open
         if (self.path / INDEX).is_file():
             with readable(self.path / INDEX):
                 index = json.loads((self.path / INDEX).read_text())["weight_map"]
@@ -162,13 +151,11 @@ class Folder:
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[Any, str]]:
         """The file of a tensor; a name may lack its first part, as in GPT-2's own files."""
-        from safetensors import safe_open
-
         stored = next((n for n in (name, name.partition(".")[2]) if n in self.files), None)
         if stored is None:
             raise CheckpointError(
                 f"{self.path} holds no tensor {name}; its config.json and its weights do not match"
             )
         path = self.files[stored]
-        with readable(path), safe_open(path, framework="pt") as file:
+        with readable(path), safetensors().safe_open(path, framework="pt") as file:
             yield file, stored

@@ -9,9 +9,11 @@ and every strategy gets its part of the same whole parameter, one at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +22,11 @@ from llm_train.errors import LLMTrainError
 from llm_train.model.network.init import Start, as_drawn, canonical_name
 from llm_train.runtime.patterns import useless
 
+# What may differ: sizes, which shapes show, and what the source's own beginning was like.
+_OF_A_NEW_RUN = {
+    *("vocab_size", "pad_vocab_to", "max_sequence", "layers", "width", "mlp_width", "dropout"),
+    *("init", "init_std", "residual_init"),
+}
 _GROW = ("embedding", "head", "positions")
 _BLOCK = re.compile(r"^layers\.(\d+)\.")
 
@@ -51,6 +58,8 @@ class WarmStart:
             return
         from llm_train.exchange.weights import open_weights  # reads checkpoints: DTensor takes long
 
+        if not (context.running or self.present):
+            return  # it may be where the run will be
         try:
             source = open_weights(self.path)
             there = source.shapes
@@ -58,6 +67,8 @@ class WarmStart:
             yield f"init_from.path: {error}"
             return
         here = {canonical_name(n): tuple(p.shape) for n, p in context.network.named_parameters()}
+        for name in here.keys() & {"embedding.weight", "head.weight"}:  # without rows that pad
+            here[name] = (min(here[name][0], context.token_ids), *here[name][1:])
         wrong = []
         if all(map(self._left_out, here)):
             yield "init_from.leave_out leaves nothing of init_from.path; remove init_from"
@@ -79,6 +90,29 @@ class WarmStart:
                 f"differences: {wrong[0]}; write the same network, or name in init_from.leave_out "
                 "what is to begin anew"
             )
+
+    @property
+    def present(self) -> bool:
+        """Whether the source is here, if there is one."""
+        return not self.path or Path(self.path).exists()
+
+    def notes(self, network: Mapping[str, Any]) -> Iterator[str]:
+        """Settings of the source's network that no shape shows.
+
+        Args:
+            network: the class and arguments of the run's own.
+        """
+        if not self.path or not self.present:
+            return
+        from llm_train.exchange.weights import open_weights
+
+        there, here = open_weights(self.path).arguments, network.get("init_args", {})
+        for key in sorted((there.keys() & here.keys()) - _OF_A_NEW_RUN):
+            if _plain(there[key]) != _plain(here[key]):
+                yield (
+                    f"model.network.init_args.{key}={here[key]}, and the network of init_from.path "
+                    f"was trained with {there[key]}; write that one unless you mean to change it"
+                )
 
     def start(self) -> Start:
         """What writes the source's parameters over new ones; nothing where there is no source."""
@@ -103,6 +137,13 @@ class WarmStart:
 
     def _left_out(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.leave_out)
+
+
+def _plain(value: Any) -> object:
+    """A class in the place of its path, which may be short."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        return value["class_path"].rpartition(".")[2], value.get("init_args")
+    return value
 
 
 def _blocks(names: Iterable[str]) -> int:

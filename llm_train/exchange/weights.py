@@ -6,6 +6,7 @@ vocabulary, so that whoever reads never holds more than one.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from llm_train.errors import CheckpointError, ConfigError
 from llm_train.exchange.families import Family, families
 from llm_train.exchange.safetensor_files import Folder, readable, transformers
 from llm_train.model.network.meta import without_memory
+from llm_train.model.network.rotary_scaling.base import RotaryScaling
 from llm_train.model.network.transformer import Transformer
 from llm_train.runtime import yaml12
 
@@ -43,6 +45,11 @@ class Weights(ABC):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of every parameter."""
 
+    @property
+    @abstractmethod
+    def arguments(self) -> Mapping[str, Any]:
+        """Of the network that has them, as YAML has it."""
+
     @abstractmethod
     def read(self, name: str) -> Tensor:
         """One parameter, in the type in which it is stored."""
@@ -57,10 +64,15 @@ class CheckpointWeights(Weights):
         return dcp.keys(self.path / "state")
 
     @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """As the checkpoint's own configuration has them."""
+        settings = yaml12.load((self.path / "config.yaml").read_text())
+        return dict(settings["model"]["network"].get("init_args", {}))
+
+    @property
     def _rows(self) -> int:
         """Token ids; 0 where the network does not say, and pads nothing."""
-        settings = yaml12.load((self.path / "config.yaml").read_text())
-        return int(settings["model"]["network"].get("init_args", {}).get("vocab_size", 0))
+        return int(self.arguments.get("vocab_size", 0))
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -121,6 +133,17 @@ class FolderWeights(Weights):
                     f"{self.path}: {name} is {tuple(parameter.shape)} by its config.json, and its "
                     "weights have another shape; they do not match"
                 )
+        return found
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Of every field."""
+        found = {}
+        for field in dataclasses.fields(self.network):
+            value = getattr(self.network, field.name)
+            if isinstance(value, RotaryScaling):
+                value = {"class_path": type(value).__name__, "init_args": dict(vars(value))}
+            found[field.name] = value
         return found
 
     @property

@@ -9,11 +9,9 @@ from torch import Tensor
 from llm_train.model.construction import Score
 from llm_train.model.loss.base import LossSum, Scorer
 from llm_train.model.network import sdpa
-from llm_train.model.network.base import Network
 from llm_train.model.network.confined import (
     NO_TARGET,
     Confinement,
-    DocumentView,
     confine,
     own_targets,
 )
@@ -26,9 +24,7 @@ from llm_train.trainer.strategy.base import Strategy, require_strategy
 class Scoring(TaskBase):
     """Runs network and loss on windows, whose documents it keeps apart where that is asked for."""
 
-    network_config: Network
     attention: Kernel
-    documents: DocumentView
     _loss: Scorer
 
     def __init__(self) -> None:

@@ -314,6 +314,7 @@ class Task(Part, Trimmed, Scoring):
         for name, found in scored.items() if len(scored) > 1 else ():
             results |= _scores(name, *found)
         self.run_state.held_out = results
+        self.run_state.measured(self.trainer.global_step, results)
         self.log_dict(results, logger=False)
 
 

@@ -116,7 +116,7 @@ def parity(
     if refused and not ready:
         _require(f"{name}: {line}" for name, line in refused)
     say(section("changed for the comparison, in all runs", configuration.spelt(changes)))
-    say(f"\nruns of {steps} steps, in {compared.folder}")
+    say(f"\nruns of {changes.get('budget', settings.budget)}, in {compared.folder}")
     rows, allowed = _rows(compared, baselines, ready)
     say("\n" + explanation(precision, allowed, peak_memory=settings.accelerator.peak_memory))
     say("\n" + table(rows))

@@ -21,14 +21,15 @@ LEAST_STEPS = 4
 def shared(settings: Settings, steps: int) -> dict[str, Any]:
     """Dotted key -> value of what is changed for all runs, where it differs.
 
-    Lengths of the model, the phases of its schedule for instance, are shortened as the run is.
+    Lengths of model, batch and data, the phases of a schedule for instance, are shortened as the
+    run is.
     """
     plain, tokens = settings.plain, settings.batch.tokens
     share = min(1.0, steps / settings.budget.steps(tokens))
-    lengths = _durations(plain.get("model"), "model")
+    lengths = [each for key in ("model", "batch", "data") for each in _durations(plain[key], key)]
     wanted = {
-        **{k: f"{math.ceil(share * v.steps(tokens))} steps" for k, v in lengths if share < 1},
-        "budget": f"{steps} steps",
+        **{key: f"{math.ceil(share * v.count)} {v.unit}" for key, v in lengths if share < 1},
+        "budget": f"{steps * tokens} tokens" if settings.batch.ramp.tokens else f"{steps} steps",
         "validate_every": "0 steps",
         "checkpoint.every": "0 steps",
         "checkpoint.keep_every": "0 steps",

@@ -1,39 +1,56 @@
-"""What a run did, as one picture and one page that opens anywhere, without a network."""
+"""What runs did, as one picture and one page that opens anywhere, without a network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from llm_train.errors import ConfigError
+from llm_train.report.names import names
 from llm_train.report.run import RecordedRun
 
-__all__ = ["RecordedRun", "write_report"]
+__all__ = ["RecordedRun", "read_runs", "require_drawing", "write_report"]
 
 
-def write_report(run_dir: Path) -> tuple[Path, Path]:
-    """Writes ``report.html`` and ``report.png`` into the run directory.
+def read_runs(folders: Sequence[Path]) -> dict[str, RecordedRun]:
+    """Runs by their names; one that is given twice is read once.
+
+    Raises:
+        LLMTrainError: a folder has no metrics to report, or a file cannot be read.
+    """
+    runs = [RecordedRun.read(folder) for folder in dict.fromkeys(folders)]
+    return dict(zip(names(runs), runs, strict=True))
+
+
+def require_drawing() -> None:
+    """Raises unless what draws is installed."""
+    if find_spec("altair") is None or find_spec("vl_convert") is None:
+        raise ConfigError(
+            "a report needs altair and vl-convert-python, which are not installed: "
+            "pip install llm-train[report]"
+        )
+
+
+def write_report(runs: dict[str, RecordedRun], out: Path) -> tuple[Path, Path]:
+    """Writes ``report.html`` and ``report.png`` into a folder.
 
     Args:
-        run_dir: holds ``metrics.jsonl``; ``derived.json`` and ``config.yaml`` may be missing.
+        runs: by their names.
+        out: the run's directory, or any other.
 
     Returns:
         The paths of the page and of the picture.
 
     Raises:
         ConfigError: a package that draws is not installed.
-        LLMTrainError: there are no metrics to report, or a file cannot be read.
     """
-    run = RecordedRun.read(run_dir)
-    if find_spec("altair") is None or find_spec("vl_convert") is None:
-        raise ConfigError(
-            "a report needs altair and vl-convert-python, which are not installed: "
-            "pip install llm-train[report]"
-        )
+    require_drawing()
     from llm_train.report.chart import png
     from llm_train.report.page import page
 
-    html, picture = run_dir / "report.html", run_dir / "report.png"
-    picture.write_bytes(png(run))
-    html.write_text(page(run), encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    html, picture = out / "report.html", out / "report.png"
+    picture.write_bytes(png(runs))
+    html.write_text(page(runs), encoding="utf-8")
     return html, picture

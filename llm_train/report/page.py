@@ -9,28 +9,50 @@ from pathlib import Path
 import jinja2
 import vl_convert
 
-from llm_train.report.chart import STYLE, charts
+from llm_train.report.chart import STYLE, axes, charts, time_chart, title_of
+from llm_train.report.names import differing
 from llm_train.report.run import RecordedRun
 from llm_train.trainer.logger.records import Record
 
 
-def page(run: RecordedRun) -> str:
-    """The whole page, every value escaped."""
+def page(runs: Mapping[str, RecordedRun], *, live: bool = False, library: bool = True) -> str:
+    """The whole page, every value escaped.
+
+    Args:
+        runs: by what they are called.
+        live: whether it asks its server for news.
+        library: whether what draws is in it; news come without.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["text"] = _text
+    environment.filters |= {"text": _text, "row": _row}
+    specifications = [
+        each.properties(width="container", height=170 if number else 300).to_dict()
+        for number, each in enumerate(charts(runs))
+    ]
+    if (times := time_chart(runs)) is not None:
+        specifications.append(times.properties(width="container", height=30 * len(runs)).to_dict())
+    summaries = [run.summary() for run in runs.values()]
     return environment.get_template("page.html").render(
-        run=run,
-        events=map(_row, run.events),
-        specifications=[
-            each.properties(width="container", height=170 if number else 300).to_dict()
-            for number, each in enumerate(charts(run))
-        ],
-        style=STYLE,
-        library=_library(),
+        runs=runs,
+        title=title_of(runs),
+        summary={
+            row: [each.get(row, "") for each in summaries]
+            for row in dict.fromkeys(row for each in summaries for row in each)
+        },
+        differing=differing([*runs.values()]),
+        drawn={
+            "specifications": specifications,
+            "axes": {name: x.to_dict() for name, x in axes(runs).items()},
+            "style": STYLE,
+            "runs": list(runs),
+        },
+        colors=STYLE["range"]["category"],  # type: ignore[index]
+        library=_library() if library else "",
+        live=live,
     )
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from llm_train.errors import LLMTrainError
 from llm_train.report.goodput import Goodput
+from llm_train.run.directory import RECORDS
+from llm_train.runtime import yaml12
 from llm_train.runtime.ledger import LEDGER
+from llm_train.runtime.structure import flat
 from llm_train.trainer.logger.records import Record, merge, read_lines
 
 
@@ -32,20 +37,22 @@ class RecordedRun:
     """What is known about a run.
 
     Attributes:
-        name: of its directory.
+        path: of its directory.
         records: one per step, ascending, as ``merge`` gives them.
         lines: every line of the metrics file, events and superseded records included.
         derived: section -> name -> printable value.
         config: resolved configuration as text; "" when there is none.
         goodput: where wall time went; without rows when no ledger is there.
+        environment: code, versions and device of its last start; empty when nobody wrote them.
     """
 
-    name: str
+    path: Path
     records: list[Record]
     lines: list[Record]
     derived: dict[str, dict[str, object]]
     config: str
     goodput: Goodput
+    environment: dict[str, str]
 
     @classmethod
     def read(cls, run_dir: Path) -> RecordedRun:
@@ -70,21 +77,44 @@ class RecordedRun:
                 f"{derived} is not a table of a run: {error}; delete it or run again"
             ) from None
         return cls(
-            name=run_dir.absolute().name,
+            path=run_dir,
             records=records,
             lines=lines,
             derived=sections,
             config=config.read_text("utf-8", errors="replace") if config.exists() else "",
             goodput=Goodput.of(read_lines(ledger) if ledger.is_file() else [], lines),
+            environment=_environment(run_dir),
         )
 
     @property
-    def tokens_per_step(self) -> float:
-        """From the last record that has both; 0 when the run logged no tokens."""
-        for record in reversed(self.records):
-            if record["step"] > 0 and record.get("progress/tokens", 0) > 0:
-                return float(record["progress/tokens"] / record["step"])
-        return 0.0
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.path.absolute().name
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted key, except where the run writes."""
+        try:
+            found = flat(yaml12.load(self.config) or {})
+        except yaml12.YAMLError as error:
+            raise LLMTrainError(
+                f"{self.path}/config.yaml cannot be read: {error}; restore it from records/"
+            ) from None
+        return {k: v for k, v in found.items() if k not in ("", "trainer.default_root_dir")}
+
+    def places(self, steps: Sequence[float]) -> dict[str, list[float]]:
+        """Where steps lie on every axis that the run knows: steps, hours, tokens and FLOPs."""
+        places = {"steps": [float(step) for step in steps]}
+        tokens = [(r["step"], r["progress/tokens"]) for r in self.records if "progress/tokens" in r]
+        if self._clock:
+            seconds = _between(steps, sorted(self._clock.items()))
+            places["hours"] = [value / 3600 for value in seconds]
+        if tokens and tokens[-1][1] > 0:
+            places["tokens"] = _between(steps, [(0, 0), *tokens])
+            flops = self.derived.get("network", {}).get("flops_per_token_causal")
+            if isinstance(flops, int | float):
+                places["FLOPs"] = [value * flops for value in places["tokens"]]
+        return places
 
     @property
     def events(self) -> list[Record]:
@@ -103,19 +133,24 @@ class RecordedRun:
         """The values of one metric that are neither NaN nor infinite."""
         return [point for point in self.points(metric) if isfinite(point.value)]
 
-    def seconds(self) -> float:
-        """Time spent running: between consecutive lines, without the gaps before a resume."""
+    @cached_property
+    def _clock(self) -> dict[int, float]:
+        """Step -> seconds spent running until then, without the gaps before a resume."""
+        clock: dict[int, float] = {}
         total, before = 0.0, None
         for line in self.lines:
             if "time" not in line:
                 continue
-            now = datetime.fromisoformat(line["time"]).timestamp()
-            if line.get("event") == "start":
-                total = 0.0
-            elif before is not None and line.get("event") != "resume":
+            now, event = datetime.fromisoformat(line["time"]).timestamp(), line.get("event")
+            if event == "start":
+                total, clock = 0.0, {}
+            elif before is not None and event != "resume":
                 total += max(0.0, now - before)
+            if event in ("resume", "rollback"):
+                clock = {step: at for step, at in clock.items() if step <= line["step"]}
+            clock[line["step"]] = total
             before = now
-        return total
+        return clock
 
     def summary(self) -> dict[str, str]:
         """The rows at the top of the report, those that the run has values for."""
@@ -128,12 +163,12 @@ class RecordedRun:
         for name, value in self.derived.get("data", {}).items():
             if "gzip" in name.lower() or "xz" in name.lower():
                 text = f"{value:.4f}" if isinstance(value, float) else str(value)
-                rows[f"for comparison: {name}"] = text
+                rows[f"for comparison: {name}".replace("_", " ")] = text
         rows["steps"] = f"{self.records[-1]['step']:,}"
         for label, metric, reduced, shown in _FIGURES:
             if points := self.finite(metric):
                 rows[label] = shown(reduced(point.value for point in points))
-        rows["running time"] = str(timedelta(seconds=round(self.seconds())))
+        rows["running time"] = str(timedelta(seconds=round(max(self._clock.values(), default=0))))
         happened = Counter(event["event"] for event in self.events)
         rows["resumes"] = str(happened["resume"])
         for event, label in _EVENTS.items():
@@ -143,6 +178,20 @@ class RecordedRun:
         if bad:
             rows["losses that are not finite"] = f"{len(bad)}, the first at step {min(bad):,}"
         return rows
+
+
+def _environment(run_dir: Path) -> dict[str, str]:
+    *_, newest = [None, *sorted((run_dir / RECORDS).glob("*.json"))]
+    try:
+        return dict(json.loads(newest.read_text("utf-8"))) if newest else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _between(steps: Sequence[float], known: Sequence[tuple[int, float]]) -> list[float]:
+    """Values at steps, on the lines between those that are known."""
+    at, values = np.array(known, float).T
+    return [float(value) for value in np.interp(steps, at, values)]
 
 
 def _shown(point: Point, unit: str) -> str:

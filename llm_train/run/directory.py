@@ -10,13 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.store import Found
 from llm_train.errors import CheckpointError
 from llm_train.model.learning_rate import LearningRates
+from llm_train.run.environment import environment
 from llm_train.runtime import yaml12
+from llm_train.runtime.structure import flat
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
@@ -72,7 +75,10 @@ def record(
     log_event(loggers, event, step)
     (run_dir / RECORDS).mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(settings.text, encoding="utf-8")
-    (run_dir / RECORDS / f"{_stamp()}.yaml").write_text(settings.text, encoding="utf-8")
+    stamp = _stamp()
+    (run_dir / RECORDS / f"{stamp}.yaml").write_text(settings.text, encoding="utf-8")
+    ran_on = json.dumps(environment(torch.device(settings.world.device)), indent=1)
+    (run_dir / RECORDS / f"{stamp}.json").write_text(ran_on + "\n", encoding="utf-8")
     write_table(run_dir, table)
     for logger in loggers:
         logger.log_hyperparams(settings.plain)
@@ -147,8 +153,8 @@ def _stamp() -> str:
 
 def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) -> None:
     """A before/after table of every value that differs from when the checkpoint was written."""
-    before = _flat(yaml12.load((start / "config.yaml").read_text()))
-    after = _flat(settings.plain)
+    before = flat(yaml12.load((start / "config.yaml").read_text()))
+    after = flat(settings.plain)
     changed = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     if not changed:
         return
@@ -184,15 +190,6 @@ def _rate(settings: Settings, metadata: Mapping[str, Any]) -> float:
     groups = settings.context().torch_optimizer.param_groups
     LearningRates(settings.task.schedule, derived, groups).set(groups, step - 1)
     return float(groups[0]["lr"])
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        flat: dict[str, Any] = {}
-        for key, inner in value.items():
-            flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    return {prefix: value}
 
 
 def files_for_checkpoints(settings: Settings) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -39,6 +40,11 @@ class Pretrained:
     network: LanguageModel
 
     @property
+    def name(self) -> str:
+        """Of the run's directory."""
+        return self.path.resolve().parent.parent.name
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the network was trained with.
 
@@ -100,22 +106,16 @@ class Pretrained:
             seed: of the choices.
 
         Raises:
-            ConfigError: a value out of range, or ``stop`` is not a single token.
+            ConfigError: a value out of range, a prompt that is longer than the network's context,
+                or ``stop`` is not a single token.
         """
-        tokenizer, boundary = self.tokenizer, self.end_of_text()
-        end = tokenizer.token_to_id(stop) if stop else boundary
+        if tokens < 0:
+            raise ConfigError(f"--tokens={tokens} must be at least 0")
+        tokenizer = self.tokenizer
+        end = tokenizer.token_to_id(stop) if stop else self.end_of_text()
         if stop and end is None:
             raise ConfigError(f"--stop {stop!r} is not a single token of this tokenizer")
-        start = _encoded(tokenizer, prompt)
-        if not start:
-            if boundary is None:
-                raise ConfigError(
-                    "an empty prompt begins after the end of a text, and this network was trained "
-                    "without a token for it; give a --prompt"
-                )
-            start = [boundary]
-        if self.settings.task.documents == "confined":
-            start = last_document(start, boundary)
+        start = self.start(prompt)
         stream = generate(
             self.network,
             torch.tensor(start),
@@ -126,7 +126,31 @@ class Pretrained:
             stop=end,
             seed=seed,
         )
-        return _text(tokenizer, start if prompt else [], stream)
+        text = Text(tokenizer, start if prompt else [])
+        return filter(None, map(text.add, stream))
+
+    def start(self, prompt: str) -> list[int]:
+        """The ids that a text begins with: those of ``prompt``, or the end of another text.
+
+        Raises:
+            ConfigError: it cannot be encoded, or is longer than the network's context.
+        """
+        start, boundary = _encoded(self.tokenizer, prompt), self.end_of_text()
+        if not start:
+            if boundary is None:
+                raise ConfigError(
+                    "an empty prompt begins after the end of a text, and this network was trained "
+                    "without a token for it; give a --prompt"
+                )
+            start = [boundary]
+        if self.settings.task.documents == "confined":
+            start = last_document(start, boundary)
+        if len(start) > (most := self.settings.task.network_config.max_positions):
+            raise ConfigError(
+                f"the prompt has {len(start)} tokens, and this network reads {most}; "
+                "shorten --prompt"
+            )
+        return start
 
 
 def load_checkpoint(
@@ -179,16 +203,27 @@ def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
         ) from None
 
 
-def _text(tokenizer: Tokenizer, before: list[int], stream: Iterator[int]) -> Iterator[str]:
-    """What each token adds to the text; decoding single tokens would lose split characters."""
-    tokens = list(before)
-    shown = tokenizer.decode(tokens)
-    for token in stream:
-        tokens.append(token)
-        text = tokenizer.decode(tokens)
-        if not text.endswith("\ufffd"):  # half of a character: wait for the other half
-            yield text[len(shown) :]
-            shown = text
+class Text:
+    """Text that grows by tokens; decoding single tokens would lose split characters.
+
+    Args:
+        tokenizer: of the tokens.
+        before: what the first of them follows.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(before)
+        self._shown = tokenizer.decode(self._tokens)
+
+    def add(self, token: int) -> str:
+        """What is now known in whole characters; "" while the other half of one is missing."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        new, self._shown = text[len(self._shown) :], text
+        return new
 
 
 def _device(name: str) -> torch.device:

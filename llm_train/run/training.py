@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from llm_train import check as checks
 from llm_train.check.table import table_of
 from llm_train.checkpoint import compatibility, manifest
+from llm_train.checkpoint.best import Best
 from llm_train.checkpoint.callback import Checkpoints, Restored
 from llm_train.checkpoint.remote import Remote
 from llm_train.checkpoint.store import CheckpointStore
@@ -303,4 +304,5 @@ def _store(settings: Settings, derived: Derived) -> CheckpointStore:
         settings.run_dir / "checkpoints",
         keep_last=settings.checkpoint.keep_last,
         keep_every=settings.checkpoint.keep_every.steps(derived.tokens_per_step),
+        best=Best(settings.checkpoint.best, settings.checkpoint.best_is == "highest"),
     )

@@ -34,6 +34,20 @@ def nested(
     return found
 
 
+def flat(value: object, prefix: str = "") -> dict[str, Any]:
+    """The reverse of ``nested``.
+
+    >>> flat({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
 def structure(kind: type[T], plain: object, where: str = "") -> T:
     """Builds the dataclass ``kind``; keys that it does not have are left out.
 

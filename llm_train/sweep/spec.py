@@ -12,12 +12,12 @@ import math
 import random
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.runtime import yaml12
+from llm_train.runtime.extras import library
 from llm_train.runtime.structure import structure
 
 Domain = list[Any] | Mapping[str, Any]
@@ -153,13 +153,8 @@ def _drawn(generator: random.Random, domain: Domain) -> object:
 
 
 def _optuna(spec: Spec) -> Generator[Values, float, None]:
-    if find_spec("optuna") is None:
-        raise ConfigError(
-            f"method={spec.method} is a sampler of Optuna, which is not installed: "
-            "pip install 'llm-train[sweep]', or write grid or random"
-        )
-    import optuna
-
+    what = f"method={spec.method}, which is neither grid nor random,"
+    optuna = library("optuna", "sweep", what)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kinds = vars(optuna.samplers)
     try:

@@ -11,7 +11,7 @@ class Check(Verb):
     """Needs neither the devices nor the data."""
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Prints every derived number, or all problems."""
+        """Prints every derived number, or all problems; 1 where fit needs what is not here yet."""
         settings = load(flags.settings)
 
         from llm_train import check
@@ -23,4 +23,4 @@ class Check(Verb):
         for note in (*check.notes(settings), *missing):
             say(f"\nnote: {note}")
         say("\nno problems found" + ", but fit needs what the note says first" * bool(missing))
-        return 0
+        return int(bool(missing))

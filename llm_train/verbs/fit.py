@@ -8,12 +8,22 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_train.verbs.base import Load, Verb
 
 if TYPE_CHECKING:
     from llm_train.run.training import Result, Run
+
+# Of the derived numbers, by section, what fits on a screen of 80 by 24.
+_BRIEF = {
+    "network": ("class", "parameters"),
+    "batch": ("tokens_per_step", "total_steps", "total_tokens"),
+    "learning rate": ("optimizer", "group_0"),
+    "schedule": ("class", "warmup"),
+    "run": ("directory", "strategy", "precision", "validate_every", "checkpoint_every"),
+    "data": ("train_tokens", "epochs"),
+}
 
 
 class Fit(Verb):
@@ -48,7 +58,7 @@ class Fit(Verb):
         from llm_train.run.memory import FILE_NAME, OutOfMemory
         from llm_train.run.training import build
         from llm_train.runtime import startup
-        from llm_train.runtime.terminal import say, say_sections
+        from llm_train.runtime.terminal import say, say_sections, section
 
         imported = startup.claim()
         run = build(settings, resume=flags.resume)
@@ -56,7 +66,10 @@ class Fit(Verb):
         if (now := run.settings.batch.per_device) != (before := settings.batch.per_device):
             say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)
-        say_sections(run.table)
+        if sys.stdout.isatty():
+            say(section("the run; check prints every derived number", _brief(run.table)))
+        else:
+            say_sections(run.table)
         for note in notes(run.settings):
             say(f"\nnote: {note}")
         try:
@@ -67,6 +80,16 @@ class Fit(Verb):
                 raise
             say(f"\n{error}")
             _start_again(settings.run_dir)
+
+
+def _brief(table: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One list of what most people look at; a file gets the whole table."""
+    return {
+        title if key == "class" else key.replace("group_0", "first group"): table[title][key]
+        for title, keys in _BRIEF.items()
+        for key in keys
+        if key in table[title]
+    } | table["time"]
 
 
 def _ignore(*numbers: signal.Signals) -> None:

@@ -7,6 +7,8 @@ import itertools
 
 from llm_train.verbs.base import Load, Verb
 
+SAMPLING = ("tokens", "temperature", "top_k", "top_p", "stop", "seed")
+
 
 class Generate(Verb):
     """Continues a prompt on standard output."""
@@ -31,8 +33,8 @@ class Generate(Verb):
         from llm_train.runtime.terminal import say_piece
 
         pretrained = load_checkpoint(flags.checkpoint, load, flags.device)
-        how = ("tokens", "temperature", "top_k", "top_p", "stop", "seed")
-        text = pretrained.generate(flags.prompt, **{name: getattr(flags, name) for name in how})
+        how = {name: getattr(flags, name) for name in SAMPLING}
+        text = pretrained.generate(flags.prompt, **how)
         for piece in itertools.chain([flags.prompt], text, ["\n"]):
             say_piece(piece)
         return 0

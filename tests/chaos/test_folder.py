@@ -29,8 +29,9 @@ STEPS = 48
 @pytest.mark.parametrize(
     ("scene", "seed"),
     [
-        *trials("links", 30, "links", short=1),
-        *trials("two-runs", 30, "two", short=1),
+        # The default suite has both without a kill at a random time: tests/resume/test_folder.py.
+        *trials("links", 30, "links"),
+        *trials("two-runs", 30, "two"),
         *trials("foreign-dead", 8, "dead"),
         *trials("foreign-alive", 8, "alive"),
     ],

@@ -1,7 +1,7 @@
 """A trial is a test with a seed: the same seed draws the same faults, whenever it runs.
 
-The default suite runs the first trials of a row and ``make chaos`` all of them, or the third eighth
-with ``SHARD=3``. ``make chaos TRIAL=kill-ddp-17`` repeats a single one.
+The default suite runs the first trials of most rows and ``make chaos`` all of them, or the third
+eighth with ``SHARD=3``. ``make chaos TRIAL=kill-ddp-17`` repeats a single one.
 """
 
 from __future__ import annotations

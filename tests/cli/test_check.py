@@ -306,7 +306,7 @@ def test_data_that_are_not_prepared_are_a_note_for_check_only(tmp_path: Path) ->
     data = {"class_path": "TokenShards", "init_args": {"path": str(tmp_path / "tokens")}}
     file = file_of(tmp_path, data__source=data)
     outcome = run("check", "-c", file)
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.err) == (1, "")
     assert (
         f"note: data not here yet: copy them to {tmp_path}/tokens, or set data.recipe"
         in outcome.out

@@ -98,7 +98,7 @@ MORE = {
     "whole float for int": (put(*NET, layers=2.0), "model.network.init_args.layers=2.0; write 2"),
     "failed rule inside a part": (
         put(*NET, width=15),
-        "model.network.init_args.width=15; nearest: 14 or 16",
+        "model.network.init_args.width=15; nearest: 12 or 16",
     ),
     "failed rule inside an optimizer": (
         put("model", "optimizer", "init_args", learning_rate=-1.0),
@@ -289,7 +289,7 @@ def test_several_parts_are_reported_at_once(tmp_path: Path) -> None:
     lines = refused("check", "-c", str(file))
     expected = [
         "checkpoint.keep_last=0 must be at least 1: the newest is what one resumes from",
-        "model.network.init_args.width=15 is not a multiple of heads=2; nearest: 14 or 16",
+        "model.network.init_args.width=15 is not a multiple of heads=2; nearest: 12 or 16",
         "model.optimizer.init_args.weight_decay=-1.0 is not a finite number; a usual value is 0.1",
     ]
     assert sorted(essence(lines)) == essence(expected)

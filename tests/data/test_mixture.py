@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from llm_train.data.apportion import LIMIT, Apportionment, Shares, whole_shares
 from llm_train.data.module import TokenData
 from llm_train.data.sampler import Share
 from llm_train.errors import ConfigError
+from llm_train.testing.command import refused, run
+from llm_train.testing.configs import part, tiny, write
 from llm_train.units import Duration
 
 WEIGHTS = {"web": 0.7, "code": 0.2, "books": 0.1}
@@ -113,7 +116,34 @@ def test_each_source_goes_its_own_way_and_changes_at_the_exact_token() -> None:
 )
 def test_weights_are_shares_or_passes(settings: dict[str, Any], counts: tuple[int, ...]) -> None:
     mixture = Mixture(sources=sources(), **settings)
-    assert mixture.shares(mixture.weights) == counts
+    assert mixture.shares(mixture.weights, 8) == counts
+
+
+class Padded(RandomTokens):
+    """Packed into windows with room for twice its tokens."""
+
+    def window_facts(self, sequence: int) -> dict[str, str | int | float]:
+        return {"packed_windows": 2 * self.length // sequence}
+
+
+def test_a_pass_over_packed_documents_counts_their_windows() -> None:
+    both = {"plain": RandomTokens(length=2000), "padded": Padded(length=2000)}
+    mixture = Mixture(sources=both, unit="epochs")
+    assert mixture.shares({}, 8) == (1, 2)
+    realised = mixture.realised(750, 8)
+    assert [realised[f"data/{name}/epochs"] for name in both] == [1.0, 1.0]
+    assert mixture.window_facts(8)["padded"] == "0.666667 of the samples; 2000 tokens"
+
+
+def test_a_recipe_that_no_source_reads_is_refused(tmp_path: Path) -> None:
+    mixed = part("Mixture", sources={"web": part("RandomTokens", vocabulary=50)})
+    made_of = {"corpus": part("StandardLibrary"), "tokenizer": part("Bytes")}
+    recipe = part("Tokenize", **made_of, split=part("HashSplit", fraction=0.1))
+    config = tiny(tmp_path / "run", data__source=mixed, data__recipe=recipe)
+    file = str(write(tmp_path / "c.yaml", config))
+    (line,) = refused("check", "-c", file)
+    assert line.startswith("data.recipe=Tokenize")
+    assert run("check", "-c", file, line.rpartition("write ")[2]).code == 0
 
 
 def test_the_past_is_what_was_read_and_the_remedy_keeps_it() -> None:
@@ -133,7 +163,8 @@ def test_the_past_is_what_was_read_and_the_remedy_keeps_it() -> None:
 def test_what_packing_costs_is_said_of_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RandomTokens, "window_facts", lambda self, _: {"packed_windows": 50})
     mixture = Mixture(sources=sources(), weights=WEIGHTS)
-    assert mixture.window_facts(8) == {f"{name}_packed_windows": 50 for name in WEIGHTS}
+    packed = {f"{name}_packed_windows": 50 for name in WEIGHTS}
+    assert packed.items() <= mixture.window_facts(8).items()
     realised = mixture.realised(1000, 8)
     assert [realised[f"data/{name}/epochs"] for name in WEIGHTS] == [14, 4, 2]
 

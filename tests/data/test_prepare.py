@@ -4,6 +4,7 @@ import json
 import logging
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,15 +31,15 @@ from llm_train.data import (
     prepare,
 )
 from llm_train.data.recipe import recipe_dict, recipe_differences
-from llm_train.data.references import CompressedSize
+from llm_train.data.references import bits_per_byte
 from llm_train.data.shards import verify
+from llm_train.data.token_manifest import Manifest
 from llm_train.errors import ConfigError, DataError
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    directory = tmp_path / "corpus"
-    directory.mkdir()
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
     for number in range(600):  # fills several batches
         words = " ".join(f"wörd{(number * i) % 89}" for i in range(20))
         (directory / f"{number:03d}.txt").write_text(f"Document {number} 👩\n{words}\n")
@@ -47,7 +48,7 @@ def corpus(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe(corpus: Path) -> Tokenize:
     return Tokenize(
         corpus=TextFiles(paths=[str(corpus)]),
@@ -57,9 +58,22 @@ def recipe(corpus: Path) -> Tokenize:
     )
 
 
+@pytest.fixture(scope="module")
+def prepared(recipe: Tokenize, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the recipe gives; nothing in it is changed."""
+    path = tmp_path_factory.mktemp("prepared") / "tokens"
+    prepare(recipe, path, progress=False)
+    return path
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "tokens"
+
+
+def of_its_own(recipe: Tokenize, corpus: Path) -> Tokenize:
+    """The same recipe on another copy of the corpus."""
+    return replace(recipe, corpus=TextFiles(paths=[str(corpus)]))
 
 
 def files_of(name: str, corpus: Path, recipe: Tokenize) -> list[Path]:
@@ -74,12 +88,12 @@ def stored(path: Path, split: str) -> np.ndarray:
     return np.concatenate([np.fromfile(file, "<u2") for file in sorted(path.glob(f"{split}-*"))])
 
 
-def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, path: Path) -> None:
-    manifest = prepare(recipe, path, progress=False)
-    tokenizer = load_tokenizer(path)
+def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, prepared: Path) -> None:
+    manifest = Manifest.load(prepared)
+    tokenizer = load_tokenizer(prepared)
     for name in ("train", "held_out"):
         files = files_of(name, corpus, recipe)
-        ids = stored(path, name)
+        ids = stored(prepared, name)
         documents = np.split(ids, np.flatnonzero(ids == manifest.end_of_text) + 1)
         assert documents.pop().size == 0
         assert [tokenizer.decode(d[:-1].tolist()) for d in documents] == [
@@ -93,8 +107,8 @@ def test_tokens_decode_to_the_corpus(recipe: Tokenize, corpus: Path, path: Path)
     assert manifest.skipped == {"empty": 1, "not UTF-8": 1}
 
 
-def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, path: Path) -> None:
-    manifest = prepare(recipe, path, progress=False)
+def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, prepared: Path) -> None:
+    manifest = Manifest.load(prepared)
     data = b"".join(file.read_bytes() for file in files_of("held_out", corpus, recipe))
     assert manifest.references == {
         "gzip_9": len(gzip.compress(data, 9)) * 8 / len(data),
@@ -102,22 +116,23 @@ def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, path: Pa
     }
 
 
-def test_compressors_stop_at_the_limit() -> None:
-    size = CompressedSize(limit_bytes=10)
-    size.add(b"123456")
-    size.add(b"123456")
-    assert size.bits_per_byte() == {"gzip_9": None, "xz_9": None}
-    assert CompressedSize().bits_per_byte() == {"gzip_9": None, "xz_9": None}
+def test_compressors_stop_at_the_limit(
+    recipe: Tokenize, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_train.data.merging.LIMIT_BYTES", 10)
+    none = {"gzip_9": None, "xz_9": None}
+    assert prepare(recipe, path, progress=False).references == none
+    assert bits_per_byte(b"") == none
 
 
-def test_workers_do_not_change_a_byte(recipe: Tokenize, tmp_path: Path) -> None:
-    for workers in (1, 2, 5):
-        prepare(replace(recipe, workers=workers), tmp_path / f"{workers}", progress=False)
-    names = sorted(file.name for file in (tmp_path / "1").iterdir())
+def test_workers_do_not_change_a_byte(recipe: Tokenize, prepared: Path, tmp_path: Path) -> None:
+    names = sorted(file.name for file in prepared.iterdir())
     assert "manifest.json" in names
-    for other in ("2", "5"):
-        assert sorted(file.name for file in (tmp_path / other).iterdir()) == names
-        same, _, _ = filecmp.cmpfiles(tmp_path / "1", tmp_path / other, names, shallow=False)
+    for workers in (2, 5):
+        other = tmp_path / f"{workers}"
+        prepare(replace(recipe, workers=workers), other, progress=False)
+        assert sorted(file.name for file in other.iterdir()) == names
+        same, _, _ = filecmp.cmpfiles(prepared, other, names, shallow=False)
         assert sorted(same) == names
 
 
@@ -130,18 +145,19 @@ def test_environment_is_left_as_found(
 
 
 def test_preparing_again_is_no_work(
-    recipe: Tokenize, caplog: pytest.LogCaptureFixture, path: Path
+    recipe: Tokenize, caplog: pytest.LogCaptureFixture, prepared: Path
 ) -> None:
-    first = prepare(recipe, path, progress=False)
-    inode = path.stat().st_ino
+    first, inode = Manifest.load(prepared), prepared.stat().st_ino
     with caplog.at_level(logging.INFO, "llm_train"):
-        assert prepare(replace(recipe, workers=2), path, progress=False) == first
+        assert prepare(replace(recipe, workers=2), prepared, progress=False) == first
     assert "up to date" in caplog.text
-    assert path.stat().st_ino == inode
+    assert prepared.stat().st_ino == inode
 
 
-def test_another_recipe_is_refused_and_forced(recipe: Tokenize, tmp_path: Path, path: Path) -> None:
-    prepare(recipe, path, progress=False)
+def test_another_recipe_is_refused_and_forced(
+    recipe: Tokenize, prepared: Path, tmp_path: Path, path: Path
+) -> None:
+    shutil.copytree(prepared, path)
     other = replace(recipe, tokenizer=TrainBPE(vocab_size=300), split=TailSplit(fraction=0.1))
     assert recipe_differences(path, recipe) == []
     assert recipe_differences(path, other) == [
@@ -152,10 +168,14 @@ def test_another_recipe_is_refused_and_forced(recipe: Tokenize, tmp_path: Path, 
         prepare(other, path, progress=False)
     assert prepare(other, path, force=True, progress=False).vocab_size == 300
     assert recipe_differences(path, other) == []
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["corpus", "tokens"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["tokens"]
 
 
-def test_changed_text_is_not_up_to_date(recipe: Tokenize, corpus: Path, path: Path) -> None:
+def test_changed_text_is_not_up_to_date(
+    recipe: Tokenize, corpus: Path, tmp_path: Path, path: Path
+) -> None:
+    corpus = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    recipe = of_its_own(recipe, corpus)
     prepare(recipe, path, progress=False)
     (corpus / "000.txt").write_text("longer than it was: " * 50)
     with pytest.raises(ConfigError, match=r"stamps: .*--force"):
@@ -166,6 +186,8 @@ def test_changed_text_is_not_up_to_date(recipe: Tokenize, corpus: Path, path: Pa
 def test_tokens_without_their_text_are_usable(
     recipe: Tokenize, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, path: Path
 ) -> None:
+    corpus = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    recipe = of_its_own(recipe, corpus)
     first = prepare(recipe, path, progress=False)
     corpus.rename(tmp_path / "elsewhere")
     assert prepare(recipe, path, progress=False) == first
@@ -180,12 +202,11 @@ def test_force_never_removes_anything_else(recipe: Tokenize, path: Path) -> None
     assert (path / "thesis.txt").exists()
 
 
-def test_prepared_refuses(recipe: Tokenize, path: Path) -> None:
+def test_prepared_refuses(prepared: Path, path: Path) -> None:
     with pytest.raises(ConfigError, match="made elsewhere"):
         prepare(Prepared(), path)
     assert not path.exists()
-    prepare(recipe, path, progress=False)
-    assert recipe_differences(path, Prepared()) == []
+    assert recipe_differences(prepared, Prepared()) == []
 
 
 def test_an_error_leaves_nothing(recipe: Tokenize, tmp_path: Path) -> None:
@@ -258,10 +279,9 @@ def test_characters_of_one_file_as_published(tmp_path: Path, path: Path) -> None
 
 
 def test_a_tokenizer_that_changes_its_input_is_reported(
-    recipe: Tokenize, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recipe: Tokenize, prepared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prepare(recipe, tmp_path / "first", progress=False)
-    tokenizer = load_tokenizer(tmp_path / "first")
+    tokenizer = load_tokenizer(prepared)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     lossy = replace(recipe, tokenizer=TokenizerFile(path=str(tmp_path / "tokenizer.json")))

@@ -164,6 +164,8 @@ def test_killed_and_resumed_from_a_url(
         run = tiny(
             tmp_path / name,
             steps=40,
+            checkpoint__every="5 steps",
+            validate_every="20 steps",
             data__source=part("TokenShards", **source),
             model__network__init_args__dropout=0.0,  # which would differ with the ranks
         )

@@ -35,7 +35,7 @@ def test_from_a_folder_to_a_trained_model(fork_server: ForkServer, place: Path) 
     for words in four:
         small = SMALL if words[0] != "generate" else ["--tokens=5"]
         code, out, err = fork_server.command(*words, *small, folder=place, cwd=place)
-        assert code == 0, f"{words}: {err}"
+        assert code == (words[0] == "check"), f"{words}: {err}"  # there are no tokens yet
     assert out.startswith("Once upon a time")
     _, _, err = fork_server.command(*four[1], *SMALL, folder=place, cwd=place)
     assert "data/own is up to date" in err

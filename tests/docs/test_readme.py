@@ -100,7 +100,9 @@ def test_extras_exist() -> None:
 
 LINES = [verb_and_options(words) for words in ALL if words[0] in ("llm-train", "torchrun")]
 # A run, a folder, or a sweep's own file.
-WITHOUT_SETTINGS = ("advise", "data", "export", "generate", "import", "report", "sweep")
+WITHOUT_SETTINGS = (
+    *("advise", "chat", "data", "export", "generate", "import", "report", "serve", "sweep"),
+)
 PARSED = [line for line in LINES if line[0] not in WITHOUT_SETTINGS]
 OTHERS = [line for line in LINES if line[0] in WITHOUT_SETTINGS]
 

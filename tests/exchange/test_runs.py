@@ -170,8 +170,23 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     (line,) = refused("check", "-c", file, source, new, "--model.network.tied=true")
     assert "head.weight" in line
     assert "init_from.leave_out" in line
-    (line,) = refused("check", "-c", file, "--init_from.path=nowhere")
+    (line,) = refused("fit", "-c", file, "--init_from.path=nowhere")
     assert "nowhere" in line
+    checked = run("check", "-c", file, "--init_from.path=nowhere")
+    assert (checked.code, checked.err) == (1, "")
+    assert "note: init_from.path=nowhere is not here yet" in checked.out
+    done("plan", "-c", file, "--init_from.path=nowhere")
+    hidden_by_padding = "--model.network.vocab_size=299"
+    (line,) = refused(
+        "fit", "-c", file, source, new, "--data.source=RandomTokens", hidden_by_padding
+    )
+    assert "embedding.weight is (300, 16) there and (299, 16) here" in line
+    other = ("--model.network.rotary_base=500000", "--model.network.norm_eps=1e-6")
+    for where in ("run", "theirs"):
+        noted = done("check", "-c", file, f"--init_from.path={trained / where}", new, *other)
+        for key in ("rotary_base", "norm_eps"):
+            assert f"note: model.network.init_args.{key}=" in noted
+        assert noted.count("note: ") == 2, noted
     (line,) = refused("check", "-c", file, source, new, "--init_from.leave_out=[haed.*]")
     assert "init_from.leave_out" in line
     assert "haed.*" in line
@@ -210,6 +225,10 @@ def test_the_present_folder_is_no_place(
     monkeypatch.chdir(tmp_path)
     (line,) = refused("export", str(trained / "run"), ".")
     assert "present folder" in line
+    (tmp_path / "mine.partial").mkdir()
+    (line,) = refused("export", str(trained / "run"), "mine")
+    assert "mine.partial is in the way" in line
+    assert (tmp_path / "mine.partial").is_dir()
 
 
 def test_a_resume_needs_no_source(trained: Path, tmp_path: Path) -> None:

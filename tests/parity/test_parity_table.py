@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llm_train import check
 from llm_train.cli.dispatch import load_settings
 from llm_train.errors import ConfigError
 from llm_train.parity import configuration
@@ -241,6 +242,12 @@ def test_a_shorter_run_has_shorter_phases(tmp_path: Path) -> None:
     options = ["-c", str(config(tmp_path)), "--budget=100 steps", f"{WARMUP}=60 steps"]
     changed = configuration.shared(load_settings(options), 50)
     assert changed["model.schedule.init_args.warmup"] == "30 steps"
+    ramp = ["--batch.ramp.tokens=64", "--batch.ramp.doubles_every=2000 tokens"]
+    in_tokens = [*options[:2], f"--budget={100 * 128} tokens", f"{WARMUP}=1000 tokens", *ramp]
+    changed = configuration.shared(load_settings(in_tokens), 50)
+    assert changed["batch.ramp.doubles_every"] == "1000 tokens"
+    shorter = [f"--{key}={value}" for key, value in configuration.spelt(changed).items()]
+    assert check.problems(load_settings([*in_tokens, *shorter])) == []
 
 
 def test_it_starts_its_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

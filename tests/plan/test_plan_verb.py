@@ -61,9 +61,10 @@ def test_a_users_strategy_and_local_sgd_are_planned_as_they_are(
     (half,), (whole,) = (best[name]["transfers"] for name in ("Compressed", "DDP"))
     assert half["whole"] == whole["whole"] / 2
 
-    seldom = {"class_path": "LocalSGD", "init_args": {"every": 2}}
-    assert run("plan", *options, f"--trainer.strategy={json.dumps(seldom)}").code == 0
-    own = json.loads(file.read_text())["configured"]
+    seldom = json.dumps({"class_path": "LocalSGD", "init_args": {"every": 2}})
+    settings = load_settings([*small, f"--trainer.strategy={seldom}"])
+    model = CostModel(on_devices(settings, devices=2, nodes=1), device_called("h100"))
+    own = configured(model)[2]["configured"]
     assert own["strategy"] == "LocalSGD, every 2 steps"
     assert own["bytes"]["agreed"] == own["bytes"]["parameters"]
     assert own["transfers"][0]["whole"] == whole["whole"] / 2

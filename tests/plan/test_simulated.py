@@ -106,8 +106,16 @@ def test_presets(name: str, sequence: int, batch: int, policy: Any) -> None:
     assert_equal(case_of(preset(name), policy, "32-true", sequence, batch))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("policy", [NoRecompute(), EveryBlock()], ids=["none", "every"])
+@pytest.mark.parametrize(
+    ("precision", "policy"),
+    [
+        ("bf16-mixed", NoRecompute()),
+        ("bf16-true", EveryBlock()),
+        pytest.param("bf16-mixed", EveryBlock(), marks=pytest.mark.slow),
+        pytest.param("bf16-true", NoRecompute(), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_low_precision(tmp_path: Path, precision: str, policy: Any) -> None:
     path = configs.write(tmp_path / "tiny.yaml", configs.tiny(tmp_path))
     settings = load_settings(["-c", str(path), "--model.network.init_args.dropout=0"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.errors import ConfigError, LLMTrainError
-from llm_train.report import RecordedRun, write_report
+from llm_train.report import RecordedRun, read_runs, write_report
 
 pytest.importorskip("altair")
 
@@ -90,15 +90,15 @@ class Reader(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] == "script" and "const [specifications" in data:
-            self.specifications, self.options = drawn(data)
+        if self.open and self.open[-1] == "script" and data.startswith("{"):
+            self.drawn = json.loads(data)
+            self.specifications = self.drawn["specifications"]
         if self.open and self.open[-1] == "td":
             self.cells[-1] += data
 
 
-def drawn(script):
-    """The arguments of the script's first line."""
-    return json.JSONDecoder().raw_decode(script, script.index("] = ") + 4)[0]
+def report(run: Path) -> tuple[Path, Path]:
+    return write_report(read_runs([run]), run)
 
 
 def read(text: str) -> tuple[dict[str, str], Reader]:
@@ -130,7 +130,7 @@ def test_the_page_says_what_the_files_say(tmp_path):
         for event in ("skipped", "skipped", "rollback"):
             metrics.write(json.dumps({"event": event, "step": 200, "time": at(510)}) + "\n")
     (run / "config.yaml").write_text("seed: 1337  # <b>not bold</b>\n")
-    html, picture = write_report(run)
+    html, picture = report(run)
     assert (html, picture) == (run / "report.html", run / "report.png")
     width, height = size(picture.read_bytes())
     assert 1080 <= width <= 3000
@@ -157,11 +157,11 @@ def test_the_page_says_what_the_files_say(tmp_path):
     assert "resume at step 100: path <x> & y" in cells.values()
     assert "&lt;b&gt;not bold&lt;/b&gt;" in text
     assert "<script>alert" not in text
-    assert len(reader.specifications) == 7
+    assert len(reader.specifications) == 8  # seven of curves, one of time
 
 
 def test_nothing_is_fetched(tmp_path):
-    _, reader = read(page(RecordedRun.read(run_directory(tmp_path))))
+    _, reader = read(page(read_runs([run_directory(tmp_path)])))
     assert [value for name, value in reader.attributes if name in ("src", "href")] == []
     [policy] = [value for name, value in reader.attributes if name == "content" and "src" in value]
     assert policy == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
@@ -169,23 +169,24 @@ def test_nothing_is_fetched(tmp_path):
 
 
 def test_the_page_draws_what_the_file_says(tmp_path):
-    run = RecordedRun.read(run_directory(tmp_path, bad=(150, 151)))
-    loss = read(page(run))[1].specifications[0]
+    runs = read_runs([run_directory(tmp_path, bad=(150, 151))])
+    [run] = runs.values()
+    loss = read(page(runs))[1].specifications[0]
     assert loss["width"] == "container"  # as wide as the reader's screen
     rows, crosses, dashes = sorted(loss["datasets"].values(), key=len, reverse=True)
-    values = {(row["curve"], row["step"]): row["value"] for row in rows}
+    values = {(row["curve"], row["steps"]): row["value"] for row in rows}
     assert values["validation", 199] == 2.0625
     assert values["training", 150] is None
     training = {step: v for (curve, step), v in values.items() if curve == "training" and v}
     assert training == dict(run.finite("train/loss"))
-    assert [cross["x"] / 2048 for cross in crosses] == [150, 151]
-    assert [dash["x"] / 2048 for dash in dashes] == [100]
+    assert [cross["tokens"] / 2048 for cross in crosses] == [150, 151]
+    assert [dash["tokens"] / 2048 for dash in dashes] == [100]
 
 
 def test_a_long_curve_keeps_its_peaks_and_its_mean(tmp_path):
     lines = [{"step": step, "grad/norm": 1.0 + step % 2} for step in range(1, 2001)]
     lines[776]["grad/norm"] = 100.0
-    [chart] = charts(RecordedRun.read(written(tmp_path / "a", lines)))
+    [chart] = charts(read_runs([written(tmp_path / "a", lines)]))
     [rows] = [rows for rows in chart.to_dict()["datasets"].values() if rows]
     assert len(rows) == 200
     assert max(row["high"] for row in rows) == 100.0
@@ -195,7 +196,7 @@ def test_a_long_curve_keeps_its_peaks_and_its_mean(tmp_path):
 def test_a_section_without_values_is_left_out(tmp_path):
     run = written(tmp_path / "a", [{"step": 1, "something/else": 1.0}])
     (run / "derived.json").write_text('{"time": {}}')
-    text = page(RecordedRun.read(run))
+    text = page(read_runs([run]))
     assert re.findall(r"<h[23]>(.*?)</h", text) == []
 
 
@@ -218,29 +219,31 @@ def test_losses_that_are_not_finite(tmp_path):
     ids=["one", "step 0", "no tokens yet", "only nan", "no known metric", "all infinite"],
 )
 def test_little_to_draw(tmp_path, lines):
-    run = RecordedRun.read(written(tmp_path / "a $run$ <1>", lines))
-    read(page(run))
-    assert min(size(png(run))) > 300
+    runs = read_runs([written(tmp_path / "a $run$ <1>", lines)])
+    read(page(runs))
+    assert min(size(png(runs))) > 300
 
 
 def test_what_a_resume_undid_is_not_shown(tmp_path):
     run = run_directory(tmp_path)
     found = RecordedRun.read(run)
     assert [point.step for point in found.points("train/loss")] == list(range(1, 201))
-    assert found.tokens_per_step == 2048
+    places = found.places([100, 100.5, 200])
+    assert places["tokens"] == [100 * 2048, 100.5 * 2048, 200 * 2048]
+    assert places["hours"][-1] * 3600 == pytest.approx(20.9, abs=0.2)
 
 
 def test_errors_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(LLMTrainError, match=r"^\S+ has no metrics\.jsonl; give the directory of"):
-        write_report(tmp_path)
+        report(tmp_path)
     only_events = written(tmp_path / "a", [{"event": "start", "step": 0}])
     with pytest.raises(LLMTrainError, match=r"^\S+ holds no metrics yet"):
-        write_report(only_events)
+        report(only_events)
     run = written(tmp_path / "b", [{"step": 1, "train/loss": 1.0}])
     (run / "derived.json").write_text("{")
     with pytest.raises(LLMTrainError, match=r"^\S+derived\.json is not a table of a run: "):
-        write_report(run)
+        report(run)
     (run / "derived.json").unlink()
     monkeypatch.setitem(__import__("sys").modules, "altair", None)
     with pytest.raises(ConfigError, match=r"pip install llm-train\[report\]"):
-        write_report(run)
+        report(run)

@@ -22,12 +22,18 @@ from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_lines
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that has made four steps of six, saved at 2 and 4."""
-    folder = tmp_path / "parent" / "run"
+    folder = tmp_path_factory.mktemp("kept") / "parent" / "run"
     assert fit(folder, "--budget=4 steps").code == 0
     return folder
+
+
+@pytest.fixture
+def folder(four_steps: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(four_steps, tmp_path / "parent" / "run", symlinks=True))
 
 
 def fit(folder: Path, *arguments: str) -> Outcome:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from llm_train.runtime.srun import Srun
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import losses, tiny, write
 from llm_train.testing.fork_server import ForkServer
-from llm_train.testing.ranks import command, environment, launched_as
+from llm_train.testing.ranks import launched_as
 
 STEP = launched_as("srun", rank=1, ranks=2, port=29500)
 
@@ -162,7 +159,7 @@ def test_ranks_of_srun_and_of_torchrun_inside_slurm_equal_one_process(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp", marks=pytest.mark.slow), "zero2"])
 def test_srun_starts_every_strategy(strategy: str, fork_server: ForkServer, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     file = file_of(tmp_path, steps=4, trainer__strategy=strategy)
@@ -212,22 +209,16 @@ def test_a_signal_ends_all_ranks_with_one_status(
     assert 8 <= int(saved.name.removeprefix("step-")) < 200
 
 
-def test_notice_before_training_is_not_death(tmp_path: Path) -> None:
+@pytest.mark.distributed
+def test_notice_before_training_is_not_death(fork_server: ForkServer, tmp_path: Path) -> None:
     """A start longer than the time limit must not look like a run that saved and stopped."""
-    process = subprocess.Popen(
-        command("fit", "-c", file_of(tmp_path, steps=4)),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    while not _ignores(process.pid, signal.SIGUSR1):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGUSR1)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    assert "done: 4 steps" in out
+    log = tmp_path / "log.txt"
+    job = fork_server.start("fit", "-c", file_of(tmp_path, steps=4), ranks=0, log=log)
+    pid = job.children[0].pid or 0
+    job.until(lambda: _ignores(pid, signal.SIGUSR1))
+    job.send(signal.SIGUSR1)
+    assert job.wait() == [0], log.read_text()
+    assert "done: 4 steps" in log.read_text()
 
 
 def _ignores(pid: int, number: signal.Signals) -> bool:

@@ -11,9 +11,9 @@ import io
 import logging
 from functools import cache
 
-from llm_train.data.corpus.found import library
 from llm_train.data.corpus.opening import BUFFER_BYTES, Converted, Unpacked
 from llm_train.errors import ConfigError, DataError
+from llm_train.runtime.extras import library
 
 _log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 1 << 16

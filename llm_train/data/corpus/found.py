@@ -6,10 +6,8 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from llm_train.errors import ConfigError, DataError
@@ -126,25 +124,6 @@ def _unreachable(url: str, error: BaseException) -> DataError:
         f"paths: {url} cannot be reached: {line_of(error)}; "
         "check the address, the network and the credentials"
     )
-
-
-def library(name: str, extra: str) -> ModuleType:
-    """A module of a package that only some settings need.
-
-    Args:
-        name: of the module.
-        extra: of this package, which installs the other.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise ConfigError(
-            f"this corpus needs the package {package}; run pip install 'llm-train[{extra}]'"
-        ) from None
 
 
 def line_of(error: BaseException) -> str:

@@ -21,13 +21,11 @@ from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import check_choices
 
 _FORMATS: dict[str, type[Format]] = {
-    **{
-        "text": PlainText,
-        "json": JSONValues,
-        "csv": Delimited,
-        "parquet": Columns,
-        "arrow": Columns,
-    }
+    "text": PlainText,
+    "json": JSONValues,
+    "csv": Delimited,
+    "parquet": Columns,
+    "arrow": Columns,
 }
 _SUFFIXES = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson", ".jsonlines"), "json"),

@@ -18,8 +18,9 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Self
 
-from llm_train.data.corpus.found import FoundFile, library, line_of
+from llm_train.data.corpus.found import FoundFile, line_of
 from llm_train.errors import DataError, LLMTrainError
+from llm_train.runtime.extras import library
 
 BUFFER_BYTES = 1 << 20
 _MAGIC = (  # what it is, where its signature stands, the signature

@@ -51,7 +51,8 @@ class LitDataTokens(ForeignTokens):
             )
         stretches = []
         for chunk in chunks:
-            file, first = Path(path) / chunk["filename"], _header_bytes(chunk)
+            # How many items there are, where each begins, and where the last one ends.
+            file, first = Path(path) / chunk["filename"], 4 * (int(chunk["chunk_size"]) + 2)
             if file.stat().st_size != chunk["chunk_bytes"]:
                 raise DataError(f"{file} has not the {chunk['chunk_bytes']} bytes of the index")
             stretches.append(FileStretch(file, first, chunk["chunk_bytes"] - first))
@@ -80,7 +81,3 @@ def read_index(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"{file} is missing; set the path to the folder that holds it")
     return dict(json.loads(file.read_text("utf-8")))
-
-
-def _header_bytes(chunk: dict[str, Any]) -> int:
-    return 4 * (1 + int(chunk["chunk_size"]) + 1)

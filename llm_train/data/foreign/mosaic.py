@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from llm_train.data.base import Ids
-from llm_train.data.corpus.found import library
 from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, Starts
 from llm_train.data.foreign.litdata import read_index
 from llm_train.data.reader import Shard
 from llm_train.errors import DataError
 from llm_train.runtime import disk
+from llm_train.runtime.extras import library
 
 
 @dataclass(frozen=True, kw_only=True)

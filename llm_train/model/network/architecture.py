@@ -52,9 +52,10 @@ class Architecture:
         check_choices(self)
         self._check_ranges()
         if self.width % self.heads:
+            even = 2 if self.positions == "rotary" else 1  # which turns pairs of features
             raise ConfigError(
                 f"width={self.width} is not a multiple of heads={self.heads}; "
-                f"nearest: {_nearest_multiples(self.width, self.heads)}"
+                f"nearest: {_nearest_multiples(self.width, even * self.heads)}"
             )
         if self.kv_heads and self.heads % self.kv_heads:
             divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]

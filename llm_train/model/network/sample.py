@@ -45,8 +45,10 @@ def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) ->
     return probabilities
 
 
-def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache) -> Tensor:
-    """Logits (V,) on the CPU after ``tokens``; the network's mode is as before afterwards.
+def read(
+    network: CachedLanguageModel, tokens: list[list[int]], cache: Cache, **given: object
+) -> Tensor:
+    """Logits (B, V) on the CPU after ``tokens``; the network's mode is as before afterwards.
 
     Compiled blocks run eagerly: a growing cache is a new shape, and a new compilation, each token.
     """
@@ -56,25 +58,26 @@ def _read(network: CachedLanguageModel, tokens: list[int], cache: Cache) -> Tens
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             out: Tensor = network(
-                torch.tensor([tokens], device=device),
-                lambda hidden, projection: projection.logits(hidden[0, -1]),
+                torch.tensor(tokens, device=device),
+                lambda hidden, projection: projection.logits(hidden[:, -1]),
                 cache,
+                **given,
             )
         return out.cpu()
     finally:
         network.train(training)
 
 
-def _check(
-    prompt: Tensor, max_new_tokens: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    if prompt.dim() != 1 or prompt.numel() == 0:
-        raise ConfigError(
-            f"the prompt has shape {tuple(prompt.shape)}, not (tokens,) with at least one token; "
-            "start from an end-of-text token if there is nothing else"
-        )
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 0")
+Choose = Callable[[Tensor], int]
+"""Takes a token from logits (V,)."""
+
+
+def chooser(*, temperature: float, top_k: int, top_p: float, seed: int) -> Choose:
+    """Chooses tokens, each with the next random number of the seed; see ``generate``.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
     if not 0.0 <= temperature < float("inf"):
         raise ConfigError(f"temperature={temperature:g} must be at least 0 (0 takes the likeliest)")
     if top_k < 0:
@@ -86,6 +89,33 @@ def _check(
             f"top_k={top_k} and top_p={top_p:g} have no effect with temperature=0; "
             "remove them or raise the temperature"
         )
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed={seed} does not fit into 64 bits; take a smaller one")
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+
+    def choose(logits: Tensor) -> int:
+        if temperature == 0.0:
+            return int(logits.argmax())
+        kept = restrict(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        return int(torch.multinomial(kept, 1, generator=generator))
+
+    return choose
+
+
+def cached(network: LanguageModel) -> CachedLanguageModel:
+    """The network, which must be able to continue from a cache."""
+    if not isinstance(network, CachedLanguageModel):
+        raise ConfigError(
+            f"{type(network).__name__} cannot generate; derive it from CachedLanguageModel"
+        )
+    return network
+
+
+def window(network: CachedLanguageModel, context: list[int]) -> list[int]:
+    """What is read of a text: all, or, where it is longer than the context, its end."""
+    if len(context) <= network.max_positions:
+        return context
+    return context[-max(1, network.max_positions // 2) :]
 
 
 def generate(
@@ -117,34 +147,27 @@ def generate(
     Raises:
         ConfigError: a value out of range, or a network that cannot continue from a cache.
     """
-    _check(prompt, max_new_tokens, temperature, top_k, top_p)
-    if not isinstance(network, CachedLanguageModel):
+    if prompt.dim() != 1 or prompt.numel() == 0:
         raise ConfigError(
-            f"{type(network).__name__} cannot generate; derive it from CachedLanguageModel"
+            f"the prompt has shape {tuple(prompt.shape)}, not (tokens,) with at least one token; "
+            "start from an end-of-text token if there is nothing else"
         )
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-
-    def choose(logits: Tensor) -> int:
-        if temperature == 0.0:
-            return int(logits.argmax())
-        kept = restrict(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-        return int(torch.multinomial(kept, 1, generator=generator))
-
-    tokens = islice(_stream(network, prompt.tolist(), choose), max_new_tokens)
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 0")
+    choose = chooser(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    tokens = islice(_stream(cached(network), prompt.tolist(), choose), max_new_tokens)
     return takewhile(lambda token: token != stop, tokens)
 
 
-def _stream(
-    network: CachedLanguageModel, context: list[int], choose: Callable[[Tensor], int]
-) -> Iterator[int]:
+def _stream(network: CachedLanguageModel, context: list[int], choose: Choose) -> Iterator[int]:
     """Tokens without end, each chosen when it is asked for."""
     cache: Cache | None = None
     unread = context
     while True:
         if len(context) > network.max_positions:
-            cache, context = None, context[-max(1, network.max_positions // 2) :]
+            cache, context = None, window(network, context)
         if cache is None:
             cache, unread = network.new_cache(), context
-        token = choose(_read(network, unread, cache))
+        token = choose(read(network, [unread], cache)[0])
         yield token
         context, unread = [*context, token], [token]

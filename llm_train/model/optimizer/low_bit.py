@@ -38,6 +38,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.optimizer.adamw import AdamSettings
 from llm_train.model.optimizer.base import STEP_BYTES
 from llm_train.model.optimizer.groups import decay_groups
+from llm_train.runtime.extras import library
 from llm_train.runtime.quiet import quiet
 from llm_train.runtime.sharded import is_dtensor, local_part
 
@@ -195,15 +196,9 @@ class LowBitAdamW(AdamSettings):
         Raises:
             ConfigError: torchao is not installed.
         """
-        try:
-            with quiet():
-                from torchao.optim import _AdamW
-        except ImportError as error:
-            raise ConfigError(
-                "model.optimizer=LowBitAdamW needs torchao, which is not installed; "
-                "pip install 'llm-train[torchao]', or use AdamW"
-            ) from error
-        kind = type("LowBitAdamW", (LowBitState, _AdamW), {"state_format": self.state})
+        with quiet():
+            theirs = library("torchao.optim", "torchao", "model.optimizer=LowBitAdamW")._AdamW
+        kind = type("LowBitAdamW", (LowBitState, theirs), {"state_format": self.state})
         optimizer: optim.Optimizer = kind(
             decay_groups(named_parameters, self.weight_decay),
             **self.adam_group,

@@ -170,6 +170,7 @@ class Metrics(EachStep):
         metrics |= self._throughput(sample, task.derived)
         task.run_state.latest.update(metrics)
         task.run_state.latest_step = sample.step
+        task.run_state.measured(sample.step, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=sample.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):

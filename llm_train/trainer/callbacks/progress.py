@@ -19,7 +19,10 @@ _SHOWN = {
     "train/loss": "loss {:.4f}",
     "throughput/tokens_per_s": "{:,.0f} tokens/s",
     "throughput/mfu": "MFU {:.1%}",
+    "optimizer/lr": "lr {:.3g}",
 }
+# Without tqdm's own rate, which counts validations and would disagree with the tokens per second.
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress(EachStep):
@@ -38,7 +41,7 @@ class Progress(EachStep):
         self._bar = tqdm(
             total=task_of(pl_module).derived.total_steps,
             initial=trainer.global_step,
-            unit="step",
+            bar_format=_BAR,
             dynamic_ncols=True,
             disable=None,  # where there is no terminal, which gets lines instead
             smoothing=0.1,
@@ -66,12 +69,17 @@ class Progress(EachStep):
         self._shown = step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows the interval before a validation first."""
+        """Shows the interval before a validation first, then that one is under way."""
         self.on_step_end(trainer, pl_module)
+        if self._bar is not None:
+            self._bar.set_description("validating")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the held-out result on a line of its own, so that it stays readable."""
-        if self._bar is None or trainer.sanity_checking:  # it was broken off
+        if self._bar is None:
+            return
+        self._bar.set_description(None, refresh=False)
+        if trainer.sanity_checking:  # it was broken off
             return
         held_out = task_of(pl_module).run_state.held_out
         text = f"step {trainer.global_step}  held-out loss {held_out['val/loss']:.4f}"

@@ -117,6 +117,23 @@ class WandB(RunLogger):
         self._safely(log)
 
     @rank_zero_only
+    def log_event(self, name: str, step: int, **details: object) -> None:
+        """Shows texts that the network wrote (``Samples``) as a table; passes over other events."""
+        rows = details.get(name)
+        if name != "samples" or not isinstance(rows, list):
+            return
+
+        def log(run: Run) -> None:
+            import wandb
+
+            texts = [[step, row["prompt"], row["text"]] for row in rows]
+            table = wandb.Table(columns=["step", "prompt", "text"], data=texts)
+            if step >= run.step:
+                run.log({name: table, "trainer/step": step}, step=step)
+
+        self._safely(log)
+
+    @rank_zero_only
     def log_hyperparams(
         self, params: Mapping[str, object] | Namespace, *args: object, **kwargs: object
     ) -> None:

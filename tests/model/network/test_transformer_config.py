@@ -15,8 +15,8 @@ VALID = Transformer(vocab_size=23, layers=2, width=16, heads=4, kv_heads=2, max_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 100, "heads": 3}, "width=100 is not a multiple of heads=3; nearest: 99 or 102"),
-        ({"width": 2, "heads": 3}, "width=2 is not a multiple of heads=3; nearest: 3"),
+        ({"width": 100, "heads": 3}, "width=100 is not a multiple of heads=3; nearest: 96 or 102"),
+        ({"width": 2, "heads": 3}, "width=2 is not a multiple of heads=3; nearest: 6"),
         (
             {"width": 12, "heads": 6, "kv_heads": 4},
             "kv_heads=4 does not divide heads=6; use one of 1, 2, 3, 6, or 0 for as many as heads",

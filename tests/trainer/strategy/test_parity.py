@@ -62,7 +62,13 @@ def test_two_ranks_equal_one_process(
 
 @pytest.mark.parametrize(
     ("strategy", "policy"),
-    [("ddp", "EveryBlock"), ("fsdp", "EveryBlock"), ("fsdp", "Selective"), ("zero3", "EveryBlock")],
+    [
+        # The default suite tries each policy, and each way of gathering weights, once.
+        pytest.param("ddp", "EveryBlock", marks=pytest.mark.slow),
+        pytest.param("fsdp", "EveryBlock", marks=pytest.mark.slow),
+        ("fsdp", "Selective"),
+        ("zero3", "EveryBlock"),
+    ],
 )
 def test_recomputation_changes_no_strategy(
     strategy: str, policy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
@@ -72,7 +78,13 @@ def test_recomputation_changes_no_strategy(
     assert curve(run_dir, "train/loss") == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["single", *SHARDED])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "zero1" else name  # it casts as zero2
+        for name in ("single", *SHARDED)
+    ],
+)
 def test_mixed_precision_stays_near_fp32(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:
@@ -93,7 +105,9 @@ def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", ["single", pytest.param("ddp", marks=pytest.mark.slow), "fsdp"]
+)
 def test_checkpoints_load_under_every_strategy(
     strategy: str, alone: Path, fork_server: ForkServer, tmp_path: Path
 ) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from llm_train.data.base import Skipped
 from llm_train.data.corpus.formats.base import Format, Span
-from llm_train.data.corpus.found import library
 from llm_train.data.corpus.opening import BUFFER_BYTES
 from llm_train.data.corpus.rows import Item
+from llm_train.runtime.extras import library
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

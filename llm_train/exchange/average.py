@@ -1,0 +1,122 @@
+"""The mean of the last checkpoints of a run, or the average that ``EMA`` kept, as a run of its own.
+
+What comes out holds weights alone, as an imported run does: it is exported, validated, asked and
+begun with (``init_from``) like any other, and not resumed. One parameter is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_train.checkpoint import callback_state, dcp, manifest
+from llm_train.checkpoint.compatibility import require_weights
+from llm_train.checkpoint.store import CheckpointStore
+from llm_train.checkpoint.tensors import averaged
+from llm_train.errors import ConfigError
+from llm_train.exchange.outgoing import staging
+from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
+
+_TEXTS = ("config.yaml", TOKENIZER)
+
+
+def last_checkpoints(run: Path, count: int) -> list[Path]:
+    """The newest complete checkpoints of a run, the last one first.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    folder = run / "checkpoints"
+    store = CheckpointStore(folder if folder.is_dir() else run)
+    found = [path for _, path in store.committed() if not manifest.problems(path)]
+    if len(found) < count:
+        raise ConfigError(
+            f"--last={count}: {run} holds {len(found)} complete checkpoints; name a run with more "
+            "(checkpoint.keep_last and keep_every say how many stay), or average fewer"
+        )
+    return found[:count]
+
+
+def average_checkpoints(paths: Sequence[Path], out: Path) -> Path:
+    """Writes the mean of the weights of ``paths``, whose first one gives the rest.
+
+    Raises:
+        ConfigError: ``out`` holds something.
+        CheckpointError: a checkpoint cannot be read.
+    """
+    stored = [_stored(path) for path in paths]
+
+    def mean(key: str) -> Tensor:
+        parts = [
+            _read(path / "state", averaged(key, s), s)
+            for path, s in zip(paths, stored, strict=True)
+        ]
+        if not parts[0].is_floating_point():
+            return parts[0]
+        return torch.stack([part.double() for part in parts]).mean(0).to(parts[0].dtype)
+
+    return _write(paths[0], stored[0], mean, out)
+
+
+def take_ema(path: Path, out: Path) -> Path:
+    """Writes the average that the callback ``EMA`` kept of the weights of a checkpoint.
+
+    Raises:
+        ConfigError: it kept none, or ``out`` holds something.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    folder, stored = path / callback_state.FOLDER, _stored(path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--ema: {path} holds no average; train with EMA in trainer.callbacks, or use --last"
+        )
+    kept = dcp.keys(folder)
+    names = {f"model.{key.partition('.')[2]}": key for key in kept}
+
+    def average(key: str) -> Tensor:
+        if key not in names:  # a buffer
+            return _read(path / "state", key, stored)
+        return _read(folder, names[key], kept).to(stored[key].properties.dtype)
+
+    return _write(path, stored, average, out)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    require_weights(path, manifest.read(path).metadata)
+    return dcp.keys(path / "state")
+
+
+def _read(folder: Path, key: str, stored: Mapping[str, Any]) -> Tensor:
+    whole = torch.empty(stored[key].size, dtype=stored[key].properties.dtype)
+    dcp.read(folder, {key: whole}, alone=True)
+    return whole
+
+
+def _write(
+    source: Path, stored: Mapping[str, Any], load: Callable[[str], Tensor], out: Path
+) -> Path:
+    like = {
+        key: torch.empty(meta.size, dtype=meta.properties.dtype, device="meta")
+        for key, meta in stored.items()
+        if key.startswith("model.")
+    }
+    stage = staging(out)
+    try:
+        store = CheckpointStore(stage / "checkpoints")
+        metadata = dict(manifest.read(source).metadata)
+        inside = store.stage(metadata["step"])
+        dcp.write_each(inside / "state", like, load)
+        callback_state.write(inside, {"callbacks": {}})
+        for name in _TEXTS:
+            for place in (stage, inside) if (source / name).is_file() else ():
+                shutil.copyfile(source / name, place / name)
+        written = store.commit(metadata["step"], {**metadata, "strategy": "import"})
+        stage.replace(out.resolve())
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return out / "checkpoints" / written.name
