@@ -132,7 +132,7 @@ def checked(words: list[str], each: int, nodes: int, monkeypatch: pytest.MonkeyP
 def small(page: str, words: list[str]) -> list[str]:
     """The same command, with options that make it take a second."""
     verb, network = words[0], "--model.network.init_args."
-    if verb in ("generate", "report", "data", "import", "export"):
+    if verb in ("generate", "report", "diff", "data", "import", "export"):
         return words
     if page == "from-hugging-face":  # its network is small
         return [*words, *TINY[3:], "--batch.sequence=64"]
