@@ -25,7 +25,11 @@ class Average(Verb):
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Leaves nothing where something is missing."""
         from llm_train.errors import ConfigError
-        from llm_train.exchange.averaged import average_checkpoints, last_checkpoints, take_ema
+        from llm_train.exchange.averaged_weights import (
+            average_checkpoints,
+            last_checkpoints,
+            take_ema,
+        )
         from llm_train.runtime.terminal import say
 
         run, out = Path(flags.run), Path(flags.out)
