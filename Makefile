@@ -89,7 +89,7 @@ docs: $(STAMP) ## write docs/configuration.md from the code, and build the site 
 	$(BIN)/python scripts/configuration_reference.py
 	rm -rf build/pages && mkdir -p build/pages
 	ln -s $(addprefix $(CURDIR)/,$(PAGES)) build/pages
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build # --quiet would count no warnings
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(VENV)-* data runs build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -79,6 +79,7 @@ def record(command: str, folder: Path) -> list[tuple[float, bytes]]:
                 break
     os.close(ours)
     if process.returncode:
+        print(b"".join(data for _, data in written).decode(errors="replace"))
         raise SystemExit(f"{command} ended with {process.returncode}")
     return written
 
@@ -122,7 +123,7 @@ def terminal(film: list[Frame], speed: float) -> str:
     )
 
 
-def chart(run: Path) -> None:
+def chart(run: Path, out: Path) -> None:
     """Draws bits per byte while a run trained, and what gzip and xz need for the held-out text."""
     import altair as alt
 
@@ -159,7 +160,7 @@ def chart(run: Path) -> None:
         "Training text (line) and held-out text (dots), and what compressors need for the latter"
     )
     sized = layers.properties(width=620, height=260, title=title, background="white", padding=12)
-    sized.configure_title(fontWeight="normal", anchor="start").save(run / "chart.svg")
+    sized.configure_title(fontWeight="normal", anchor="start").save(out)
 
 
 def main() -> None:
@@ -175,10 +176,7 @@ def main() -> None:
         speed = sum(one[-1][0] for one in written) / (STEP_SECONDS * FRAMES)
         film = [frame for one in written for frame in frames(one, speed)]
         (out / "terminal.svg").write_text(terminal(film, speed), "utf-8")
-        chart(run)
-        subprocess.run(["llm-train", "report", str(run)], check=True)
-        shutil.copy(run / "chart.svg", out / "quickstart.svg")
-        shutil.copy(run / "report.png", out / "report.png")
+        chart(run, out / "quickstart.svg")
 
 
 if __name__ == "__main__":

@@ -196,11 +196,14 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
     for action in parser._actions:
         if str(action.metavar).endswith(("PATH", "FILE")):
             setattr(flags, action.dest, expanded(getattr(flags, action.dest)))
-    flags.settings = rest
+    # A sweep's agent writes ${args_no_hyphens} so, without the hyphens.
+    flags.settings = [
+        f"--{w}" if w.partition("=")[0].partition(".")[0] in KEYS else w for w in rest
+    ]
     known = [option for action in parser._actions for option in action.option_strings]
     if verb.takes_settings:
         known += [f"--{key}" for key in KEYS]
-    for argument in rest:
+    for argument in flags.settings:
         option = argument.partition("=")[0]
         top = option.partition(".")[0].removesuffix("+")
         if not verb.takes_settings or (option.startswith("--") and top not in known):
@@ -208,6 +211,16 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
                 f"{option} is not an option of llm-train {name}; {nearest(top, known)}"
             )
     return flags
+
+
+def _hyphenated(word: str) -> str:
+    """A setting as an option, where the agent of a W&B sweep wrote ${args_no_hyphens}.
+
+    >>> _hyphenated("batch.tokens=1024"), _hyphenated("a=b.yaml"), _hyphenated("data")
+    ('--batch.tokens=1024', 'a=b.yaml', 'data')
+    """
+    key, equals, _ = word.partition("=")
+    return f"--{word}" if equals and key.partition(".")[0] in KEYS else word
 
 
 class _FlagParser(argparse.ArgumentParser):

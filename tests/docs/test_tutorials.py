@@ -17,12 +17,18 @@ from tests.docs.test_readme import CORPUS, ROOT, TINY, commands
 
 FOLDER = ROOT / "docs/tutorials"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "README.md")
+# Seconds each; the other pages are behind the marker.
+FAST = ("from-litgpt", "slurm", "your-optimizer")
 # Pages for devices that the machine of a test has not: `fit` and `prepare` are checked there.
 ELSEWHERE = ("one-gpu", "eight-gpus", "slurm", "from-torchtitan")
 # The options of a real run stay as they are, its batch and its ranks among them.
 THIN = ["--model.network.init_args.layers=1"]
 HERE = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--model.compile=none"]
 SMOKE = "configs/overlay-smoke.yaml"
+
+
+def stem(page: Path) -> str:
+    return page.stem
 
 
 def files(page: Path) -> dict[str, str]:
@@ -126,7 +132,7 @@ def checked(words: list[str], each: int, nodes: int, monkeypatch: pytest.MonkeyP
 def small(page: str, words: list[str]) -> list[str]:
     """The same command, with options that make it take a second."""
     verb, network = words[0], "--model.network.init_args."
-    if verb in ("generate", "report", "data", "import", "export"):
+    if verb in ("generate", "report", "diff", "data", "import", "export"):
         return words
     if page == "from-hugging-face":  # its network is small
         return [*words, *TINY[3:], "--batch.sequence=64"]
@@ -140,9 +146,8 @@ def small(page: str, words: list[str]) -> list[str]:
     return [*words, *TINY, *CORPUS]
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def follow(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does what a page says, from top to bottom."""
     for name, text in files(page).items():
         (place / name).write_text(text, "utf-8")
     if page.stem == "from-hugging-face":
@@ -162,6 +167,21 @@ def test_every_command(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch)
         else:
             outcome = run(*small(page.stem, words[1:]))
             assert outcome.code == 0, (words, outcome.err)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in FAST], ids=stem)
+def test_every_command(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(page, place, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in FAST], ids=stem)
+def test_every_command_of_the_others(
+    page: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(page, place, monkeypatch)
 
 
 def test_every_page_is_listed() -> None:
