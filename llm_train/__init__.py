@@ -95,6 +95,7 @@ def load_checkpoint(
         ConfigError: a device that cannot be used.
     """
     from llm_train.cli import load_settings as load
+    from llm_train.cli.spelling import expanded
     from llm_train.runtime.lean_imports import import_lightning
 
     import_lightning()
@@ -103,7 +104,7 @@ def load_checkpoint(
     def read(words: Sequence[str]) -> Settings:
         return load(words, allow_import)
 
-    return pretrained.load_checkpoint(where, read, device)
+    return pretrained.load_checkpoint(expanded(str(where)), read, device)
 
 
 def __getattr__(name: str) -> object:
