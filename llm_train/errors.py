@@ -6,6 +6,7 @@ as well, and its traceback goes to a file of the run.
 """
 
 import math
+from importlib.util import find_spec
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -68,3 +69,11 @@ def check_at_least(
             rule = f"at least {least}" + (f" and below {below}" if below < math.inf else "")
             rule = rule if math.isfinite(value) else f"finite, {rule}"
             raise ConfigError(f"{prefix}{name}={value} must be {rule}{hint}")
+
+
+def missing_package(package: str, extra: str, key: str) -> str:
+    """The problem of ``key`` where a package is not installed that ``extra`` brings; else ""."""
+    if find_spec(package) is not None:
+        return ""
+    remedy = f"pip install 'llm-train[{extra}]'"
+    return f"{key} needs the package {package}, which is not installed: {remedy}"

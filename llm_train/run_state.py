@@ -18,7 +18,6 @@ from torch import Tensor
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
-from llm_train.model.network.confined import DocumentView
 from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.runtime.watch.thread import Watch
@@ -96,13 +95,11 @@ class TaskBase(pl.LightningModule):
     Attributes:
         network: weights on their devices, from ``configure_model`` on.
         network_config: what it was built from.
-        documents: whether it looks beyond one.
         run_state: what is shared while a run lasts.
     """
 
     network: LanguageModel
     network_config: Network
-    documents: DocumentView
 
     def __init__(self) -> None:
         super().__init__()

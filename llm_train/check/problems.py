@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llm_train.check import device_rules, trainer_rules
 from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.model.task import Task
 from llm_train.settings import Settings
 from llm_train.units import Duration
 
@@ -146,6 +147,15 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
     if every > settings.derive().total_steps:
         longer = f"checkpoint.every={policy.every} is longer than the run"
         yield f"{longer}; shorten it, or use '0 steps' to save at the end"
+    best, known = policy.best, trainer_rules.measured(settings)
+    validated = best.startswith("val/")
+    if type(settings.task) is not Task:  # which may measure more
+        pass
+    elif best and best not in known and (validated or "/" not in best):
+        yield f"checkpoint.best={best} is not measured; write {' or '.join(known)}"
+    elif validated and not settings.validate_every.count:
+        never = f"checkpoint.best={best} has no effect with validate_every=0 steps, at the end only"
+        yield f"{never}; write --validate_every='{policy.every}'"
     if keep and (not every or keep % every):
         odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
         yield f"{odd} of checkpoint.every={policy.every}; make it one"

@@ -57,7 +57,10 @@ REPLACED = {
     "enable_autolog_hparams": "loggers receive the resolved configuration; remove it",
 }
 _FORBIDDEN_CALLBACKS = {
-    "ModelCheckpoint": _SAVE,
+    "ModelCheckpoint": (
+        "write --checkpoint.every='100 steps' --validate_every='100 steps' "
+        "--checkpoint.best=val/loss, which keeps the best as well"
+    ),
     "OnExceptionCheckpoint": _SAVE,
     "GradientAccumulationScheduler": _OF_BATCH,
     "StochasticWeightAveraging": "it changes rates behind model.schedule; write class_path: EMA",
@@ -130,7 +133,7 @@ def callbacks(settings: Settings) -> Iterator[str]:
             yield f"{key}={name} does not work here: {way_out}"
         elif (
             isinstance(callback, EarlyStopping)
-            and callback.monitor not in (*MONITORS, *_of_each_set(settings))
+            and callback.monitor not in measured(settings)
             and type(settings.task) is Task  # another may measure more
         ):
             names = " or ".join(MONITORS)
@@ -192,12 +195,13 @@ def of_lightning(settings: Settings) -> Iterator[str]:
         yield f"trainer: Lightning refuses these settings: {' '.join(str(error).split())}"
 
 
-def _of_each_set(settings: Settings) -> list[str]:
-    """What is measured of each held-out set, where there are several and they are known."""
+def measured(settings: Settings) -> list[str]:
+    """What validations measure, also of each held-out set, where several are known."""
     source = settings.data.source
     names = source.held_out_sets() if source.prepared else ()
     kinds = ("loss", "perplexity", "bits_per_byte")
-    return [f"val/{name}/{kind}" for name in names for kind in kinds if len(names) > 1]
+    of_each = [f"val/{name}/{kind}" for name in names for kind in kinds if len(names) > 1]
+    return [*MONITORS, *of_each]
 
 
 def _shown(value: Any) -> str:

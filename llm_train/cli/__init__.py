@@ -2,6 +2,7 @@
 
 ``dispatch`` finds the verb, ``documents`` reads YAML, ``walk`` finds every mistake in it by what
 ``schema`` reads off signatures, and ``parser`` builds what it names, which ``parts`` supervises.
+``json_schema`` writes those signatures down for editors and for ``help``, and ``kept`` stores that.
 """
 
 from llm_train.cli.dispatch import load_settings, main

@@ -11,12 +11,14 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_train import __version__, verbs
+from llm_train.cli import completion
+from llm_train.cli.help import settings_help
 from llm_train.cli.spelling import expanded, nearest
 from llm_train.cli.unexpected import unexpected
 from llm_train.errors import ConfigError, LLMTrainError
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _attempt(arguments: list[str]) -> str | int | None:
     """Runs one verb and returns its exit status."""
     run_dirs: list[Path] = []
+    if completion.VARIABLE in os.environ:
+        completion.complete(os.environ["COMP_LINE"], _schema())
     try:
         return _dispatch(arguments, run_dirs)
     except LLMTrainError as error:
@@ -94,14 +98,38 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     return parser.load_settings(arguments, allow_import)
 
 
-def _load(
-    arguments: Sequence[str], *, allow_import: Sequence[str], run_dirs: list[Path]
-) -> Settings:
-    if allow_import and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does, so that both spellings find the module
-    settings = load_settings(arguments, allow_import)
-    run_dirs.append(settings.run_dir)
-    return settings
+@dataclass
+class _Loader:
+    """Reads configurations for a verb, and notes where they run."""
+
+    allow_import: Sequence[str]
+    run_dirs: list[Path]
+
+    def __call__(self, arguments: Sequence[str], /) -> Settings:
+        if self.allow_import and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # as `python -m` does: both spellings find the module
+        settings = load_settings(arguments, self.allow_import)
+        self.run_dirs.append(settings.run_dir)
+        return settings
+
+    def schema(self) -> Mapping[str, Any]:
+        return _schema()
+
+
+def _schema() -> Mapping[str, Any]:
+    from llm_train.cli.kept import kept
+
+    found: Mapping[str, Any] = kept("schema", _described)
+    return found
+
+
+def _described() -> Mapping[str, Any]:
+    from llm_train.runtime.lean_imports import import_lightning
+
+    import_lightning()
+    from llm_train.cli import parser
+
+    return parser.described()
 
 
 def _report(message: str, *, alone: bool) -> None:
@@ -141,7 +169,7 @@ def _dispatch(arguments: list[str], run_dirs: list[Path]) -> int:
         raise ConfigError(f"{name!r} is not a verb; {nearest(name, list(summaries))}")
     verb = verbs.find(name)
     flags = _flags(verb, name, summaries[name], arguments[1:])
-    return verb.run(flags, partial(_load, allow_import=flags.allow_import, run_dirs=run_dirs))
+    return verb.run(flags, _Loader(flags.allow_import, run_dirs))
 
 
 def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argparse.Namespace:
@@ -159,21 +187,23 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
             help="module that a class_path may import besides llm_train, torch and lightning",
         )
     if {"-h", "--help"} & set(arguments):
-        if verb.takes_settings:  # the settings follow, from the parser that knows them
+        if verb.takes_settings:
             parser.usage = f"llm-train {name} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"
         parser.print_help()
-        sys.stdout.write("\n")
-        if not verb.takes_settings:
-            sys.exit(0)
+        sys.stdout.write(f"\n{settings_help(_schema())}" if verb.takes_settings else "\n")
+        sys.exit(0)
     flags, rest = parser.parse_known_args(arguments)
     for action in parser._actions:
         if str(action.metavar).endswith(("PATH", "FILE")):
             setattr(flags, action.dest, expanded(getattr(flags, action.dest)))
-    flags.settings = rest
+    # A sweep's agent writes ${args_no_hyphens} so, without the hyphens.
+    flags.settings = [
+        f"--{w}" if w.partition("=")[0].partition(".")[0] in KEYS else w for w in rest
+    ]
     known = [option for action in parser._actions for option in action.option_strings]
     if verb.takes_settings:
         known += [f"--{key}" for key in KEYS]
-    for argument in rest:
+    for argument in flags.settings:
         option = argument.partition("=")[0]
         top = option.partition(".")[0].removesuffix("+")
         if not verb.takes_settings or (option.startswith("--") and top not in known):
@@ -181,6 +211,16 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
                 f"{option} is not an option of llm-train {name}; {nearest(top, known)}"
             )
     return flags
+
+
+def _hyphenated(word: str) -> str:
+    """A setting as an option, where the agent of a W&B sweep wrote ${args_no_hyphens}.
+
+    >>> _hyphenated("batch.tokens=1024"), _hyphenated("a=b.yaml"), _hyphenated("data")
+    ('--batch.tokens=1024', 'a=b.yaml', 'data')
+    """
+    key, equals, _ = word.partition("=")
+    return f"--{word}" if equals and key.partition(".")[0] in KEYS else word
 
 
 class _FlagParser(argparse.ArgumentParser):

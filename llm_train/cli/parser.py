@@ -22,7 +22,7 @@ import llm_train.trainer.callbacks
 import llm_train.trainer.logger  # noqa: F401
 from llm_train import check
 from llm_train.cli import layers
-from llm_train.cli.help import settings_help
+from llm_train.cli.json_schema import JSON, json_schema
 from llm_train.cli.parts import Builder
 from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
 from llm_train.cli.walk import Walk
@@ -59,19 +59,16 @@ CHOICES: Mapping[str, Sequence[str]] = {
 }
 
 
-class _Parser(ArgumentParser):
-    """Lists the settings that have an effect, instead of every class of Lightning."""
-
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        if "budget" not in {action.dest for action in self._actions}:
-            return super().format_help()  # the settings of one class: --model.schedule.help=Linear
-        hidden = {f"trainer.{key}" for key in check.REPLACED}
-        return settings_help(self._actions, ROOTS, hidden, CHOICES)
+def described() -> JSON:
+    """The JSON schema of a configuration."""
+    return json_schema(ROOTS, {f"trainer.{key}" for key in check.REPLACED}, CHOICES)
 
 
 def _new_parser() -> ArgumentParser:
     """A parser with our keys alongside Trainer's, the task's and the data's own arguments."""
-    parser = _Parser(prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE)
+    parser = ArgumentParser(
+        prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE
+    )
     parser.add_argument("-c", "--config", action="config")
     for key, root in ROOTS.items():
         if isinstance(root.hint, type) and issubclass(root.hint, GROUPS):

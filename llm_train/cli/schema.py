@@ -48,7 +48,7 @@ class Setting(NamedTuple):
         hint: its type; Any if unknown.
         required: whether it has no default.
         default: what it is when nothing is given.
-        help: what the top level says of it.
+        help: what it is, in words.
     """
 
     hint: Hint
@@ -71,6 +71,7 @@ def _settings_of(owner: type) -> dict[str, Setting]:
             else found.annotation,
             found.default is inspect.Parameter.empty,
             found.default,
+            found.doc or "",
         )
         for found in get_signature_parameters(owner)
     }
@@ -145,7 +146,7 @@ def families(hint: Hint) -> list[type[object]]:
     if get_origin(hint) is collections.abc.Callable:
         return families(get_args(hint)[-1]) if get_args(hint) else []
     if isinstance(hint, type) and get_origin(hint) is None:
-        return [] if hint in (*_WORDS, Any, dict, list, tuple) else [hint]
+        return [] if hint in (*_WORDS, Any, object, dict, list, tuple) else [hint]
     return [family for part in get_args(hint) for family in families(part)]
 
 

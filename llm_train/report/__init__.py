@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.report.names import names
 from llm_train.report.run import RecordedRun
 
@@ -44,13 +44,19 @@ def write_report(runs: dict[str, RecordedRun], out: Path) -> tuple[Path, Path]:
 
     Raises:
         ConfigError: a package that draws is not installed.
+        LLMTrainError: the folder cannot be written to.
     """
     require_drawing()
     from llm_train.report.chart import png
     from llm_train.report.page import page
 
-    out.mkdir(parents=True, exist_ok=True)
     html, picture = out / "report.html", out / "report.png"
-    picture.write_bytes(png(runs))
-    html.write_text(page(runs), encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(png(runs))
+        html.write_text(page(runs), encoding="utf-8")
+    except OSError as error:
+        raise LLMTrainError(
+            f"{out} cannot hold a report: {error.strerror}; name another folder with --out"
+        ) from None
     return html, picture

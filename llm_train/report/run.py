@@ -97,8 +97,9 @@ class RecordedRun:
         try:
             found = flat(yaml12.load(self.config) or {})
         except yaml12.YAMLError as error:
+            why = " ".join(str(error).split())
             raise LLMTrainError(
-                f"{self.path}/config.yaml cannot be read: {error}; restore it from records/"
+                f"{self.path}/config.yaml cannot be read: {why}; restore it from records/"
             ) from None
         return {k: v for k, v in found.items() if k not in ("", "trainer.default_root_dir")}
 
@@ -120,6 +121,12 @@ class RecordedRun:
     def events(self) -> list[Record]:
         """Resumes and whatever else happened, in order."""
         return [line for line in self.lines if "event" in line]
+
+    @property
+    def samples(self) -> list[tuple[int, list[Any]]]:
+        """Steps, the newest first, and the texts that were written then (``Samples``)."""
+        found = [(e["step"], e.get("samples")) for e in self.events if e["event"] == "samples"]
+        return [(step, texts) for step, texts in reversed(found) if isinstance(texts, list)]
 
     def points(self, metric: str) -> list[Point]:
         """All values of one metric."""

@@ -22,7 +22,7 @@ def environment(device: torch.device) -> dict[str, str]:
     Args:
         device: of this rank.
     """
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -34,13 +34,9 @@ def environment(device: torch.device) -> dict[str, str]:
             found["commit"] = subprocess.check_output(
                 command, text=True, stderr=subprocess.DEVNULL, timeout=_GIT_SECONDS
             ).strip()
-    found["platform"] = platform.platform()
-    found["host"] = platform.node()
-    found["device"] = f"{platform.machine()} CPU, {os.cpu_count()} processors"
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
-        found["cuda"] = str(torch.version.cuda or torch.version.hip)
-    return found
+    cpu = f"{platform.machine()} CPU, {os.cpu_count()} processors"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return found | {"host": platform.node(), "device": name}
 
 
 def _hash(package: Path) -> str:

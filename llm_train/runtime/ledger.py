@@ -46,10 +46,12 @@ class Ledger:
         self._step = self._steps = 0
         self._begun = False
 
-    def imported(self, seconds: float) -> None:
-        """The process had lived for so long when the run began to be built."""
+    def imported(self, seconds: float, prepared: float = 0.0) -> None:
+        """For so long the process had been starting, and preparing data, when the run was built."""
         self._seconds["start_up/imports"] += seconds
-        self._born -= seconds
+        if prepared:
+            self._seconds["start_up/prepare"] += prepared
+        self._born -= seconds + prepared
 
     def switch(self, name: str) -> str:
         """From now on time belongs to ``name``; returns what it belonged to."""

@@ -43,6 +43,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, pretrained: Pretrained, most: int, hosts: list[str]) -> None:
         self._pretrained, self._engine = pretrained, Engine(pretrained, most)
+        self._tokenizer, self._end = pretrained.tokenizer, pretrained.end_of_text()
         app = Starlette(
             routes=[
                 Route("/v1/models", self.models),
@@ -97,7 +98,6 @@ class Server(uvicorn.Server):
         seed = random.getrandbits(48) if request.seed is None else request.seed
         news: asyncio.Queue[Piece | HTTPException] = asyncio.Queue()
         how = request.model_dump(include={"temperature", "top_k", "top_p"})
-        tokenizer, end = self._pretrained.tokenizer, self._pretrained.end_of_text()
         wanted = [(prompt, seed + number) for prompt in prompts for number in range(request.n)]
         return [
             Choice(
@@ -105,8 +105,8 @@ class Server(uvicorn.Server):
                 chooser(**how, seed=own),
                 index,
                 request,
-                end,
-                Text(tokenizer, prompt),
+                self._end,
+                Text(self._tokenizer, prompt),
                 news,
             )
             for index, (prompt, own) in enumerate(wanted)

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from llm_train.model.network.batch import Batch, Row
+from llm_train.model.network.batch import RaggedBatch, RaggedText
 from llm_train.model.network.sample import cached
 from llm_train.run.pretrained import Pretrained, Text
 from llm_train.serving.request import Request
@@ -26,7 +26,7 @@ Piece = dict[str, Any]
 
 
 @dataclass(eq=False)
-class Choice(Row):
+class Choice(RaggedText):
     """A text of an answer.
 
     Attributes:
@@ -103,7 +103,7 @@ class Engine:
             choice.news.put_nowait(error)
 
     async def _work(self) -> None:
-        batch, group = Batch(self._network), list[Choice]()
+        batch, group = RaggedBatch(self._network), list[Choice]()
         while now := self._choices[: self._most]:
             if any(choice not in group for choice in now) or 2 * len(now) <= len(group):
                 group = now
@@ -115,5 +115,5 @@ class Engine:
             except Exception as error:  # there is no memory, say
                 logging.getLogger(__name__).exception("all texts end here")
                 self.end(HTTPException(500, f"{type(error).__name__}: {error}"))
-                batch, group = Batch(self._network), []
+                batch, group = RaggedBatch(self._network), []
             self._choices = [choice for choice in self._choices if not choice.ended]

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from llm_train.settings import Settings
 
-Load: TypeAlias = "Callable[[Sequence[str]], Settings]"
-"""Reads a configuration from arguments of the command line: ``-c FILE`` and ``--key=value``."""
+
+class Load(Protocol):
+    """Reads a configuration from arguments of the command line: ``-c FILE`` and ``--key=value``."""
+
+    def __call__(self, arguments: Sequence[str], /) -> Settings:
+        """What the arguments say."""
+
+    def schema(self) -> Mapping[str, Any]:
+        """What any configuration may say, as a JSON schema."""
 
 
 class Verb(ABC):

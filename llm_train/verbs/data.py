@@ -54,7 +54,7 @@ class Data(Verb):
 
 
 def _show(flags: argparse.Namespace, load: Load) -> int:
-    from llm_train.data.audit.samples import passages
+    from llm_train.data.audit.passages import passages
     from llm_train.errors import ConfigError
     from llm_train.runtime.terminal import say
 
@@ -117,7 +117,7 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
 
 
 def _diff(flags: argparse.Namespace, load: Load) -> int:
-    from llm_train.data.audit.difference import difference
+    from llm_train.data.audit.folder_difference import difference
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.runtime.terminal import say
 

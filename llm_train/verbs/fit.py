@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +32,9 @@ class Fit(Verb):
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Adds --resume and the flags that attach observers to the run."""
+        parser.add_argument(
+            "--prepare", action="store_true", help="make the tokens first, where they are not there"
+        )
         parser.add_argument("--resume", default="", metavar="auto|PATH", help="continue a run")
         parser.add_argument(
             "--plan",
@@ -59,10 +63,15 @@ class Fit(Verb):
         from llm_train.run.training import build
         from llm_train.runtime import startup
         from llm_train.runtime.terminal import say, say_sections, section
+        from llm_train.verbs.prepare import prepare_data
 
         imported = startup.claim()
+        began = time.monotonic()
+        if flags.prepare:
+            prepare_data(settings)
+        prepared = time.monotonic() - began if flags.prepare else 0.0
         run = build(settings, resume=flags.resume)
-        run.settings.task.run_state.ledger.imported(imported)
+        run.settings.task.run_state.ledger.imported(imported, prepared)
         if (now := run.settings.batch.per_device) != (before := settings.batch.per_device):
             say(f"\nbatch.per_device={now} instead of {before}: {settings.run_dir / FILE_NAME}")
         _watch(run, flags)

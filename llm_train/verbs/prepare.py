@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llm_train.errors import ConfigError
 from llm_train.verbs.base import Load, Verb
+
+if TYPE_CHECKING:
+    from llm_train.settings import Settings
 
 
 class Prepare(Verb):
@@ -29,27 +34,35 @@ class Prepare(Verb):
         """Prepares the data once; the same recipe again costs nothing."""
         settings = load(flags.settings)
 
-        from llm_train.data.preparation import prepare
         from llm_train.data.snapshot import snapshot
-        from llm_train.data.tally import skipped_lines
-        from llm_train.errors import ConfigError
-        from llm_train.runtime.terminal import say, section
 
-        source = settings.data.source
-        if source.folder is None:
-            raise ConfigError(
-                f"data.source={type(source).__name__} reads nothing that could be prepared; "
-                "only TokenShards does"
-            )
-        recipe = settings.data.recipe
         if flags.snapshot:
-            snapshot(recipe, source.folder, Path(flags.snapshot))
-            return 0
-        # What was compared, and which library encodes; Python shows warnings only by itself.
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("llm_train.data").setLevel(logging.INFO)
-        manifest = prepare(recipe, source.folder, force=flags.force, reread=flags.reread)
-        say(section("data", source.description()))
-        if manifest.skipped:
-            say(section("skipped", skipped_lines(manifest.skipped, manifest.examples)))
+            snapshot(settings.data.recipe, _folder(settings), Path(flags.snapshot))
+        else:
+            prepare_data(settings, force=flags.force, reread=flags.reread)
         return 0
+
+
+def prepare_data(settings: Settings, *, force: bool = False, reread: bool = False) -> None:
+    """Makes the tokens, unless they are there, and says what they are."""
+    from llm_train.data.preparation import prepare
+    from llm_train.data.tally import skipped_lines
+    from llm_train.runtime.terminal import say, section
+
+    # What was compared, and which library encodes; Python shows warnings only by itself.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llm_train.data").setLevel(logging.INFO)
+    manifest = prepare(settings.data.recipe, _folder(settings), force=force, reread=reread)
+    say(section("data", settings.data.source.description()))
+    if manifest.skipped:
+        say(section("skipped", skipped_lines(manifest.skipped, manifest.examples)))
+
+
+def _folder(settings: Settings) -> Path:
+    source = settings.data.source
+    if source.folder is None:
+        raise ConfigError(
+            f"data.source={type(source).__name__} reads nothing that could be prepared; "
+            "only TokenShards does"
+        )
+    return source.folder

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llm_train.verbs.base import Load, Verb
-
-if TYPE_CHECKING:
-    from llm_train.report import RecordedRun
 
 
 class Report(Verb):
@@ -36,46 +33,29 @@ class Report(Verb):
         parser.add_argument("--port", type=int, default=8765, help="of --watch; 0 is any free one")
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Draws the runs; of one alone, also names every file it has."""
+        """Draws the runs, and says the same in figures."""
         from llm_train.report import read_runs, write_report
         from llm_train.runtime.terminal import say, section
 
         if flags.watch:
-            from llm_train.report.live import serve
-
-            serve(flags.run, flags.port)
+            _watch(flags)
             return 0
         runs = read_runs(flags.run)
-        if len(runs) == 1:
-            [run] = runs.values()
-            html, picture = write_report(runs, flags.out or run.path)
+        parents = {run.path.parent for run in runs.values()}
+        shared = parents.pop() if len(parents) == 1 else Path()
+        first = next(iter(runs.values()))
+        html, picture = write_report(runs, flags.out or (first.path if len(runs) == 1 else shared))
+        for label, run in runs.items():
+            say(section(f"{run.path}: {label}", run.summary()))
             say(section("where the time went", run.goodput.table()))
-            _list_files(run)
-        else:
-            html, picture = write_report(runs, flags.out or _shared(runs))
-            for label, run in runs.items():
-                say(section(f"{run.path}: {label}", run.summary()))
         say(f"\nwrote {html} and {picture}")
         return 0
 
 
-def _shared(runs: dict[str, RecordedRun]) -> Path:
-    """The folder that all runs lie in, or the present one."""
-    parents = {run.path.parent for run in runs.values()}
-    return parents.pop() if len(parents) == 1 else Path()
-
-
-def _list_files(run: RecordedRun) -> None:
-    from llm_train.run.directory import EARLIER
+def _watch(flags: argparse.Namespace) -> None:
+    from llm_train.report.live import server
     from llm_train.runtime.terminal import say
 
-    say(f"\n{run.path} holds:")
-    for file in sorted(run.path.rglob("*")):
-        depth = file.relative_to(run.path).parts
-        if depth[0] == EARLIER:
-            continue
-        if file.is_file() and depth[0] != "checkpoints":
-            say(f"  {file}  {file.stat().st_size:,} bytes")
-        elif file.is_dir() and len(depth) == 2 and depth[0] == "checkpoints":
-            size = sum(f.stat().st_size for f in file.rglob("*") if f.is_file())
-            say(f"  {file}/  {size:,} bytes")
+    with server(flags.run, flags.port) as found, suppress(KeyboardInterrupt):
+        say(f"http://127.0.0.1:{found.server_port}/ shows the runs; Ctrl-C ends it")
+        found.serve_forever()

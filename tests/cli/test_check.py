@@ -38,6 +38,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint__every": "7 steps"},
         "checkpoint.every=7; shorten it, or use '0 steps' to save at the end",
     ),
+    "a best that nothing measures": (
+        {"checkpoint__best": "val_loss"},
+        "checkpoint.best=val_loss; write val/loss or val/perplexity or val/bits_per_byte",
+    ),
+    "a best of one": (
+        {"checkpoint__best": "val/loss"},
+        "checkpoint.best=val/loss; write --validate_every='2 steps'",
+    ),
     "kept checkpoints": (
         {"checkpoint__keep_every": "3 steps"},
         "checkpoint.keep_every=3; make it one",
@@ -123,7 +131,8 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "Lightning's checkpoints": (
         {"trainer__callbacks": [{"class_path": "ModelCheckpoint"}]},
         "trainer.callbacks[0]=ModelCheckpoint does not work here: write --checkpoint.every='100 "
-        "steps', or '0 steps' to save at the end only",
+        "steps' --validate_every='100 steps' --checkpoint.best=val/loss, which keeps the best as "
+        "well",
     ),
     "a monitor that nothing measures": (
         {"trainer__callbacks": [part("EarlyStopping", monitor="val_loss")]},

@@ -39,3 +39,31 @@ def test_a_preset_is_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for missing in ("preset:quikstart", "configs/quickstart.yaml"):
         [line] = refused("check", "-c", missing)
         assert line.endswith("did you mean -c preset:quickstart?")
+
+
+def test_one_command_from_text_to_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the cat. " * 99)
+    small = {
+        "budget": "2 steps",
+        "validate_every": "0 steps",
+        "checkpoint.every": "0 steps",
+        "model.schedule.warmup": "1 steps",
+        "model.network.layers": 1,
+        "model.network.width": 16,
+        "model.network.heads": 2,
+        "data.recipe.corpus.class_path": "TextFiles",
+        "data.recipe.corpus.paths": "[text.txt]",
+        "data.recipe.split.class_path": "TailSplit",
+        "data.recipe.split.fraction": 0.2,
+        "data.recipe.tokenizer.vocab_size": 300,
+        "trainer.accelerator": "cpu",
+    }
+    options = [f"--{key}={value}" for key, value in small.items()]
+    assert "prepare" in refused("fit", "-c", "preset:quickstart", *options)[0]
+    done = run("fit", "--prepare", "-c", "preset:quickstart", *options)
+    assert done.code == 0, done.err
+    assert "done: 2 steps" in done.out
+    assert '"start_up/prepare"' in (tmp_path / "runs/quickstart/ledger.jsonl").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import environment, llm_train
 
@@ -115,9 +116,13 @@ def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
         (["parity", "--ranks=two"], 2),
         (["generate", "x", "--promt=a"], 2),
         (["report", "--help"], 0),
+        (["fit", "--help"], 0),
+        (["schema"], 0),
+        (["presets", "quickstart"], 0),
     ],
 )
 def test_what_costs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
+    run("schema")  # which is kept for later processes
     assert loaded({"torch", "numpy", "lightning"}, *arguments, cwd=tmp_path) == f"{code} []"
 
 

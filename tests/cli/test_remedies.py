@@ -137,6 +137,8 @@ def texts() -> Iterator[str]:
 def test_extras_verbs_and_flags_in_messages_exist() -> None:
     everything = "\n".join(texts())
     extras = set(re.findall(r"pip install '?llm-train\[(\w+)\]", everything))
+    for path in (ROOT / "llm_train").rglob("*.py"):
+        extras |= set(re.findall(r'\blibrary\("[\w.]+", "(\w+)"', path.read_text("utf-8")))
     known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert extras <= known["project"]["optional-dependencies"].keys()
     commands = set(re.findall(r"llm-train ([a-z]+)((?: -c [\w.]+)?)((?: --[\w-]+)?)", everything))

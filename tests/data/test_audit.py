@@ -17,9 +17,9 @@ from llm_train.data import (
     prepare,
 )
 from llm_train.data.audit import compression
-from llm_train.data.audit.difference import difference
+from llm_train.data.audit.folder_difference import difference
+from llm_train.data.audit.passages import passages
 from llm_train.data.audit.prepared_folder import PreparedFolder
-from llm_train.data.audit.samples import passages
 from llm_train.data.audit.statistics import statistics
 from llm_train.data.audit.verification import verified
 from llm_train.errors import DataError

@@ -50,10 +50,10 @@ def test_the_best_is_kept_and_found(text_run: Path, tmp_path: Path, metric: str,
 def test_a_metric_that_nobody_measures_is_named(
     text_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = configured(text_run, tmp_path / "run", best="val/los")
+    config = configured(text_run, tmp_path / "run", best="eval/none/acc")
     assert run("fit", "-c", config, "--budget=4 steps").code == 0
     texts = [record.getMessage() for record in caplog.records]
-    text = next(text for text in texts if "checkpoint.best=val/los:" in text)
+    text = next(text for text in texts if "checkpoint.best=eval/none/acc:" in text)
     assert "val/loss" in text
     assert "validate_every" in text
 

@@ -57,7 +57,7 @@ def test_training_does_not_notice_samples(text_run: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_asked_is_refused(text_run: Path, tmp_path: Path) -> None:
     config = str(asked(text_run, tmp_path, SAMPLES))
     random = "--data.source={class_path: RandomTokens, init_args: {vocabulary: 61, length: 4000}}"
-    outcome = run("fit", "-c", config, random)
+    outcome = run("fit", "-c", config, random, "--data.recipe=Prepared")
     assert outcome.code == 2
     assert "data.source holds token ids without a tokenizer; remove it" in outcome.err
     tensor = "--trainer.strategy={class_path: FSDP, init_args: {tensor: 2}}"
@@ -134,5 +134,6 @@ def test_the_harness_scores_the_exported_folder_alike(
     assert outcome.code == 0, outcome.err
     found = {k: v for k, v in json.loads(file.read_text()).items() if "_stderr" not in k}
     assert found == pytest.approx(expected, rel=1e-6)
-    refusals = refused("eval", str(text_run / "run"), "--tasks=nothing", f"--folder={tmp_path}/no")
-    assert any("no does not exist" in line for line in refusals)
+    (refusal,) = refused("eval", str(text_run / "run"), "--tasks=nothing.yaml")
+    assert "nothing.yaml" in refusal
+    assert "lm-eval ls tasks" in refusal

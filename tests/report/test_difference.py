@@ -23,8 +23,8 @@ def test_two_runs_part_where_their_settings_do(tmp_path: Path) -> None:
     found = difference(*map(RecordedRun.read, folders))
     assert found["settings"] == {"model.optimizer.init_args.weight_decay": "0.1 -> 0.3"}
     assert found["code and environment"] == found["data"] == {"all": "the same"}
-    parted = f"differ from step 2: {first[2]} -> {second[2]}, the same up to step 1"
-    assert found["losses"]["train/loss"] == parted
+    assert found["losses"]["train/loss"] == f"differ from step 2: {first[2]} -> {second[2]}"
+    assert found["losses"]["train/loss, the same"] == "at 1 log points, to step 1"
 
     outcome = run("diff", *map(str, folders))
     assert outcome.code == 0

@@ -213,7 +213,7 @@ def test_losses_that_are_not_finite(tmp_path):
         [{"step": 0, "val/loss": 5.5}],
         [{"step": 0, "train/loss": 5.5, "progress/tokens": 0}],
         [{"step": 3, "train/loss": "nan", "grad/norm": "nan", "optimizer/lr": 0.0}],
-        [{"step": 3, "something/else": 1}],
+        [{"step": 3, "something/else": 1}, {"event": "samples", "step": 3, "samples": [5, {}]}],
         [{"step": step, "train/loss": "inf", "grad/norm": 10.0**step} for step in range(100)],
     ],
     ids=["one", "step 0", "no tokens yet", "only nan", "no known metric", "all infinite"],
@@ -244,6 +244,15 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(LLMTrainError, match=r"^\S+derived\.json is not a table of a run: "):
         report(run)
     (run / "derived.json").unlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        LLMTrainError, match=r"cannot hold a report: .*; name another folder with --out"
+    ):
+        write_report(read_runs([run]), tmp_path / "file")
+    (run / "config.yaml").write_text("a: [1\nb")
+    with pytest.raises(LLMTrainError, match=r"^\S+config\.yaml cannot be read: [^\n]+; restore it"):
+        read_runs([run, only_metrics := written(tmp_path / "c", [{"step": 1}])])
+    assert read_runs([only_metrics])
     monkeypatch.setitem(__import__("sys").modules, "altair", None)
     with pytest.raises(ConfigError, match=r"pip install llm-train\[report\]"):
         report(run)

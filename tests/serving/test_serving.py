@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from llm_train.data import TrainBPE
+from llm_train.errors import ConfigError
 from llm_train.run.pretrained import Pretrained
-from llm_train.testing.command import refused
+from llm_train.testing.command import refused, run
 from tests.data.test_generation import pretrained
 
 openai = pytest.importorskip("openai")
@@ -150,3 +151,29 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in line
     (line,) = refused("serve", str(tmp_path / "nope"), "--port=0", "--batch=0")
     assert "--batch=0" in line
+
+
+def test_prompts_and_lengths_at_the_edges(model: Pretrained) -> None:
+    assert list(model.generate("the", tokens=0)) == []
+    assert "".join(model.generate("the", tokens=40, seed=1)), "beyond the context of 16"
+    with pytest.raises(ConfigError, match="shorten --prompt"):
+        model.generate("cat " * 99)
+    with pytest.raises(ConfigError, match="--tokens=-1"):
+        model.generate("the", tokens=-1)
+    with pytest.raises(ConfigError, match="seed="):
+        model.generate("the", seed=2**70)
+
+
+def test_a_chat_continues_what_was_said(model: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["the", " a", "/new", "cat " * 99])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or end())
+    monkeypatch.setattr("llm_train.run.pretrained.load_checkpoint", lambda *_: model)
+    said = run("chat", "runs/any", "--tokens=3").out
+    first = "".join(model.generate("the", tokens=3, seed=0))
+    second = "".join(model.generate(f"the{first} a", tokens=3, seed=1))
+    assert said.splitlines()[1:-1] == f"{first}\n{second}".splitlines()
+    assert "/new" in said.splitlines()[-1]
+
+
+def end() -> str:
+    raise EOFError

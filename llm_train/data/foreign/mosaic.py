@@ -51,13 +51,13 @@ class MosaicTokens(ForeignTokens):
                 f"{path} has {names} of {shards[0]['column_encodings']}, not token ids alone; "
                 "write one column as ndarray:int32"
             )
-        samples = _Samples(0 if size else 4, kind == "ndarray" and not shape)
+        samples = _SampleLayout(0 if size else 4, kind == "ndarray" and not shape)
         files = [_file(Path(path), shard) for shard in shards]
         return SampleTokens(files, samples, dtype, self.vocab_size())
 
 
 @dataclass(frozen=True)
-class _Samples:
+class _SampleLayout:
     """Where the ids lie in a sample: after ``head`` bytes, and then after a shape or not."""
 
     head: int
@@ -80,7 +80,9 @@ class _Samples:
 class SampleTokens(FileTokens):
     """The ids of samples as one row; they are verified each time, which costs less than a copy."""
 
-    def __init__(self, files: list[Path], samples: _Samples, dtype: str, vocab_size: int) -> None:
+    def __init__(
+        self, files: list[Path], samples: _SampleLayout, dtype: str, vocab_size: int
+    ) -> None:
         self._samples = samples
         found = (FileStretch(file, 0, int(samples.find(file)[1].sum())) for file in files)
         super().__init__(found, dtype, vocab_size)

@@ -22,7 +22,7 @@ from llm_train.model.network.sample import Choose, read, window
 
 
 @dataclass(eq=False)
-class Row:
+class RaggedText:
     """A text that is being continued.
 
     Attributes:
@@ -34,7 +34,7 @@ class Row:
     choose: Choose
 
 
-class Batch:
+class RaggedBatch:
     """Keeps the keys and values of the texts that it continued last.
 
     Args:
@@ -43,10 +43,10 @@ class Batch:
 
     def __init__(self, network: CachedLanguageModel) -> None:
         self._network = network
-        self._rows: list[Row] = []
+        self._rows: list[RaggedText] = []
         self._cache: Cache = []
 
-    def step(self, rows: list[Row]) -> list[int]:
+    def step(self, rows: list[RaggedText]) -> list[int]:
         """Adds a token to each of ``rows``, and returns them; other texts are forgotten."""
         seen = [window(self._network, row.context) for row in rows]
         cut = any(len(context) < len(row.context) for context, row in zip(seen, rows, strict=True))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -57,21 +56,6 @@ class ScoresAverage(pl.Callback, ABC):
         if self._trained:
             _overwrite(_at_rest(trainer, pl_module), self._trained)
             self._trained = []
-
-
-@contextmanager
-def scored_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Inside the block the network has the weights that validations score."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # not declared
-    swaps = [callback for callback in callbacks if isinstance(callback, ScoresAverage)]
-    for swap in swaps:
-        swap.on_validation_start(trainer, pl_module)
-    try:
-        yield
-    finally:
-        for swap in swaps:
-            swap.on_validation_end(trainer, pl_module)
-        require_strategy(trainer.strategy).reshard()
 
 
 class OptimizersAverage(ScoresAverage):

@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -34,12 +32,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from llm_train.context import Finding
 from llm_train.errors import ConfigError
 from llm_train.trainer.logger.base import RunLogger
+from llm_train.trainer.logger.wandb_files import log_artifact, log_samples, stable_id
 
 if TYPE_CHECKING:
     from wandb import Run
 
 _log = logging.getLogger(__name__)
 _LADDER = {"online": "offline", "offline": "disabled"}
+_ALERTS = ("spike", "skipped", "rollback")
 ID_FILE_NAME = "wandb_id.txt"
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -52,13 +52,17 @@ class WandB(RunLogger):
         project: project the run belongs to.
         name: name shown; "": the name of the run directory.
         group: runs with the same group are shown together; "": none.
+        job_type: what the run is within its group; "": none.
         tags: labels to filter by.
+        notes: text that is shown with the run.
         entity: team or user that owns the project; "": the account's default.
         mode: ``online``, ``offline`` (files to send later with ``wandb sync``), ``disabled``, or
             ``auto``: what the environment variable WANDB_MODE says, else online when an API key is
             configured (WANDB_API_KEY or netrc), else offline.
         init_timeout_seconds: the longest that starting online may take before the run goes offline,
             and that its end waits for uploads.
+        artifacts: whether an artifact of type ``model`` is made at the end: configuration, derived
+            numbers and report, and where the newest checkpoint lies, which is not sent.
         directory: where run files are written; "": the run directory.
     """
 
@@ -67,10 +71,13 @@ class WandB(RunLogger):
         project: str = "llm-train",
         name: str = "",
         group: str = "",
+        job_type: str = "",
         tags: tuple[str, ...] = (),
+        notes: str = "",
         entity: str = "",
         mode: Mode = "auto",
         init_timeout_seconds: float = 3.0,
+        artifacts: bool = False,
         directory: str = "",
     ) -> None:
         super().__init__(directory)
@@ -86,6 +93,7 @@ class WandB(RunLogger):
             )
         self._project, self._run_name, self._group = project, name, group
         self._tags, self._entity = tuple(tags), entity
+        self._job_type, self._notes, self._artifacts = job_type, notes, artifacts
         self._timeout_seconds = init_timeout_seconds
         self.mode = _resolved(mode)  # the rung of the ladder that the run stands on now
         self._run: Run | None = None
@@ -117,28 +125,30 @@ class WandB(RunLogger):
         self._safely(log)
 
     @rank_zero_only
-    def log_event(self, name: str, step: int, **details: object) -> None:
-        """Shows texts that the network wrote (``Samples``) as a table; passes over other events."""
-        rows = details.get(name)
-        if name != "samples" or not isinstance(rows, list):
-            return
-
-        def log(run: Run) -> None:
-            import wandb
-
-            texts = [[step, row["prompt"], row["text"]] for row in rows]
-            table = wandb.Table(columns=["step", "prompt", "text"], data=texts)
-            if step >= run.step:
-                run.log({name: table, "trainer/step": step}, step=step)
-
-        self._safely(log)
-
-    @rank_zero_only
     def log_hyperparams(
         self, params: Mapping[str, object] | Namespace, *args: object, **kwargs: object
     ) -> None:
         """Stores the configuration with the run."""
         self._safely(lambda run: run.config.update(params, allow_val_change=True))  # type: ignore[no-untyped-call]
+
+    @rank_zero_only
+    def log_event(self, name: str, step: int, **details: object) -> None:
+        """Alerts of what the guard found, and puts samples into a table."""
+        if name in _ALERTS:
+            text = f"step {step:,}: " + ", ".join(f"{k} {v}" for k, v in details.items())
+            self._safely(lambda run: run.alert(f"{self._title}: {name}"[:63], text, level="WARN"))
+        elif name == "samples" and isinstance(found := details.get("samples"), list):
+            self._briefly(name, lambda run: log_samples(run, step, found))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Makes the artifact, once there is a run."""
+        if self._artifacts:
+            self._briefly("artifact", lambda run: log_artifact(run, self.directory))
+
+    @property
+    def _title(self) -> str:
+        return self._run_name or self.directory.absolute().name
 
     def examine(self) -> Iterator[Finding]:
         """Whether the server answers, where the run would be online."""
@@ -174,6 +184,22 @@ class WandB(RunLogger):
 
                     wandb.teardown(exit_code=1)
 
+    def _briefly(self, what: str, action: Callable[[Run], None]) -> None:
+        """Runs what waits for the server, for as long as a start may; a failure costs itself."""
+        run = self._run
+
+        def attempt() -> None:
+            try:
+                if run is not None:
+                    action(run)
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                _log.warning("W&B: %s not sent (%s)", what, reason)
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(self._timeout_seconds)
+
     def _start(self) -> Run:
         # Its telemetry would be waited for at the end: 12 s and more where the server is silent.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -187,14 +213,17 @@ class WandB(RunLogger):
                 raise RuntimeError("no API key in WANDB_API_KEY or netrc")
             _probe(self._timeout_seconds)
         left = max(0.1, self._timeout_seconds - (time.monotonic() - begun))
+        swept = bool(os.environ.get("WANDB_SWEEP_ID"))  # its agent has chosen the run's id
         run = wandb.init(
             project=self._project,
-            name=self._run_name or directory.absolute().name,
-            id=_stable_id(directory / ID_FILE_NAME),
+            name=(self._run_name or None) if swept else self._title,
+            id=os.environ.get("WANDB_RUN_ID") if swept else stable_id(directory / ID_FILE_NAME),
             resume="allow",
             dir=str(directory),
             mode="online" if self.mode == "online" else "offline",
             group=self._group or None,
+            job_type=self._job_type or None,
+            notes=self._notes or None,
             tags=self._tags or None,
             entity=self._entity or None,
             settings=wandb.Settings(
@@ -266,10 +295,3 @@ def _key_is_configured() -> bool:
     from requests.utils import get_netrc_auth  # which wandb requires
 
     return get_netrc_auth(_server()) is not None
-
-
-def _stable_id(path: Path) -> str:
-    """The id kept in ``path``, chosen at the first start."""
-    if not path.exists() or not path.read_text().strip():
-        path.write_text(secrets.token_hex(4) + "\n")
-    return path.read_text().strip()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llm_train.model.network import Transformer, generate, initialise
-from llm_train.model.network.batch import Batch, Row
+from llm_train.model.network.batch import RaggedBatch, RaggedText
 from llm_train.model.network.sample import chooser
 
 NETWORK = Transformer(
@@ -20,14 +20,14 @@ def test_texts_that_come_and_go_equal_texts_alone(positions: str) -> None:
     network = replace(NETWORK, positions=positions, kv_heads=2).build()
     initialise(network, 5)
     random = torch.Generator().manual_seed(3)
-    batch, texts, rows = Batch(network), {}, {}
+    batch, texts, rows = RaggedBatch(network), {}, {}
     for step in range(40):
         if step % 6 == 0:
             for seed in (step, step + 1):
                 length, most = (int(torch.randint(1, 35, (1,), generator=random)) for _ in "ab")
                 prompt = torch.randint(31, (length,), generator=random)
                 how = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": seed}
-                row = Row(prompt.tolist(), chooser(**how))
+                row = RaggedText(prompt.tolist(), chooser(**how))
                 rows[row] = list(generate(network, prompt, max_new_tokens=most, **how))
                 texts[row] = []
         now = [row for row in rows if len(texts[row]) < len(rows[row])]
@@ -45,7 +45,7 @@ def test_a_text_alone_is_computed_as_by_generate() -> None:
     network.norm.register_forward_hook(lambda _, __, out: seen.append(out))
     greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
     list(generate(network, torch.tensor([3, 1, 4]), max_new_tokens=30, temperature=0.0))
-    batch, row = Batch(network), Row([3, 1, 4], chooser(**greedy))
+    batch, row = RaggedBatch(network), RaggedText([3, 1, 4], chooser(**greedy))
     for _ in range(30):
         batch.step([row])
     assert len(seen) == 60

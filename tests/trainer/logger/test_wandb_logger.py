@@ -16,6 +16,7 @@ import pytest
 from llm_train.errors import ConfigError
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger import WandB
+from tests.trainer.logger.wandb_stub import serving
 
 pytest.importorskip("wandb")
 
@@ -50,6 +51,24 @@ def test_offline_keeps_its_id_over_a_second_start(train, tmp_path):
     assert len(files) >= 1
     assert b"train/loss" in files[0].read_bytes()
     assert b"trainer/step" in files[0].read_bytes()
+
+
+def test_what_a_server_is_told(train, tmp_path):
+    """Notes, group, job type and tags; an alert of a spike; where the checkpoint lies."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000030").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000030" / "manifest.json").write_text("{}")
+    (run / "config.yaml").write_text("seed: 1")
+    with serving() as stub:
+        told = train(run, "online", WANDB_API_KEY="x" * 40, WANDB_BASE_URL=stub.url)
+    assert (told["mode"], told["warnings"]) == ("online", [])
+    begun = next(variables for name, variables in stub.asked if name == "UpsertBucket")
+    found = {key: begun[key] for key in ("notes", "groupName", "jobType", "tags")}
+    assert found == {"notes": "why", "groupName": "g", "jobType": "pretraining", "tags": ["a"]}
+    [alert] = [variables for name, variables in stub.asked if name == "NotifyScriptableRunAlert"]
+    assert (alert["title"], alert["text"]) == ("run: spike", "step 20: reason loss")
+    made = [variables["input"] for name, variables in stub.asked if name == "CreateArtifact"]
+    assert {each["artifactTypeName"] for each in made} == {"run_table", "model"}
 
 
 def test_an_unreachable_server_costs_little_and_stops_nothing(train, tmp_path):

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 Way = Literal["well", "silent", "refusing"]
 
@@ -18,6 +18,12 @@ BUCKET = {"id": "b", "name": "r", "displayName": "r", "historyLineCount": 0, "pr
 ANSWERS = {
     "upsertBucket": {"bucket": {**BUCKET, "config": "{}"}, "inserted": True},
     "createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []},
+    "createArtifact": {
+        "artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s"}}
+    },
+    "viewer": {"id": "v", "username": "v", "entity": "e", "flags": "{}", "teams": {"edges": []}},
+    "project": None,
+    "notifyScriptableRunAlert": {"success": True},
     "serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None},
 }
 
@@ -30,11 +36,13 @@ class Stub:
         way: how it answers.
         answers: after so many it is silent.
         steps: rows that have arrived.
+        asked: names of queries and mutations, in order, with their variables.
     """
 
     def __init__(self, way: Way, answers: int) -> None:
         self.way, self.answers = way, answers
         self.steps: set[int] = set()
+        self.asked: list[tuple[str, dict[str, Any]]] = []
         self.url = ""
         self.closed = threading.Event()
 
@@ -51,6 +59,9 @@ class Stub:
             return
         data = {}
         if handler.path.endswith("/graphql"):
+            query = json.loads(body)
+            name = re.findall(r"\w+", query["query"])[1]
+            self.asked.append((name, query.get("variables") or {}))
             data = {"data": {k: v for k, v in ANSWERS.items() if k in body.decode()}}
         elif b"history" in body:
             self.steps |= {int(step) for step in re.findall(rb'\\"_step\\":(\d+)', body)}

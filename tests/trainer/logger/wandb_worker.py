@@ -12,11 +12,22 @@ from llm_train.trainer.logger import WandB
 
 
 def train(directory: str, mode: str, seconds: str) -> dict[str, str]:
-    logger = WandB(project="p", tags=("a",), mode=mode, init_timeout_seconds=float(seconds))
+    logger = WandB(
+        project="p",
+        tags=("a",),
+        notes="why",
+        group="g",
+        job_type="pretraining",
+        mode=mode,
+        init_timeout_seconds=float(seconds),
+        artifacts=True,
+    )
     logger.attach(Path(directory))
     logger.log_hyperparams({"width": 128, "nested": {"a": 1}})
     for step in (0, 10, 10, 20, 10, 30):
         logger.log_metrics({"train/loss": 1.0 + step, "progress/tokens": step * 1000.0}, step=step)
+    logger.log_event("spike", 20, reason="loss")
+    logger.log_event("samples", 30, samples=[{"prompt": "once", "text": " upon"}])
     told = {"mode": logger.mode, "id": logger.version}
     logger.finalize("success")
     logger.log_metrics({"val/loss": 1.0}, step=30)

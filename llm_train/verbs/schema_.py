@@ -1,0 +1,22 @@
+"""Prints the JSON schema of a configuration, by which editors complete keys and find typos."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from llm_train.verbs.base import Load, Verb
+
+
+class SchemaVerb(Verb):
+    """Writes ``llm-train.schema.json``, which ``# yaml-language-server: $schema=`` names."""
+
+    takes_settings = False
+    builds = False
+
+    def run(self, flags: argparse.Namespace, load: Load) -> int:
+        """Prints it."""
+        from llm_train.runtime.terminal import say
+
+        say(json.dumps(load.schema(), indent=1))
+        return 0
