@@ -21,6 +21,7 @@ PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "README.md")
 FAST = ("from-litgpt", "slurm", "your-optimizer")
 # Pages for devices that the machine of a test has not: `fit` and `prepare` are checked there.
 ELSEWHERE = ("one-gpu", "eight-gpus", "slurm", "from-torchtitan")
+NOT_PREPARED = 1  # how `check` ends where the settings are sound and the tokens are not there yet
 # The options of a real run stay as they are, its batch and its ranks among them.
 THIN = ["--model.network.init_args.layers=1"]
 HERE = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--model.compile=none"]
@@ -125,7 +126,8 @@ def checked(words: list[str], each: int, nodes: int, monkeypatch: pytest.MonkeyP
         variables.setenv("LOCAL_WORLD_SIZE", str(each))
         variables.setenv("TORCHELASTIC_RUN_ID", "tutorial")
         outcome = run("check", *options, *THIN, "--trainer.accelerator=gpu")
-    assert outcome.code == 0, (words, outcome.err)
+    assert outcome.code in (0, NOT_PREPARED), (words, outcome.err)
+    assert "no problems found" in outcome.out
     assert re.search(rf"^  ranks +{each * nodes}$", outcome.out, re.M), outcome.out
 
 
@@ -166,7 +168,8 @@ def follow(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             checked(words[1:], 64 if "llama-8b" in words[3] else 1, 1, monkeypatch)
         else:
             outcome = run(*small(page.stem, words[1:]))
-            assert outcome.code == 0, (words, outcome.err)
+            accepted = (0, NOT_PREPARED) if words[1] == "check" else (0,)
+            assert outcome.code in accepted, (words, outcome.err)
 
 
 @pytest.mark.distributed
