@@ -233,3 +233,9 @@ def whole_neighbours(text: str) -> str:
     except (ValueError, OverflowError):
         return ""
     return f"{low} or {high}" if low != high else f"{low}"
+
+
+def needed(hint: Hint) -> str:
+    """What a missing setting wants, in words: one of some classes, or a type."""
+    names = class_names(hint)
+    return f"a class_path: {' or '.join(names)}" if names else describe(hint)

@@ -132,7 +132,7 @@ class Walk:
     def _find_missing(self) -> None:
         for path, (owner, from_call) in self.owners.items():
             absent = [
-                f"{join(path, key)} ({_needed(setting.hint)})"
+                f"{join(path, key)} ({schema.needed(setting.hint)})"
                 for key, setting in list(schema.settings_of(owner).items())[from_call:]
                 if setting.required and not schema.is_group(setting.hint)
                 if join(path, key) not in self.given
@@ -294,8 +294,3 @@ def _listing(path: str, owner: Owner) -> str:
     if inner or key == path or not isinstance(owner, type):
         return "--help"
     return f"--{key.partition('[')[0]}.help={owner.__name__}"
-
-
-def _needed(hint: Hint) -> str:
-    names = schema.class_names(hint)
-    return f"a class_path: {' or '.join(names)}" if names else schema.describe(hint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,14 +12,17 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llm_train.checkpoint.loop_position import set_accumulation
 from llm_train.data.sampler import Share
 from llm_train.derived import Derived
+from llm_train.errors import ConfigError
 from llm_train.model.lightning_shortcuts import NoProfiler, trim
 from llm_train.runtime.devices import device_named
 from llm_train.runtime.host_memory import keep_freed_memory
 from llm_train.runtime.launch import Launch
+from llm_train.runtime.quiet import without_advice
 from llm_train.runtime.srun import Srun
 from llm_train.settings import Settings
 from llm_train.trainer.callbacks import GarbageCollection, GracefulStop, Metrics, Progress
@@ -178,3 +183,14 @@ def _peak(settings: Settings) -> float:
         return 0.0
     device = device_named(torch.cuda.get_device_name(0))
     return 0.0 if device is None else device.peak_flops(settings.product_dtype)
+
+
+@contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Hides its advice, and reports a combination that only it knows like any wrong setting."""
+    try:
+        with without_advice():
+            yield
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llm_train import check as checks
 from llm_train.check.table import table_of
@@ -31,10 +30,9 @@ from llm_train.model.lightning_shortcuts import no_sanity_check
 from llm_train.model.network.init import Start, as_drawn
 from llm_train.run import directory, memory
 from llm_train.run.meeting import leave_process_group, watched
-from llm_train.run.trainer import build_trainer, rebind
+from llm_train.run.trainer import build_trainer, lightning_errors, rebind
 from llm_train.runtime.lease import Lease
 from llm_train.runtime.ledger import LEDGER, Ledger
-from llm_train.runtime.quiet import without_advice
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
@@ -103,7 +101,12 @@ class Run:
             ledger.switch("start_up/process_group")
             with task.run_state.watch.running(watched(self.settings, trainer, self.lease)):
                 too_small = memory.explained(self.settings, trainer)
-                with too_small, _lightning(), no_sanity_check(), _in_use(self.settings, trainer):
+                with (
+                    too_small,
+                    lightning_errors(),
+                    no_sanity_check(),
+                    _in_use(self.settings, trainer),
+                ):
                     trainer.fit(task, datamodule=self.settings.data)
                 leave_process_group(trainer)
         step, number = trainer.global_step, task.run_state.stop_signal
@@ -180,7 +183,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         first_save=lambda step: log_event(trainer.loggers, directory.FIRST_SAVE, step),
     )
     agree = [memory.SameMicroBatch()] if settings.batch.on_out_of_memory == "halve" else []
-    with _lightning():
+    with lightning_errors():
         trainer = build_trainer(settings, derived, [*agree, saver], metrics)
     table = checks.table(settings, trainer.strategy.root_device)
     run = Run(settings=settings, table=table, trainer=trainer)
@@ -210,7 +213,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         )
     scoring = settings.strategy.validating(settings.world)
     settings = replace(settings, trainer_args={**settings.trainer_args, "strategy": scoring})
-    with _lightning():
+    with lightning_errors():
         trainer = build_trainer(settings, derived, [], None)
         trainer.callbacks.insert(0, Restored(path))  # type: ignore[attr-defined]
         with _in_use(settings, trainer):
@@ -229,7 +232,7 @@ def rehearse(settings: Settings, callback: pl.Callback) -> None:
     """
     settings.device.prepare(settings.accelerator)
     derived = settings.derive()
-    with tempfile.TemporaryDirectory() as folder, _lightning():
+    with tempfile.TemporaryDirectory() as folder, lightning_errors():
         elsewhere = {"default_root_dir": folder, "logger": False, "enable_progress_bar": False}
         settings = replace(settings, trainer_args={**settings.trainer_args, **elsewhere})
         trainer = build_trainer(settings, derived, [], JSONLMetrics())
@@ -286,17 +289,6 @@ def _in_use(settings: Settings, trainer: pl.Trainer) -> Iterator[None]:
         settings.task.kernels(device),
     ):
         yield
-
-
-@contextmanager
-def _lightning() -> Iterator[None]:
-    """Hides its advice, and reports a combination that only it knows like any wrong setting."""
-    try:
-        with without_advice():
-            yield
-    except MisconfigurationException as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"trainer: Lightning refuses these settings: {reason}") from error
 
 
 def _store(settings: Settings, derived: Derived) -> CheckpointStore:
