@@ -119,7 +119,7 @@ class Tokenize(Recipe):
         with tqdm(unit="B", unit_scale=True, disable=hidden) as bar:
 
             def start() -> None:
-                bar.set_description("reading")
+                bar.set_description_str("reading")  # the other has two colons
                 find = partial(find_out, self, tasks, directory)
                 for message in run_forked([find], idle=lambda: claims.beat("start")):
                     _show(message, bar)
@@ -127,7 +127,7 @@ class Tokenize(Recipe):
             claims.once("start", (directory / START).exists, start)
             found = Start.load(directory)
             bar.reset()
-            bar.set_description("encoding")
+            bar.set_description_str("encoding")
             share = UnitWorker(
                 directory=directory,
                 tasks=found.placed(tasks),
