@@ -18,6 +18,7 @@ _ADVICE = (
     "is smaller than the logging interval",  # the last step is always a log point
     "It is recommended to use .self.log.*sync_dist",  # held-out sums are those of all ranks
     "You're using the WeightAveraging callback",  # which check refuses where layers are sharded
+    "GPU available but not used",  # accelerator says which one is
     "Total length of `list` across ranks is zero",  # nothing is held out, which a note says
     "`isinstance.treespec, LeafSpec.` is deprecated",
 )

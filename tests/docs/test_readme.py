@@ -82,7 +82,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_known_programs() -> None:
-    assert {words[0] for words in ALL} <= {"export", "make", "pip", "llm-train", "torchrun"}
+    known = {"export", "make", "pip", "llm-train", "torchrun", "wandb"}
+    assert {words[0] for words in ALL} <= known
 
 
 def test_make_targets_exist() -> None:
