@@ -37,10 +37,10 @@ class Report(Verb):
         from llm_train.report import read_runs, write_report
         from llm_train.runtime.terminal import say, section
 
+        runs = read_runs(flags.run)
         if flags.watch:
             _watch(flags)
             return 0
-        runs = read_runs(flags.run)
         parents = {run.path.parent for run in runs.values()}
         shared = parents.pop() if len(parents) == 1 else Path()
         first = next(iter(runs.values()))

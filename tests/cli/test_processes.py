@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.ranks import environment, llm_train
 
@@ -104,6 +104,16 @@ def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
     assert loaded(heavy, "fit", "-c", str(file), cwd=tmp_path) == "0 []"
 
 
+@pytest.fixture(scope="module")
+def kept_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What a first process keeps for later ones, where no other test writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        python(LOADED, "torch", "schema", cwd=folder)
+        yield folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -121,8 +131,9 @@ def test_fit_imports_no_laboratory(tmp_path: Path) -> None:
         (["presets", "quickstart"], 0),
     ],
 )
-def test_what_costs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
-    run("schema")  # which is kept for later processes
+def test_what_costs_no_torch(
+    arguments: list[str], code: int, tmp_path: Path, kept_schema: Path
+) -> None:
     assert loaded({"torch", "numpy", "lightning"}, *arguments, cwd=tmp_path) == f"{code} []"
 
 

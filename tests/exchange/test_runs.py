@@ -177,9 +177,8 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     assert "note: init_from.path=nowhere is not here yet" in checked.out
     done("plan", "-c", file, "--init_from.path=nowhere")
     hidden_by_padding = "--model.network.vocab_size=299"
-    (line,) = refused(
-        "fit", "-c", file, source, new, "--data.source=RandomTokens", hidden_by_padding
-    )
+    other_data = ("--data.source=RandomTokens", "--data.recipe=Prepared")
+    (line,) = refused("fit", "-c", file, source, new, *other_data, hidden_by_padding)
     assert "embedding.weight is (300, 16) there and (299, 16) here" in line
     other = ("--model.network.rotary_base=500000", "--model.network.norm_eps=1e-6")
     for where in ("run", "theirs"):
