@@ -189,7 +189,7 @@ def test_a_second_run_in_a_folder_loses_nothing(tmp_path: Path) -> None:
     config = tiny(directory, steps=2, model__schedule={"class_path": "Constant"})
     file = write(tmp_path / "tiny.yaml", config)
     assert run("fit", "-c", str(file)).code == 0
-    assert len(list((directory / "records").iterdir())) == 1
+    assert len(list((directory / "records").glob("*.yaml"))) == 1
     checkpoint = directory / "checkpoints" / "step-00000002"
     for name in ("rank-00000.pt", "callbacks.pt"):
         torch.load(checkpoint / name, weights_only=True)
@@ -199,7 +199,7 @@ def test_a_second_run_in_a_folder_loses_nothing(tmp_path: Path) -> None:
 
     again = run("fit", "-c", str(file))
     assert again.code == 0
-    assert len(list((directory / "records").iterdir())) == 2
+    assert len(list((directory / "records").glob("*.yaml"))) == 2
     (earlier,) = (directory / "earlier").iterdir()
     assert f"moved the run that was in {directory} to {earlier}" in again.out
     assert (earlier / "metrics.jsonl").read_text() == first
@@ -228,7 +228,7 @@ def test_resuming_applies_and_shows_changed_values(tmp_path: Path) -> None:
         r["optimizer/lr"] for r in read_metrics(directory / "metrics.jsonl") if "train/loss" in r
     ]
     assert rates == [0.01, 0.01, 0.02, 0.02]
-    records = sorted((directory / "records").iterdir())
+    records = sorted((directory / "records").glob("*.yaml"))
     assert yaml.safe_load(records[-1].read_text())["budget"] == "4 steps"
     assert yaml.safe_load((directory / "config.yaml").read_text())["budget"] == "4 steps"
 
@@ -271,7 +271,7 @@ def test_help_lists_what_has_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = run("fit", "--help")
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
-    assert len(lines) < 180
+    assert len(lines) < 190
     assert max(map(len, lines)) <= 100
     assert "  --batch.tokens=INT              target tokens per optimizer step" in outcome.out
     assert "the architecture: Transformer (required)" in outcome.out
