@@ -167,10 +167,13 @@ class Metrics(EachStep):
         for rider, count in zip(task.run_state.riders, sample.riders, strict=True):
             metrics |= rider.metrics(summed[:count])
             del summed[:count]
+        # Checkpoints keep these and are the same each time, as times and memory are not.
+        task.run_state.measured(
+            sample.step, {k: v for k, v in metrics.items() if not k.startswith("memory/")}
+        )
         metrics |= self._throughput(sample, task.derived)
         task.run_state.latest.update(metrics)
         task.run_state.latest_step = sample.step
-        task.run_state.measured(sample.step, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=sample.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
