@@ -33,11 +33,8 @@ COMMANDS = (
 )
 COLUMNS, ROWS, LINE = 80, 24, 18  # of the terminal; pixels of a line
 WIDTH, HEIGHT = 704, ROWS * LINE + 28
-STEP_SECONDS, FRAMES, LAST_SECONDS = (
-    0.4,
-    40,
-    3.0,
-)  # of the recording; frames as long as work goes on
+# Of the recording; frames as long as work goes on.
+STEP_SECONDS, FRAMES, LAST_SECONDS = 0.4, 40, 3.0
 SVG = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">
 <title>The quickstart in a terminal, {speed} times as fast as it was</title>

@@ -146,7 +146,8 @@ def families(hint: Hint) -> list[type[object]]:
     if get_origin(hint) is collections.abc.Callable:
         return families(get_args(hint)[-1]) if get_args(hint) else []
     if isinstance(hint, type) and get_origin(hint) is None:
-        return [] if hint in (*_WORDS, Any, object, dict, list, tuple) else [hint]
+        plain = hint in (*_WORDS, Any, object, dict, list, tuple)
+        return [] if plain or issubclass(hint, BaseException) else [hint]
     return [family for part in get_args(hint) for family in families(part)]
 
 

@@ -21,7 +21,9 @@ from llm_train.testing.ranks import environment
 
 @pytest.fixture(scope="module")
 def schema() -> jsonschema.Draft7Validator:
-    found = json.loads(run("schema").out)
+    outcome = run("schema")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
     jsonschema.Draft7Validator.check_schema(found)
     return jsonschema.Draft7Validator(found)
 
