@@ -118,7 +118,10 @@ def write_shards(tokens: str, vocab: int, shards: int = 1, name: str = "") -> No
         vocab_size=vocab,
         end_of_text=-1,
         splits=splits,
-        others=[describe_file(directory / sums_name(name)) for name in splits],
+        others=[
+            describe_file(directory / name)
+            for name in (TOKENIZER, TOKEN_BYTES, *map(sums_name, splits))
+        ],
         recipe={},
         provenance={},
         skipped={},
