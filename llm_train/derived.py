@@ -117,11 +117,6 @@ class Derived:
         """
         data_ranks = ranks // tensor
         accumulation = batch.accumulation(data_ranks)
-        if batch.ramp.tokens and budget.unit == "steps":
-            raise ConfigError(
-                f"budget={budget} is in steps, which batch.ramp makes of different size; write "
-                "tokens"
-            )
         stages, total_steps = _stages(batch, budget, data_ranks, before, step)
         if total_steps < 1:
             raise ConfigError(f"budget={budget} is no training at all; give at least 1 steps")
@@ -195,6 +190,10 @@ def _stages(
     batch: Batch, budget: Duration, data_ranks: int, before: Sizes, step: int
 ) -> tuple[tuple[Stage, ...], int]:
     """All stages, and the steps in all."""
+    if batch.ramp.tokens and budget.unit == "steps":
+        raise ConfigError(
+            f"budget={budget} is in steps, which batch.ramp makes of different size; write tokens"
+        )
     found: list[Stage] = []
 
     def add(first_step: int, size: int) -> None:

@@ -15,14 +15,17 @@ from lightning.pytorch.loggers import Logger
 
 from llm_train.checkpoint import compatibility, manifest
 from llm_train.checkpoint.store import Found
+from llm_train.derived import Derived
 from llm_train.errors import CheckpointError
 from llm_train.model.learning_rate import LearningRates
 from llm_train.run.environment import environment
 from llm_train.runtime import yaml12
+from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.structure import flat
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
+from llm_train.trainer.logger.jsonl import JSONLMetrics
 from llm_train.trainer.logger.records import read_lines
 
 CHECKPOINTS = "checkpoints"
@@ -197,3 +200,21 @@ def files_for_checkpoints(settings: Settings) -> dict[str, str]:
     files = {"config.yaml": settings.text}
     tokenizer = settings.data.source.tokenizer_text()
     return files | ({"tokenizer.json": tokenizer} if tokenizer else {})
+
+
+def begin_ledger(settings: Settings) -> JSONLMetrics:
+    """What writes the times of the run."""
+    times = JSONLMetrics(str(settings.run_dir))
+    times.file_name = LEDGER
+    settings.task.run_state.ledger = Ledger(times.log_event)
+    return times
+
+
+def metadata_for_checkpoints(settings: Settings, derived: Derived) -> dict[str, object]:
+    """What a checkpoint says of the run that it is of."""
+    return {
+        "seed": derived.seed,
+        "samples_per_step": derived.samples_per_step,
+        "sequence": derived.sequence,
+        "optimizer": settings.task.optimizer_config.traits.name,
+    }

@@ -49,10 +49,7 @@ def build_trainer(
     if settings.accelerator.type == "cpu":
         keep_freed_memory()
     if settings.trainer_args.get("deterministic"):
-        import torch._inductor.config  # the compiler's, which few runs with this need
-
-        # It would choose kernels by timing them, and so the order of a sum.
-        torch._inductor.config.deterministic = True
+        _compile_deterministically()
     arguments = dict(settings.trainer_args)
     wanted = settings.trainer_args.get("devices")
     loggers = [] if metrics is None else [metrics, *settings.loggers]
@@ -79,19 +76,10 @@ def build_trainer(
         # on torch 2.11 once they are sharded; nor are their changes counted, which shadows need.
         inference_mode=False,
         default_root_dir=str(settings.run_dir),
-        callbacks=[
-            _meter(settings, derived),
-            *settings.callbacks,
-            OptimizersAverage(),
-            GracefulStop(),
-            GarbageCollection(),
-        ],
+        # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
+        callbacks=[*_callbacks(settings, derived), *callbacks],
         logger=loggers or False,
     )
-    if settings.trainer_args.get("enable_progress_bar") is not False:
-        arguments["callbacks"].append(Progress())
-    # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
-    arguments["callbacks"] += callbacks
     if settings.precision == "16-mixed":
         _scale_loss(settings, arguments)
     if arguments.get("profiler") is None:
@@ -101,6 +89,25 @@ def build_trainer(
     assert trainer.world_size == derived.ranks, "the number of ranks was derived wrongly"
     _bind(settings, derived, trainer.global_rank)
     return trainer
+
+
+def _compile_deterministically() -> None:
+    """Or torch's compiler would choose kernels by timing them, and so the order of a sum."""
+    import torch._inductor.config  # the compiler's, which few runs with this need
+
+    torch._inductor.config.deterministic = True
+
+
+def _callbacks(settings: Settings, derived: Derived) -> list[pl.Callback]:
+    """The user's, and ours but for checkpoints."""
+    every = [OptimizersAverage(), GracefulStop(), GarbageCollection()]
+    shown = settings.trainer_args.get("enable_progress_bar") is not False
+    return [
+        _meter(settings, derived),
+        *settings.callbacks,
+        *every,
+        *([Progress()] if shown else []),
+    ]
 
 
 def _scale_loss(settings: Settings, arguments: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from llm_train.run import directory, memory
 from llm_train.run.meeting import leave_process_group, watched
 from llm_train.run.trainer import build_trainer, lightning_errors, rebind
 from llm_train.runtime.lease import Lease
-from llm_train.runtime.ledger import LEDGER, Ledger
+from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.terminal import say
 from llm_train.settings import Settings
 from llm_train.trainer.logger.base import log_event
@@ -135,16 +135,13 @@ def build(settings: Settings, *, resume: str = "") -> Run:
     Raises:
         ConfigError: the settings have problems; one line for each.
     """
-    times = JSONLMetrics(str(settings.run_dir))
-    times.file_name = LEDGER
-    settings.task.run_state.ledger = Ledger(times.log_event)
+    times = directory.begin_ledger(settings)
     if hasattr(settings.task, "network"):
         raise ConfigError("these settings already belong to a run with a network; load them again")
     settings = memory.fitted(settings)
     settings.device.prepare(settings.accelerator)
-    # The run's own checkpoint takes the place of other weights, which may be gone by now.
     if resume and (resume != "auto" or CheckpointStore(settings.run_dir / "checkpoints").steps()):
-        settings = replace(settings, init_from=WarmStart())
+        settings = _without_source(settings)
     checks.require_sound(settings)
     derived = settings.derive()
     _begin_with(settings, settings.init_from.start())
@@ -162,12 +159,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         writer=Writer(
             store=store,
             committed=(lambda path: None) if remote is None else remote.offer,
-            metadata={
-                "seed": derived.seed,
-                "samples_per_step": derived.samples_per_step,
-                "sequence": derived.sequence,
-                "optimizer": settings.task.optimizer_config.traits.name,
-            },
+            metadata=directory.metadata_for_checkpoints(settings, derived),
             files=directory.files_for_checkpoints(settings),
         ),
         every=settings.checkpoint.every.steps(derived.tokens_per_step),
@@ -201,7 +193,7 @@ def validate(settings: Settings, checkpoint: str = "auto") -> Result:
         ConfigError: the settings have problems; one line for each.
         CheckpointError: there is no checkpoint, or it does not fit the settings.
     """
-    settings = replace(settings, init_from=WarmStart())  # a checkpoint has weights of its own
+    settings = _without_source(settings)
     settings.device.prepare(settings.accelerator)
     checks.require_sound(settings)
     derived = settings.derive()
@@ -260,6 +252,11 @@ def _follow(settings: Settings, trainer: pl.Trainer, metadata: Mapping[str, Any]
             f"learning rate x {stage.learning_rate_factor:.6g} by batch.scaling; "
             f"{derived.total_steps:,} steps in all"
         )
+
+
+def _without_source(settings: Settings) -> Settings:
+    """A checkpoint takes the place of other weights, which may be gone by now."""
+    return replace(settings, init_from=WarmStart())
 
 
 def _begin_with(settings: Settings, start: Start) -> None:
