@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
+from llm_train.data.tokenizer.tokenizer_file import encoded
 from llm_train.errors import ConfigError
 from llm_train.evaluation.subject import Subject
 
@@ -44,7 +45,7 @@ class Examinee(TemplateLM):  # type: ignore[misc]  # the library has no types
 
     def tok_encode(self, string: str, **_: object) -> list[int]:
         """As training saw text."""
-        return self.subject.encoded(string)
+        return encoded(self.subject.tokenizer, string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[_Request], **_: object

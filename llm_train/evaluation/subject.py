@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from llm_train.data.base import NO_TOKEN
+from llm_train.data.tokenizer.tokenizer_file import encoded
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.sample import generate
@@ -60,23 +61,9 @@ class Subject:
             )
         return self.end_of_text
 
-    def encoded(self, text: str) -> list[int]:
-        """As training saw text: without what a template would put around it.
-
-        Raises:
-            ConfigError: the tokenizer lacks a character.
-        """
-        try:
-            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-        except Exception as error:  # the library raises a bare one
-            raise ConfigError(
-                f"{text[:60]!r} cannot be encoded by this network's tokenizer ({error}); use "
-                "characters that its corpus had"
-            ) from None
-
     def start(self, text: str) -> list[int]:
         """What leads to the continuation of ``text``."""
-        return self.encoded(text) or [self.boundary]
+        return encoded(self.tokenizer, text) or [self.boundary]
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_train.checkpoint.compatibility import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import NO_TOKEN
-from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
+from llm_train.data.tokenizer.tokenizer_file import encoded, load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.confined import confine, last_document
@@ -135,7 +135,7 @@ class Pretrained:
         Raises:
             ConfigError: it cannot be encoded, or is longer than the network's context.
         """
-        start, boundary = _encoded(self.tokenizer, prompt), self.end_of_text()
+        start, boundary = encoded(self.tokenizer, prompt), self.end_of_text()
         if not start:
             if boundary is None:
                 raise ConfigError(
@@ -190,17 +190,6 @@ def open_checkpoint(
     path = CheckpointStore(Path(".")).resolve(where).path  # of this store only "auto" would speak
     assert path is not None
     return path, load(["-c", str(path / "config.yaml")])
-
-
-def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """As training saw text: without what a template would put around it."""
-    try:
-        return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    except Exception as error:  # the library raises a bare one for a character that it lacks
-        raise ConfigError(
-            f"--prompt {prompt!r} cannot be encoded by this network's tokenizer ({error}); use "
-            "characters that its corpus had"
-        ) from None
 
 
 class Text:

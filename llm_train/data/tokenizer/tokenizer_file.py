@@ -109,3 +109,18 @@ def token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
             f"end_of_text={token!r} is not a token of this tokenizer; name one, or '' for none"
         )
     return int(found)
+
+
+def encoded(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """As training saw text: without what a template would put around it.
+
+    Raises:
+        ConfigError: the tokenizer lacks a character.
+    """
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    except Exception as error:  # the library raises a bare one
+        raise ConfigError(
+            f"{text[:60]!r} cannot be encoded by this network's tokenizer ({error}); use "
+            "characters that its corpus had"
+        ) from None

@@ -64,9 +64,10 @@ class LayerStatistics(Part, pl.Callback):
         """Rides with the reductions of log points."""
         task = task_of(pl_module)
         for name, parameter in task.network.named_parameters():
-            first, second, *_ = canonical_name(name).split(".")
+            path = canonical_name(name).split(".")
+            layer = ".".join(path[:2]) if path[0] == "layers" else path[0]
             if parameter.requires_grad:
-                self._layers[f"{first}.{second}" if first == "layers" else first] += [parameter]
+                self._layers[layer].append(parameter)
         self._none = torch.zeros_like(task.run_state.sums[:1]).repeat(
             1 + len(_NORMS) * len(self._layers) + len(task.network.blocks())
         )
