@@ -42,7 +42,9 @@ def test_the_rate_is_searched_until_the_best_lies_inside(
         result = out / trial.name_of(values) / trial.RESULT
         result.parent.mkdir(parents=True, exist_ok=True)
         result.touch()
-        return TrialResult(values=values, loss=1 + (rate - 1e-5) ** 2 + 0.01 * values["seed"])
+        return TrialResult(
+            values=values, loss=1 + (rate - 1e-5) ** 2 + 0.01 * values["seed"], tokens_per_s=1.0
+        )
 
     monkeypatch.setattr(trial, "run", run)
     comparison = Comparison(SPECS / "lion.yaml", tmp_path, [], run=True)
