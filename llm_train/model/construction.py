@@ -51,6 +51,13 @@ class Construction(Part):
                 f"model.compile=network cannot be one graph under {strategy.name}, which "
                 "communicates between the blocks; write model.compile=blocks"
             )
+        # torch 2.13: AOTAutograd asserts that all that is saved for such a block is a tensor, and
+        # under tensor parallelism a device mesh is among it.
+        if self.compile == "blocks" and strategy.tensor > 1 and self.recompute.whole_blocks:
+            yield (
+                f"model.compile=blocks cannot recompute whole blocks ({self.recompute}) under "
+                "tensor parallelism; write model.recompute=Selective or model.compile=none"
+            )
         if self.compile == "graphs":
             yield from self._graph_problems(context)
         yield from float8.problems(context)

@@ -59,7 +59,10 @@ def run_cell(cell: Cell, out: Path, timeout: float) -> Result:
     then = {
         "resume": ("fit", *options, *resumed),
         "validate": ("validate", *options),
-        "generate": ("generate", str(run_dir), "--tokens=20", "--temperature=0", "--device=cuda"),
+        "generate": (
+            *("generate", str(run_dir), "--prompt=0", "--tokens=20"),
+            *("--temperature=0", "--device=cuda"),
+        ),
     }
     for arguments in (("fit", *options, *profile), then[cell.choice["then"]]):
         if failure := run(*arguments):

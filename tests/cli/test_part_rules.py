@@ -58,6 +58,17 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model__compile": "network", "trainer__strategy": "fsdp"},
         "model.compile=network; write model.compile=blocks",
     ),
+    "whole blocks recomputed under tensor parallelism": (
+        {
+            "model__network__init_args__mlp_width": 256,
+            "model__network__init_args__pad_vocab_to": 4,
+            "model__recompute": part("EveryBlock"),
+            "model__compile": "blocks",
+            "trainer__strategy": "tp",
+            "trainer__devices": 2,
+        },
+        "model.compile=blocks; write model.recompute=Selective or model.compile=none",
+    ),
     "CUDA graphs on a CPU": (
         {"model__compile": "graphs", "batch__per_device": 8},
         "model.compile=graphs; write model.compile=network",

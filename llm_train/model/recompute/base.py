@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -12,7 +12,13 @@ from llm_train.context import Context, Part
 
 
 class Recompute(Part, ABC):
-    """Configuration of a policy. Subclasses are frozen, keyword-only dataclasses."""
+    """Configuration of a policy. Subclasses are frozen, keyword-only dataclasses.
+
+    Attributes:
+        whole_blocks: a block that recomputes keeps nothing but what it is given.
+    """
+
+    whole_blocks: ClassVar[bool] = False
 
     def problems(self, context: Context) -> Iterator[str]:
         """Blocks that the policy cannot be applied to: ``apply`` raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -18,6 +19,8 @@ class EveryBlock(Recompute):
     Keeps one (B, T, D) tensor a block, plus the activations of the one block that backward is in;
     costs one more forward of the blocks, about a third more time in them.
     """
+
+    whole_blocks: ClassVar[bool] = True
 
     def apply(self, blocks: Sequence[nn.Module]) -> None:
         """Makes every block recompute."""
