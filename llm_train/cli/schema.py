@@ -201,8 +201,6 @@ def describe(hint: Hint) -> str:
         return f"names, each with {describe(get_args(hint)[1])}"
     if get_origin(hint) in (list, collections.abc.Iterable, collections.abc.Sequence):
         return f"a list, each {describe(get_args(hint)[0])}"
-    if get_origin(hint) in (dict, Mapping):
-        return f"a group of keys, each with {describe(get_args(hint)[1])}"
     names = " or ".join(dict.fromkeys(family.__name__ for family in families(hint)))
     return f"{'an' if names[0] in 'AEIOU' else 'a'} {names}" if names else "something else"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,41 +20,40 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.base import NO_TOKEN, TRAIN, Ids, Piece, Skipped
-from llm_train.data.blocks import sums_of
 from llm_train.data.encoding import Cutter
-from llm_train.data.reading import Assignment, Reading, Rules
-from llm_train.data.references import LIMIT_BYTES
-from llm_train.data.shards import ShardWriter
-from llm_train.data.tally import Tally
+from llm_train.data.reading import Assignment, Reading, Rules, Tally
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, sums_of
 from llm_train.data.token_manifest import StoredSplit
-from llm_train.data.tokenizer.encoders import Encoder
+from llm_train.data.tokenizer.encoders import choose_encoder
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.runtime import disk
 from llm_train.runtime.structure import structure
 
 _BATCH_CHARACTERS = 1 << 19  # a library may hold 100 times as many bytes while it encodes them
 _BATCH_TEXTS = 2048
 _REASON = "too long a text for one piece"
+REFERENCE_BYTES = 4 << 20  # gzip and xz take 0.4 s a megabyte; no figure is worth a minute
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How text becomes ids.
+    """How text becomes ids: the library, what cuts long texts, and the bytes of each id.
 
-    Attributes:
-        encoder: the library.
-        cutter: cuts long texts.
-        lengths: bytes that each id decodes to.
+    Args:
+        directory: that holds the tokenizer.
+        sample: text to choose the library by.
         end_of_text: the id after each document; -1 appends none.
         shard_tokens: tokens per file.
     """
 
-    encoder: Encoder
-    cutter: Cutter
-    lengths: Ids
-    end_of_text: int
-    shard_tokens: int
+    def __init__(
+        self, directory: Path, sample: Sequence[str], end_of_text: int, shard_tokens: int
+    ) -> None:
+        path = directory / TOKENIZER
+        self.encoder, self.cutter = choose_encoder(path, sample), Cutter.of(load_tokenizer(path))
+        self.lengths: Ids = np.load(directory / TOKEN_BYTES, allow_pickle=False)
+        self.end_of_text, self.shard_tokens = end_of_text, shard_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ class _Side:
         if encoding.end_of_text != NO_TOKEN:
             decoded += uncounted * int(encoding.lengths[encoding.end_of_text])
         self.writer.add(ids, documents=documents, text_bytes=size, decoded_bytes=decoded)
-        if self._keeps_text and len(self._text) <= LIMIT_BYTES:
+        if self._keeps_text and len(self._text) <= REFERENCE_BYTES:
             self._text += b"".join(texts)
 
     def finish(self) -> StoredSplit:

@@ -19,14 +19,15 @@ import numpy as np
 import tokenizers
 
 from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts
-from llm_train.data.duplicates import Duplicates
-from llm_train.data.reading import Assignment, Reading, Rules
+from llm_train.data.reading import Assignment, Reading, Rules, Tally
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER
-from llm_train.data.split import HashSplit
-from llm_train.data.tally import Tally
-from llm_train.data.tokenizer.byte_lengths import byte_lengths
-from llm_train.data.tokenizer.round_trip import changed_texts
-from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
+from llm_train.data.split import Duplicates, HashSplit
+from llm_train.data.tokenizer.tokenizer_file import (
+    byte_lengths,
+    changed_texts,
+    load_tokenizer,
+    token_id,
+)
 from llm_train.errors import DataError
 from llm_train.runtime import disk
 from llm_train.runtime.forked import Send

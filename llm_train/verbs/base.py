@@ -41,8 +41,8 @@ class Verb(ABC):
         """Adds the options that are not settings."""
 
     @abstractmethod
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Does it; returns the exit status.
+    def run(self, flags: argparse.Namespace, load: Load) -> int | None:
+        """Does it; returns the exit status, or nothing where that is 0.
 
         Args:
             flags: what was given.

@@ -21,39 +21,38 @@ class Data(Verb):
         words = parser.add_subparsers(dest="question", metavar="QUESTION", required=True)
 
         show = words.add_parser("show", help="the documents that a step trains on")
+        show.set_defaults(answer=_show)
         show.add_argument("config", nargs="+", help="a run directory, or configuration files")
         show.add_argument("--step", type=int, required=True, help="counted from 1, as in metrics")
         show.add_argument("--samples", type=int, default=4, help="how many of them; 0 is all")
         show.add_argument("--characters", type=int, default=60, help="of text to show of each")
 
         stats = words.add_parser("stats", help="counts, lengths, compression and copies")
+        stats.set_defaults(answer=_stats)
         stats.add_argument("folder", help="what data.source.path names")
         stats.add_argument("--picture", default="", metavar="FILE", help="default: FOLDER.png")
 
         diff = words.add_parser("diff", help="what two folders differ in; status 1 if in anything")
+        diff.set_defaults(answer=_diff)
         diff.add_argument("folders", nargs=2, help="two folders of prepared tokens")
 
         verify = words.add_parser("verify", help="reads every byte and compares it")
+        verify.set_defaults(answer=_verify)
         verify.add_argument("folder", help="what data.source.path names")
 
         compare = words.add_parser("tokenizers", help="several tokenizers on the same text")
+        compare.set_defaults(answer=_tokenizers)
         compare.add_argument("folder", help="prepared tokens, whose text is taken")
         compare.add_argument("others", nargs="*", help="tokenizer.json or .model files, or folders")
         compare.add_argument("--megabytes", type=float, default=10, help="of text")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> int | None:
         """Answers one question."""
-        answers = {
-            "show": _show,
-            "stats": _stats,
-            "diff": _diff,
-            "verify": _verify,
-            "tokenizers": _tokenizers,
-        }
-        return answers[flags.question](flags, load)
+        status: int | None = flags.answer(flags, load)
+        return status
 
 
-def _show(flags: argparse.Namespace, load: Load) -> int:
+def _show(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit.passages import passages
     from llm_train.errors import ConfigError
     from llm_train.runtime.terminal import say
@@ -85,15 +84,14 @@ def _show(flags: argparse.Namespace, load: Load) -> int:
             )
     if len(shown) < end - first:
         say(f"\n{end - first - len(shown):,} more samples; --samples 0 shows all")
-    return 0
 
 
-def _stats(flags: argparse.Namespace, load: Load) -> int:
+def _stats(flags: argparse.Namespace, load: Load) -> None:
     from importlib.util import find_spec
 
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
-    from llm_train.data.tally import skipped_lines
+    from llm_train.data.reading import skipped_lines
     from llm_train.runtime.terminal import say, section
 
     folder = PreparedFolder(flags.folder)
@@ -106,14 +104,13 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
     say(section("held out, bits per byte of compressors", references))
     if find_spec("altair") is None or find_spec("vl_convert") is None:
         say("\nno picture: pip install llm-train[report]")
-        return 0
+        return
     from llm_train.report.lengths import png
 
     picture = Path(flags.picture or f"{folder.path}.png")
     lengths = {name: split.lengths for name, split in found.items()}
     picture.write_bytes(png(f"{folder.path}: tokens a document", lengths))
     say(f"\nwrote {picture}")
-    return 0
 
 
 def _diff(flags: argparse.Namespace, load: Load) -> int:
@@ -128,16 +125,15 @@ def _diff(flags: argparse.Namespace, load: Load) -> int:
     return int(bool(lines))
 
 
-def _verify(flags: argparse.Namespace, load: Load) -> int:
+def _verify(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.verification import verified
     from llm_train.runtime.terminal import say, section
 
     say(section(f"{flags.folder} is as it was written", verified(PreparedFolder(flags.folder))))
-    return 0
 
 
-def _tokenizers(flags: argparse.Namespace, load: Load) -> int:
+def _tokenizers(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit import compression
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.runtime.terminal import say
@@ -150,7 +146,6 @@ def _tokenizers(flags: argparse.Namespace, load: Load) -> int:
     for row in rows:
         cells = zip(row, widths, strict=True)
         say("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-    return 0
 
 
 def _decoder(tokenizer: str) -> Callable[[list[int]], str]:

@@ -32,7 +32,7 @@ class Report(Verb):
         )
         parser.add_argument("--port", type=int, default=8765, help="of --watch; 0 is any free one")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Draws the runs, and says the same in figures."""
         from llm_train.report import read_runs, write_report
         from llm_train.runtime.terminal import say, section
@@ -40,7 +40,7 @@ class Report(Verb):
         runs = read_runs(flags.run)
         if flags.watch:
             _watch(flags)
-            return 0
+            return
         parents = {run.path.parent for run in runs.values()}
         shared = parents.pop() if len(parents) == 1 else Path()
         first = next(iter(runs.values()))
@@ -49,7 +49,6 @@ class Report(Verb):
             say(section(f"{run.path}: {label}", run.summary()))
             say(section("where the time went", run.goodput.table()))
         say(f"\nwrote {html} and {picture}")
-        return 0
 
 
 def _watch(flags: argparse.Namespace) -> None:

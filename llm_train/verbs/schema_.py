@@ -14,9 +14,8 @@ class SchemaVerb(Verb):
     takes_settings = False
     builds = False
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints it."""
         from llm_train.runtime.terminal import say
 
         say(json.dumps(load.schema(), indent=1))
-        return 0
