@@ -39,8 +39,8 @@ EXAMPLES = {
 # Families without an example: module, folder, base class, and where that comes from.
 EMPTY = (
     ("Thrifty", "model/recompute", "NoRecompute", "llm_train.model.recompute.none"),
-    ("Pages", "data/corpus", "StandardLibrary", "llm_train.data.corpus.named_files"),
-    ("Letters", "data/tokenizer", "Characters", "llm_train.data.tokenizer.alphabets"),
+    ("Pages", "data/corpus", "StandardLibrary", "llm_train.data.corpus.standard_library"),
+    ("Letters", "data/tokenizer", "Characters", "llm_train.data.tokenizer.characters"),
     ("Thirds", "data", "TailSplit", "llm_train.data.split"),
     ("Cooked", "data", "Tokenize", "llm_train.data.tokenize_corpus"),
     ("Quiet", "trainer/logger", "RunLogger", "llm_train.trainer.logger.base"),

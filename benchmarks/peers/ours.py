@@ -132,6 +132,9 @@ def write_shards(tokens: str, vocab: int, shards: int = 1, name: str = "") -> No
         provenance={},
         skipped={},
         references={},
+        examples={},
+        encoder="",
+        content="",
     ).save(directory)
 
 

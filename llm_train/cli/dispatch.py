@@ -178,7 +178,8 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
     )
     parser.set_defaults(allow_import=[])
     verb.add_flags(parser)
-    if verb.builds:
+    takes_settings = verb.reads == "settings"
+    if verb.reads != "files":
         parser.add_argument(
             "--allow-import",
             action="append",
@@ -186,10 +187,10 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
             help="module that a class_path may import besides llm_train, torch and lightning",
         )
     if {"-h", "--help"} & set(arguments):
-        if verb.takes_settings:
+        if takes_settings:
             parser.usage = f"llm-train {name} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"
         parser.print_help()
-        sys.stdout.write(f"\n{settings_help(_schema())}" if verb.takes_settings else "\n")
+        sys.stdout.write(f"\n{settings_help(_schema())}" if takes_settings else "\n")
         sys.exit(0)
     flags, rest = parser.parse_known_args(arguments)
     for action in parser._actions:
@@ -200,12 +201,12 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
         f"--{w}" if w.partition("=")[0].partition(".")[0] in KEYS else w for w in rest
     ]
     known = [option for action in parser._actions for option in action.option_strings]
-    if verb.takes_settings:
+    if takes_settings:
         known += [f"--{key}" for key in KEYS]
     for argument in flags.settings:
         option = argument.partition("=")[0]
         top = option.partition(".")[0].removesuffix("+")
-        if not verb.takes_settings or (option.startswith("--") and top not in known):
+        if not takes_settings or (option.startswith("--") and top not in known):
             raise ConfigError(
                 f"{option} is not an option of llm-train {name}; {nearest(top, known)}"
             )

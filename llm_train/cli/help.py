@@ -71,7 +71,7 @@ def complete(line: str, schema: Mapping[str, Any]) -> None:
             continue  # its flags are of no use, and to import it takes time
         verb = verbs.find(name)
         verb.add_flags(command)
-        if verb.takes_settings:
+        if verb.reads == "settings":
             for key, _ in settings(schema):
                 command.add_argument(f"--{key}")
             chosen: Any = command.add_argument("-c", "--config", action="append")

@@ -21,10 +21,10 @@ from jsonargparse.typing import register_type
 
 import llm_train.trainer.callbacks
 import llm_train.trainer.logger  # noqa: F401
-from llm_train import check
-from llm_train.cli.json_schema import JSON, json_schema
+from llm_train.check import trainer_rules
+from llm_train.cli.json_schema import json_schema
 from llm_train.cli.parts import Builder
-from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
+from llm_train.cli.schema import GROUPS, JSON, MODE, Setting, is_group
 from llm_train.cli.spelling import closest, expanded, texts
 from llm_train.cli.walk import Layer, Walk
 from llm_train.data.module import TokenData
@@ -55,8 +55,8 @@ ROOTS: Mapping[str, Setting] = {
     "data": Setting(TokenData, required=True),
 }
 CHOICES: Mapping[str, Sequence[str]] = {
-    "trainer.precision": check.PRECISIONS,
-    "trainer.accelerator": check.ACCELERATORS,
+    "trainer.precision": trainer_rules.PRECISIONS,
+    "trainer.accelerator": trainer_rules.ACCELERATORS,
     "trainer.strategy": known_words(),
 }
 
@@ -142,7 +142,7 @@ def _read(file: str) -> dict[str, Any]:
 
 def described() -> JSON:
     """The JSON schema of a configuration."""
-    return json_schema(ROOTS, {f"trainer.{key}" for key in check.REPLACED}, CHOICES)
+    return json_schema(ROOTS, {f"trainer.{key}" for key in trainer_rules.REPLACED}, CHOICES)
 
 
 def _new_parser() -> ArgumentParser:

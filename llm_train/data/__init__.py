@@ -19,8 +19,12 @@ from llm_train.data.corpus.filtered import Normalize as Normalize
 from llm_train.data.corpus.hugging_face import HuggingFace as HuggingFace
 from llm_train.data.corpus.named_files import Files as Files
 from llm_train.data.corpus.named_files import JSONLines as JSONLines
-from llm_train.data.corpus.named_files import StandardLibrary as StandardLibrary
 from llm_train.data.corpus.named_files import TextFiles as TextFiles
+from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
+from llm_train.data.duplicates import Duplicates as Duplicates
+from llm_train.data.duplicates import ExactCopies as ExactCopies
+from llm_train.data.duplicates import KeepCopies as KeepCopies
+from llm_train.data.duplicates import NearCopies as NearCopies
 from llm_train.data.fill_in_the_middle import FillInTheMiddle as FillInTheMiddle
 from llm_train.data.foreign.datatrove import DatatroveTokens as DatatroveTokens
 from llm_train.data.foreign.litdata import LitDataTokens as LitDataTokens
@@ -32,11 +36,7 @@ from llm_train.data.mixture import Mixture as Mixture
 from llm_train.data.preparation import Prepared as Prepared
 from llm_train.data.preparation import prepare as prepare
 from llm_train.data.random_tokens import RandomTokens as RandomTokens
-from llm_train.data.split import Duplicates as Duplicates
-from llm_train.data.split import ExactCopies as ExactCopies
 from llm_train.data.split import HashSplit as HashSplit
-from llm_train.data.split import KeepCopies as KeepCopies
-from llm_train.data.split import NearCopies as NearCopies
 from llm_train.data.split import TailSplit as TailSplit
 from llm_train.data.token_shards import TokenShards as TokenShards
 from llm_train.data.token_source import Documents as Documents
@@ -44,13 +44,13 @@ from llm_train.data.token_source import Place as Place
 from llm_train.data.token_source import TokenSource as TokenSource
 from llm_train.data.token_source import Windows as Windows
 from llm_train.data.tokenize_corpus import Tokenize as Tokenize
-from llm_train.data.tokenizer.alphabets import Bytes as Bytes
-from llm_train.data.tokenizer.alphabets import Characters as Characters
-from llm_train.data.tokenizer.learnt import TrainBPE as TrainBPE
-from llm_train.data.tokenizer.learnt import TrainUnigram as TrainUnigram
+from llm_train.data.tokenizer.characters import Characters as Characters
+from llm_train.data.tokenizer.raw_bytes import Bytes as Bytes
 from llm_train.data.tokenizer.sentence_piece import SentencePieceFile as SentencePieceFile
 from llm_train.data.tokenizer.tokenizer_file import TokenizerFile as TokenizerFile
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer as load_tokenizer
+from llm_train.data.tokenizer.train_bpe import TrainBPE as TrainBPE
+from llm_train.data.tokenizer.train_unigram import TrainUnigram as TrainUnigram
 from llm_train.discovery import load
 
 load(__name__, skip=("module", "sampler"))  # of torch and Lightning, which preparing does not need

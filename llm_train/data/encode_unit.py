@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -99,23 +100,12 @@ def extras_file(directory: Path, split: str, number: int) -> Path:
     return directory / f"{split}-{number:05d}.npz"
 
 
-@dataclass(kw_only=True)
-class _Pending:
-    """Texts of one split. ``keys`` has a document's key where it begins, else None."""
+class _Text(NamedTuple):
+    """A text to encode; ``key`` is its document's where that begins, else None."""
 
-    split: str
-    texts: list[str] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    ends: list[bool] = field(default_factory=list)
-    characters: int = 0
-
-    def add(self, text: str, key: str | None, ends: bool) -> bool:
-        """Appends a text; True when the batch is full."""
-        self.texts.append(text)
-        self.keys.append(key)
-        self.ends.append(ends)
-        self.characters += len(text)
-        return self.characters >= _BATCH_CHARACTERS or len(self.texts) >= _BATCH_TEXTS
+    text: str
+    key: str | None
+    ends: bool
 
 
 class _Side:
@@ -131,17 +121,21 @@ class _Side:
         self._keys, self._key_sizes = bytearray(), list[int]()
         self._text = bytearray()
 
-    def write(self, batch: _Pending) -> None:
+    def write(self, batch: Sequence[_Text]) -> None:
         """Encodes and appends a batch."""
         encoding = self._encoding
-        rows = encoding.encoder.encode(batch.texts)
-        texts = [text.encode() for text in batch.texts]
+        rows = encoding.encoder.encode([each.text for each in batch])
+        texts = [each.text.encode() for each in batch]
         size = sum(map(len, texts))
-        closing = np.array(batch.ends) if encoding.end_of_text != NO_TOKEN else np.zeros(1, bool)
+        closing = (
+            np.array([each.ends for each in batch])
+            if encoding.end_of_text != NO_TOKEN
+            else np.zeros(1, bool)
+        )
         sizes = np.fromiter(map(len, rows), np.int64, len(rows)) + closing
-        begins = np.array([key is not None for key in batch.keys])
+        begins = np.array([each.key is not None for each in batch])
         self._starts.append((self.writer.tokens + np.cumsum(sizes) - sizes)[begins])
-        for key in batch.keys:
+        for _, key, _ in batch:
             if key is not None:
                 stored = key.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
                 self._keys += stored
@@ -189,12 +183,12 @@ def encode_unit(
     """
     reading, sides = Reading(task=task, rules=rules), dict[str, _Side]()
     with ExitStack() as stack:
-        for batch in _ahead(_batches(reading, encoding.cutter)):
-            if batch.split not in sides:
-                side = sides[batch.split] = _Side(directory, batch.split, task.number, encoding)
+        for split, batch in _ahead(_batches(reading, encoding.cutter)):
+            if split not in sides:
+                side = sides[split] = _Side(directory, split, task.number, encoding)
                 stack.enter_context(side.writer)
-            sides[batch.split].write(batch)
-            seen(batch.characters)
+            sides[split].write(batch)
+            seen(sum(len(each.text) for each in batch))
     StoredUnit(
         stamp=task.unit.stamp,
         encoder=encoding.encoder.name,
@@ -204,8 +198,10 @@ def encode_unit(
     ).save(directory, task.number)
 
 
-def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Pending]:
-    waiting: dict[str, _Pending] = {}
+def _batches(reading: Reading, cutter: Cutter) -> Iterator[tuple[str, list[_Text]]]:
+    """Texts of one split at a time."""
+    waiting: dict[str, list[_Text]] = defaultdict(list)
+    sizes = Counter[str]()
     for piece in reading.pieces():
         texts = cutter.pieces(piece.text)
         if texts is None:
@@ -213,11 +209,13 @@ def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Pending]:
             reading.tally.skip(_too_long(piece, cutter))
             continue
         for number, text in enumerate(texts, start=1):
-            batch = waiting.setdefault(piece.split, _Pending(split=piece.split))
-            key = piece.key if number == 1 else None
-            if batch.add(text, key, piece.ends and number == len(texts)):
-                yield waiting.pop(piece.split)
-    yield from waiting.values()
+            batch, key = waiting[piece.split], piece.key if number == 1 else None
+            batch.append(_Text(text, key, piece.ends and number == len(texts)))
+            sizes[piece.split] += len(text)
+            if sizes[piece.split] >= _BATCH_CHARACTERS or len(batch) >= _BATCH_TEXTS:
+                yield piece.split, waiting.pop(piece.split)
+                sizes[piece.split] = 0
+    yield from waiting.items()
 
 
 def _too_long(piece: Piece, cutter: Cutter) -> Skipped:

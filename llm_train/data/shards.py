@@ -154,9 +154,20 @@ def verify(directory: Path, checksums: bool = False) -> Manifest:
     for expected in manifest.files:
         path = os.path.join(directory, expected.name)  # 60,000 of them, and Path is slow
         check_size(path, expected.bytes)
-        if checksums and describe_file(Path(path)).sha256 != expected.sha256:
-            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
+        if checksums:
+            check_content(directory, expected)
     return manifest
+
+
+def check_content(directory: Path, expected: StoredFile) -> None:
+    """Reads a file and compares it with what the manifest says.
+
+    Raises:
+        DataError: it differs.
+    """
+    if describe_file(directory / expected.name).sha256 != expected.sha256:
+        damaged = f"{directory / expected.name} is damaged: its sha256 is not the manifest's"
+        raise DataError(f"{damaged}; {REMEDY}")
 
 
 def check_size(path: str | Path, expected: int) -> None:

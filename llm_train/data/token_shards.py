@@ -20,8 +20,8 @@ from llm_train.data.shards import (
     TOKEN_BYTES,
     TOKENIZER,
     StoredDocuments,
+    check_content,
     check_size,
-    describe_file,
     verify,
 )
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
@@ -173,8 +173,7 @@ class TokenShards(TokenSource):
         if name not in files:
             raise DataError(f"{path} is not in its manifest; {REMEDY}")
         check_size(path, files[name].bytes)
-        if describe_file(path).sha256 != files[name].sha256:
-            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
+        check_content(self._home, files[name])
 
     def _content(self, name: str) -> bytes:
         """A small file alongside the shards."""

@@ -23,14 +23,15 @@ from tqdm.auto import tqdm
 
 from llm_train.context import Part
 from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
+from llm_train.data.duplicates import Duplicates, KeepCopies
 from llm_train.data.encode_unit import StoredUnit
 from llm_train.data.merging import join_files, joined_split, references
 from llm_train.data.reading import Assignment, Reading, Rules, Tally
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
 from llm_train.data.sharing import Claims, UnitWorker, available_cores
-from llm_train.data.split import Duplicates, HashSplit, KeepCopies
-from llm_train.data.start import START, Start, check_sides, dropped, find_out
+from llm_train.data.split import HashSplit
+from llm_train.data.start import START, Start, check_sides, dropped, find_out, placed
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
 from llm_train.runtime import disk
@@ -128,7 +129,7 @@ class Tokenize(Recipe):
             bar.set_description_str("encoding")
             share = UnitWorker(
                 directory=directory,
-                tasks=found.placed(tasks),
+                tasks=placed(tasks, found.before),
                 split=self.split,
                 start=found,
                 shard_tokens=self.shard_tokens,
@@ -142,7 +143,11 @@ class Tokenize(Recipe):
             units = list(map(partial(_finished, directory), tasks))
             self._merge(directory, units, provenance, found.end_of_text)
 
-        claims.once("merge", lambda: _is_complete(directory), merge)
+        def is_complete() -> bool:
+            """Whether it was merged, and perhaps has its name already."""
+            return (directory / FILE_NAME).exists() or not directory.exists()
+
+        claims.once("merge", is_complete, merge)
 
     def _merge(
         self,
@@ -245,11 +250,6 @@ def _finished(directory: Path, task: Assignment) -> StoredUnit:
             f"{task.unit.name} changed while it was prepared; run the same command again"
         )
     return stored
-
-
-def _is_complete(directory: Path) -> bool:
-    """Whether it was merged, and perhaps has its name already."""
-    return (directory / FILE_NAME).exists() or not directory.exists()
 
 
 def _joined(contents: Iterable[str]) -> str:

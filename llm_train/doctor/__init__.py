@@ -38,7 +38,6 @@ PROBES: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     folder.disk_space,
     folder.write_speed,
     folder.file_system,
-    folder.clock,
     folder.remote,
     machine.data,
     parts,

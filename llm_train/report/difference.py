@@ -6,9 +6,8 @@ Of two, that is settings, code and environment, data, and where losses part.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llm_train.checkpoint import manifest
 from llm_train.errors import CheckpointError
@@ -16,13 +15,14 @@ from llm_train.report.run import RecordedRun
 from llm_train.run.directory import CHECKPOINTS
 from llm_train.runtime.structure import flat
 
+_LOSSES = ("train/loss", "val/loss", "val/bits_per_byte")
 ABSENT = "-"  # of a setting that a run does not have, as one of another class
 _MOST = 4  # settings in a name
 _INNER = ("class_path", "init_args")
 _FIRST = ("model", "batch", "data", "init_from")  # which say most about a run
 
 
-def differing(runs: Sequence[RecordedRun]) -> dict[str, list[Any]]:
+def differing(runs: Sequence[RecordedRun]) -> dict[str, list[object]]:
     """Keys that do not have one value in all runs -> the value in each, classes by their names."""
     if len(runs) < 2:
         return {}
@@ -57,12 +57,10 @@ def _short(key: str) -> str:
     return ".".join([word for word in key.split(".") if word not in _INNER][-2:])
 
 
-def _named(value: Any) -> Any:
-    ours = isinstance(value, str) and value.startswith("llm_train.")
-    return value.rpartition(".")[2] if ours else value
-
-
-_LOSSES = ("train/loss", "val/loss", "val/bits_per_byte")
+def _named(value: object) -> object:
+    if isinstance(value, str) and value.startswith("llm_train."):
+        return value.rpartition(".")[2]
+    return value
 
 
 def difference(a: RecordedRun, b: RecordedRun) -> dict[str, dict[str, str]]:
@@ -79,8 +77,8 @@ def difference(a: RecordedRun, b: RecordedRun) -> dict[str, dict[str, str]]:
     return {title: rows or same for title, rows in sections.items()} | {"losses": _losses(a, b)}
 
 
-def _rows(a: dict[str, Any], b: dict[str, Any]) -> dict[str, str]:
-    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in a | b if key}
+def _rows(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, str]:
+    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in {**a, **b} if key}
     return {key: f"{old} -> {new}" for key, (old, new) in pairs.items() if old != new}
 
 

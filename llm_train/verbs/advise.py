@@ -19,8 +19,7 @@ _FACTORS = (0.5, 1, 2, 4, 8, 16)
 class Advise(Verb):
     """Reads what NoiseScale or a RangeTest has left in the metrics, and builds nothing."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which run, and which part of it."""

@@ -11,8 +11,7 @@ from llm_train.verbs.base import Load, Verb
 class Average(Verb):
     """Writes a run that holds weights alone, to be exported, validated or begun with."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to average, and where to write."""

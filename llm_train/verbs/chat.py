@@ -13,7 +13,7 @@ from llm_train.verbs.generate import SAMPLING, Generate
 class Chat(Verb):
     """Continues what was typed and written so far, turn by turn, after ``--prompt``."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Those of generate."""

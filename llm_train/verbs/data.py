@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from llm_train.runtime.terminal import say, section
 from llm_train.verbs.base import Load, Verb
 
 _MEGABYTE = 1_000_000
@@ -14,7 +15,7 @@ _MEGABYTE = 1_000_000
 class Data(Verb):
     """Answers questions about prepared tokens; trains and changes nothing."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """One word for each question."""
@@ -53,9 +54,10 @@ class Data(Verb):
 
 
 def _show(flags: argparse.Namespace, load: Load) -> None:
+    from tokenizers import Tokenizer
+
     from llm_train.data.audit.passages import passages
     from llm_train.errors import ConfigError
-    from llm_train.runtime.terminal import say
 
     files = [Path(name) / "config.yaml" if Path(name).is_dir() else name for name in flags.config]
     settings = load([word for file in files for word in ("-c", str(file))])
@@ -67,7 +69,8 @@ def _show(flags: argparse.Namespace, load: Load) -> None:
     first, end = derived.samples(flags.step - 1), derived.samples(flags.step)
     say(f"step {flags.step}: samples {first:,} .. {end - 1:,}, {derived.sequence:,} targets each")
     shown = range(first, min(end, first + (flags.samples or end)))
-    decode = _decoder(source.tokenizer_text())
+    text = source.tokenizer_text()
+    decode: Callable[[list[int]], str] = Tokenizer.from_str(text).decode if text else str
     for sample in shown:
         say(f"\nsample {sample:,}")
         for part in passages(source, derived.sequence, settings.seed, sample):
@@ -76,11 +79,11 @@ def _show(flags: argparse.Namespace, load: Load) -> None:
             inside = (
                 f"{part.start - place.start:,} of {place.stop - place.start:,}" if place else ""
             )
-            text = decode(part.ids)[: flags.characters]
+            beginning = decode(part.ids)[: flags.characters]
             named = f"{part.source}: " if part.source else ""
             say(
                 f"  {named}{key}  tokens {part.start:,} .. {part.stop - 1:,}"
-                f"{f' (from {inside} on)' if inside else ''}  {text!r}"
+                f"{f' (from {inside} on)' if inside else ''}  {beginning!r}"
             )
     if len(shown) < end - first:
         say(f"\n{end - first - len(shown):,} more samples; --samples 0 shows all")
@@ -92,7 +95,6 @@ def _stats(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
     from llm_train.data.reading import skipped_lines
-    from llm_train.runtime.terminal import say, section
 
     folder = PreparedFolder(flags.folder)
     manifest, found = folder.manifest, statistics(folder)
@@ -116,7 +118,6 @@ def _stats(flags: argparse.Namespace, load: Load) -> None:
 def _diff(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit.folder_difference import difference
     from llm_train.data.audit.prepared_folder import PreparedFolder
-    from llm_train.runtime.terminal import say
 
     first, second = map(PreparedFolder, flags.folders)
     lines = list(difference(first, second))
@@ -128,7 +129,6 @@ def _diff(flags: argparse.Namespace, load: Load) -> int:
 def _verify(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.verification import verified
-    from llm_train.runtime.terminal import say, section
 
     say(section(f"{flags.folder} is as it was written", verified(PreparedFolder(flags.folder))))
 
@@ -136,7 +136,6 @@ def _verify(flags: argparse.Namespace, load: Load) -> None:
 def _tokenizers(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit import compression
     from llm_train.data.audit.prepared_folder import PreparedFolder
-    from llm_train.runtime.terminal import say
 
     folder = PreparedFolder(flags.folder)
     texts = compression.sample_of(folder, int(flags.megabytes * _MEGABYTE))
@@ -146,13 +145,3 @@ def _tokenizers(flags: argparse.Namespace, load: Load) -> None:
     for row in rows:
         cells = zip(row, widths, strict=True)
         say("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-
-
-def _decoder(tokenizer: str) -> Callable[[list[int]], str]:
-    """From ids to text, or to the ids themselves where there is no tokenizer."""
-    if not tokenizer:
-        return str
-    from tokenizers import Tokenizer
-
-    known = Tokenizer.from_str(tokenizer)
-    return lambda ids: str(known.decode(ids))

@@ -11,8 +11,7 @@ from llm_train.verbs.base import Load, Verb
 class Diff(Verb):
     """Reads what both runs wrote, finished or not, and builds nothing."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which runs."""

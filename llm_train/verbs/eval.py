@@ -12,7 +12,7 @@ from llm_train.verbs.base import Load, Verb
 class Evaluate(Verb):
     """Scores a checkpoint as it is; needs the extra eval."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which checkpoint, and which tasks."""

@@ -12,7 +12,7 @@ from llm_train.verbs.base import Load, Verb
 class ExportVerb(Verb):
     """Writes weights, configuration, tokenizer, model card and proof."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to write, and where."""

@@ -13,7 +13,7 @@ SAMPLING = ("tokens", "temperature", "top_k", "top_p", "stop", "seed")
 class Generate(Verb):
     """Continues a prompt on standard output."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to continue, and how to choose tokens."""

@@ -11,7 +11,7 @@ from llm_train.verbs.base import Load, Verb
 class Import(Verb):
     """Writes a checkpoint, the tokenizer, a configuration that continues training, and proof."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to read, and where to write."""

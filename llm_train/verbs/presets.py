@@ -10,8 +10,7 @@ from llm_train.verbs.base import Load, Verb
 class Presets(Verb):
     """Shows what ``-c preset:NAME`` may name."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which one to print."""

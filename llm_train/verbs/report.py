@@ -6,14 +6,14 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
+from llm_train.runtime.terminal import say, section
 from llm_train.verbs.base import Load, Verb
 
 
 class Report(Verb):
     """Reads what runs wrote, finished or not, and builds nothing."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which runs, and where to."""
@@ -35,7 +35,6 @@ class Report(Verb):
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Draws the runs, and says the same in figures."""
         from llm_train.report import read_runs, write_report
-        from llm_train.runtime.terminal import say, section
 
         runs = read_runs(flags.run)
         if flags.watch:
@@ -53,7 +52,6 @@ class Report(Verb):
 
 def _watch(flags: argparse.Namespace) -> None:
     from llm_train.report.live import server
-    from llm_train.runtime.terminal import say
 
     with server(flags.run, flags.port) as found, suppress(KeyboardInterrupt):
         say(f"http://127.0.0.1:{found.server_port}/ shows the runs; Ctrl-C ends it")

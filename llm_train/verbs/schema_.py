@@ -11,8 +11,7 @@ from llm_train.verbs.base import Load, Verb
 class SchemaVerb(Verb):
     """Writes ``llm-train.schema.json``, which ``# yaml-language-server: $schema=`` names."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints it."""

@@ -14,7 +14,7 @@ _LOOPBACK = ["127.0.0.1", "localhost"]
 class Serve(Verb):
     """Serves one checkpoint until it is interrupted."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to serve, and where."""

@@ -1,26 +1,22 @@
-"""The corpora of files: text, JSON, whatever each file is, or what every Python brings along."""
+"""The corpora of files: text, JSON, or whatever each file is."""
 
 from __future__ import annotations
 
 import dataclasses
-import platform
-import sysconfig
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
-from llm_train.data.corpus.files import FileCorpus, NamedFiles
-from llm_train.data.corpus.formats.base import Format, Span
+from llm_train.data.corpus.files import NamedFiles
+from llm_train.data.corpus.formats.base import Format
 from llm_train.data.corpus.formats.columns import Columns
 from llm_train.data.corpus.formats.json_values import JSONValues
 from llm_train.data.corpus.formats.text import Delimited, PlainText
-from llm_train.data.corpus.found import FoundFile, walk
 from llm_train.data.corpus.opening import MARKS, Unpacked
-from llm_train.data.corpus.rows import Item, RowText, decoded
+from llm_train.data.corpus.rows import RowText
 from llm_train.data.recipe import ADDED_LATER
-from llm_train.errors import DataError, check_choices
+from llm_train.errors import check_choices
 
 _FORMATS: dict[str, type[Format]] = {
     "text": PlainText,
@@ -146,38 +142,3 @@ class Files(RowFiles):
         """Whether NUL bytes show that it is a picture, sound or program."""
         may_have = self.encoding not in ("utf-8", "auto") or content.head(4).startswith((*MARKS,))
         return not may_have and b"\0" in content.head(1024)
-
-
-# Tests repeat the code they test and hold files in deliberately broken encodings; the package
-# directories hold whatever the person installed, which differs from machine to machine.
-_WITHOUT = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StandardLibrary(FileCorpus):
-    """The ``.py`` files of the running interpreter's standard library, without its tests.
-
-    About 700 files and 12 MB; the text changes with the version of Python. A document's key is its
-    path below the library.
-    """
-
-    def files(self) -> list[FoundFile]:
-        """The files in order of their keys."""
-        root = Path(sysconfig.get_path("stdlib"))
-        found = sorted(file for file in walk(root, _WITHOUT) if file.path.endswith(".py"))
-        if not found:
-            raise DataError(
-                f"this Python has no source of its standard library in {root}; "
-                "use another interpreter or another corpus"
-            )
-        return found
-
-    def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
-        """The file is one document."""
-        yield decoded(file.key, Path(file.path).read_bytes())
-
-    def provenance(self) -> Mapping[str, str | int]:
-        """Version of Python, and what files give."""
-        return {"python": platform.python_version(), **super().provenance()}
