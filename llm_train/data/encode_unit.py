@@ -100,7 +100,7 @@ def extras_file(directory: Path, split: str, number: int) -> Path:
     return directory / f"{split}-{number:05d}.npz"
 
 
-class _Text(NamedTuple):
+class _PendingText(NamedTuple):
     """A text to encode; ``key`` is its document's where that begins, else None."""
 
     text: str
@@ -121,7 +121,7 @@ class _Side:
         self._keys, self._key_sizes = bytearray(), list[int]()
         self._text = bytearray()
 
-    def write(self, batch: Sequence[_Text]) -> None:
+    def write(self, batch: Sequence[_PendingText]) -> None:
         """Encodes and appends a batch."""
         encoding = self._encoding
         rows = encoding.encoder.encode([each.text for each in batch])
@@ -198,9 +198,9 @@ def encode_unit(
     ).save(directory, task.number)
 
 
-def _batches(reading: Reading, cutter: Cutter) -> Iterator[tuple[str, list[_Text]]]:
+def _batches(reading: Reading, cutter: Cutter) -> Iterator[tuple[str, list[_PendingText]]]:
     """Texts of one split at a time."""
-    waiting: dict[str, list[_Text]] = defaultdict(list)
+    waiting: dict[str, list[_PendingText]] = defaultdict(list)
     sizes = Counter[str]()
     for piece in reading.pieces():
         texts = cutter.pieces(piece.text)
@@ -210,7 +210,7 @@ def _batches(reading: Reading, cutter: Cutter) -> Iterator[tuple[str, list[_Text
             continue
         for number, text in enumerate(texts, start=1):
             batch, key = waiting[piece.split], piece.key if number == 1 else None
-            batch.append(_Text(text, key, piece.ends and number == len(texts)))
+            batch.append(_PendingText(text, key, piece.ends and number == len(texts)))
             sizes[piece.split] += len(text)
             if sizes[piece.split] >= _BATCH_CHARACTERS or len(batch) >= _BATCH_TEXTS:
                 yield piece.split, waiting.pop(piece.split)
