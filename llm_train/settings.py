@@ -293,7 +293,7 @@ class Settings:
         return self.device.product_dtype(self.accelerator, self.precision)
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     """Lightning takes one thing or several."""
     if value is None:
         return []

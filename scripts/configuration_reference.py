@@ -173,7 +173,6 @@ def top_level() -> Iterator[str]:
 
 def trainer_section() -> Iterator[str]:
     """Yields the Trainer arguments that may be set, and those that another key replaces."""
-    from llm_train import check
     from llm_train.check import trainer_rules
     from llm_train.trainer.strategy import known_words
 
@@ -188,11 +187,12 @@ def trainer_section() -> Iterator[str]:
     yield ""
     yield f"`trainer.strategy` also takes these words: {_words(tuple(known_words()))}."
     yield ""
-    yield f"`trainer.precision` is one of {_words(check.PRECISIONS)}; unset means `32-true`."
+    precisions = _words(trainer_rules.PRECISIONS)
+    yield f"`trainer.precision` is one of {precisions}; unset means `32-true`."
     yield ""
     yield "| refused argument | instead |"
     yield "|---|---|"
-    for key, way_out in check.REPLACED.items():
+    for key, way_out in trainer_rules.REPLACED.items():
         if way_out is not None:
             yield f"| `trainer.{key}` | {sentences(way_out)} |"
     yield ""

@@ -94,8 +94,14 @@ def write_shards(tokens: str, vocab: int, shards: int = 1, name: str = "") -> No
     import numpy as np
     import tokenizers
 
-    from llm_train.data.blocks import write_sums
-    from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, describe_file, dtype_for
+    from llm_train.data.shards import (
+        TOKEN_BYTES,
+        TOKENIZER,
+        ShardWriter,
+        describe_file,
+        dtype_for,
+        sums_of,
+    )
     from llm_train.data.token_manifest import VERSION, Manifest, sums_name
 
     directory = Path(name or tokens + ".shards")
@@ -111,7 +117,7 @@ def write_shards(tokens: str, vocab: int, shards: int = 1, name: str = "") -> No
         with ShardWriter(directory, name, vocab, -(-part.size // shards)) as writer:
             writer.add(part, documents=1)
         splits[name] = writer.stored()
-        write_sums(directory / sums_name(name), splits[name].shards)
+        sums_of(directory, splits[name].shards).tofile(directory / sums_name(name))
     Manifest(
         version=VERSION,
         dtype=dtype_for(vocab),
@@ -126,6 +132,9 @@ def write_shards(tokens: str, vocab: int, shards: int = 1, name: str = "") -> No
         provenance={},
         skipped={},
         references={},
+        examples={},
+        encoder="",
+        content="",
     ).save(directory)
 
 

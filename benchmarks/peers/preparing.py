@@ -194,9 +194,8 @@ def _byte_characters() -> dict[int, str]:
 def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     """Our encoding of one unit after another, without start, merging and a first pass."""
     from llm_train.data import HashSplit
-    from llm_train.data.encode_unit import encode_unit
+    from llm_train.data.encode_unit import Encoding, encode_unit
     from llm_train.data.reading import Rules
-    from llm_train.data.sharing import UnitWorker
 
     recipe = _recipe(folder, None)
     tasks = recipe.tasks()
@@ -205,18 +204,10 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
     for name in ("tokenizer.json", "token_bytes.npy"):
         (directory / name).write_bytes((folder / "trained" / name).read_bytes())
     text = next(iter(tasks[0].corpus.documents(tasks[0].unit))).text
-    share = UnitWorker(
-        directory=directory,
-        tasks=tasks,
-        rules=Rules(split=HashSplit(fraction=0.001)),
-        end_of_text=0,
-        sample=[text],
-        shard_tokens=10**8,
-    )
-    encoding = share._encoding()
+    rules, encoding = Rules(split=HashSplit(fraction=0.001)), Encoding(directory, [text], 0, 10**8)
     started = time.process_time()
     for task in tasks:
-        encode_unit(directory, task, share.rules, encoding, lambda size: None)
+        encode_unit(directory, task, rules, encoding, lambda size: None)
     seconds = time.process_time() - started
     tokens = sum(file.stat().st_size for file in directory.glob("*.bin")) // 2
     return {"tokens": tokens, "inside_tokens_per_cpu_s": round(tokens / seconds)}

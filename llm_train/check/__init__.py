@@ -10,6 +10,3 @@ from llm_train.check.problems import notes as notes
 from llm_train.check.problems import problems as problems
 from llm_train.check.problems import require_sound as require_sound
 from llm_train.check.table import table as table
-from llm_train.check.trainer_rules import ACCELERATORS as ACCELERATORS
-from llm_train.check.trainer_rules import PRECISIONS as PRECISIONS
-from llm_train.check.trainer_rules import REPLACED as REPLACED

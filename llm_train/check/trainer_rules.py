@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -204,5 +203,5 @@ def measured(settings: Settings) -> list[str]:
     return [*MONITORS, *of_each]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

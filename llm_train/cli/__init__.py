@@ -1,7 +1,7 @@
 """The command line: ``llm-train VERB -c FILE.yaml [--key=value]``.
 
-``dispatch`` finds the verb, ``documents`` reads YAML, ``walk`` finds every mistake in it by what
-``schema`` reads off signatures, and ``parser`` builds what it names, which ``parts`` supervises.
+``dispatch`` finds the verb, ``walk`` finds every mistake in a configuration by what ``schema``
+reads off signatures, and ``parser`` builds what it names, which ``parts`` supervises.
 ``json_schema`` writes those signatures down for editors and for ``help``, and ``kept`` stores that.
 """
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_train import __version__, verbs
-from llm_train.cli import completion
-from llm_train.cli.help import settings_help
+from llm_train.cli.help import COMPLETION, complete, settings_help
 from llm_train.cli.spelling import expanded, nearest
 from llm_train.cli.unexpected import unexpected
 from llm_train.errors import ConfigError, LLMTrainError
@@ -72,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _attempt(arguments: list[str]) -> str | int | None:
     """Runs one verb and returns its exit status."""
     run_dirs: list[Path] = []
-    if completion.VARIABLE in os.environ:
-        completion.complete(os.environ["COMP_LINE"], _schema())
+    if COMPLETION in os.environ:
+        complete(os.environ["COMP_LINE"], _schema())
     try:
         return _dispatch(arguments, run_dirs)
     except LLMTrainError as error:
@@ -169,7 +168,7 @@ def _dispatch(arguments: list[str], run_dirs: list[Path]) -> int:
         raise ConfigError(f"{name!r} is not a verb; {nearest(name, list(summaries))}")
     verb = verbs.find(name)
     flags = _flags(verb, name, summaries[name], arguments[1:])
-    return verb.run(flags, _Loader(flags.allow_import, run_dirs))
+    return verb.run(flags, _Loader(flags.allow_import, run_dirs)) or 0
 
 
 def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argparse.Namespace:
@@ -179,7 +178,8 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
     )
     parser.set_defaults(allow_import=[])
     verb.add_flags(parser)
-    if verb.builds:
+    takes_settings = verb.reads == "settings"
+    if verb.reads != "files":
         parser.add_argument(
             "--allow-import",
             action="append",
@@ -187,10 +187,10 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
             help="module that a class_path may import besides llm_train, torch and lightning",
         )
     if {"-h", "--help"} & set(arguments):
-        if verb.takes_settings:
+        if takes_settings:
             parser.usage = f"llm-train {name} -c FILE.yaml [-c OVERLAY.yaml ...] [--key=value ...]"
         parser.print_help()
-        sys.stdout.write(f"\n{settings_help(_schema())}" if verb.takes_settings else "\n")
+        sys.stdout.write(f"\n{settings_help(_schema())}" if takes_settings else "\n")
         sys.exit(0)
     flags, rest = parser.parse_known_args(arguments)
     for action in parser._actions:
@@ -201,26 +201,16 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
         f"--{w}" if w.partition("=")[0].partition(".")[0] in KEYS else w for w in rest
     ]
     known = [option for action in parser._actions for option in action.option_strings]
-    if verb.takes_settings:
+    if takes_settings:
         known += [f"--{key}" for key in KEYS]
     for argument in flags.settings:
         option = argument.partition("=")[0]
         top = option.partition(".")[0].removesuffix("+")
-        if not verb.takes_settings or (option.startswith("--") and top not in known):
+        if not takes_settings or (option.startswith("--") and top not in known):
             raise ConfigError(
                 f"{option} is not an option of llm-train {name}; {nearest(top, known)}"
             )
     return flags
-
-
-def _hyphenated(word: str) -> str:
-    """A setting as an option, where the agent of a W&B sweep wrote ${args_no_hyphens}.
-
-    >>> _hyphenated("batch.tokens=1024"), _hyphenated("a=b.yaml"), _hyphenated("data")
-    ('--batch.tokens=1024', 'a=b.yaml', 'data')
-    """
-    key, equals, _ = word.partition("=")
-    return f"--{word}" if equals and key.partition(".")[0] in KEYS else word
 
 
 class _FlagParser(argparse.ArgumentParser):

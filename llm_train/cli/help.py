@@ -1,7 +1,9 @@
-"""What ``llm-train VERB --help`` prints: one entry for each setting that has an effect.
+"""What ``llm-train VERB --help`` prints, and what a shell may write next, from the schema.
 
-Instead of argparse's listing, which names every class of Lightning and every Trainer argument that
-another key replaces here, in five hundred lines.
+Help has one entry for each setting that has an effect, instead of argparse's listing, which names
+every class of Lightning and every Trainer argument that another key replaces here, in five hundred
+lines. A shell asks through argcomplete for verbs, flags, settings and presets, once
+``eval "$(register-python-argcomplete llm-train)"`` in bash or zsh has switched that on.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ import argparse
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from llm_train import verbs
+from llm_train.preset_files import presets
 
 _COLUMN = 34
 _TITLE = "settings, each a YAML key and an option"
@@ -44,3 +49,37 @@ def settings(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", setting
         else:
             yield from settings(setting, f"{prefix}{name}.")
+
+
+COMPLETION = "_ARGCOMPLETE"  # set by the shell's function
+
+
+def complete(line: str, schema: Mapping[str, Any]) -> None:
+    """Writes the possible next words to where argcomplete is read, and ends the process.
+
+    Args:
+        line: what has been typed so far.
+        schema: the JSON schema of a configuration.
+    """
+    import argcomplete
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    names = parser.add_subparsers()
+    for name, summary in verbs.summaries().items():
+        command = names.add_parser(name, help=summary, allow_abbrev=False)
+        if name not in line.split()[1:2]:
+            continue  # its flags are of no use, and to import it takes time
+        verb = verbs.find(name)
+        verb.add_flags(command)
+        if verb.reads == "settings":
+            for key, _ in settings(schema):
+                command.add_argument(f"--{key}")
+            chosen: Any = command.add_argument("-c", "--config", action="append")
+            chosen.completer = _configurations
+    argcomplete.autocomplete(parser)
+
+
+def _configurations(prefix: str, **_: object) -> list[str]:
+    from argcomplete.completers import FilesCompleter
+
+    return [*(f"preset:{name}" for name in presets()), *FilesCompleter(("yaml", "yml"))(prefix)]

@@ -9,27 +9,13 @@ from __future__ import annotations
 import collections.abc
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from llm_train.cli import schema
-from llm_train.cli.schema import Hint, Owner, Setting
+from llm_train.cli.schema import JSON, PLAIN, Hint, Owner, Setting
 from llm_train.cli.walk import join
 from llm_train.units import Duration
 
-JSON: TypeAlias = dict[str, Any]
-
-_PLAIN: Mapping[Hint, tuple[str, JSON]] = {
-    int: ("INT", {"type": "integer"}),
-    float: ("NUMBER", {"type": "number"}),
-    bool: ("true|false", {"type": "boolean"}),
-    str: ("TEXT", {"type": "string"}),
-    Duration: ("DURATION", {"type": "string", "pattern": r"(steps?|tokens?)\s*$"}),
-    type(None): ("VALUE", {"type": "null"}),
-    Path: ("VALUE", {"type": "string"}),
-    timedelta: ("VALUE", {"type": ["string", "object"]}),
-}
 _ANY: JSON = {"type": "object"}
 _LONG = 12  # more classes than this are not listed
 # Lightning's own words where they promise what does not hold here, or say little.
@@ -102,8 +88,8 @@ class _Described:
         options: list[JSON] = []
         for part in schema.parts(hint):
             inner = [kind for kind in get_args(part) if kind is not Ellipsis]
-            if part in _PLAIN:
-                options.append(_PLAIN[part][1])
+            if part in PLAIN:
+                options.append(PLAIN[part][2])
             elif get_origin(part) is Literal:
                 options.append({"enum": inner})
             elif schema.is_group(part):
@@ -160,8 +146,8 @@ def _placeholder(hint: Hint, choices: Sequence[str]) -> str:
         return "NAME"
     if type(None) in (alternatives := schema.parts(hint)) and len(alternatives) == 2:
         (hint,) = (part for part in alternatives if part is not type(None))
-    if hint in _PLAIN:
-        return _PLAIN[hint][0]
+    if hint in PLAIN:
+        return PLAIN[hint][1]
     if (literal := schema.choices_of(hint)) and schema.describe(hint).startswith("one of"):
         return "|".join(literal)
     if get_origin(hint) in (list, tuple):

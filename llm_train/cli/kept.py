@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,6 @@ def kept(name: str, make: Callable[[], Any]) -> Any:
 
 def _stamp() -> str:
     """Changes with each file of the package and each library whose signatures are read."""
-    files = sorted(_PACKAGE.rglob("*.py"))
-    states = [(str(file), *_state(file)) for file in files]
-    return hashlib.sha256(repr([states, *map(_version, _LIBRARIES)]).encode()).hexdigest()
-
-
-def _state(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return ""
+    files = {str(file): file.stat() for file in sorted(_PACKAGE.rglob("*.py"))}
+    states = [(name, found.st_mtime_ns, found.st_size) for name, found in files.items()]
+    return hashlib.sha256(repr([states, *map(version, _LIBRARIES)]).encode()).hexdigest()

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
@@ -20,16 +21,17 @@ from jsonargparse.typing import register_type
 
 import llm_train.trainer.callbacks
 import llm_train.trainer.logger  # noqa: F401
-from llm_train import check
-from llm_train.cli import layers
-from llm_train.cli.json_schema import JSON, json_schema
+from llm_train.check import trainer_rules
+from llm_train.cli.json_schema import json_schema
 from llm_train.cli.parts import Builder
-from llm_train.cli.schema import GROUPS, MODE, Setting, is_group
-from llm_train.cli.walk import Walk
+from llm_train.cli.schema import GROUPS, JSON, MODE, Setting, is_group
+from llm_train.cli.spelling import closest, expanded, texts
+from llm_train.cli.walk import Layer, Walk
 from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
 from llm_train.exchange.warm_start import WarmStart
 from llm_train.model.task import Task
+from llm_train.preset_files import presets, resolved
 from llm_train.runtime import yaml12
 from llm_train.runtime.device_options import DeviceOptions
 from llm_train.runtime.watch.watch_options import WatchOptions
@@ -53,15 +55,94 @@ ROOTS: Mapping[str, Setting] = {
     "data": Setting(TokenData, required=True),
 }
 CHOICES: Mapping[str, Sequence[str]] = {
-    "trainer.precision": check.PRECISIONS,
-    "trainer.accelerator": check.ACCELERATORS,
+    "trainer.precision": trainer_rules.PRECISIONS,
+    "trainer.accelerator": trainer_rules.ACCELERATORS,
     "trainer.strategy": known_words(),
 }
 
 
+_ACTIONS = ("--print_config", "--help", "-h")
+
+
+def spell_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits files from options, each as ``--key=value`` or ``--key``.
+
+    Raises:
+        ConfigError: something is neither, or lacks its value.
+
+    >>> spell_out(["--seed", "3", "-ca.yaml", "--config=b.yaml", "--print_config"])
+    (['a.yaml', 'b.yaml'], ['--seed=3', '--print_config'])
+    """
+    files: list[str] = []
+    options: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-c"):
+            name, value, equals = "-c", word[2:].removeprefix("="), word[2:]
+        elif not word.startswith("-"):
+            raise ConfigError(
+                f"{word!r} is not an option; a configuration file is given as -c {word}"
+            )
+        if not equals and name not in _ACTIONS:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{name} needs a value; write {name}=VALUE")
+        value = expanded(value)
+        if name in ("-c", "--config"):
+            files.append(resolved(value))
+        else:
+            options.append(word if name in _ACTIONS else f"{name}={value}")
+    return files, options
+
+
+def _layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
+    """What each file and then each option sets.
+
+    Raises:
+        ConfigError: a file is missing or unreadable, is not a mapping, or has a key twice.
+    """
+    for file in files:
+        yield Layer(_read(file), option=False)
+    for option in options:
+        name, _, value = option.removeprefix("--").partition("=")
+        *path, last = name.removesuffix("+").split(".")
+        if last == "help" or option.startswith(_ACTIONS):
+            continue
+        values: dict[str, Any] = {last: [value] if name.endswith("+") else value}
+        for key in reversed(path):
+            values = {key: values}
+        yield Layer(values, option=True)
+
+
+def _load(text: str) -> Any:
+    """What a file or the right of an ``=`` holds, its paths written out."""
+    return texts(expanded, yaml12.load(text))
+
+
+def _read(file: str) -> dict[str, Any]:
+    if not Path(file).is_file():
+        found = "a directory" if Path(file).is_dir() else "no such file"
+        meant = closest(Path(file).stem, list(presets()))
+        way_out = f"did you mean -c preset:{meant}?" if meant else "llm-train presets lists some"
+        raise ConfigError(f"-c {file}: {found}; {way_out}")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        twice = [f"{problem} of {file}; remove one" for problem in yaml12.duplicates(text)]
+        if twice:
+            raise ConfigError("\n".join(twice))
+        value = _load(text)
+    except (yaml12.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"-c {file} is not valid YAML: {yaml12.where(error)}") from error
+    if not isinstance(value, dict):
+        kind = "is empty" if value is None else f"holds a {type(value).__name__}"
+        raise ConfigError(f"-c {file} {kind}; write settings as in 'budget: 2000 steps'")
+    return value
+
+
 def described() -> JSON:
     """The JSON schema of a configuration."""
-    return json_schema(ROOTS, {f"trainer.{key}" for key in check.REPLACED}, CHOICES)
+    return json_schema(ROOTS, {f"trainer.{key}" for key in trainer_rules.REPLACED}, CHOICES)
 
 
 def _new_parser() -> ArgumentParser:
@@ -98,7 +179,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     Raises:
         ConfigError: anything wrong with a key or value; one line for each problem.
     """
-    files, options = layers.spell_out(arguments)
+    files, options = spell_out(arguments)
     if not files and not options:
         raise ConfigError(
             "no configuration; give one with -c FILE.yaml, or -c preset:quickstart for a first run"
@@ -106,7 +187,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
     with _parsing(allow_import) as allowed:
         walk = Walk(ROOTS, CHOICES, allowed)
         if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
-            walk.require_sound(list(layers.of(files, options)))
+            walk.require_sound(list(_layers(files, options)))
         # Files come first, because the parser works from left to right and an option wins.
         words = [word for file in files for word in ("-c", file)]
         parser = _new_parser()
@@ -141,7 +222,7 @@ def _parsing(allow_import: Sequence[str]) -> Iterator[list[str]]:
         import_path_denylist=["*"], import_path_allowlist=allowed, validate_defaults=False
     )
     register_type(Duration, str, Duration.parse)
-    jsonargparse.set_loader(MODE, layers.load, exceptions=(yaml12.YAMLError,))
+    jsonargparse.set_loader(MODE, _load, exceptions=(yaml12.YAMLError,))
     jsonargparse.set_dumper(MODE, yaml12.dump)
     try:
         yield allowed

@@ -2,20 +2,21 @@
 
 A part is built by a parser that knows its class but not its place. Places are known from the walk
 through the document, and classes are built in the order in which they stand there.
+
+Where a later file or option names another class, the parser hands on the arguments that the new
+class knows, also where they mean something else to it, as a learning rate does, and drops all
+others. Neither may happen without a word (``Exchange``).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from llm_train.cli.schema import settings_of
+from llm_train.cli import schema
 from llm_train.cli.secret_keys import revealed
 from llm_train.errors import ConfigError, LLMTrainError
-
-_EXTRAS = ("tensorboard", "wandb", "deepspeed", "datasets")
-
 
 _FAILED = object()  # stands in for a part that could not be built
 
@@ -61,7 +62,7 @@ class Builder:
             raise ConfigError("\n".join(self._failures)) from next(iter(self._failures.values()))
 
 
-def _holds_failure(value: Any) -> bool:
+def _holds_failure(value: object) -> bool:
     if isinstance(value, list | tuple | dict):
         items = value.values() if isinstance(value, dict) else value
         return any(_holds_failure(item) for item in items)
@@ -72,16 +73,49 @@ def _describe(place: str, inner: str, kind: Callable[..., Any], error: Exception
     name = kind.__name__
     path, text = place or name, " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, LLMTrainError):
-        known = settings_of(kind) if isinstance(kind, type) else ()
+        known = schema.settings_of(kind) if isinstance(kind, type) else ()
         return prefixed(path, text, name, known if place else (), inner)
-    if isinstance(error, ImportError):
-        for package in _EXTRAS:
-            if package in text.lower():
-                return (
-                    f"{path}: {name} needs the package {package}, which is not installed; "
-                    f"pip install 'llm-train[{package}]'"
-                )
+    if isinstance(error, ImportError) and "tensorboard" in text:  # parts of ours say it themselves
+        return (
+            f"{path}: {name} needs the package tensorboard, which is not installed; "
+            "pip install 'llm-train[tensorboard]'"
+        )
     return f"{path}: {name} refuses its settings: {text}"
+
+
+class Exchange(NamedTuple):
+    """One class in the place of another.
+
+    Attributes:
+        path: key of the class.
+        before: the class that earlier layers named.
+        now: the class that this one names.
+        layer: number of the file or option.
+    """
+
+    path: str
+    before: type
+    now: type
+    layer: int
+
+    def note(self, given: Mapping[str, int]) -> str:
+        """What became of the arguments; "" if there were none.
+
+        Args:
+            given: the layer in which each key was last given.
+        """
+        prefix = f"{self.path}.init_args."
+        earlier = [key for key, layer in given.items() if layer < self.layer]
+        names = [key.removeprefix(prefix) for key in earlier if key.startswith(prefix)]
+        names = [name for name in names if "." not in name and "[" not in name]
+        known = schema.settings_of(self.now)
+        fates = {
+            "keeps": [name for name in names if name in known],
+            "drops": [name for name in names if name not in known],
+        }
+        said = " and ".join(f"{fate} {', '.join(those)}" for fate, those in fates.items() if those)
+        exchanged = f"{self.path}={self.now.__name__} in the place of {self.before.__name__}"
+        return said and f"{exchanged} {said}; set {prefix}NAME for other values"
 
 
 def prefixed(

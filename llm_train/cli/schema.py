@@ -28,16 +28,18 @@ GROUPS = (pl.Trainer, pl.LightningModule, pl.LightningDataModule)
 Hint: TypeAlias = object
 """A type as an annotation has it: a class, a union, a Literal, Any if unknown."""
 
-# Types whose values are written plainly, in words.
-_WORDS: dict[object, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-    Duration: "a duration",
-    Path: "a path",
-    timedelta: "a time",
+JSON: TypeAlias = dict[str, Any]
+
+# Types whose values are written plainly: in words, what --help asks for, and as a JSON schema.
+PLAIN: Mapping[Hint, tuple[str, str, JSON]] = {
+    int: ("a whole number", "INT", {"type": "integer"}),
+    float: ("a number", "NUMBER", {"type": "number"}),
+    bool: ("true or false", "true|false", {"type": "boolean"}),
+    str: ("text", "TEXT", {"type": "string"}),
+    type(None): ("null", "VALUE", {"type": "null"}),
+    Duration: ("a duration", "DURATION", {"type": "string", "pattern": r"(steps?|tokens?)\s*$"}),
+    Path: ("a path", "VALUE", {"type": "string"}),
+    timedelta: ("a time", "VALUE", {"type": ["string", "object"]}),
 }
 
 
@@ -146,7 +148,7 @@ def families(hint: Hint) -> list[type[object]]:
     if get_origin(hint) is collections.abc.Callable:
         return families(get_args(hint)[-1]) if get_args(hint) else []
     if isinstance(hint, type) and get_origin(hint) is None:
-        plain = hint in (*_WORDS, Any, object, dict, list, tuple)
+        plain = hint in (*PLAIN, Any, object, dict, list, tuple)
         return [] if plain or issubclass(hint, BaseException) else [hint]
     return [family for part in get_args(hint) for family in families(part)]
 
@@ -184,8 +186,8 @@ def describe(hint: Hint) -> str:
     >>> describe(int), describe(Literal["a", "b"]), describe(float | None), describe(dict[str, str])
     ('a whole number', 'one of a, b', 'a number or null', 'names, each with text')
     """
-    if hint in _WORDS:
-        return _WORDS[hint]
+    if hint in PLAIN:
+        return PLAIN[hint][0]
     if (choices := choices_of(hint)) and all(get_origin(p) is Literal for p in parts(hint)):
         return f"one of {', '.join(choices)}"
     if get_origin(hint) in (Union, types.UnionType):
@@ -201,8 +203,6 @@ def describe(hint: Hint) -> str:
         return f"names, each with {describe(get_args(hint)[1])}"
     if get_origin(hint) in (list, collections.abc.Iterable, collections.abc.Sequence):
         return f"a list, each {describe(get_args(hint)[0])}"
-    if get_origin(hint) in (dict, Mapping):
-        return f"a group of keys, each with {describe(get_args(hint)[1])}"
     names = " or ".join(dict.fromkeys(family.__name__ for family in families(hint)))
     return f"{'an' if names[0] in 'AEIOU' else 'a'} {names}" if names else "something else"
 

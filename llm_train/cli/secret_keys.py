@@ -67,7 +67,7 @@ def revealed(settings: Mapping[str, Any], *, secret: bool = False) -> dict[str, 
     return {k: _revealed(v, k, secret=secret or looks_secret(str(k))) for k, v in settings.items()}
 
 
-def _revealed(value: Any, key: str, *, secret: bool) -> Any:
+def _revealed(value: object, key: str, *, secret: bool) -> object:
     if type(value) is dict:
         return revealed(value, secret=secret)
     if type(value) is list:

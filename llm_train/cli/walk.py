@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llm_train.cli import schema
-from llm_train.cli.exchange import Exchange
+from llm_train.cli.parts import Exchange
 from llm_train.cli.schema import Hint, Owner, Setting
 from llm_train.cli.secret_keys import literals
 from llm_train.cli.spelling import closest, nearest, texts

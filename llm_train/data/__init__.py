@@ -21,8 +21,6 @@ from llm_train.data.corpus.named_files import Files as Files
 from llm_train.data.corpus.named_files import JSONLines as JSONLines
 from llm_train.data.corpus.named_files import TextFiles as TextFiles
 from llm_train.data.corpus.standard_library import StandardLibrary as StandardLibrary
-from llm_train.data.documents import Documents as Documents
-from llm_train.data.documents import Place as Place
 from llm_train.data.duplicates import Duplicates as Duplicates
 from llm_train.data.duplicates import ExactCopies as ExactCopies
 from llm_train.data.duplicates import KeepCopies as KeepCopies
@@ -41,6 +39,8 @@ from llm_train.data.random_tokens import RandomTokens as RandomTokens
 from llm_train.data.split import HashSplit as HashSplit
 from llm_train.data.split import TailSplit as TailSplit
 from llm_train.data.token_shards import TokenShards as TokenShards
+from llm_train.data.token_source import Documents as Documents
+from llm_train.data.token_source import Place as Place
 from llm_train.data.token_source import TokenSource as TokenSource
 from llm_train.data.token_source import Windows as Windows
 from llm_train.data.tokenize_corpus import Tokenize as Tokenize

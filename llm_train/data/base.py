@@ -24,7 +24,6 @@ from llm_train.context import Part
 
 TRAIN = "train"
 HELD_OUT = "held_out"  # the part that the split holds out; other held-out sets have other names
-SPLITS = (TRAIN, HELD_OUT)
 END_OF_TEXT = "<|endoftext|>"
 NO_TOKEN = -1
 
@@ -36,13 +35,6 @@ class Document(NamedTuple):
 
     key: str
     text: str
-
-
-class Hashed(NamedTuple):
-    """A document and the hash of its text."""
-
-    document: Document
-    digest: bytes
 
 
 class Skipped(NamedTuple):
@@ -146,11 +138,11 @@ class Split(Part, ABC):
         return [0] * len(units)
 
     @abstractmethod
-    def divide(self, documents: Iterable[Hashed], before: int) -> Iterator[Piece]:
+    def divide(self, documents: Iterable[Piece], before: int) -> Iterator[Piece]:
         """Sends every character of a unit to one side, in order.
 
         Args:
-            documents: of the unit.
+            documents: of the unit, whole, as pieces of the training side.
             before: the unit's number from ``survey``.
         """
 

@@ -9,52 +9,52 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.base import NO_TOKEN, TRAIN, Ids, Piece, Skipped
-from llm_train.data.blocks import sums_of
 from llm_train.data.encoding import Cutter
-from llm_train.data.reading import Assignment, Reading, Rules
-from llm_train.data.references import LIMIT_BYTES
-from llm_train.data.shards import ShardWriter
-from llm_train.data.tally import Tally
+from llm_train.data.reading import Assignment, Reading, Rules, Tally
+from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, ShardWriter, sums_of
 from llm_train.data.token_manifest import StoredSplit
-from llm_train.data.tokenizer.encoders import Encoder
+from llm_train.data.tokenizer.encoders import choose_encoder
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.runtime import disk
 from llm_train.runtime.structure import structure
 
 _BATCH_CHARACTERS = 1 << 19  # a library may hold 100 times as many bytes while it encodes them
 _BATCH_TEXTS = 2048
 _REASON = "too long a text for one piece"
+REFERENCE_BYTES = 4 << 20  # gzip and xz take 0.4 s a megabyte; no figure is worth a minute
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How text becomes ids.
+    """How text becomes ids: the library, what cuts long texts, and the bytes of each id.
 
-    Attributes:
-        encoder: the library.
-        cutter: cuts long texts.
-        lengths: bytes that each id decodes to.
+    Args:
+        directory: that holds the tokenizer.
+        sample: text to choose the library by.
         end_of_text: the id after each document; -1 appends none.
         shard_tokens: tokens per file.
     """
 
-    encoder: Encoder
-    cutter: Cutter
-    lengths: Ids
-    end_of_text: int
-    shard_tokens: int
+    def __init__(
+        self, directory: Path, sample: Sequence[str], end_of_text: int, shard_tokens: int
+    ) -> None:
+        path = directory / TOKENIZER
+        self.encoder, self.cutter = choose_encoder(path, sample), Cutter.of(load_tokenizer(path))
+        self.lengths: Ids = np.load(directory / TOKEN_BYTES, allow_pickle=False)
+        self.end_of_text, self.shard_tokens = end_of_text, shard_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +100,12 @@ def extras_file(directory: Path, split: str, number: int) -> Path:
     return directory / f"{split}-{number:05d}.npz"
 
 
-@dataclass(kw_only=True)
-class _Pending:
-    """Texts of one split. ``keys`` has a document's key where it begins, else None."""
+class _PendingText(NamedTuple):
+    """A text to encode; ``key`` is its document's where that begins, else None."""
 
-    split: str
-    texts: list[str] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    ends: list[bool] = field(default_factory=list)
-    characters: int = 0
-
-    def add(self, text: str, key: str | None, ends: bool) -> bool:
-        """Appends a text; True when the batch is full."""
-        self.texts.append(text)
-        self.keys.append(key)
-        self.ends.append(ends)
-        self.characters += len(text)
-        return self.characters >= _BATCH_CHARACTERS or len(self.texts) >= _BATCH_TEXTS
+    text: str
+    key: str | None
+    ends: bool
 
 
 class _Side:
@@ -132,17 +121,21 @@ class _Side:
         self._keys, self._key_sizes = bytearray(), list[int]()
         self._text = bytearray()
 
-    def write(self, batch: _Pending) -> None:
+    def write(self, batch: Sequence[_PendingText]) -> None:
         """Encodes and appends a batch."""
         encoding = self._encoding
-        rows = encoding.encoder.encode(batch.texts)
-        texts = [text.encode() for text in batch.texts]
+        rows = encoding.encoder.encode([each.text for each in batch])
+        texts = [each.text.encode() for each in batch]
         size = sum(map(len, texts))
-        closing = np.array(batch.ends) if encoding.end_of_text != NO_TOKEN else np.zeros(1, bool)
+        closing = (
+            np.array([each.ends for each in batch])
+            if encoding.end_of_text != NO_TOKEN
+            else np.zeros(1, bool)
+        )
         sizes = np.fromiter(map(len, rows), np.int64, len(rows)) + closing
-        begins = np.array([key is not None for key in batch.keys])
+        begins = np.array([each.key is not None for each in batch])
         self._starts.append((self.writer.tokens + np.cumsum(sizes) - sizes)[begins])
-        for key in batch.keys:
+        for _, key, _ in batch:
             if key is not None:
                 stored = key.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
                 self._keys += stored
@@ -158,7 +151,7 @@ class _Side:
         if encoding.end_of_text != NO_TOKEN:
             decoded += uncounted * int(encoding.lengths[encoding.end_of_text])
         self.writer.add(ids, documents=documents, text_bytes=size, decoded_bytes=decoded)
-        if self._keeps_text and len(self._text) <= LIMIT_BYTES:
+        if self._keeps_text and len(self._text) <= REFERENCE_BYTES:
             self._text += b"".join(texts)
 
     def finish(self) -> StoredSplit:
@@ -190,12 +183,12 @@ def encode_unit(
     """
     reading, sides = Reading(task=task, rules=rules), dict[str, _Side]()
     with ExitStack() as stack:
-        for batch in _ahead(_batches(reading, encoding.cutter)):
-            if batch.split not in sides:
-                side = sides[batch.split] = _Side(directory, batch.split, task.number, encoding)
+        for split, batch in _ahead(_batches(reading, encoding.cutter)):
+            if split not in sides:
+                side = sides[split] = _Side(directory, split, task.number, encoding)
                 stack.enter_context(side.writer)
-            sides[batch.split].write(batch)
-            seen(batch.characters)
+            sides[split].write(batch)
+            seen(sum(len(each.text) for each in batch))
     StoredUnit(
         stamp=task.unit.stamp,
         encoder=encoding.encoder.name,
@@ -205,8 +198,10 @@ def encode_unit(
     ).save(directory, task.number)
 
 
-def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Pending]:
-    waiting: dict[str, _Pending] = {}
+def _batches(reading: Reading, cutter: Cutter) -> Iterator[tuple[str, list[_PendingText]]]:
+    """Texts of one split at a time."""
+    waiting: dict[str, list[_PendingText]] = defaultdict(list)
+    sizes = Counter[str]()
     for piece in reading.pieces():
         texts = cutter.pieces(piece.text)
         if texts is None:
@@ -214,11 +209,13 @@ def _batches(reading: Reading, cutter: Cutter) -> Iterator[_Pending]:
             reading.tally.skip(_too_long(piece, cutter))
             continue
         for number, text in enumerate(texts, start=1):
-            batch = waiting.setdefault(piece.split, _Pending(split=piece.split))
-            key = piece.key if number == 1 else None
-            if batch.add(text, key, piece.ends and number == len(texts)):
-                yield waiting.pop(piece.split)
-    yield from waiting.values()
+            batch, key = waiting[piece.split], piece.key if number == 1 else None
+            batch.append(_PendingText(text, key, piece.ends and number == len(texts)))
+            sizes[piece.split] += len(text)
+            if sizes[piece.split] >= _BATCH_CHARACTERS or len(batch) >= _BATCH_TEXTS:
+                yield piece.split, waiting.pop(piece.split)
+                sizes[piece.split] = 0
+    yield from waiting.items()
 
 
 def _too_long(piece: Piece, cutter: Cutter) -> Skipped:

@@ -6,98 +6,66 @@ unit has in a file of its own, are joined to one file a split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+import gzip
+import lzma
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from llm_train.data.documents import keys_name, starts_name
-from llm_train.data.encode_unit import StoredUnit, extras_file
-from llm_train.data.references import LIMIT_BYTES, bits_per_byte
-from llm_train.data.shards import describe_file, hash_of
-from llm_train.data.tally import Tally
+from llm_train.data.encode_unit import REFERENCE_BYTES, StoredUnit, extras_file
+from llm_train.data.shards import describe_file, hash_of, keys_name, starts_name
 from llm_train.data.token_manifest import StoredFile, StoredSplit, sums_name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merged:
-    """All units of a preparation.
+def joined_split(units: Sequence[StoredUnit], name: str) -> StoredSplit:
+    """One split, whatever number of units it lies in."""
+    parts = [unit.splits[name] for unit in units if name in unit.splits]
+    shards = [shard for part in parts for shard in part.shards]
+    return StoredSplit(
+        tokens=sum(part.tokens for part in parts),
+        documents=sum(part.documents for part in parts),
+        text_bytes=sum(part.text_bytes for part in parts),
+        decoded_bytes=sum(part.decoded_bytes for part in parts),
+        sha256=hash_of(shards),
+        shards=shards,
+    )
 
-    Attributes:
-        directory: where they are.
-        units: in the order of the corpus.
-    """
 
-    directory: Path
-    units: Sequence[StoredUnit]
-
-    @property
-    def tally(self) -> Tally:
-        """What became of all documents."""
-        return Tally.total(unit.tally for unit in self.units)
-
-    @property
-    def encoder(self) -> str:
-        """The libraries that encoded."""
-        return ", ".join(sorted({unit.encoder for unit in self.units}))
-
-    @property
-    def content(self) -> str:
-        """Hash of all documents."""
-        return content_of(unit.content for unit in self.units)
-
-    def split(self, name: str) -> StoredSplit:
-        """One split, whatever number of units it lies in."""
-        parts = [unit.splits[name] for unit in self.units if name in unit.splits]
-        shards = [shard for part in parts for shard in part.shards]
-        return StoredSplit(
-            tokens=sum(part.tokens for part in parts),
-            documents=sum(part.documents for part in parts),
-            text_bytes=sum(part.text_bytes for part in parts),
-            decoded_bytes=sum(part.decoded_bytes for part in parts),
-            sha256=hash_of(shards),
-            shards=shards,
-        )
-
-    def join(self, name: str) -> list[StoredFile]:
-        """Writes the files of a split that are not shards."""
-        names = sums_name(name), starts_name(name), keys_name(name)
-        first_token = first_key = 0
-        with (
-            open(self.directory / names[0], "wb") as sums,
-            open(self.directory / names[1], "wb") as starts,
-            open(self.directory / names[2], "wb") as keys,
-        ):
-            for number, unit in enumerate(self.units):
-                if name not in unit.splits:
-                    continue
-                with np.load(extras_file(self.directory, name, number)) as extras:
-                    _write(sums, extras["sums"], "<u4")
-                    ends = first_key + np.cumsum(extras["key_sizes"])
-                    _write(starts, np.stack([first_token + extras["starts"], ends], 1), "<u8")
-                    _write(keys, extras["keys"], "u1")
-                    first_key += extras["keys"].size
-                first_token += unit.splits[name].tokens
-        return [describe_file(self.directory / each) for each in names]
-
-    def references(self, name: str) -> dict[str, float | None]:
-        """What compressors make of a held-out set, if it is small."""
-        text = bytearray()
-        if self.split(name).text_bytes <= LIMIT_BYTES:
-            for number, unit in enumerate(self.units):
-                if name in unit.splits:
-                    with np.load(extras_file(self.directory, name, number)) as extras:
-                        text += extras["text"].tobytes()
-        return bits_per_byte(text)
+def join_files(directory: Path, units: Sequence[StoredUnit], name: str) -> list[StoredFile]:
+    """Writes the files of a split that are not shards."""
+    names = sums_name(name), starts_name(name), keys_name(name)
+    first_token = first_key = 0
+    with (
+        open(directory / names[0], "wb") as sums,
+        open(directory / names[1], "wb") as starts,
+        open(directory / names[2], "wb") as keys,
+    ):
+        for number, unit in enumerate(units):
+            if name not in unit.splits:
+                continue
+            with np.load(extras_file(directory, name, number)) as extras:
+                _write(sums, extras["sums"], "<u4")
+                ends = first_key + np.cumsum(extras["key_sizes"])
+                _write(starts, np.stack([first_token + extras["starts"], ends], 1), "<u8")
+                _write(keys, extras["keys"], "u1")
+                first_key += extras["keys"].size
+            first_token += unit.splits[name].tokens
+    return [describe_file(directory / each) for each in names]
 
 
 def _write(file: BinaryIO, values: np.ndarray, dtype: str) -> None:
     file.write(values.astype(dtype).tobytes())
 
 
-def content_of(units: Iterable[str]) -> str:
-    """Hash of all documents, from those of units."""
-    return sha256("\n".join(units).encode()).hexdigest()
+def references(directory: Path, units: Sequence[StoredUnit], name: str) -> dict[str, float | None]:
+    """Bits per byte that compressors need for a held-out set; None if it is large, or empty."""
+    text = b""
+    if joined_split(units, name).text_bytes <= REFERENCE_BYTES:
+        for number, unit in enumerate(units):
+            if name in unit.splits:
+                with np.load(extras_file(directory, name, number)) as extras:
+                    text += extras["text"].tobytes()
+    compressed = {"gzip_9": gzip.compress(text, 9), "xz_9": lzma.compress(text, preset=9)}
+    return {key: 8.0 * len(c) / len(text) if text else None for key, c in compressed.items()}

@@ -18,8 +18,8 @@ from llm_train.context import Part
 from llm_train.data.apportion import Apportionment, Shares, whole_shares
 from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
-from llm_train.data.mixed_windows import MixedWindows
 from llm_train.data.token_source import TokenSource, Windows
+from llm_train.data.windows import MixedWindows
 from llm_train.errors import ConfigError, check_choices
 from llm_train.units import Duration
 

@@ -24,9 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.base import NO_TOKEN, Ids
-from llm_train.data.documents import Documents
 from llm_train.data.order import permute
-from llm_train.data.token_source import TokenSpan, Windows
+from llm_train.data.token_source import Documents, TokenSpan, Windows
 from llm_train.data.windows import Tokens
 
 _GROUP = 1 << 20  # pieces, which take about 40 bytes each

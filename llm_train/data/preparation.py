@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from llm_train.data.base import Recipe
-from llm_train.data.claims import Claims
 from llm_train.data.recipe import differences, recipe_dict
-from llm_train.data.shards import add_sums, verify
+from llm_train.data.shards import verify
+from llm_train.data.sharing import Claims
 from llm_train.data.token_manifest import FILE_NAME, Manifest
 from llm_train.errors import ConfigError, DataError, LLMTrainError
 from llm_train.runtime import disk
@@ -123,12 +123,12 @@ def _compared(target: Path, recipe: Recipe, reread: bool) -> Manifest:
         )
     how = "all of it was read" if reread else "sizes and samples of its content; --reread reads all"
     _log.info("%s is up to date with its recipe and its text (compared: %s)", target, how)
-    return manifest if manifest.has_sums else add_sums(target)
+    return manifest
 
 
 def _changes(manifest: Manifest, recipe: Recipe) -> list[str]:
     changed = list(differences(manifest.recipe, recipe_dict(recipe)))
-    if changed or manifest.version == 1:  # which recorded other facts about the text
+    if changed:
         return changed
     try:
         return list(differences(manifest.provenance, dict(recipe.provenance())))

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.base import Ids
-from llm_train.data.blocks import BLOCK_BYTES, blocks_of, read_sums
-from llm_train.data.shards import check_size, little_endian
+from llm_train.data.shards import BLOCK_BYTES, blocks_of, check_size, little_endian, read_sums
 from llm_train.data.token_manifest import REMEDY, Manifest, sums_name
 from llm_train.data.windows import Tokens
 from llm_train.errors import DataError
@@ -201,7 +200,7 @@ class ShardTokens(MappedTokens):
         super().__init__((shard.bytes for shard in shards), manifest.dtype, manifest.vocab_size)
         self._directory = directory
         self._names = [shard.name for shard in shards]
-        self._sums_file = directory / sums_name(split) if manifest.has_sums else None
+        self._sums_file = directory / sums_name(split)
         self._first_sums = [0, *accumulate(blocks_of(shard.bytes) for shard in shards)]
 
     def _file(self, number: int) -> tuple[Path, int, int]:
@@ -210,8 +209,6 @@ class ShardTokens(MappedTokens):
         check_size(path, size)
         return path, 0, size
 
-    def _sums(self, number: int) -> npt.NDArray[np.uint32] | None:
-        if self._sums_file is None:
-            return None
+    def _sums(self, number: int) -> npt.NDArray[np.uint32]:
         first, stop = self._first_sums[number : number + 2]
         return read_sums(self._sums_file, first, stop - first)

@@ -1,13 +1,83 @@
-"""One pass over one unit of a corpus: the pieces of text, and what was left out and why."""
+"""One pass over one unit of a corpus: the pieces of text, and counts of what was left out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from llm_train.data.base import TRAIN, Corpus, Document, Hashed, Piece, Skipped, Split, Unit
-from llm_train.data.tally import Tally
+from llm_train.data.base import TRAIN, Corpus, Document, Piece, Skipped, Split, Unit
+from llm_train.errors import DataError
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts of documents.
+
+    Attributes:
+        kept: documents that were given out.
+        unexpected: documents that were left out although nobody asked for it.
+        skipped: documents that were left out, by reason.
+        examples: the first of each reason: its place, and what was found.
+    """
+
+    kept: int = 0
+    unexpected: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Tally:
+        """All of them together, in the order of the corpus."""
+        whole = cls()
+        for tally in tallies:
+            whole.kept += tally.kept
+            whole.unexpected += tally.unexpected
+            for reason, count in tally.skipped.items():
+                whole.skipped[reason] = whole.skipped.get(reason, 0) + count
+            whole.examples = {**tally.examples, **whole.examples}
+        return whole
+
+    def skip(self, item: Skipped) -> None:
+        """Counts something that is left out."""
+        self.skipped[item.reason] = self.skipped.get(item.reason, 0) + 1
+        self.unexpected += not (item.intended or item.reason == "empty")
+        self.examples.setdefault(item.reason, ": ".join(filter(None, (item.key, item.detail))))
+
+    def require_readable(self, most: float, name: str = "the corpus") -> None:
+        """Refuses a corpus of which too much cannot be read.
+
+        Args:
+            most: part of the documents that may be left out although nobody asked for it.
+            name: of the corpus.
+
+        Raises:
+            DataError: with each reason, its count, and one example.
+        """
+        reasons = "; ".join(
+            f"{k}: {v}" for k, v in skipped_lines(self.skipped, self.examples).items()
+        )
+        if not self.kept:
+            raise DataError(
+                f"{name} has no text ({reasons or 'it has no documents'}); check its paths, "
+                "its format and the field that holds the text"
+            )
+        total = self.kept + self.unexpected
+        if self.unexpected > most * total:
+            raise DataError(
+                f"{self.unexpected} of {total} documents cannot be read ({reasons}), which is more "
+                f"than max_skipped={most}; correct the corpus, or accept it with data.recipe."
+                f"init_args.max_skipped={min(1.0, 1.1 * self.unexpected / total):.2g}"
+            )
+
+
+def skipped_lines(skipped: Mapping[str, int], examples: Mapping[str, str]) -> dict[str, str]:
+    """Each reason, with how often and the first place."""
+    return {
+        reason: f"{count:,}, the first {examples[reason]}" if reason in examples else f"{count:,}"
+        for reason, count in sorted(skipped.items())
+    }
+
 
 COPY = "copy of held-out text"
 _SLICE = 1 << 20
@@ -78,35 +148,21 @@ class Reading:
 
     def pieces(self) -> Iterator[Piece]:
         """The documents divided, without copies of held-out text on the training side."""
+        whole = self._whole()
         if name := self.task.held_out:
-            for document, digest in self._hashed():
-                yield Piece(name, document.key, document.text, ends=True, digest=digest)
+            yield from (piece._replace(split=name) for piece in whole)
             return
-        for piece in self.rules.split.divide(self._hashed(), self.task.before):
+        for piece in self.rules.split.divide(whole, self.task.before):
             if piece.split == TRAIN and piece.digest in self.rules.held_out:
                 self.tally.skip(Skipped(piece.key, COPY, intended=True))
             else:
                 yield piece
 
-    def _hashed(self) -> Iterator[Hashed]:
-        for document in self.documents():
-            text = document.text
+    def _whole(self) -> Iterator[Piece]:
+        for key, text in self.documents():
             hasher = sha256()
             for start in range(0, len(text), _SLICE):  # a copy in bytes would be as long
                 hasher.update(text[start : start + _SLICE].encode())
             digest = hasher.digest()[:16]
             self.content.update(digest)
-            yield Hashed(document, digest)
-
-
-def passed(
-    item: Document | Skipped, filters: Iterable[Callable[[Document], Document | Skipped]]
-) -> Document | Skipped:
-    """What filters make of a document; what one of them leaves out was meant to be."""
-    for each in filters:
-        if isinstance(item, Skipped):
-            return item
-        item = each(item)
-        if isinstance(item, Skipped):
-            return item._replace(intended=True)
-    return item
+            yield Piece(TRAIN, key, text, ends=True, digest=digest)

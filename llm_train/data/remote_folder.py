@@ -68,10 +68,6 @@ class RemoteFolder:
             raise DataError(f"{error}; {SPACE}") from None
         self._bring(FILE_NAME)
         manifest = Manifest.load(self.folder)
-        if not manifest.has_sums:
-            raise DataError(
-                f"{self.url} has no checksums of blocks; prepare it again and upload it"
-            )
         listed = self.read("", lambda fs, path: fs.ls(path, detail=True, refresh=True))
         sizes = {each["name"].rpartition("/")[2]: each["size"] for each in listed}
         for file in manifest.files:

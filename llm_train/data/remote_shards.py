@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_train.data.base import TRAIN, Ids
-from llm_train.data.blocks import BLOCK_BYTES, blocks_of, read_sums
 from llm_train.data.reader import Shard, ShardTokens
 from llm_train.data.remote_folder import SPACE, RemoteFolder
+from llm_train.data.shards import BLOCK_BYTES, blocks_of, read_sums
 from llm_train.data.token_manifest import Manifest
 from llm_train.data.windows import TrainWindows
 from llm_train.errors import DataError
@@ -85,7 +85,6 @@ class RemoteShards(ShardTokens):
         """Puts a block into the cache unless it is there; in a thread."""
         name, size = self._names[number], self._borders[number + 1] - self._borders[number]
         first, stop = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, size)
-        assert self._sums_file is not None, "mirror() asks for checksums"
         [expected] = read_sums(self._sums_file, self._first_sums[number] + block, 1)
 
         def fetched(fs: AbstractFileSystem, source: str) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 
-from llm_train.data.base import HELD_OUT, TRAIN, Document, Hashed, Piece, Split
+from llm_train.data.base import HELD_OUT, Document, Piece, Split
 from llm_train.errors import check_at_least
 
 
@@ -45,11 +45,11 @@ class HashSplit(_Fraction):
         # Eight bytes of a hash are uniform in 0 .. 2**64 - 1.
         return int.from_bytes(salted[:8], "big") < self.fraction * 2.0**64
 
-    def divide(self, documents: Iterable[Hashed], before: int) -> Iterator[Piece]:
+    def divide(self, documents: Iterable[Piece], before: int) -> Iterator[Piece]:
         """Whole documents, in corpus order."""
-        for document, digest in documents:
-            side = HELD_OUT if self.held_out(digest) else TRAIN
-            yield Piece(side, document.key, document.text, ends=True, digest=digest)
+        for document in documents:
+            held_out = self.held_out(document.digest)
+            yield document._replace(split=HELD_OUT) if held_out else document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,14 @@ class TailSplit(_Fraction):
         cut = int((1.0 - self.fraction) * sum(lengths))
         return [cut - before for before in accumulate(lengths, initial=0)][:-1]
 
-    def divide(self, documents: Iterable[Hashed], before: int) -> Iterator[Piece]:
+    def divide(self, documents: Iterable[Piece], before: int) -> Iterator[Piece]:
         """Everything before the cut, then everything after it."""
-        for (key, text), digest in documents:
-            train, held_out = text[: max(0, before)], text[max(0, before) :]
-            before -= len(text)
-            whole = b"" if train and held_out else digest
-            if train:
-                yield Piece(TRAIN, key, train, ends=not held_out, digest=whole)
-            if held_out:
-                yield Piece(HELD_OUT, key, held_out, ends=True, digest=whole)
+        for whole in documents:
+            cut = max(0, before)
+            train, held_out = whole.text[:cut], whole.text[cut:]
+            before -= len(whole.text)
+            if train and held_out:
+                yield whole._replace(text=train, ends=False, digest=b"")
+                yield whole._replace(split=HELD_OUT, text=held_out, digest=b"")
+            else:
+                yield whole if train else whole._replace(split=HELD_OUT)

@@ -20,13 +20,15 @@ import tokenizers
 
 from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Piece, Split, Texts
 from llm_train.data.duplicates import Duplicates
-from llm_train.data.reading import Assignment, Reading, Rules
+from llm_train.data.reading import Assignment, Reading, Rules, Tally
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER
 from llm_train.data.split import HashSplit
-from llm_train.data.tally import Tally
-from llm_train.data.tokenizer.byte_lengths import byte_lengths
-from llm_train.data.tokenizer.round_trip import changed_texts
-from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, token_id
+from llm_train.data.tokenizer.tokenizer_file import (
+    byte_lengths,
+    changed_texts,
+    load_tokenizer,
+    token_id,
+)
 from llm_train.errors import DataError
 from llm_train.runtime import disk
 from llm_train.runtime.forked import Send
@@ -69,10 +71,11 @@ class Start:
         held_out = frozenset(map(bytes.fromhex, self.held_out))
         return Rules(split=split, dropped=self.dropped, held_out=held_out)
 
-    def placed(self, tasks: Sequence[Assignment]) -> list[Assignment]:
-        """The tasks with what the split has to know."""
-        before = iter(self.before)
-        return [task if task.held_out else replace(task, before=next(before)) for task in tasks]
+
+def placed(tasks: Sequence[Assignment], before: Iterable[int]) -> list[Assignment]:
+    """The tasks with what the split has to know of those that it divides."""
+    numbers = iter(before)
+    return [task if task.held_out else replace(task, before=next(numbers)) for task in tasks]
 
 
 def find_out(
@@ -93,16 +96,11 @@ def find_out(
     divided = [task for task in all_tasks if not task.held_out]
     sample, whole = _look(divided, rules, recipe.max_skipped)
     _look_at_held_out(all_tasks, rules)
-    rules = replace(rules, dropped=dropped(recipe.duplicates, divided))
+    copies = dropped(recipe.duplicates, divided)
+    rules = replace(rules, dropped=copies)
     units = [Reading(task=task, rules=rules).documents() for task in divided]
-    start = Start(
-        dropped=dict(rules.dropped),
-        before=list(recipe.split.survey(units)),
-        held_out=[],
-        end_of_text=NO_TOKEN,
-        sample=sample,
-    )
-    tasks = start.placed(all_tasks)
+    before = recipe.split.survey(units)
+    tasks = placed(all_tasks, before)
     held_out = sorted(set(_held_out(tasks, rules)))
     rules = replace(rules, held_out=frozenset(held_out))
     if whole:
@@ -120,7 +118,13 @@ def find_out(
     end_of_text = _keep(built, recipe.tokenizer.boundary, directory)
     if changed := changed_texts(load_tokenizer(directory / TOKENIZER), sample):
         send(changed)
-    found = replace(start, held_out=[h.hex() for h in held_out], end_of_text=end_of_text)
+    found = Start(
+        dropped=copies,
+        before=list(before),
+        held_out=[digest.hex() for digest in held_out],
+        end_of_text=end_of_text,
+        sample=sample,
+    )
     disk.write_manifest(directory / START, asdict(found))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -13,20 +12,22 @@ from typing import Literal
 import numpy as np
 
 from llm_train.data.base import HELD_OUT, TRAIN, Ids
-from llm_train.data.documents import Documents, StoredDocuments
 from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
 from llm_train.data.remote_folder import RemoteFolder, ShardCache
 from llm_train.data.remote_shards import AheadWindows, RemoteShards
-from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, check_size, describe_file, verify
+from llm_train.data.shards import (
+    TOKEN_BYTES,
+    TOKENIZER,
+    StoredDocuments,
+    check_content,
+    check_size,
+    verify,
+)
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
-from llm_train.data.token_source import TokenSource, Windows
+from llm_train.data.token_source import Documents, TokenSource, Windows
 from llm_train.data.windows import HeldOutWindows, TrainWindows
 from llm_train.errors import ConfigError, DataError, check_choices
-from llm_train.runtime.launch import find_launch
-
-_NO_PLACES = "does not say where documents begin; prepare again with --force, or write concatenate"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,6 @@ class TokenShards(TokenSource):
             _ = self._home if self._remote else verify(Path(self.path))
         except DataError as error:
             return [f"data.source.path={self.path}: {error}"]
-        if self.packing == "best_fit" and self.documents(TRAIN) is None:
-            return [f"data.source.packing=best_fit: {self.path} {_NO_PLACES}"]
         return []
 
     def manifest(self) -> Manifest:
@@ -128,8 +127,6 @@ class TokenShards(TokenSource):
 
     def _packed(self, sequence: int, seed: int) -> PackedWindows:
         tokens, documents = self._tokens(TRAIN), self.documents(TRAIN)
-        if documents is None:
-            raise DataError(f"{self.path} {_NO_PLACES}")
         return PackedWindows(tokens, documents, sequence, seed, self.fingerprint())
 
     def window_facts(self, sequence: int) -> dict[str, str | int | float]:
@@ -150,26 +147,16 @@ class TokenShards(TokenSource):
         """As prepared."""
         return tuple(self.manifest().held_out)
 
-    def documents(self, split: str = TRAIN) -> Documents | None:
-        """Those of the files alongside the shards, which version 1 had not."""
-        manifest = self.manifest()
-        if manifest.version == 1:
-            return None
-        stored = manifest.splits[split]
+    def documents(self, split: str = TRAIN) -> Documents:
+        """Those of the files alongside the shards."""
+        stored = self.manifest().splits[split]
         counts = stored.documents, stored.tokens
         return StoredDocuments(self._home, split, *counts, verify=self._verify)
 
     def _tokens(self, split: str) -> ShardTokens:
         if self._remote is not None:
             return RemoteShards(self._remote, self.manifest(), split)
-        manifest = verify(self._home)
-        if not manifest.has_sums and split == "train" and find_launch().rank == 0:
-            _log.warning(
-                "%s was prepared without checksums of blocks, so that damage would pass unnoticed; "
-                "run `llm-train prepare` with its recipe, which adds them",
-                self._home,
-            )
-        return ShardTokens(self._home, manifest, split)
+        return ShardTokens(self._home, verify(self._home), split)
 
     def end_of_text(self) -> int:
         """As the manifest says."""
@@ -177,17 +164,7 @@ class TokenShards(TokenSource):
 
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
-        path, expected = self._home / TOKEN_BYTES, self.vocab_size()
-        try:
-            content = BytesIO(self._content(TOKEN_BYTES))
-            lengths: Ids = np.load(content, allow_pickle=False)  # no pickled objects
-        except ValueError as error:
-            raise DataError(f"{path} is unreadable: {error}; prepare again with --force") from None
-        if lengths.shape != (expected,) or lengths.dtype.kind not in "iu":
-            raise DataError(
-                f"{path} holds {lengths.dtype} {lengths.shape}, not one integer for each of "
-                f"{expected} ids; prepare again with --force"
-            )
+        lengths: Ids = np.load(BytesIO(self._content(TOKEN_BYTES)), allow_pickle=False)
         return lengths
 
     def _verify(self, name: str) -> None:
@@ -196,8 +173,7 @@ class TokenShards(TokenSource):
         if name not in files:
             raise DataError(f"{path} is not in its manifest; {REMEDY}")
         check_size(path, files[name].bytes)
-        if describe_file(path).sha256 != files[name].sha256:
-            raise DataError(f"{path} is damaged: its sha256 is not the manifest's; {REMEDY}")
+        check_content(self._home, files[name])
 
     def _content(self, name: str) -> bytes:
         """A small file alongside the shards."""

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from llm_train.context import Context, Part
 from llm_train.data.base import HELD_OUT, NO_TOKEN, TRAIN, Ids
-from llm_train.data.documents import Documents
 
 
 class TokenSpan(NamedTuple):
@@ -48,6 +48,54 @@ class Windows(ABC):
     def spans(self, index: int) -> list[TokenSpan]:
         """Where the tokens of a training window come from, in order; empty where unknown."""
         return []
+
+
+class Place(NamedTuple):
+    """Where a document lies in a split.
+
+    Attributes:
+        key: of the document in its corpus.
+        start: its first token in the split.
+        stop: one more than its last token, which is its boundary token where it has one.
+        number: of the document in the split.
+    """
+
+    key: str
+    start: int
+    stop: int
+    number: int
+
+
+class Documents(ABC):
+    """Where the documents of one split lie. Cheap to open.
+
+    Args:
+        count: documents in the split.
+        tokens: in it.
+    """
+
+    def __init__(self, count: int, tokens: int) -> None:
+        self._count, self._tokens = count, tokens
+
+    def __len__(self) -> int:
+        return self._count
+
+    @abstractmethod
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(D,) position of the first token of each document in the split, ascending."""
+
+    @abstractmethod
+    def _key(self, number: int) -> str:
+        """Of a document in its corpus."""
+
+    def find(self, token: int) -> Place:
+        """The document that the token at a position belongs to, by bisection."""
+        starts = self.starts()
+        number = int(np.searchsorted(starts, token, side="right")) - 1
+        if not 0 <= token < self._tokens or number < 0:
+            raise IndexError(f"token {token} of {self._tokens}")
+        stop = self._tokens if number + 1 == self._count else int(starts[number + 1])
+        return Place(self._key(number), int(starts[number]), stop, number)
 
 
 class TokenSource(Part, ABC):

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,16 +23,15 @@ from tqdm.auto import tqdm
 
 from llm_train.context import Part
 from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
-from llm_train.data.claims import Claims
 from llm_train.data.duplicates import Duplicates, KeepCopies
 from llm_train.data.encode_unit import StoredUnit
-from llm_train.data.merging import Merged, content_of
-from llm_train.data.reading import Assignment, Reading, Rules
+from llm_train.data.merging import join_files, joined_split, references
+from llm_train.data.reading import Assignment, Reading, Rules, Tally
 from llm_train.data.recipe import ADDED_LATER, NO_EFFECT_ON_TOKENS, recipe_dict
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER, describe_file, dtype_for
-from llm_train.data.sharing import UnitWorker, available_cores
+from llm_train.data.sharing import Claims, UnitWorker, available_cores
 from llm_train.data.split import HashSplit
-from llm_train.data.start import START, Start, check_sides, dropped, find_out
+from llm_train.data.start import START, Start, check_sides, dropped, find_out, placed
 from llm_train.data.token_manifest import FILE_NAME, VERSION, Manifest, StoredSplit
 from llm_train.errors import ConfigError, DataError, check_at_least
 from llm_train.runtime import disk
@@ -104,7 +103,7 @@ class Tokenize(Recipe):
         tasks = self.tasks()
         copies = dropped(self.duplicates, (task for task in tasks if not task.held_out))
         rules = Rules(split=HashSplit(fraction=0.0), dropped=copies)
-        return content_of(_content(task, rules) for task in tasks)
+        return _joined(_content(task, rules) for task in tasks)
 
     def write(self, directory: Path, progress: bool) -> None:
         """Does this process's share of the work, and returns when all of it is done.
@@ -130,10 +129,9 @@ class Tokenize(Recipe):
             bar.set_description_str("encoding")
             share = UnitWorker(
                 directory=directory,
-                tasks=found.placed(tasks),
-                rules=found.rules(self.split),
-                end_of_text=found.end_of_text,
-                sample=found.sample,
+                tasks=placed(tasks, found.before),
+                split=self.split,
+                start=found,
                 shard_tokens=self.shard_tokens,
             )
             workers = min(self.workers or available_cores(), len(share.missing()))
@@ -143,50 +141,47 @@ class Tokenize(Recipe):
 
         def merge() -> None:
             units = list(map(partial(_finished, directory), tasks))
-            merged = Merged(directory=directory, units=units)
-            self.merge(merged, provenance, found.end_of_text)
+            self._merge(directory, units, provenance, found.end_of_text)
 
-        claims.once("merge", lambda: _is_complete(directory), merge)
+        def is_complete() -> bool:
+            """Whether it was merged, and perhaps has its name already."""
+            return (directory / FILE_NAME).exists() or not directory.exists()
 
-    def merge(self, merged: Merged, provenance: dict[str, str | int], end_of_text: int) -> None:
-        """Writes what all units have in common, the manifest last.
+        claims.once("merge", is_complete, merge)
 
-        Args:
-            merged: the units.
-            provenance: of them.
-            end_of_text: the id after each document; -1 appends none.
-
-        Raises:
-            DataError: as ``write``.
-        """
-        tally = merged.tally
+    def _merge(
+        self,
+        directory: Path,
+        units: Sequence[StoredUnit],
+        provenance: dict[str, str | int],
+        end_of_text: int,
+    ) -> None:
+        """Writes what all units have in common, the manifest last."""
+        tally = Tally.total(unit.tally for unit in units)
         tally.require_readable(self.max_skipped)
-        names = self.split_names()
-        splits = {name: merged.split(name) for name in names}
+        # The sides that must have text; compressors are given the first that is held out.
+        names = [TRAIN, *([HELD_OUT] if self.split.holds_out else []), *self.held_out]
+        splits = {name: joined_split(units, name) for name in names}
         self._check(splits)
-        directory = merged.directory
-        first_held_out = names[1] if len(names) > 1 else ""
         lengths = np.load(directory / TOKEN_BYTES, allow_pickle=False)
         others = [describe_file(directory / name) for name in (TOKENIZER, TOKEN_BYTES)]
+        for name in names:
+            others += join_files(directory, units, name)
         Manifest(
             version=VERSION,
             dtype=dtype_for(lengths.size),
             vocab_size=lengths.size,
             end_of_text=end_of_text,
             splits=splits,
-            others=[*others, *chain.from_iterable(map(merged.join, names))],
+            others=others,
             recipe=recipe_dict(self),
             provenance=provenance,
             skipped=dict(sorted(tally.skipped.items())),
-            references=merged.references(first_held_out),
+            references=references(directory, units, "".join(names[1:2])),
             examples=dict(sorted(tally.examples.items())),
-            encoder=merged.encoder,
-            content=merged.content,
+            encoder=", ".join(sorted({unit.encoder for unit in units})),
+            content=_joined(unit.content for unit in units),
         ).save(directory)
-
-    def split_names(self) -> list[str]:
-        """The sides that must have text, the training side first."""
-        return [TRAIN, *([HELD_OUT] if self.split.holds_out else []), *self.held_out]
 
     def tasks(self) -> list[Assignment]:
         """All units, numbered."""
@@ -210,17 +205,17 @@ class Tokenize(Recipe):
                 return False
 
         def empty() -> None:
+            if claims.alive(besides="recipe"):
+                raise ConfigError(
+                    f"another process is preparing {directory} by another recipe, or from other "
+                    "text; wait for it to finish, or choose another path"
+                )
             mine = claims.path("recipe")
             for leftover in directory.iterdir():
                 if leftover != mine:
                     leftover.unlink()
             disk.write_manifest(path, wanted)
 
-        if not is_ours() and claims.alive():
-            raise ConfigError(
-                f"another process is preparing {directory} by another recipe, or from other text; "
-                "wait for it to finish, or choose another path"
-            )
         claims.once("recipe", is_ours, empty)
 
     def _check(self, splits: dict[str, StoredSplit]) -> None:
@@ -257,9 +252,9 @@ def _finished(directory: Path, task: Assignment) -> StoredUnit:
     return stored
 
 
-def _is_complete(directory: Path) -> bool:
-    """Whether it was merged, and perhaps has its name already."""
-    return (directory / FILE_NAME).exists() or not directory.exists()
+def _joined(contents: Iterable[str]) -> str:
+    """Hash of all documents, from those of units."""
+    return sha256("\n".join(contents).encode()).hexdigest()
 
 
 def _content(task: Assignment, rules: Rules) -> str:

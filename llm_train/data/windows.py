@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_train.data.apportion import Apportionment, Counts
 from llm_train.data.base import NO_TOKEN, Ids
 from llm_train.data.order import keys, permute
 from llm_train.data.token_source import TokenSpan, Windows
@@ -101,10 +102,6 @@ class TrainWindows(Located):
     def __len__(self) -> int:
         return self._count
 
-    def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Position of the first token of each window."""
-        return np.array(self.located(indices), dtype=np.int64)
-
     def located(self, indices: npt.ArrayLike) -> list[int]:
         """Positions of first tokens."""
         # A block of few windows would span thousands of epochs, each with an order of its own.
@@ -180,3 +177,75 @@ class JoinedWindows(Windows):
         places = np.asarray(indices, dtype=np.int64)
         part = bisect_right(self._firsts, int(places.max())) - 1
         return self._parts[part].batch(np.maximum(places - self._firsts[part], 0))
+
+
+_TOGETHER = 64  # windows
+
+
+class MixedWindows(Located):
+    """Windows of several sources; their order decides which one each comes from.
+
+    A small batch has few windows of each source, and asking a source costs as much as several
+    windows. A rank's batches come in equal steps, so that the next ones are read along with it.
+
+    Args:
+        windows: of each source.
+        order: which source each sample comes from.
+        names: of the sources.
+    """
+
+    def __init__(
+        self, windows: Sequence[Windows], order: Apportionment, names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self._names = names
+        self._windows = windows
+        self._order = order
+        self._last = self._step = 0
+        self._ahead: dict[bytes, Ids] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_ahead": {}}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._windows))
+
+    def compute(self, samples: Counts) -> list[int]:
+        """Source and number of each sample in one integer."""
+        sources, numbers = self._order.places(samples)
+        return list((numbers * len(self._windows) + sources).tolist())
+
+    def batch(self, indices: npt.ArrayLike) -> Ids:
+        """Windows number ``indices`` as (N, S + 1)."""
+        samples = np.asarray(indices, dtype=np.int64).reshape(-1)
+        first, size = int(samples[0]), samples.size
+        before, self._step = self._step, first - self._last
+        self._last = first
+        if (found := self._ahead.pop(samples.tobytes(), None)) is not None:
+            return found
+        if self._step != before or self._step <= 0 or size > _TOGETHER // 2:
+            return self._read(samples)
+        batches = [samples + turn * self._step for turn in range(_TOGETHER // size)]
+        rows = self._read(np.concatenate(batches))
+        self._ahead = {
+            batch.tobytes(): rows[turn * size : (turn + 1) * size]
+            for turn, batch in enumerate(batches)
+        }
+        return self._ahead.pop(samples.tobytes())
+
+    def _read(self, samples: Counts) -> Ids:
+        """Reads the windows of each source together, and puts them in order."""
+        rows: dict[int, list[int]] = {}
+        numbers: dict[int, list[int]] = {}
+        for row, place in enumerate(self.located(samples)):
+            number, source = divmod(place, len(self._windows))
+            rows.setdefault(source, []).append(row)
+            numbers.setdefault(source, []).append(number)
+        parts = [self._windows[source].batch(numbers[source]) for source in rows]
+        return np.concatenate(parts)[np.argsort(list(chain.from_iterable(rows.values())))]
+
+    def spans(self, index: int) -> list[TokenSpan]:
+        """Those of the source that the sample comes from, with its name."""
+        number, source = divmod(self.located([index])[0], len(self._windows))
+        spans, name = self._windows[source].spans(number), self._names[source]
+        return [span._replace(source=f"{name}/{span.source}".strip("/")) for span in spans]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from llm_train import check
 from llm_train.context import Finding
-from llm_train.doctor import folder, machine, sources, step
+from llm_train.doctor import folder, machine, step
 from llm_train.settings import Settings
 
 __all__ = ["PROBES", "examine"]
@@ -38,10 +38,8 @@ PROBES: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     folder.disk_space,
     folder.write_speed,
     folder.file_system,
-    folder.clock,
     folder.remote,
-    sources.data,
-    sources.tokenizer,
+    machine.data,
     parts,
 )
 

@@ -26,7 +26,6 @@ _CHUNK = bytes(4 << 20)
 _MOST_BYTES, _MOST_SECONDS = 256 << 20, 3.0
 _SLOW_BYTES_PER_SECOND = 50 << 20
 _SLOW_SAVE_SECONDS = 600.0
-_SKEW_SECONDS = 2.0
 
 
 def checkpoint_bytes(settings: Settings) -> int:
@@ -97,20 +96,6 @@ def file_system(settings: Settings) -> Iterator[Finding]:
         except OSError as error:
             yield Finding("file system", f"no symbolic links: {error}", "warning", remedy)
     yield Finding("file system", f"rename, O_EXCL, fsync and links work in {place.parent}")
-
-
-def clock(settings: Settings) -> Iterator[Finding]:
-    """This machine's clock against the one that stamps files."""
-    with _scratch(settings.run_dir) as place:
-        before = time.time()
-        (place / "file").touch()
-        stamp, after = (place / "file").stat().st_mtime, time.time()
-    # A stamp may be as coarse as a tick of the kernel's clock, or a second.
-    skew = max(before - stamp, stamp - after, 0.0)
-    text = f"{skew:.1f} s from the file system's"
-    late = skew > _SKEW_SECONDS
-    remedy = "synchronise the clocks (chrony, NTP): leases and ledgers compare times of hosts"
-    yield Finding("clock", text, "warning" if late else "ok", remedy * late)
 
 
 def remote(settings: Settings) -> Iterator[Finding]:

@@ -1,9 +1,11 @@
-"""What is installed, and which devices are here."""
+"""What is installed, which devices are here, and whether prepared tokens are as they were."""
 
 from __future__ import annotations
 
 import os
 import platform
+import random
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, requires
@@ -13,6 +15,8 @@ from packaging.requirements import Requirement
 from torch.utils import collect_env
 
 from llm_train.context import Finding
+from llm_train.data.shards import describe_file
+from llm_train.data.token_manifest import Manifest
 from llm_train.settings import Settings
 
 _NAMED = ("torch", "lightning", "deepspeed")
@@ -62,3 +66,24 @@ def _version(name: str) -> str:
     with suppress(PackageNotFoundError):
         return str(metadata(name)["Version"])
     return ""
+
+
+_SECONDS = 10.0
+
+
+def data(settings: Settings) -> Iterator[Finding]:
+    """Hashes of files in a random order, as many as the time allows."""
+    folder = settings.data.source.folder
+    if folder is None or not settings.data.source.prepared:
+        return
+    files = Manifest.load(folder).files
+    random.shuffle(files)
+    began, done = time.perf_counter(), 0
+    for file in files:
+        if time.perf_counter() - began > _SECONDS:
+            break
+        if describe_file(folder / file.name).sha256 != file.sha256:
+            text = f"{folder / file.name} is damaged: its sha256 is not the manifest's"
+            yield Finding("data", text, "failed", "llm-train prepare --force with the same options")
+        done += 1
+    yield Finding("data", f"sha256 of {done} of {len(files)} files in {folder} compared")

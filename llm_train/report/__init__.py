@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llm_train.errors import ConfigError, LLMTrainError
-from llm_train.report.names import names
+from llm_train.report.difference import names
 from llm_train.report.run import RecordedRun
 
 __all__ = ["RecordedRun", "read_runs", "require_drawing", "write_report"]

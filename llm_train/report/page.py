@@ -10,7 +10,7 @@ import jinja2
 import vl_convert
 
 from llm_train.report.chart import STYLE, axes, charts, time_chart, title_of
-from llm_train.report.names import differing
+from llm_train.report.difference import differing
 from llm_train.report.run import RecordedRun
 from llm_train.trainer.logger.records import Record
 

@@ -19,8 +19,7 @@ _FACTORS = (0.5, 1, 2, 4, 8, 16)
 class Advise(Verb):
     """Reads what NoiseScale or a RangeTest has left in the metrics, and builds nothing."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which run, and which part of it."""
@@ -29,7 +28,7 @@ class Advise(Verb):
             "--last", type=float, default=0.5, help="part of the run to average, from its end"
         )
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints the noise scale and a row for each batch."""
         from llm_train.runtime.terminal import say, section
 
@@ -37,7 +36,6 @@ class Advise(Verb):
             raise ConfigError(f"--last={flags.last} must lie above 0 and at most be 1, all of it")
         for title, values in advice(Path(flags.run), flags.last).items():
             say(section(title, values))
-        return 0
 
 
 def advice(run_dir: Path, last: float) -> dict[str, dict[str, str]]:

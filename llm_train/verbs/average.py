@@ -11,8 +11,7 @@ from llm_train.verbs.base import Load, Verb
 class Average(Verb):
     """Writes a run that holds weights alone, to be exported, validated or begun with."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to average, and where to write."""
@@ -22,7 +21,7 @@ class Average(Verb):
         what.add_argument("--last", type=int, help="mean of so many of the last checkpoints")
         what.add_argument("--ema", action="store_true", help="what the callback EMA has kept")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Leaves nothing where something is missing."""
         from llm_train.errors import ConfigError
         from llm_train.exchange.averaged_weights import (
@@ -45,4 +44,3 @@ class Average(Verb):
             written = average_checkpoints(found, out)
         say(f"wrote {written} from {', '.join(path.name for path in found)}")
         say(f"llm-train export {out} FOLDER writes it for transformers")
-        return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from llm_train.settings import Settings
@@ -29,20 +29,19 @@ class Verb(ABC):
     """One thing that the command line does.
 
     Attributes:
-        takes_settings: whether ``-c FILE`` and ``--key=value`` belong to it; they are then in
-            ``flags.settings``.
-        builds: whether it builds what a configuration names, so that imports may be allowed.
+        reads: settings, where ``-c FILE`` and ``--key=value`` belong to it, which are then in
+            ``flags.settings``; checkpoint, where it builds what another configuration names, so
+            that imports may be allowed; files, where it builds nothing.
     """
 
-    takes_settings: ClassVar[bool] = True
-    builds: ClassVar[bool] = True
+    reads: ClassVar[Literal["settings", "checkpoint", "files"]] = "settings"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - most have none
         """Adds the options that are not settings."""
 
     @abstractmethod
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
-        """Does it; returns the exit status.
+    def run(self, flags: argparse.Namespace, load: Load) -> int | None:
+        """Does it; returns the exit status, or nothing where that is 0.
 
         Args:
             flags: what was given.

@@ -13,14 +13,14 @@ from llm_train.verbs.generate import SAMPLING, Generate
 class Chat(Verb):
     """Continues what was typed and written so far, turn by turn, after ``--prompt``."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Those of generate."""
         Generate().add_flags(parser)
         parser.add_argument("--turn", default="{}", help="text of a turn, {} for what was typed")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Until the end of the input; of an answer that is broken off, what was written stays."""
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say, say_piece
@@ -47,4 +47,3 @@ class Chat(Verb):
                         text += piece
                 say()
                 how["seed"] += 1
-        return 0

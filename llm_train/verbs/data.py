@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from llm_train.runtime.terminal import say, section
 from llm_train.verbs.base import Load, Verb
 
 _MEGABYTE = 1_000_000
@@ -14,49 +15,49 @@ _MEGABYTE = 1_000_000
 class Data(Verb):
     """Answers questions about prepared tokens; trains and changes nothing."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """One word for each question."""
         words = parser.add_subparsers(dest="question", metavar="QUESTION", required=True)
 
         show = words.add_parser("show", help="the documents that a step trains on")
+        show.set_defaults(answer=_show)
         show.add_argument("config", nargs="+", help="a run directory, or configuration files")
         show.add_argument("--step", type=int, required=True, help="counted from 1, as in metrics")
         show.add_argument("--samples", type=int, default=4, help="how many of them; 0 is all")
         show.add_argument("--characters", type=int, default=60, help="of text to show of each")
 
         stats = words.add_parser("stats", help="counts, lengths, compression and copies")
+        stats.set_defaults(answer=_stats)
         stats.add_argument("folder", help="what data.source.path names")
         stats.add_argument("--picture", default="", metavar="FILE", help="default: FOLDER.png")
 
         diff = words.add_parser("diff", help="what two folders differ in; status 1 if in anything")
+        diff.set_defaults(answer=_diff)
         diff.add_argument("folders", nargs=2, help="two folders of prepared tokens")
 
         verify = words.add_parser("verify", help="reads every byte and compares it")
+        verify.set_defaults(answer=_verify)
         verify.add_argument("folder", help="what data.source.path names")
 
         compare = words.add_parser("tokenizers", help="several tokenizers on the same text")
+        compare.set_defaults(answer=_tokenizers)
         compare.add_argument("folder", help="prepared tokens, whose text is taken")
         compare.add_argument("others", nargs="*", help="tokenizer.json or .model files, or folders")
         compare.add_argument("--megabytes", type=float, default=10, help="of text")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> int | None:
         """Answers one question."""
-        answers = {
-            "show": _show,
-            "stats": _stats,
-            "diff": _diff,
-            "verify": _verify,
-            "tokenizers": _tokenizers,
-        }
-        return answers[flags.question](flags, load)
+        status: int | None = flags.answer(flags, load)
+        return status
 
 
-def _show(flags: argparse.Namespace, load: Load) -> int:
+def _show(flags: argparse.Namespace, load: Load) -> None:
+    from tokenizers import Tokenizer
+
     from llm_train.data.audit.passages import passages
     from llm_train.errors import ConfigError
-    from llm_train.runtime.terminal import say
 
     files = [Path(name) / "config.yaml" if Path(name).is_dir() else name for name in flags.config]
     settings = load([word for file in files for word in ("-c", str(file))])
@@ -68,7 +69,8 @@ def _show(flags: argparse.Namespace, load: Load) -> int:
     first, end = derived.samples(flags.step - 1), derived.samples(flags.step)
     say(f"step {flags.step}: samples {first:,} .. {end - 1:,}, {derived.sequence:,} targets each")
     shown = range(first, min(end, first + (flags.samples or end)))
-    decode = _decoder(source.tokenizer_text())
+    text = source.tokenizer_text()
+    decode: Callable[[list[int]], str] = Tokenizer.from_str(text).decode if text else str
     for sample in shown:
         say(f"\nsample {sample:,}")
         for part in passages(source, derived.sequence, settings.seed, sample):
@@ -77,24 +79,22 @@ def _show(flags: argparse.Namespace, load: Load) -> int:
             inside = (
                 f"{part.start - place.start:,} of {place.stop - place.start:,}" if place else ""
             )
-            text = decode(part.ids)[: flags.characters]
+            beginning = decode(part.ids)[: flags.characters]
             named = f"{part.source}: " if part.source else ""
             say(
                 f"  {named}{key}  tokens {part.start:,} .. {part.stop - 1:,}"
-                f"{f' (from {inside} on)' if inside else ''}  {text!r}"
+                f"{f' (from {inside} on)' if inside else ''}  {beginning!r}"
             )
     if len(shown) < end - first:
         say(f"\n{end - first - len(shown):,} more samples; --samples 0 shows all")
-    return 0
 
 
-def _stats(flags: argparse.Namespace, load: Load) -> int:
+def _stats(flags: argparse.Namespace, load: Load) -> None:
     from importlib.util import find_spec
 
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
-    from llm_train.data.tally import skipped_lines
-    from llm_train.runtime.terminal import say, section
+    from llm_train.data.reading import skipped_lines
 
     folder = PreparedFolder(flags.folder)
     manifest, found = folder.manifest, statistics(folder)
@@ -106,20 +106,18 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
     say(section("held out, bits per byte of compressors", references))
     if find_spec("altair") is None or find_spec("vl_convert") is None:
         say("\nno picture: pip install llm-train[report]")
-        return 0
+        return
     from llm_train.report.lengths import png
 
     picture = Path(flags.picture or f"{folder.path}.png")
     lengths = {name: split.lengths for name, split in found.items()}
     picture.write_bytes(png(f"{folder.path}: tokens a document", lengths))
     say(f"\nwrote {picture}")
-    return 0
 
 
 def _diff(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit.folder_difference import difference
     from llm_train.data.audit.prepared_folder import PreparedFolder
-    from llm_train.runtime.terminal import say
 
     first, second = map(PreparedFolder, flags.folders)
     lines = list(difference(first, second))
@@ -128,19 +126,16 @@ def _diff(flags: argparse.Namespace, load: Load) -> int:
     return int(bool(lines))
 
 
-def _verify(flags: argparse.Namespace, load: Load) -> int:
+def _verify(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.verification import verified
-    from llm_train.runtime.terminal import say, section
 
     say(section(f"{flags.folder} is as it was written", verified(PreparedFolder(flags.folder))))
-    return 0
 
 
-def _tokenizers(flags: argparse.Namespace, load: Load) -> int:
+def _tokenizers(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit import compression
     from llm_train.data.audit.prepared_folder import PreparedFolder
-    from llm_train.runtime.terminal import say
 
     folder = PreparedFolder(flags.folder)
     texts = compression.sample_of(folder, int(flags.megabytes * _MEGABYTE))
@@ -150,14 +145,3 @@ def _tokenizers(flags: argparse.Namespace, load: Load) -> int:
     for row in rows:
         cells = zip(row, widths, strict=True)
         say("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-    return 0
-
-
-def _decoder(tokenizer: str) -> Callable[[list[int]], str]:
-    """From ids to text, or to the ids themselves where there is no tokenizer."""
-    if not tokenizer:
-        return str
-    from tokenizers import Tokenizer
-
-    known = Tokenizer.from_str(tokenizer)
-    return lambda ids: str(known.decode(ids))

@@ -12,7 +12,7 @@ from llm_train.verbs.base import Load, Verb
 class Evaluate(Verb):
     """Scores a checkpoint as it is; needs the extra eval."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which checkpoint, and which tasks."""
@@ -24,7 +24,7 @@ class Evaluate(Verb):
         parser.add_argument("--json", default="", metavar="FILE", help="also write the scores here")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints the metrics of each task with their standard errors."""
         from llm_train.data.base import NO_TOKEN
         from llm_train.errors import ConfigError, check_at_least, missing_package
@@ -54,4 +54,3 @@ class Evaluate(Verb):
         say(section(str(pretrained.path), scores))
         if flags.json:
             Path(flags.json).write_text(json.dumps(scores, indent=1) + "\n")
-        return 0

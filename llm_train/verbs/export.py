@@ -12,7 +12,7 @@ from llm_train.verbs.base import Load, Verb
 class ExportVerb(Verb):
     """Writes weights, configuration, tokenizer, model card and proof."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to write, and where."""
@@ -32,7 +32,7 @@ class ExportVerb(Verb):
             help="let code travel with a network that transformers has no architecture for",
         )
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Ends with 2, and leaves nothing, where no architecture fits or the proof fails."""
         from llm_train.errors import ConfigError
         from llm_train.run.exported import export
@@ -52,4 +52,3 @@ class ExportVerb(Verb):
         trust = ", trust_remote_code=True" if proof.opened_as.startswith("LLMTrain") else ""
         opens = f"AutoModelForCausalLM.from_pretrained({flags.out!r}{trust})"
         say(f"\nwrote {flags.out}: {opens} opens it")
-        return 0

@@ -13,7 +13,7 @@ SAMPLING = ("tokens", "temperature", "top_k", "top_p", "stop", "seed")
 class Generate(Verb):
     """Continues a prompt on standard output."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to continue, and how to choose tokens."""
@@ -27,7 +27,7 @@ class Generate(Verb):
         parser.add_argument("--seed", type=int, default=0, help="same seed, same text")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Writes each piece as soon as it is known."""
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say_piece
@@ -37,4 +37,3 @@ class Generate(Verb):
         text = pretrained.generate(flags.prompt, **how)
         for piece in itertools.chain([flags.prompt], text, ["\n"]):
             say_piece(piece)
-        return 0

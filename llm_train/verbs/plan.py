@@ -18,7 +18,7 @@ class Plan(Verb):
         parser.add_argument("--gpu", default="h200", help="short name of the device")
         parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints memory, time and traffic."""
         if min(flags.devices, flags.nodes) < 0:
             raise ConfigError(
@@ -30,4 +30,3 @@ class Plan(Verb):
         from llm_train.plan.draft import plan
 
         plan(settings, flags.gpu, flags.json, devices=flags.devices, nodes=flags.nodes)
-        return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_train.errors import ConfigError
@@ -18,51 +17,33 @@ class Prepare(Verb):
     """Turns text into token shards."""
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Whether to overwrite, how to compare, and what is only looked at."""
+        """Whether to overwrite, and how to compare."""
         parser.add_argument("--force", action="store_true", help="replace what is there")
         parser.add_argument(
             "--reread", action="store_true", help="read all text to compare it with what is there"
         )
-        parser.add_argument(
-            "--snapshot",
-            default="",
-            metavar="PATH",
-            help="make a directory of what a preparation that is going on has finished, and end",
-        )
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prepares the data once; the same recipe again costs nothing."""
-        settings = load(flags.settings)
-
-        from llm_train.data.snapshot import snapshot
-
-        if flags.snapshot:
-            snapshot(settings.data.recipe, _folder(settings), Path(flags.snapshot))
-        else:
-            prepare_data(settings, force=flags.force, reread=flags.reread)
-        return 0
+        prepare_data(load(flags.settings), force=flags.force, reread=flags.reread)
 
 
 def prepare_data(settings: Settings, *, force: bool = False, reread: bool = False) -> None:
     """Makes the tokens, unless they are there, and says what they are."""
     from llm_train.data.preparation import prepare
-    from llm_train.data.tally import skipped_lines
+    from llm_train.data.reading import skipped_lines
     from llm_train.runtime.terminal import say, section
 
     # What was compared, and which library encodes; Python shows warnings only by itself.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llm_train.data").setLevel(logging.INFO)
-    manifest = prepare(settings.data.recipe, _folder(settings), force=force, reread=reread)
-    say(section("data", settings.data.source.description()))
-    if manifest.skipped:
-        say(section("skipped", skipped_lines(manifest.skipped, manifest.examples)))
-
-
-def _folder(settings: Settings) -> Path:
     source = settings.data.source
     if source.folder is None:
         raise ConfigError(
             f"data.source={type(source).__name__} reads nothing that could be prepared; "
             "only TokenShards does"
         )
-    return source.folder
+    manifest = prepare(settings.data.recipe, source.folder, force=force, reread=reread)
+    say(section("data", source.description()))
+    if manifest.skipped:
+        say(section("skipped", skipped_lines(manifest.skipped, manifest.examples)))

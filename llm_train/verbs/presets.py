@@ -10,14 +10,13 @@ from llm_train.verbs.base import Load, Verb
 class Presets(Verb):
     """Shows what ``-c preset:NAME`` may name."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which one to print."""
         parser.add_argument("name", nargs="?", default="", help="print this one")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints each with the first line of its file, or the whole file of one."""
         from llm_train.errors import ConfigError
         from llm_train.preset_files import presets
@@ -29,7 +28,7 @@ class Presets(Verb):
             raise ConfigError(f"{name} is not a preset; llm-train presets lists them")
         if name:
             say(files[name].read_text("utf-8").rstrip("\n"))
-            return 0
+            return
         sections: dict[str, dict[str, str]] = {}
         for key, file in files.items():
             use = "sweep preset:NAME" if key.startswith("sweeps/") else "fit -c preset:NAME"
@@ -37,4 +36,3 @@ class Presets(Verb):
             sections.setdefault(f"llm-train {use}", {})[key] = first
         say_sections(sections)
         say("\nllm-train presets NAME > mine.yaml writes one to be edited, for -c mine.yaml")
-        return 0

@@ -6,14 +6,14 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
+from llm_train.runtime.terminal import say, section
 from llm_train.verbs.base import Load, Verb
 
 
 class Report(Verb):
     """Reads what runs wrote, finished or not, and builds nothing."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Which runs, and where to."""
@@ -32,15 +32,14 @@ class Report(Verb):
         )
         parser.add_argument("--port", type=int, default=8765, help="of --watch; 0 is any free one")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Draws the runs, and says the same in figures."""
         from llm_train.report import read_runs, write_report
-        from llm_train.runtime.terminal import say, section
 
         runs = read_runs(flags.run)
         if flags.watch:
             _watch(flags)
-            return 0
+            return
         parents = {run.path.parent for run in runs.values()}
         shared = parents.pop() if len(parents) == 1 else Path()
         first = next(iter(runs.values()))
@@ -49,12 +48,10 @@ class Report(Verb):
             say(section(f"{run.path}: {label}", run.summary()))
             say(section("where the time went", run.goodput.table()))
         say(f"\nwrote {html} and {picture}")
-        return 0
 
 
 def _watch(flags: argparse.Namespace) -> None:
     from llm_train.report.live import server
-    from llm_train.runtime.terminal import say
 
     with server(flags.run, flags.port) as found, suppress(KeyboardInterrupt):
         say(f"http://127.0.0.1:{found.server_port}/ shows the runs; Ctrl-C ends it")

@@ -11,12 +11,10 @@ from llm_train.verbs.base import Load, Verb
 class SchemaVerb(Verb):
     """Writes ``llm-train.schema.json``, which ``# yaml-language-server: $schema=`` names."""
 
-    takes_settings = False
-    builds = False
+    reads = "files"
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints it."""
         from llm_train.runtime.terminal import say
 
         say(json.dumps(load.schema(), indent=1))
-        return 0

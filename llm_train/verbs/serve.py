@@ -14,7 +14,7 @@ _LOOPBACK = ["127.0.0.1", "localhost"]
 class Serve(Verb):
     """Serves one checkpoint until it is interrupted."""
 
-    takes_settings = False
+    reads = "checkpoint"
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to serve, and where."""
@@ -24,7 +24,7 @@ class Serve(Verb):
         parser.add_argument("--batch", type=int, default=32, help="most texts in one forward")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Says where, once it answers."""
         try:
             from llm_train.serving.app import Server
@@ -47,7 +47,6 @@ class Serve(Verb):
             if not local:
                 say("note: whoever reaches this address can use it; no key is asked for")
             server.run(sockets=[listener])
-        return 0
 
 
 def _listening(host: str, port: int) -> socket.socket:

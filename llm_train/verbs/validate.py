@@ -22,7 +22,7 @@ class Validate(Verb):
             "--checkpoint", default="auto", metavar="auto|PATH", help="what to score"
         )
 
-    def run(self, flags: argparse.Namespace, load: Load) -> int:
+    def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints loss, perplexity and bits per byte of each held-out set."""
         settings = load(flags.settings)
 
@@ -37,7 +37,6 @@ class Validate(Verb):
                 "holds some out, or with held_out sets"
             )
         say(section("held out", held_out(settings, result)))
-        return 0
 
 
 def held_out(settings: Settings, result: Result) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from llm_train.check import REPLACED
+from llm_train.check.trainer_rules import REPLACED
 from llm_train.testing.command import essence, refused, run
 from llm_train.testing.configs import part, tiny, write
 from llm_train.trainer.strategy import known_words

@@ -87,8 +87,7 @@ def test_it_is_made_once_for_each_installation(
         ("llm-train prese", "presets"),
         ("llm-train fit --resu", "--resume"),
         ("llm-train fit -c preset:gpt2-1.", "preset:gpt2-1.5b"),
-        ("llm-train fit --model.optimizer MuonA", "MuonAdamW"),
-        ("llm-train check --model.network.init_args.soft", "--model.network.init_args.soft_cap"),
+        ("llm-train check --batch.tok", "--batch.tokens"),
     ],
 )
 def test_a_shell_completes(line: str, word: str, tmp_path: Path) -> None:

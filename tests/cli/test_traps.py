@@ -303,7 +303,7 @@ from llm_train.verbs.base import Verb
 
 
 class Greet(Verb):
-    takes_settings = False
+    reads = "files"
 
     def add_flags(self, parser):
         parser.add_argument("--name", default="you")

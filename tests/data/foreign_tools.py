@@ -70,12 +70,11 @@ def mds(folder: Path) -> tuple[object, Callable[[int], np.ndarray], list[int], i
 
     length, joined = SEQUENCE + 1, np.concatenate(documents())
     joined = joined[: joined.size // length * length].astype(np.int32)
-    with MDSWriter(out=str(folder), columns={"tokens": "ndarray:int32"}, size_limit=1 << 16,
-                   compression="zstd") as out:  # fmt: skip
+    with MDSWriter(out=str(folder), columns={"tokens": "ndarray:int32"}, size_limit=1 << 16) as out:
         for row in joined.reshape(-1, length):
             out.write({"tokens": row})
     source = MosaicTokens(path=str(folder), vocabulary=VOCABULARY)
-    assert source.check() == []  # unpacks, as its own reader does
+    assert source.check() == []
     theirs = LocalDataset(str(folder))
     starts = list(range(0, joined.size, length))
     return source, lambda start: theirs[start // length]["tokens"], starts, joined.size

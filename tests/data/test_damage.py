@@ -1,7 +1,6 @@
 """Damage to prepared tokens is found before they are used, and ends a run in one line."""
 
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -13,13 +12,12 @@ import numpy as np
 import pytest
 
 from llm_train.data import Characters, TailSplit, TextFiles, Tokenize, TokenShards, prepare, reader
-from llm_train.data.base import SPLITS
-from llm_train.data.blocks import BLOCK_BYTES
+from llm_train.data.base import HELD_OUT, TRAIN
 from llm_train.data.module import TokenData
 from llm_train.data.reader import ShardTokens
 from llm_train.data.sampler import Share
-from llm_train.data.shards import ShardWriter, verify
-from llm_train.data.token_manifest import Manifest
+from llm_train.data.shards import BLOCK_BYTES, ShardWriter, sums_of, verify
+from llm_train.data.token_manifest import VERSION, Manifest, sums_name
 from llm_train.errors import DataError
 from llm_train.testing.configs import part, tiny, write
 from llm_train.testing.fork_server import ForkServer
@@ -49,7 +47,7 @@ def everything(directory: Path) -> list[object]:
     manifest = verify(directory)
     found: list[object] = [source.fingerprint(), source.tokenizer_text(), manifest]
     found.append(source.token_bytes().tolist())
-    for split in SPLITS:
+    for split in (TRAIN, HELD_OUT):
         tokens = ShardTokens(directory, manifest, split)
         found.append(tokens.rows([0], len(tokens))[0].tolist())
         places = source.documents(split)
@@ -135,9 +133,11 @@ def test_id_beyond_the_vocabulary_is_refused_by_writer_and_reader(tmp_path: Path
     split = dataclasses.replace(stored, tokens=3, shards=shards)
     none = dataclasses.replace(stored, tokens=0, shards=[])
     manifest = Manifest(
-        version=1, dtype="uint16", vocab_size=10, end_of_text=-1, others=[], recipe={},
+        version=VERSION, dtype="uint16", vocab_size=10, end_of_text=-1, others=[], recipe={},
         splits={"train": split, "held_out": none}, provenance={}, skipped={}, references={},
+        examples={}, encoder="", content="",
     )  # fmt: skip
+    sums_of(tmp_path, shards).tofile(tmp_path / sums_name("train"))
     with pytest.raises(DataError, match=r"train-00000.bin holds id 10 at byte 2, .* 10 ids"):
         ShardTokens(tmp_path, manifest, "train").rows([0], 1)
 
@@ -172,28 +172,6 @@ def test_error_of_a_loader_worker_is_one_line(shards: Path) -> None:
     os.truncate(shards / "train-00000.bin", 0)
     with pytest.raises(DataError, match=r"^[^\n]*train-00000.bin has 0 bytes[^\n]*$"):
         list(batches)
-
-
-def test_tokens_of_an_earlier_version_get_checksums(
-    shards: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["version"] = 1
-    for name in ("crc32", "examples", "encoder", "content"):
-        del manifest[name]
-    manifest["others"] = manifest["others"][:2]
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-    for split in SPLITS:
-        (shards / f"{split}.crc32").unlink()
-    source = TokenShards(path=str(shards))
-    before = source.train_windows(64, 1).batch(range(9))
-    assert source.documents() is None
-    assert "llm-train prepare" in caplog.text
-    prepared(shards, 100_000, shard_tokens=1 << 20)
-    caplog.clear()
-    assert np.array_equal(source.train_windows(64, 1).batch(range(9)), before)
-    assert not caplog.text
-    assert verify(shards, checksums=True).has_sums
 
 
 @pytest.mark.distributed

@@ -1,7 +1,6 @@
 """Which library encodes: ids equal to those of ``tokenizers``, or ``tokenizers`` itself."""
 
 import logging
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,9 @@ def test_the_fast_library_gives_the_same_ids(folder: Path) -> None:
     encoder = choose_encoder(folder, SAMPLE)
     assert encoder.name.startswith("fastokens ")
     tokenizer = load_tokenizer(folder)
-    copied = pickle.loads(pickle.dumps(encoder))
-    for text, first, second in zip(
-        SAMPLE, encoder.encode(SAMPLE), copied.encode(SAMPLE), strict=True
-    ):
-        expected = tokenizer.encode(text, add_special_tokens=False).ids
-        assert first.tolist() == second.tolist() == expected
-        assert first.dtype == np.int32
+    for text, found in zip(SAMPLE, encoder.encode(SAMPLE), strict=True):
+        assert found.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+        assert found.dtype == np.int32
     assert encoder.encode([]) == []
 
 

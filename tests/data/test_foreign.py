@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-import zstandard
 
 from llm_train.data import (
     DatatroveTokens,
@@ -103,12 +102,7 @@ def mds(folder: Path, documents: Rows, encoding: str) -> None:
         content = np.array([len(ids)], "<u4").tobytes() + begins.astype("<u4").tobytes()
         content += config + b"".join(samples)
         name = f"shard.0000{n}.mds"
-        if n:  # the second one is compressed
-            packed = zstandard.ZstdCompressor().compress(content)
-            (folder / f"{name}.zstd").write_bytes(packed)
-            shard["zip_data"] = {"basename": f"{name}.zstd", "bytes": len(packed)}
-        else:
-            (folder / name).write_bytes(content)
+        (folder / name).write_bytes(content)
         shard["raw_data"] = {"basename": name, "bytes": len(content)}
         shards.append(shard)
     (folder / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
@@ -139,7 +133,7 @@ def test_every_token_as_it_was_written(
     source = kind(path=path, vocabulary=VOCABULARY, held_out_tokens=1000)
     assert source.check() == []
     windows = source.train_windows(64, 1)
-    starts = windows.starts(np.arange(len(windows)))
+    starts = np.array(windows.located(np.arange(len(windows))))
     rows = windows.batch(np.arange(len(windows)))
     assert rows.dtype == (np.uint16 if "16" in dtype else np.int32)
     assert (rows == expected[starts[:, None] + np.arange(65)]).all()
@@ -206,6 +200,16 @@ def test_damage_of_a_foreign_corpus_is_one_line(documents: Rows, tmp_path: Path)
             file.write_bytes(content)
     with pytest.raises(DataError, match="too few for held_out_tokens"):
         kind(path=path, vocabulary=VOCABULARY, held_out_tokens=10**9).train_windows(8, 1)
+
+
+def test_compressed_shards_are_to_be_unpacked(documents: Rows, tmp_path: Path) -> None:
+    mds(tmp_path / "mds", documents, "bytes")
+    (tmp_path / "mds" / "shard.00001.mds").unlink()
+    index = json.loads((tmp_path / "mds" / "index.json").read_text())
+    index["shards"][1]["zip_data"] = {"basename": "shard.00001.mds.zstd", "bytes": 9}
+    (tmp_path / "mds" / "index.json").write_text(json.dumps(index))
+    [problem] = MosaicTokens(path=str(tmp_path / "mds"), vocabulary=VOCABULARY).check()
+    assert "shard.00001.mds.zstd is compressed; unpack it" in problem
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 def test_broken_files_are_one_line(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_train.data.corpus.formats.delimited.LONGEST_BYTES", 1000)
+    monkeypatch.setattr("llm_train.data.corpus.formats.text.LONGEST_BYTES", 1000)
     data, remedy = BROKEN[name]
     if name == "locked.zip":  # Python does not encrypt; the bit that says so is enough
         data = zipped(LINES, "a.jsonl").replace(

@@ -11,8 +11,8 @@ import pytest
 
 from llm_train.data import packing
 from llm_train.data.base import NO_TOKEN, Ids
-from llm_train.data.documents import Documents
 from llm_train.data.packing import PackedWindows, windows_of
+from llm_train.data.token_source import Documents
 from llm_train.data.windows import Tokens
 
 SEQUENCE = 32

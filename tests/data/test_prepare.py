@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -31,8 +33,8 @@ from llm_train.data import (
     prepare,
 )
 from llm_train.data.recipe import recipe_dict, recipe_differences
-from llm_train.data.references import bits_per_byte
 from llm_train.data.shards import verify
+from llm_train.data.sharing import Claims
 from llm_train.data.token_manifest import Manifest
 from llm_train.errors import ConfigError, DataError
 
@@ -119,10 +121,9 @@ def test_references_are_the_compressors(recipe: Tokenize, corpus: Path, prepared
 def test_compressors_stop_at_the_limit(
     recipe: Tokenize, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_train.data.merging.LIMIT_BYTES", 10)
+    monkeypatch.setattr("llm_train.data.merging.REFERENCE_BYTES", 10)
     none = {"gzip_9": None, "xz_9": None}
     assert prepare(recipe, path, progress=False).references == none
-    assert bits_per_byte(b"") == none
 
 
 def test_workers_do_not_change_a_byte(recipe: Tokenize, prepared: Path, tmp_path: Path) -> None:
@@ -257,6 +258,19 @@ def test_a_killed_prepare_leaves_nothing_that_looks_complete(
     assert TokenShards(path=str(path)).check()
     prepare(recipe, path, progress=False)
     assert not staged.exists()
+    verify(path, checksums=True)
+
+
+def test_a_slow_start_of_the_same_recipe_is_waited_for(recipe: Tokenize, path: Path) -> None:
+    staged = path.with_name("tokens.partial")
+    staged.mkdir()
+    claims = Claims(staged)
+    assert claims.take("recipe")  # by one that has not yet written which recipe it follows
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(prepare, recipe, path, progress=False)
+        time.sleep(1.5)
+        claims.drop("recipe")
+        other.result(60)
     verify(path, checksums=True)
 
 

@@ -3,7 +3,7 @@ from hashlib import sha256
 import pytest
 
 from llm_train.data import Document, HashSplit, Piece, Split, TailSplit
-from llm_train.data.base import Hashed
+from llm_train.data.base import TRAIN
 from llm_train.errors import ConfigError
 
 
@@ -13,7 +13,8 @@ def digest(text: str) -> bytes:
 
 def divided(split: Split, documents: list[Document]) -> list[Piece]:
     [before] = split.survey([documents])
-    return list(split.divide([Hashed(d, digest(d.text)) for d in documents], before))
+    whole = [Piece(TRAIN, *d, ends=True, digest=digest(d.text)) for d in documents]
+    return list(split.divide(whole, before))
 
 
 def numbered(count: int) -> list[Document]:

@@ -10,8 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from llm_train.data import Bytes, SentencePieceFile, Tokenizer, TokenizerFile, TrainUnigram
 from llm_train.data.base import END_OF_TEXT
-from llm_train.data.tokenizer.byte_lengths import byte_lengths
-from llm_train.data.tokenizer.round_trip import changed_texts
+from llm_train.data.tokenizer.tokenizer_file import byte_lengths, changed_texts
 from llm_train.errors import ConfigError, DataError
 from tests.data.test_tokenizer import WEIRD, reloaded, texts
 

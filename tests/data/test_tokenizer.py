@@ -7,8 +7,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from llm_train.data import Characters, Texts, TokenizerFile, TrainBPE, load_tokenizer
 from llm_train.data.base import END_OF_TEXT
-from llm_train.data.tokenizer.byte_lengths import byte_lengths
-from llm_train.data.tokenizer.tokenizer_file import token_id, vocabulary_size
+from llm_train.data.tokenizer.tokenizer_file import byte_lengths, token_id, vocabulary_size
 from llm_train.errors import ConfigError, DataError
 
 WEIRD = [

@@ -56,7 +56,7 @@ def test_an_epoch_is_disjoint_windows_that_fit(length: int) -> None:
     windows = TrainWindows(Counting(length), sequence, seed=1, fingerprint="f")
     for epoch in range(6):
         indices = epoch * len(windows) + np.arange(len(windows))
-        starts = np.sort(windows.starts(indices))
+        starts = np.sort(np.array(windows.located(indices)))
         assert (np.diff(starts) == sequence).all()
         assert 0 <= starts[0] < sequence
         rows = windows.batch(indices)
@@ -68,7 +68,7 @@ def test_epochs_cut_and_order_differently() -> None:
     windows = TrainWindows(Counting(10_000), 10, seed=1, fingerprint="f")
     n = len(windows)
     assert n == 999
-    starts = windows.starts(np.arange(20 * n)).reshape(20, n)
+    starts = np.array(windows.located(np.arange(20 * n))).reshape(20, n)
     assert len({int(row.min()) for row in starts}) > 5
     assert {int(row.min()) for row in starts} <= set(range(10))
     orders = {tuple((row - row.min()).tolist()) for row in starts}
@@ -78,21 +78,21 @@ def test_epochs_cut_and_order_differently() -> None:
 def test_order_depends_on_seed_fingerprint_and_index_alone() -> None:
     def starts(seed: int, fingerprint: str) -> list[int]:
         windows = TrainWindows(Counting(1000), 7, seed=seed, fingerprint=fingerprint)
-        return windows.starts(np.arange(300)).tolist()
+        return windows.located(np.arange(300))
 
     assert starts(1, "f") == starts(1, "f")
     assert starts(1, "f") != starts(2, "f")
     assert starts(1, "f") != starts(1, "g")
     windows = TrainWindows(Counting(1000), 7, seed=1, fingerprint="f")
     shuffled = np.random.default_rng(0).permutation(300)
-    assert windows.starts(shuffled).tolist() == np.array(starts(1, "f"))[shuffled].tolist()
+    assert windows.located(shuffled) == np.array(starts(1, "f"))[shuffled].tolist()
 
 
 def test_golden_starts_never_change() -> None:
     source = RandomTokens(vocabulary=50, length=1000, seed=3)
     windows = source.train_windows(8, 7)
     assert isinstance(windows, TrainWindows)
-    assert windows.starts([0, 1, 2, 124, 125, 620]).tolist() == [540, 604, 852, 39, 367, 323]
+    assert windows.located([0, 1, 2, 124, 125, 620]) == [540, 604, 852, 39, 367, 323]
     assert windows.batch([0])[0].tolist() == [1, 3, 36, 36, 2, 46, 10, 25, 0]
 
 

@@ -28,7 +28,7 @@ def test_two_ranks_that_can_run(fork_server: ForkServer, tmp_path: Path) -> None
     found = rows(log.read_text())
     assert not found.get("failed")
     assert {"configuration", "versions", "devices", "disk space", "write speed"} <= found["ok"]
-    assert {"file system", "clock", "collectives", "one step"} <= found["ok"]
+    assert {"file system", "collectives", "one step"} <= found["ok"]
     assert re.search(r"2 ranks: [0-9.]+ GB/s", log.read_text())
     assert set(tmp_path.iterdir()) == before
 
@@ -64,7 +64,7 @@ def doctor(path: Path, *options: str) -> tuple[Outcome, dict[str, set[str]]]:
 def test_data_that_changed_since_they_were_prepared(prepared: Path) -> None:
     outcome, found = doctor(prepared)
     assert outcome.code == 0, outcome
-    assert {"data", "tokenizer"} <= found["ok"]
+    assert "data" in found["ok"]
     (shard,) = (prepared.parent / "tokens").glob("train-*.bin")
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
@@ -81,7 +81,7 @@ def test_data_that_changed_since_they_were_prepared(prepared: Path) -> None:
     [
         ("--checkpoint.keep_last=1000000000", "disk space", "lower checkpoint.keep_last"),
         ("--trainer.accelerator=cuda", "configuration", "trainer.accelerator=cpu"),
-        ("--model.network.init_args.vocab_size=5", "tokenizer", "vocab_size to "),
+        ("--model.network.init_args.vocab_size=5", "configuration", "vocab_size to "),
         ("--trainer.default_root_dir=text.txt/run", "write speed", "who may write there"),
     ],
 )

@@ -13,9 +13,8 @@ from llm_train.data.audit.prepared_folder import PreparedFolder
 from llm_train.data.base import Texts
 from llm_train.data.tokenizer.encoders import choose_encoder
 from llm_train.data.tokenizer.learnt import first_bytes
-from llm_train.data.tokenizer.round_trip import changed_texts
 from llm_train.data.tokenizer.sentence_piece import SentencePieceFile
-from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, vocabulary_size
+from llm_train.data.tokenizer.tokenizer_file import changed_texts, load_tokenizer, vocabulary_size
 
 _CHECKED_BYTES = 200_000  # on which a library is tried, and the text compared
 

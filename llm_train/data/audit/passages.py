@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from llm_train.data.base import NO_TOKEN, TRAIN
-from llm_train.data.documents import Documents, Place
-from llm_train.data.token_source import TokenSource
+from llm_train.data.token_source import Documents, Place, TokenSource
 
 
 class Passage(NamedTuple):

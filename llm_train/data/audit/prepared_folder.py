@@ -12,7 +12,6 @@ import numpy.typing as npt
 import tokenizers
 
 from llm_train.data.base import Ids
-from llm_train.data.documents import Documents
 from llm_train.data.reader import ShardTokens
 from llm_train.data.shards import TOKENIZER
 from llm_train.data.token_manifest import Manifest
@@ -50,20 +49,9 @@ class PreparedFolder:
         for start in range(0, len(tokens), _READ_TOKENS):
             yield tokens.rows([start], min(_READ_TOKENS, len(tokens) - start))[0]
 
-    def places(self, split: str) -> Documents | None:
-        """Where documents lie, if it was written down."""
-        return self.source.documents(split)
-
     def starts(self, split: str) -> npt.NDArray[np.int64]:
-        """The first token of each document: as written down, or else after each boundary token."""
-        if (documents := self.places(split)) is not None:
-            return documents.starts()
-        found, seen, end = [np.zeros(1, np.int64)], 0, self.manifest.end_of_text
-        for ids in self.read(split):
-            found.append(np.flatnonzero(ids == end) + seen + 1)
-            seen += ids.size
-        starts = np.concatenate(found)
-        return starts[starts < seen]
+        """The first token of each document."""
+        return self.source.documents(split).starts()
 
     def documents(self, split: str) -> Iterator[Ids]:
         """The tokens of each document, without its boundary token."""
@@ -89,8 +77,6 @@ class PreparedFolder:
         return np.fromiter(map(digest, self.documents(split)), np.uint64)
 
     def key(self, split: str, number: int) -> str:
-        """What the corpus calls a document; its number where that was not written down."""
-        documents = self.places(split)
-        if documents is None:
-            return f"document {number}"
+        """What the corpus calls a document."""
+        documents = self.source.documents(split)
         return documents.find(int(documents.starts()[number])).key

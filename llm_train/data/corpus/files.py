@@ -9,10 +9,17 @@ from functools import cache
 from hashlib import sha256
 
 from llm_train.data.base import Corpus, Skipped, Unit
-from llm_train.data.corpus.encodings import as_utf8, is_utf8
 from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.found import FoundFile, find
-from llm_train.data.corpus.opening import Unpacked, contents, kind_of, named_cause, opened
+from llm_train.data.corpus.opening import (
+    Unpacked,
+    as_utf8,
+    contents,
+    is_utf8,
+    kind_of,
+    named_cause,
+    opened,
+)
 from llm_train.data.corpus.rows import Item
 from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError

@@ -12,7 +12,6 @@ from typing import Literal
 from llm_train.context import Part
 from llm_train.data.base import Corpus, Document, Skipped, Unit
 from llm_train.data.corpus.rows import Item
-from llm_train.data.reading import passed
 from llm_train.errors import ConfigError, check_at_least, check_choices
 
 
@@ -46,7 +45,17 @@ class Filtered(Corpus):
 
     def documents(self, unit: Unit) -> Iterator[Item]:
         """What the filters leave, and the reasons for the rest."""
-        return (passed(item, self.filters) for item in self.corpus.documents(unit))
+        return map(self._passed, self.corpus.documents(unit))
+
+    def _passed(self, item: Item) -> Item:
+        """What the filters make of a document; what one of them leaves out was meant to be."""
+        for each in self.filters:
+            if isinstance(item, Skipped):
+                return item
+            item = each(item)
+            if isinstance(item, Skipped):
+                return item._replace(intended=True)
+        return item
 
 
 @dataclass(frozen=True, kw_only=True)

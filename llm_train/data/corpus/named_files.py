@@ -8,14 +8,12 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Literal
 
-from llm_train.data.corpus.encodings import MARKS
 from llm_train.data.corpus.files import NamedFiles
 from llm_train.data.corpus.formats.base import Format
 from llm_train.data.corpus.formats.columns import Columns
-from llm_train.data.corpus.formats.delimited import Delimited
 from llm_train.data.corpus.formats.json_values import JSONValues
-from llm_train.data.corpus.formats.text import PlainText
-from llm_train.data.corpus.opening import Unpacked
+from llm_train.data.corpus.formats.text import Delimited, PlainText
+from llm_train.data.corpus.opening import MARKS, Unpacked
 from llm_train.data.corpus.rows import RowText
 from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import check_choices

@@ -21,11 +21,14 @@ import numpy.typing as npt
 import tokenizers
 
 from llm_train.data.base import END_OF_TEXT, HELD_OUT, NO_TOKEN, TRAIN, Ids
-from llm_train.data.documents import Documents
 from llm_train.data.reader import MappedTokens
-from llm_train.data.token_source import TokenSource, Windows
-from llm_train.data.tokenizer.byte_lengths import byte_lengths
-from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, tokenizer_file, vocabulary_size
+from llm_train.data.token_source import Documents, TokenSource, Windows
+from llm_train.data.tokenizer.tokenizer_file import (
+    byte_lengths,
+    load_tokenizer,
+    tokenizer_file,
+    vocabulary_size,
+)
 from llm_train.data.windows import HeldOutWindows, Tokens, TrainWindows
 from llm_train.errors import ConfigError, DataError, check_at_least
 

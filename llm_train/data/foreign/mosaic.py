@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ from llm_train.data.foreign.base import FileStretch, FileTokens, ForeignTokens, 
 from llm_train.data.foreign.litdata import read_index
 from llm_train.data.reader import Shard
 from llm_train.errors import DataError
-from llm_train.runtime import disk
-from llm_train.runtime.extras import library
 
 
 @dataclass(frozen=True, kw_only=True)
 class MosaicTokens(ForeignTokens):
-    """Reads a folder of ``.mds`` files; compressed ones (zstd) are unpacked next to them, once.
+    """Reads a folder of ``.mds`` files that are not compressed.
 
     Attributes:
         path: the folder with ``index.json``.
@@ -51,40 +50,36 @@ class MosaicTokens(ForeignTokens):
                 f"{path} has {names} of {shards[0]['column_encodings']}, not token ids alone; "
                 "write one column as ndarray:int32"
             )
-        samples = _SampleLayout(0 if size else 4, kind == "ndarray" and not shape)
+        find = partial(_find, head=0 if size else 4, shaped=kind == "ndarray" and not shape)
         files = [_file(Path(path), shard) for shard in shards]
-        return SampleTokens(files, samples, dtype, self.vocab_size())
+        return SampleTokens(files, find, dtype, self.vocab_size())
 
 
-@dataclass(frozen=True)
-class _SampleLayout:
-    """Where the ids lie in a sample: after ``head`` bytes, and then after a shape or not."""
+def _find(file: Path, head: int, shaped: bool) -> tuple[Starts, Starts]:
+    """First bytes of the ids of each sample of a file, and how many bytes they take.
 
-    head: int
-    shaped: bool
-
-    def find(self, file: Path) -> tuple[Starts, Starts]:
-        """First bytes of the ids of each sample of a file, and how many bytes they take."""
-        content = np.memmap(file, np.uint8, "r")
-        count = int(content[:4].view("<u4")[0])
-        borders = content[4 : 8 + 4 * count].view("<u4").astype(np.int64)
-        places, sizes = borders[:-1] + self.head, np.diff(borders) - self.head
-        if self.shaped and count:
-            # Samples of one length have one shape, which the first one tells; no other is read.
-            asked = places[:1] if np.ptp(sizes) == 0 else places
-            skipped = 1 + (content[asked] >> 2).astype(np.int64) * (1 << (content[asked] & 3))
-            places, sizes = places + skipped, sizes - skipped
-        return places, sizes
+    They come after ``head`` bytes of a sample, and then after a shape or not.
+    """
+    content = np.memmap(file, np.uint8, "r")
+    count = int(content[:4].view("<u4")[0])
+    borders = content[4 : 8 + 4 * count].view("<u4").astype(np.int64)
+    places, sizes = borders[:-1] + head, np.diff(borders) - head
+    if shaped and count:
+        # Samples of one length have one shape, which the first one tells; no other is read.
+        asked = places[:1] if np.ptp(sizes) == 0 else places
+        skipped = 1 + (content[asked] >> 2).astype(np.int64) * (1 << (content[asked] & 3))
+        places, sizes = places + skipped, sizes - skipped
+    return places, sizes
 
 
 class SampleTokens(FileTokens):
     """The ids of samples as one row; they are verified each time, which costs less than a copy."""
 
     def __init__(
-        self, files: list[Path], samples: _SampleLayout, dtype: str, vocab_size: int
+        self, files: list[Path], find: partial[tuple[Starts, Starts]], dtype: str, vocab_size: int
     ) -> None:
-        self._samples = samples
-        found = (FileStretch(file, 0, int(samples.find(file)[1].sum())) for file in files)
+        self._find = find
+        found = (FileStretch(file, 0, int(find(file)[1].sum())) for file in files)
         super().__init__(found, dtype, vocab_size)
         self._tables: dict[int, tuple[Starts, Starts]] = {}
 
@@ -101,7 +96,7 @@ class SampleTokens(FileTokens):
 
     def _map(self, number: int) -> Shard:
         shard = super()._map(number)
-        places, sizes = self._samples.find(shard.path)
+        places, sizes = self._find(shard.path)
         self._tables = {n: table for n, table in self._tables.items() if n in self._open}
         self._tables[number] = places, np.concatenate([[0], np.cumsum(sizes)])
         return shard
@@ -120,23 +115,11 @@ class SampleTokens(FileTokens):
 
 
 def _file(folder: Path, shard: dict[str, Any]) -> Path:
-    """The file of a shard, unpacked if need be."""
-    packed = shard["zip_data"]
     file = folder / str(shard["raw_data"]["basename"])
-    if packed and not file.exists():
-        _unpack(folder / packed["basename"], file)
+    if shard["zip_data"] and not file.exists():
+        raise DataError(
+            f"{folder / shard['zip_data']['basename']} is compressed; unpack it to {file}"
+        )
     if file.stat().st_size != shard["raw_data"]["bytes"]:
         raise DataError(f"{file} has not the {shard['raw_data']['bytes']} bytes of the index")
     return file
-
-
-def _unpack(packed: Path, file: Path) -> None:
-    if packed.suffix != ".zstd":
-        raise DataError(f"{packed} is compressed in another way than zstd; unpack it to {file}")
-    unpacker = library("zstandard", "data").ZstdDecompressor()
-    with (
-        disk.written(file) as aside,  # other ranks unpack it, too
-        open(packed, "rb") as source,
-        open(aside, "wb") as target,
-    ):
-        unpacker.copy_stream(source, target)

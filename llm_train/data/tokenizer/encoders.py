@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from llm_train.data.tokenizer.tokenizer_file import load_tokenizer, tokenizer_file
 
@@ -29,63 +30,44 @@ _log = logging.getLogger(__name__)
 Rows = list[npt.NDArray[np.int32]]
 
 
-class Encoder(ABC):
-    """Text to ids. Text that spells a special token is text. Pickled as the path of its file.
+class Encoder(NamedTuple):
+    """Text to ids. Text that spells a special token is text.
 
     Attributes:
         name: library and version.
+        encode: the ids of each text, without any that a template would add.
     """
 
     name: str
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @abstractmethod
-    def encode(self, texts: list[str]) -> Rows:
-        """The ids of each text, without any that a template would add."""
-
-    def __reduce__(self) -> tuple[type[Encoder], tuple[Path]]:
-        return type(self), (self._path,)
+    encode: Callable[[list[str]], Rows]
 
 
-class Tokenizers(Encoder):
+def _tokenizers(tokenizer: tokenizers.Tokenizer) -> Encoder:
     """The reference."""
 
-    name = f"tokenizers {version('tokenizers')}"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._tokenizer = load_tokenizer(path)
-
-    def added_tokens(self) -> list[str]:
-        """The tokens that are not of the model, special ones and others."""
-        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
-
-    def encode(self, texts: list[str]) -> Rows:
-        """Without offsets, which nobody reads."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    def encode(texts: list[str]) -> Rows:
+        # Without offsets, which nobody reads.
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    return Encoder(f"tokenizers {version('tokenizers')}", encode)
 
-class Fastokens(Encoder):
+
+def _fastokens(path: Path) -> Encoder:
     """The fast one."""
+    import fastokens
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        import fastokens
+    tokenizer = fastokens.Tokenizer.from_file(str(tokenizer_file(path)))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
 
-        self.name = f"fastokens {version('fastokens')}"
-        self._tokenizer = fastokens.Tokenizer.from_file(str(tokenizer_file(path)))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
-    def encode(self, texts: list[str]) -> Rows:
-        """One array for the batch, cut into rows."""
+    def encode(texts: list[str]) -> Rows:
         # ``encode`` would take text that spells a special token for the token.
-        ids, offsets = self._tokenizer.encode_batch_flat(texts, split_special_tokens=True)
+        ids, offsets = tokenizer.encode_batch_flat(texts, split_special_tokens=True)
         joined, borders = np.frombuffer(ids, "<i4"), np.frombuffer(offsets, "<i8").tolist()
         return [joined[start:stop] for start, stop in pairwise(borders)]
+
+    return Encoder(f"fastokens {version('fastokens')}", encode)
 
 
 def choose_encoder(path: Path, sample: Sequence[str]) -> Encoder:
@@ -95,13 +77,14 @@ def choose_encoder(path: Path, sample: Sequence[str]) -> Encoder:
         path: a ``tokenizer.json``, or a directory that holds one.
         sample: a few hundred kilobytes of the text that will be encoded.
     """
-    reference = Tokenizers(path)
+    tokenizer = load_tokenizer(path)
+    reference = _tokenizers(tokenizer)
     if importlib.util.find_spec("fastokens") is None:
         reason = "pip install fastokens encodes some 25 times faster"
-    elif refused := _difference(path, reference, sample):
+    elif refused := _difference(path, tokenizer, sample):
         reason = f"fastokens {refused}"
     else:
-        fast = Fastokens(path)
+        fast = _fastokens(path)
         size = sum(map(len, sample))
         _log.info("encoding with %s, equal to tokenizers on %d characters", fast.name, size)
         return fast
@@ -109,14 +92,17 @@ def choose_encoder(path: Path, sample: Sequence[str]) -> Encoder:
     return reference
 
 
-def _difference(path: Path, reference: Tokenizers, sample: Sequence[str]) -> str:
-    """Why fastokens cannot take the place of ``reference``; "" where it can."""
-    texts = [*sample, *(f"a{token} {token}b" for token in reference.added_tokens()), ""]
+def _difference(path: Path, tokenizer: tokenizers.Tokenizer, sample: Sequence[str]) -> str:
+    """Why fastokens cannot take the place of ``tokenizer``; "" where it can."""
+    added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
+    texts = [*sample, *(f"a{token} {token}b" for token in added), ""]
     try:
-        rows = Fastokens(path).encode(texts)
+        rows = _fastokens(path).encode(texts)
     except Exception as error:  # the library raises what it likes for what it does not support
         return f"cannot read this tokenizer or text ({str(error).partition(chr(10))[0]})"
-    for text, expected, found in zip(texts, reference.encode(texts), rows, strict=True):
+    for text, expected, found in zip(
+        texts, _tokenizers(tokenizer).encode(texts), rows, strict=True
+    ):
         if not np.array_equal(expected, found):
             return f"gives {found[:9].tolist()} for {text[:40]!r}, not {expected[:9].tolist()}"
     return ""
