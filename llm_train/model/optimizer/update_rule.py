@@ -10,7 +10,7 @@ a parameter may be left out of a step, and a device would have to be asked for i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import OptimizerTraits, UpdateSize
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.group_by_group import GroupByGroup
 from llm_train.model.optimizer.groups import Group, check_fields, decay_groups
 from llm_train.runtime.sharded import local_part
 
@@ -114,7 +113,7 @@ class UpdateRule(Optimizer):
         return self.buffers * local_part(parameter).numel() * state_dtype(parameter).itemsize
 
 
-class ByRule(GroupByGroup):
+class ByRule(optim.Optimizer):
     """The torch optimizer of a rule."""
 
     def __init__(self, groups: list[Group], rule: UpdateRule) -> None:
@@ -126,11 +125,20 @@ class ByRule(GroupByGroup):
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         }
 
-    def update_group(self, group: Group) -> None:
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # torch's overloads say the same
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One update of every parameter that has a gradient."""
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                self._update(group, parameter)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(group, parameter)
+        return loss
 
     def _update(self, group: Group, parameter: Tensor) -> None:
         state, gradient = self.state[parameter], parameter.grad
