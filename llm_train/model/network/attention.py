@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.architecture import Architecture
-from llm_train.model.network.cache import LayerCache, causal_mask
+from llm_train.model.network.base import LayerCache, causal_mask
 from llm_train.model.network.confined import attend
 from llm_train.model.network.norm import RMSNorm
 from llm_train.model.network.positions import Rotary

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from llm_train.model.network.activations import elementwise
 from llm_train.model.network.architecture import Architecture
 from llm_train.model.network.attention import Attention
-from llm_train.model.network.cache import LayerCache
+from llm_train.model.network.base import LayerCache
 from llm_train.model.network.norm import make_norm
 from llm_train.model.network.positions import Rotary
 from llm_train.model.network.shadow import ShadowedLinear

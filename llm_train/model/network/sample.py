@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.base import LanguageModel
-from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.base import Cache, CachedLanguageModel, LanguageModel
 from llm_train.model.network.confined import Confinement
 
 

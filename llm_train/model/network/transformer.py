@@ -27,9 +27,17 @@ from torch import Tensor, nn
 from llm_train.context import Context
 from llm_train.errors import ConfigError
 from llm_train.model.network.architecture import Architecture
-from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
+from llm_train.model.network.base import (
+    Cache,
+    CachedLanguageModel,
+    ForwardFlops,
+    Initial,
+    LayerCache,
+    Network,
+    R,
+    Readout,
+)
 from llm_train.model.network.block import Block
-from llm_train.model.network.cache import Cache, CachedLanguageModel, LayerCache
 from llm_train.model.network.confined import Confinement, Masks
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.checkpointed import checkpoint_block
+from llm_train.model.recompute.base import Recompute, checkpoint_block
 
 
 @dataclass(frozen=True, kw_only=True)
