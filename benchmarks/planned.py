@@ -28,7 +28,7 @@ from llm_train.cli.dispatch import load_settings
 from llm_train.plan import speed
 from llm_train.plan.cost_model import CostModel
 from llm_train.plan.draft import configured
-from llm_train.plan.scale import peak
+from llm_train.plan.simulate import peak
 from llm_train.runtime.devices import DEVICES, Device
 
 # Cases of ours -> the preset that they ran, and the way they were compiled.

@@ -5,8 +5,8 @@ prints the message as it is, without a traceback. Any other exception that escap
 as well, and its traceback goes to a file of the run.
 """
 
+import importlib.util
 import math
-from importlib.util import find_spec
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -73,7 +73,7 @@ def check_at_least(
 
 def missing_package(package: str, extra: str, key: str) -> str:
     """The problem of ``key`` where a package is not installed that ``extra`` brings; else ""."""
-    if find_spec(package) is not None:
+    if importlib.util.find_spec(package) is not None:
         return ""
     remedy = f"pip install 'llm-train[{extra}]'"
     return f"{key} needs the package {package}, which is not installed: {remedy}"

@@ -19,7 +19,7 @@ from llm_train.model.task import Task
 from llm_train.runtime.device_options import DeviceOptions
 from llm_train.runtime.devices import Kind, kind_called
 from llm_train.runtime.launch import Launch, find_launch
-from llm_train.runtime.watch.watch_options import WatchOptions
+from llm_train.runtime.watch.verdict import WatchOptions
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
 from llm_train.trainer.strategy.base import require_strategy
 from llm_train.units import Batch, Duration

@@ -212,7 +212,7 @@ def page() -> str:
     from llm_train.exchange.warm_start import WarmStart
     from llm_train.model.task import Task
     from llm_train.runtime.device_options import DeviceOptions
-    from llm_train.runtime.watch.watch_options import WatchOptions
+    from llm_train.runtime.watch.verdict import WatchOptions
     from llm_train.settings import CheckpointPolicy
     from llm_train.units import Batch, Scaling
 

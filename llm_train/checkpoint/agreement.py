@@ -1,4 +1,4 @@
-"""How all ranks agree on what one of them does, or on whether one of them failed."""
+"""How all ranks agree on what one of them does, or on whether a save failed, in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from llm_train.checkpoint.save_failed import SaveFailed
 from llm_train.errors import CheckpointError
 
 T = TypeVar("T")
@@ -53,3 +52,18 @@ class Ranks:
             everyone *= dist.get_world_size()
             dist.all_gather_object(everyone, wrong, group=self.group)
         return any(everyone)
+
+
+class SaveFailed(CheckpointError):
+    """Reports a save that the file system refused, and that may succeed when tried again."""
+
+
+def reason_of(error: BaseException | None) -> str:
+    """The error of the file system behind what a library raised; None: another process knows."""
+    while error is not None and not isinstance(error, OSError):
+        wrapped = getattr(error, "failures", {})
+        inner = next((each[0] for each in wrapped.values()), None) if wrapped else None
+        if inner is None and not (error.__cause__ or error.__context__):
+            return f"a file could not be written whole ({' '.join(str(error).split())[:200]})"
+        error = inner or error.__cause__ or error.__context__
+    return "another rank could not write its part" if error is None else str(error)

@@ -23,13 +23,12 @@ from torch import Tensor
 from llm_train.checkpoint import callback_state, content, group_state, manifest
 from llm_train.checkpoint.agreement import Ranks
 from llm_train.checkpoint.compatibility import load_weights, require_loadable, require_same_run
-from llm_train.checkpoint.earlier import back_from
 from llm_train.checkpoint.rank_state import Snapshot
 from llm_train.checkpoint.remote import Remote
-from llm_train.checkpoint.store import Found
+from llm_train.checkpoint.store import CheckpointStore, Found
 from llm_train.checkpoint.writer import Writer
 from llm_train.data.module import data_of
-from llm_train.errors import LLMTrainError
+from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.model.optimizer.groups import Group
 from llm_train.run_state import RunState, task_of
 from llm_train.runtime.random_state import set_random_state
@@ -245,3 +244,27 @@ def _require_finite(trainer: pl.Trainer, run: RunState) -> None:
             f"the loss or the gradient is not finite at step {trainer.global_step}; "
             "not saving over good checkpoints"
         )
+
+
+def back_from(store: CheckpointStore, step: int, before: int) -> Path:
+    """The newest complete checkpoint at least ``before`` steps before ``step``, else the first.
+
+    What a run that went back once has left behind is passed over: it was committed earlier than a
+    checkpoint of an earlier step.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found: Path | None = None
+    latest = step - before
+    for saved, path in store.committed():
+        if saved < step and not manifest.problems(path):
+            found, step = path, saved
+            if step <= latest:
+                break
+    if found is None:
+        raise CheckpointError(
+            f"{store.root} holds no checkpoint of before step {step} to go back to; save more "
+            "often: checkpoint.every"
+        )
+    return found

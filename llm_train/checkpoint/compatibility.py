@@ -47,6 +47,7 @@ class _RunMetadata:
     sequence: int
     samples_per_step: int
     optimizer: str
+    learning_rate: float
     stages: list[list[int]]
 
     def __post_init__(self) -> None:
@@ -129,15 +130,10 @@ def require_weights(path: Path, metadata: Mapping[str, Any]) -> None:
     """Refuses a checkpoint out of which not even the weights can be read.
 
     Raises:
-        CheckpointError: an earlier version wrote it through DeepSpeed.
+        CheckpointError: its manifest is not one of a run.
     """
-    if metadata.get("state_format") == "deepspeed":
-        raise CheckpointError(
-            f"{path} holds DeepSpeed's own files, which earlier versions wrote and this one does "
-            "not read; finish that run with the version that began it, or start a new run"
-        )
     try:
-        structure(_RunMetadata, {"stages": [], **metadata})
+        structure(_RunMetadata, metadata)
     except ValueError as error:
         raise CheckpointError(
             f"{path / manifest.NAME} is not one of a run: metadata: {error}; resume from another "
@@ -146,9 +142,8 @@ def require_weights(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def sizes(metadata: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The batches that a checkpoint was trained with; earlier versions had one only."""
-    one = [[0, metadata.get("samples_per_step", 1)]] if metadata.get("step") else []
-    return [(first, size) for first, size in metadata.get("stages", one)]
+    """The batches that a checkpoint was trained with."""
+    return [(first, size) for first, size in metadata["stages"]]
 
 
 def load_weights(path: Path, network: torch.nn.Module) -> None:

@@ -167,8 +167,7 @@ def _restore_rank(
     """Restores what this rank saved; of another number of ranks, what all have in common."""
     rank, same = trainer.global_rank, ranks == trainer.world_size
     own = _load_rank(path, rank if same else 0)
-    if "groups" in own:  # earlier versions saved none
-        group_state.restore(trainer.optimizers[0].param_groups, built, own["groups"])
+    group_state.restore(trainer.optimizers[0].param_groups, built, own["groups"])
     if own.get("precision"):  # a scaler's, the same on all ranks
         trainer.precision_plugin.load_state_dict(own["precision"])
     sums = task_of(trainer.lightning_module).run_state.sums

@@ -104,7 +104,6 @@ def read(path: Path) -> CheckpointManifest:
     if crc32 != _crc32_of(body):
         raise CheckpointError(f"{NAME} does not match its own checksum")
     try:
-        body.setdefault("metadata", body.get("facts"))  # its name until November 2026
         return structure(CheckpointManifest, body)
     except ValueError as error:
         raise CheckpointError(f"{NAME} is not one of a checkpoint: {error}") from None

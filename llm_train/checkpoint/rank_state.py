@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from llm_train.checkpoint.fragments import BoxedTensor
 from llm_train.runtime.devices import KINDS
-from llm_train.runtime.sharded import is_dtensor, tensor_bytes
+from llm_train.runtime.sharded import box_of, is_dtensor, tensor_bytes
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -130,9 +130,5 @@ def _copied(leaf: object) -> object:
 
 def _box(tensor: DTensor) -> dict[torch.Size, Tensor]:
     """This rank's part by its offsets; empty where it has none."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     local = tensor.to_local()
-    mesh, placements = tensor.device_mesh, tensor.placements
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    return {torch.Size(offsets): local} if local.numel() else {}
+    return {torch.Size(box_of(tensor)[1]): local} if local.numel() else {}

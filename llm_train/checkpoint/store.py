@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_train.checkpoint import manifest
+from llm_train.checkpoint.agreement import SaveFailed, reason_of
 from llm_train.checkpoint.best import Best
 from llm_train.checkpoint.manifest import CheckpointManifest
-from llm_train.checkpoint.save_failed import SaveFailed, reason_of
 from llm_train.errors import CheckpointError, LLMTrainError
 from llm_train.runtime import disk
 

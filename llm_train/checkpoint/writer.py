@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_train.checkpoint.agreement import Ranks
+from llm_train.checkpoint.agreement import Ranks, SaveFailed
 from llm_train.checkpoint.content import Content
-from llm_train.checkpoint.save_failed import SaveFailed
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError, LLMTrainError
 

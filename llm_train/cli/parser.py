@@ -34,7 +34,7 @@ from llm_train.model.task import Task
 from llm_train.preset_files import presets, resolved
 from llm_train.runtime import yaml12
 from llm_train.runtime.device_options import DeviceOptions
-from llm_train.runtime.watch.watch_options import WatchOptions
+from llm_train.runtime.watch.verdict import WatchOptions
 from llm_train.settings import CheckpointPolicy, Settings
 from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration

@@ -56,8 +56,8 @@ class Subject:
         """
         if self.end_of_text == NO_TOKEN:
             raise ConfigError(
-                "a text without a context begins after an end of text, and this network was "
-                "trained without a token for it; take prompts, or tasks, that have a context"
+                "an empty text begins after the end of another, and this network was trained "
+                "without a token for that; give a --prompt, or tasks with a context"
             )
         return self.end_of_text
 

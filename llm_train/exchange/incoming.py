@@ -74,6 +74,7 @@ _METADATA: Mapping[str, Any] = {
     "samples_per_step": 1,
     "optimizer": "",
     "stages": [],
+    "learning_rate": 0.0,
 }
 
 

@@ -21,7 +21,6 @@ from llm_train.checkpoint.loop_position import enter_stage
 from llm_train.context import Context, Part
 from llm_train.derived import Derived
 from llm_train.model.construction import CompileUnit, Construction, Float8
-from llm_train.model.held_out import HeldOut
 from llm_train.model.learning_rate import LearningRates
 from llm_train.model.lightning_shortcuts import Trimmed
 from llm_train.model.loss.base import Loss
@@ -40,13 +39,14 @@ from llm_train.model.optimizer.in_backward import InBackward, UpdateTime
 from llm_train.model.recompute.base import Recompute
 from llm_train.model.recompute.none import NoRecompute
 from llm_train.model.schedule.base import Schedule
+from llm_train.model.scoring import Scoring
 from llm_train.runtime.devices import KINDS
 from llm_train.runtime.random_state import seed_generators
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.trainer.loss_scaling import LossScaling
 
 
-class Task(Part, Trimmed, HeldOut):
+class Task(Part, Trimmed, Scoring):
     """Causal language modelling: next-token prediction on windows of tokens.
 
     Args:
@@ -61,8 +61,7 @@ class Task(Part, Trimmed, HeldOut):
         float8: how the blocks' linear layers scale operands of FP8 products; none: no FP8.
         attention: the one kernel that may compute attention on a GPU; auto tries cuDNN's first on
             Hopper and later, else FlashAttention, and takes the next one where the first cannot
-            compute it; flash3 is FlashAttention 3 from its own package; math (on any device) is
-            plain operators, slow and twice differentiable.
+            compute it; math (on any device) is plain operators, slow and twice differentiable.
         update: step waits for all gradients; backward updates each parameter as soon as its own
             gradient is there, and frees that gradient (no clipping, no accumulation; one device or
             fsdp).

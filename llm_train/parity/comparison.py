@@ -13,8 +13,7 @@ from typing import Any
 from llm_train import check
 from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.parity import configuration, judge, trajectory
-from llm_train.parity.judge import Row
-from llm_train.parity.printed import explanation, table
+from llm_train.parity.judge import Row, explanation, table
 from llm_train.parity.processes import Launcher, launch
 from llm_train.parity.trajectory import Trajectory
 from llm_train.parity.variants import EXACT, REFERENCE, Variant, rounding

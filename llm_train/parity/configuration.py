@@ -11,7 +11,7 @@ from typing import Any
 from llm_train.errors import ConfigError
 from llm_train.parity.variants import Variant
 from llm_train.runtime import yaml12
-from llm_train.runtime.structure import nested
+from llm_train.runtime.structure import flat, nested
 from llm_train.settings import Settings
 from llm_train.units import Duration
 
@@ -26,7 +26,7 @@ def shared(settings: Settings, steps: int) -> dict[str, Any]:
     """
     plain, tokens = settings.plain, settings.batch.tokens
     share = min(1.0, steps / settings.budget.steps(tokens))
-    lengths = [each for key in ("model", "batch", "data") for each in _durations(plain[key], key)]
+    lengths = _durations({key: plain[key] for key in ("model", "batch", "data")})
     wanted = {
         **{key: f"{math.ceil(share * v.count)} {v.unit}" for key, v in lengths if share < 1},
         "budget": f"{steps * tokens} tokens" if settings.batch.ramp.tokens else f"{steps} steps",
@@ -50,16 +50,10 @@ def spelt(changes: Mapping[str, Any]) -> dict[str, Any]:
 def refusals(plain: Mapping[str, Any], steps: int) -> Iterator[str]:
     """What makes a comparison impossible, one line each."""
     if steps < LEAST_STEPS:
-        yield (
-            f"--steps={steps} must be at least {LEAST_STEPS}: the last two count collectives, "
-            "which the first ones would distort"
-        )
-    for key, value in _numbers(plain.get("model"), "model"):
-        if "dropout" in key.rpartition(".")[2] and value:
-            yield (
-                f"{key}={value} draws another mask on every rank, so that strategies cannot be "
-                f"compared; give --{key}=0"
-            )
+        yield f"--steps={steps} must be at least {LEAST_STEPS}: the last two count collectives"
+    for key, value in flat(plain.get("model"), "model").items():
+        if "dropout" in key.rpartition(".")[2] and isinstance(value, int | float) and value:
+            yield f"{key}={value} draws another mask on every rank; give --{key}=0"
 
 
 def write(
@@ -82,18 +76,8 @@ def _get(plain: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _durations(value: object, path: str) -> Iterator[tuple[str, Duration]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _durations(inner, f"{path}.{key}")
-    elif isinstance(value, str):
+def _durations(plain: object) -> Iterator[tuple[str, Duration]]:
+    for key, value in flat(plain).items():
         with suppress(ConfigError):  # most texts are none
-            yield path, Duration.parse(value)
-
-
-def _numbers(value: object, path: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(inner, f"{path}.{key}")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield path, value
+            if isinstance(value, str):
+                yield key, Duration.parse(value)

@@ -21,8 +21,7 @@ from llm_train.model.recompute import NoRecompute, Recompute
 from llm_train.plan import speed
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.operators import Measured
-from llm_train.plan.scale import Scaled, peak
-from llm_train.plan.simulate import Case
+from llm_train.plan.simulate import Case, Scaled, peak
 from llm_train.runtime.devices import Device
 from llm_train.settings import Settings
 from llm_train.trainer.strategy import MeshShape, Strategy

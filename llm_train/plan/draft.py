@@ -13,8 +13,8 @@ from llm_train.errors import ConfigError
 from llm_train.plan import sections
 from llm_train.plan.cost_model import Candidate, CostModel
 from llm_train.plan.operators import Measured
-from llm_train.plan.scale import at_depth
 from llm_train.plan.search import USABLE, search
+from llm_train.plan.simulate import at_depth
 from llm_train.runtime.devices import Device, device_called
 from llm_train.runtime.terminal import say, say_sections
 from llm_train.settings import Settings

@@ -1,4 +1,4 @@
-"""What a step allocates, computes and sends, seen operator by operator.
+"""What a step allocates and computes, seen operator by operator.
 
 What is unusual: it knows nothing of the network. Every operator of the real step passes through
 here, on fake tensors as on real ones. A storage counts from the operator that creates it until its
@@ -27,8 +27,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,21 +40,11 @@ Measured = dict[str, float]
 """What ``OperatorCounter`` found, and bytes by ``parameters``, ``copies``, ``gradients``,
 ``optimizer`` and ``saved``."""
 
-_GROUP = ("process_group", "group_name")
 _COUNTED = (
     *("products", "moved_by_products", "attention", "attention over width", "attention over area"),
     *("moved", "moved_forward", "operators"),
 )
 _VIEWS_OF_ONE = ("detach", "alias", "lift_fresh", "view", "_unsafe_view", "device", "new_empty")
-_COLLECTIVES = {
-    "allreduce_": "all-reduce",
-    "all_reduce": "all-reduce",
-    "_allgather_base_": "all-gather",
-    "all_gather_into_tensor": "all-gather",
-    "all_gather_into_tensor_out": "all-gather",
-    "_reduce_scatter_base_": "reduce-scatter",
-    "reduce_scatter_tensor": "reduce-scatter",
-}
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -68,8 +56,7 @@ class OperatorCounter(TorchDispatchMode):
             its causal cost, the same divided by the width of a head, and by width x sequence; bytes
             that all other operators read and write, each on its own as without a compiler
             (``moved``, and of it ``moved_forward`` in the blocks' forward); how many ``operators``
-            there were, views not counted. Whole tensors that are gathered or reduced: ``sent
-            COLLECTIVE RANKS`` in bytes and ``calls COLLECTIVE RANKS``.
+            there were, views not counted.
         live: bytes alive now.
         blind: whether operators are not to be counted.
     """
@@ -167,9 +154,9 @@ class OperatorCounter(TorchDispatchMode):
         name = func._schema.name.rpartition("::")[2]
         alone = not func.is_view and self._phase != "update"
         self.found["operators"] += alone
-        if name in _COLLECTIVES:
-            self._communicate(_COLLECTIVES[name], func, args)
-        elif "dot_product" in name and "attention" in name:
+        if "c10d" in func.namespace:  # what ranks send is in the strategies' own formulas
+            return
+        if "dot_product" in name and "attention" in name:
             self._attend(name, args)
         elif func._overloadpacket in flop_registry:
             formula = flop_registry[func._overloadpacket]
@@ -191,18 +178,6 @@ class OperatorCounter(TorchDispatchMode):
         self.found["attention"] += flops
         self.found["attention over width"] += flops / query[-1]
         self.found["attention over area"] += flops / (query[-1] * key[-2])
-
-    def _communicate(self, kind: str, func: Any, args: tuple[Any, ...]) -> None:
-        names = [argument.name for argument in func._schema.arguments]
-        group = next(v for k, v in zip(names, args, strict=False) if k in _GROUP)
-        by_name = isinstance(group, str)
-        ranks = (_resolve_process_group if by_name else ProcessGroup.unbox)(group).size()
-        tensors = _tensors(args)
-        whole = max(t.nbytes for t in tensors)
-        if kind == "all-gather" and len(tensors) == 1:  # the functional form names its input alone
-            whole *= ranks
-        self.found[f"sent {kind} {ranks}"] += whole
-        self.found[f"calls {kind} {ranks}"] += 1
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 from llm_train.plan import speed
 from llm_train.plan.cost_model import Candidate
 from llm_train.plan.operators import Measured
-from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE, Findings
+from llm_train.plan.simulate import peak
 from llm_train.runtime.devices import Device
 
 Rows = dict[str, str]
@@ -169,14 +169,10 @@ def why_slower(candidate: Candidate, best: Candidate) -> str:
 
 def plain(candidate: Candidate) -> dict[str, Any]:
     """A candidate as JSON values."""
-    return {
-        "strategy": candidate.strategy,
-        "mesh": asdict(candidate.mesh),
-        "recompute": candidate.recompute,
-        "micro_batch": candidate.micro_batch,
-        "micro_batches": candidate.micro_batches,
-        "bytes": asdict(candidate.held)
-        | {"activations": candidate.activations, "peak": candidate.peak},
-        "seconds": candidate.parts | {"step": candidate.seconds},
+    plain = asdict(candidate)
+    size = {"activations": plain.pop("activations"), "peak": candidate.peak}
+    return plain | {
+        "bytes": plain.pop("held") | size,
+        "seconds": plain.pop("parts") | {"step": candidate.seconds},
         "transfers": [asdict(t) | {"sent_by_a_rank": t.through_rank} for t in candidate.transfers],
     }

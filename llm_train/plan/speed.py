@@ -82,19 +82,10 @@ def products_seconds(found: Measured, device: Device, dtype: str) -> float:
 
 
 def attention_seconds(found: Measured, device: Device, dtype: str) -> float:
-    """Of all attention; see ``attention_efficiency``."""
+    """Of all attention, each at its head's width and its sequence."""
     slow = ATTENTION_WIDTH * found["attention over width"]
     slow += ATTENTION_AREA * found["attention over area"]
     return ATTENTION_COST * found["attention"] / device.peak_flops(dtype) + slow / ATTENTION_PEAK
-
-
-def attention_efficiency(head: int, sequence: int) -> float:
-    """Of the dense peak of Hopper, by attention alone.
-
-    >>> round(attention_efficiency(64, 1024), 2), round(attention_efficiency(128, 4096), 2)
-    (0.23, 0.44)
-    """
-    return 1 / (ATTENTION_COST + ATTENTION_WIDTH / head + ATTENTION_AREA / (head * sequence))
 
 
 def transfer_seconds(transfer: Transfer, device: Device, per_node: int) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,6 @@ from llm_train.checkpoint.store import Found
 from llm_train.derived import Derived
 from llm_train.errors import CheckpointError
 from llm_train.model.learning_rate import LearningRates
-from llm_train.run.environment import environment
 from llm_train.runtime import yaml12
 from llm_train.runtime.ledger import LEDGER, Ledger
 from llm_train.runtime.structure import flat
@@ -162,9 +166,7 @@ def _show_changes(start: Path, settings: Settings, metadata: Mapping[str, Any]) 
     if not changed:
         return
     say("\nchanged since the checkpoint (the new values apply)")
-    step, rate = int(metadata["step"]), metadata.get("learning_rate")
-    now = _rate(settings, metadata)
-    rate = rate if isinstance(rate, float) else now  # earlier versions saved none
+    step, rate, now = metadata["step"], metadata["learning_rate"], _rate(settings, metadata)
     if not math.isclose(rate, now, rel_tol=1e-5):
         key = f"learning rate of step {step}"
         before[key], after[key] = f"{rate:.6g}", f"{now:.6g}"
@@ -214,7 +216,41 @@ def metadata_for_checkpoints(settings: Settings, derived: Derived) -> dict[str, 
     """What a checkpoint says of the run that it is of."""
     return {
         "seed": derived.seed,
-        "samples_per_step": derived.samples_per_step,
         "sequence": derived.sequence,
         "optimizer": settings.task.optimizer_config.traits.name,
     }
+
+
+_PACKAGES = ("llm-train", "torch", "lightning", "numpy", "tokenizers", "deepspeed", "torchao")
+_GIT_SECONDS = 5.0
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, the code by a hash of its files and the commit it lies in, and the device.
+
+    Args:
+        device: of this rank.
+    """
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    package = Path(__file__).parents[1]
+    found["code"] = _hash(package)
+    if (package.parent / ".git").exists():
+        command = ("git", "-C", str(package), "rev-parse", "HEAD")
+        with suppress(OSError, subprocess.SubprocessError):
+            found["commit"] = subprocess.check_output(
+                command, text=True, stderr=subprocess.DEVNULL, timeout=_GIT_SECONDS
+            ).strip()
+    cpu = f"{platform.machine()} CPU, {os.cpu_count()} processors"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return found | {"host": platform.node(), "device": name}
+
+
+def _hash(package: Path) -> str:
+    """Of all files of code: it also changes where no commit was made."""
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        found.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return found.hexdigest()[:12]

@@ -14,8 +14,9 @@ from torch import Tensor
 from llm_train.checkpoint.compatibility import load_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.data.base import NO_TOKEN
-from llm_train.data.tokenizer.tokenizer_file import encoded, load_tokenizer
+from llm_train.data.tokenizer.tokenizer_file import load_tokenizer
 from llm_train.errors import CheckpointError, ConfigError
+from llm_train.evaluation.subject import Subject
 from llm_train.model.network.base import LanguageModel
 from llm_train.model.network.confined import confine, last_document
 from llm_train.model.network.init import materialise
@@ -71,11 +72,22 @@ class Pretrained:
         boundary = self.settings.data.recipe.boundary
         return self.tokenizer.token_to_id(boundary) if boundary else None
 
+    @property
+    def subject(self) -> Subject:
+        """The network as whoever asks it in words needs it."""
+        end = self.end_of_text()
+        return Subject(
+            network=self.network,
+            tokenizer=self.tokenizer,
+            end_of_text=NO_TOKEN if end is None else end,
+            positions=self.settings.task.network_config.max_positions,
+            device=next(self.network.parameters()).device,
+        )
+
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, V) logits of each next token."""
-        device = next(self.network.parameters()).device
-        tokens, given = tokens.to(device), {}
+        tokens, given = tokens.to(next(self.network.parameters()).device), {}
         if self.settings.task.documents == "confined":
             end = self.end_of_text()
             assert end is not None, "training needed it"
@@ -135,17 +147,10 @@ class Pretrained:
         Raises:
             ConfigError: it cannot be encoded, or is longer than the network's context.
         """
-        start, boundary = encoded(self.tokenizer, prompt), self.end_of_text()
-        if not start:
-            if boundary is None:
-                raise ConfigError(
-                    "an empty prompt begins after the end of a text, and this network was trained "
-                    "without a token for it; give a --prompt"
-                )
-            start = [boundary]
+        start, most = self.subject.start(prompt), self.subject.positions
         if self.settings.task.documents == "confined":
-            start = last_document(start, boundary)
-        if len(start) > (most := self.settings.task.network_config.max_positions):
+            start = last_document(start, self.end_of_text())
+        if len(start) > most:
             raise ConfigError(
                 f"the prompt has {len(start)} tokens, and this network reads {most}; "
                 "shorten --prompt"

@@ -59,7 +59,7 @@ def build_trainer(
         accelerator=settings.accelerator.type,
         strategy=settings.strategy,
         devices=wanted if isinstance(wanted, list) else settings.devices,
-        num_nodes=_nodes(settings),
+        num_nodes=settings.world.nodes,
         plugins=[*settings.plugins, _environment(settings.launch)],
         max_steps=derived.total_steps,
         max_epochs=-1,
@@ -77,7 +77,7 @@ def build_trainer(
         inference_mode=False,
         default_root_dir=str(settings.run_dir),
         # Checkpoints come last: what other callbacks do at a step boundary belongs to the step.
-        callbacks=[*_callbacks(settings, derived), *callbacks],
+        callbacks=[*_callbacks(settings), *callbacks],
         logger=loggers or False,
     )
     if settings.precision == "16-mixed":
@@ -98,12 +98,16 @@ def _compile_deterministically() -> None:
     torch._inductor.config.deterministic = True
 
 
-def _callbacks(settings: Settings, derived: Derived) -> list[pl.Callback]:
+def _callbacks(settings: Settings) -> list[pl.Callback]:
     """The user's, and ours but for checkpoints."""
     every = [OptimizersAverage(), GracefulStop(), GarbageCollection()]
     shown = settings.trainer_args.get("enable_progress_bar") is not False
     return [
-        _meter(settings, derived),
+        Metrics(
+            settings.task.counts.flops_per_token,
+            _peak(settings),
+            compare_replicas=settings.checkpoint.compare_replicas,
+        ),
         *settings.callbacks,
         *every,
         *([Progress()] if shown else []),
@@ -116,22 +120,6 @@ def _scale_loss(settings: Settings, arguments: dict[str, Any]) -> None:
     settings.task.run_state.riders.append(scaling)
     arguments["plugins"].append(scaling)
     arguments["precision"] = None
-
-
-def _meter(settings: Settings, derived: Derived) -> Metrics:
-    counts = settings.task.counts
-    ramp, length = derived.sequence_ramp.sequence, derived.sequence
-    lengths = [ramp << k for k in range((length // ramp).bit_length())] if ramp else []
-    return Metrics(
-        flops_by_length={
-            each: (counts.flops_per_token(each), counts.flops_per_token(each, causal=False))
-            for each in lengths
-        },
-        flops_per_token=counts.flops_per_token(derived.sequence, causal=True),
-        full_flops_per_token=counts.flops_per_token(derived.sequence, causal=False),
-        peak_flops=_peak(settings),
-        compare_replicas=settings.checkpoint.compare_replicas,
-    )
 
 
 def _bind(settings: Settings, derived: Derived, rank: int) -> None:
@@ -170,12 +158,6 @@ def rebind(settings: Settings, derived: Derived, trainer: pl.Trainer, step: int)
     _bind_data(settings, derived, trainer.global_rank)
     trainer.fit_loop.epoch_loop.max_steps = derived.total_steps
     set_accumulation(trainer, derived, step)
-
-
-def _nodes(settings: Settings) -> int:
-    if settings.launch.kind != "none":
-        return settings.launch.nodes
-    return int(settings.trainer_args.get("num_nodes") or 1)
 
 
 def _environment(launch: Launch) -> ClusterEnvironment:

@@ -23,8 +23,6 @@ import torch
 
 from llm_train.errors import ConfigError
 
-DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
-
 # What may stand around the model in a name: maker, family, form factor, memory. "Laptop", "Ti", "D"
 # (other chips) and "MIG ..." (a slice of a chip) may not.
 _BEFORE = r"(?:NVIDIA |AMD |GeForce |Instinct |Tesla )*"
@@ -216,28 +214,13 @@ DEVICES = {device.short: device for device in _TABLE if device.short}
 """The devices that can be planned for, by their short names."""
 
 
-def dense_peak_flops(device_name: str, dtype: str) -> float | None:
-    """Peak FLOP/s of one device, without sparsity.
-
-    Args:
-        device_name: as ``torch.cuda.get_device_name`` gives it.
-        dtype: the type that matrices are multiplied in: one of ``DTYPES``.
-
-    Returns:
-        FLOP/s, or None when the device is not known or has no such unit.
-
-    >>> dense_peak_flops("NVIDIA H100 80GB HBM3", "bf16")
-    989500000000000.0
-    >>> dense_peak_flops("cpu", "fp32") is None
-    True
-    """
-    assert dtype in DTYPES, f"{dtype!r} is none of {DTYPES}"
-    device = device_named(device_name)
-    return None if device is None else device.tflops[dtype] * 1e12 or None
-
-
 def device_named(device_name: str) -> Device | None:
-    """A device as the driver names it, or None when it is not known."""
+    """A device as the driver names it, or None when it is not known.
+
+    >>> device_named("NVIDIA H100 80GB HBM3").peak_flops("bf16")
+    989500000000000.0
+    >>> device_named("cpu")
+    """
     name = device_name.strip()
     for device in _TABLE:
         if re.fullmatch(_BEFORE + device.pattern + _AFTER, name, re.IGNORECASE):

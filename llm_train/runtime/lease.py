@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llm_train.errors import LLMTrainError
-from llm_train.runtime.proc import stat_of
+from llm_train.runtime.startup import stat_of
 from llm_train.runtime.terminal import say
 
 STALE_SECONDS = 60.0

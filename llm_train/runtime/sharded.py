@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -30,6 +31,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
+def box_of(tensor: DTensor) -> tuple[Sequence[int], Sequence[int]]:
+    """Shape of this rank's part, and its offset in every dimension."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = tensor.device_mesh, tensor.placements
+    return compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+
+
 def own_part(full: Tensor, like: Tensor) -> Tensor:
     """This rank's part of ``full``, sharded as ``like`` is; a view, without communication.
 
@@ -38,10 +47,7 @@ def own_part(full: Tensor, like: Tensor) -> Tensor:
     """
     if not is_dtensor(like):
         return full
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    mesh, placements = like.device_mesh, like.placements
-    shape, offset = compute_local_shape_and_global_offset(like.shape, mesh, placements)
+    shape, offset = box_of(like)
     return full[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
 
 

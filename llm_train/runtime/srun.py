@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from llm_train.runtime.launch import Launch
@@ -19,7 +19,7 @@ from llm_train.runtime.launch import Launch
 _FIRST_PORT, _PORTS = 15000, 10000  # below Linux's range of client ports
 
 
-class Srun(ClusterEnvironment):
+class Srun(LightningEnvironment):
     """An environment with one process per task of a SLURM step.
 
     MASTER_ADDR and MASTER_PORT win where they are set. Otherwise the address is that of the step's
@@ -48,24 +48,13 @@ class Srun(ClusterEnvironment):
         numbers = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         return int(os.environ.get("MASTER_PORT") or _FIRST_PORT + sum(map(int, numbers)) % _PORTS)
 
-    @staticmethod
-    def detect() -> bool:
-        """Returns False, because ``run/trainer.py`` chooses this class explicitly."""
-        return False
-
     def world_size(self) -> int:
-        """Returns the number of ranks."""
+        """Returns the number of ranks, which the launcher has decided."""
         return self._launch.ranks
-
-    def set_world_size(self, size: int) -> None:
-        """Does nothing, because the launcher has decided."""
 
     def global_rank(self) -> int:
         """Returns this process's number among all processes."""
         return self._launch.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """Does nothing, because the launcher has decided."""
 
     def local_rank(self) -> int:
         """Returns this process's number on its node."""

@@ -1,12 +1,11 @@
-"""Measures how long the process has been running, and how long it has spent compiling."""
+"""What the system says of a process: how long it has been running, and compiling."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-
-from llm_train.runtime.proc import stat_of
+from pathlib import Path
 
 _IMPORTED = time.monotonic()
 _UNCLAIMED = [True]
@@ -35,3 +34,15 @@ def compile_seconds() -> float:
         return 0.0
     names = ("_compile.compile_inner", "backward._backward_impl")
     return sum(sum(dynamo.compilation_time_metrics.get(name, ())) for name in names)
+
+
+def stat_of(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the state on, the third; none where it cannot be read.
+
+    The state is the first of them, and the start in clock ticks after boot number 19.
+    """
+    try:
+        # The name in parentheses may hold anything, a parenthesis and blanks included.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

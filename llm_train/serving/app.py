@@ -28,8 +28,7 @@ from starlette.routing import Route
 from llm_train.errors import ConfigError
 from llm_train.model.network.sample import chooser
 from llm_train.run.pretrained import Pretrained, Text
-from llm_train.serving.engine import Choice, Engine, Piece
-from llm_train.serving.request import Request
+from llm_train.serving.engine import Choice, Engine, Piece, Request
 
 
 class Server(uvicorn.Server):

@@ -1,9 +1,11 @@
-"""All texts that are asked for at one time, continued together.
+"""What a request may say, and all texts that are asked for at one time, continued together.
 
 A text joins at the next token after it was asked for. One that has ended, or whose reader is gone,
 stays in the forward until another joins or half of them have ended, since a change of the texts
 costs reading all of them again. One thread computes; the event loop does all the rest, so that
 nothing needs a lock.
+
+Requests have OpenAI's names. What would have no effect here is refused.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
-from llm_train.model.network.batch import RaggedBatch, RaggedText
-from llm_train.model.network.sample import cached
+from llm_train.model.network.sample import RaggedBatch, RaggedText, cached
 from llm_train.run.pretrained import Pretrained, Text
-from llm_train.serving.request import Request
 
 Piece = dict[str, Any]
 """What is new of a text, as an entry of OpenAI's ``choices``."""
@@ -117,3 +118,29 @@ class Engine:
                 self.end(HTTPException(500, f"{type(error).__name__}: {error}"))
                 batch, group = RaggedBatch(self._network), []
             self._choices = [choice for choice in self._choices if not choice.ended]
+
+
+class Request(BaseModel):
+    """A request for texts; ``top_k`` is not one of OpenAI's names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str
+    prompt: list[str] = Field([""], min_length=1)
+    max_tokens: int = Field(16, ge=1)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    n: int = Field(1, ge=1, le=128)
+    seed: int | None = Field(None, ge=0, lt=2**62)
+    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=4)
+    stream: bool = False
+    # Clients write these where they mean nothing by them.
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    logprobs: None = None
+
+    @field_validator("prompt", "stop", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """One text is a list of one."""
+        return [value] if isinstance(value, str) else value

@@ -26,9 +26,7 @@ class Evaluate(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints the metrics of each task with their standard errors."""
-        from llm_train.data.base import NO_TOKEN
         from llm_train.errors import ConfigError, check_at_least, missing_package
-        from llm_train.evaluation.subject import Subject
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say, section
 
@@ -37,19 +35,11 @@ class Evaluate(Verb):
         check_at_least(flags, 1, "batch", prefix="--")
         check_at_least(flags, 0, "limit", prefix="--", hint="; 0 takes all documents")
         pretrained = load_checkpoint(flags.checkpoint, load, flags.device)
-        end = pretrained.end_of_text()
-        subject = Subject(
-            network=pretrained.network,
-            tokenizer=pretrained.tokenizer,
-            end_of_text=NO_TOKEN if end is None else end,
-            positions=pretrained.settings.task.network_config.max_positions,
-            device=next(pretrained.network.parameters()).device,
-        )
         from llm_train.evaluation import harness  # whose imports take seconds
 
         tasks = harness.loaded([name for name in flags.tasks.split(",") if name], flags.folder)
         scores = harness.examine(
-            subject, tasks, batch=flags.batch, limit=flags.limit, bootstraps=100
+            pretrained.subject, tasks, batch=flags.batch, limit=flags.limit, bootstraps=100
         )
         say(section(str(pretrained.path), scores))
         if flags.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.checkpoint.save_failed import SaveFailed
+from llm_train.checkpoint.agreement import SaveFailed
 from llm_train.testing.command import run
 from llm_train.testing.configs import tiny, write
 from tests.checkpoint.disk_faults import ERRORS, disk_faults, failing_at

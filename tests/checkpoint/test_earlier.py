@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_train.checkpoint.earlier import back_from
+from llm_train.checkpoint.callback import back_from
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.errors import CheckpointError
 

@@ -170,6 +170,8 @@ GOOD = {
     **dict.fromkeys(("step", "world_size", "seed", "sequence", "samples_per_step"), 1),
     **dict.fromkeys(("strategy", "state_format", "optimizer"), "x"),
     "data": {"consumed": 1, "fingerprint": ""},
+    "stages": [[0, 1]],
+    "learning_rate": 0.1,
 }
 
 

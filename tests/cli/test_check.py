@@ -296,8 +296,8 @@ def missing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 def test_zero_without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing(monkeypatch, "deepspeed")
     assert refused("check", "-c", file_of(tmp_path, trainer__strategy="zero1")) == [
-        "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-        "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
+        "trainer.strategy=ZeRO needs the package deepspeed, which is not installed: "
+        "pip install 'llm-train[deepspeed]'"
     ]
 
 

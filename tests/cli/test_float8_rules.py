@@ -73,8 +73,8 @@ def test_without_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         lambda name, package=None: None if name == "torchao" else real(name, package),
     )
     assert refused("check", "-c", file_of(tmp_path)) == [
-        "model.float8=rowwise needs torchao, which is not installed; "
-        "pip install 'llm-train[torchao]', or set model.float8=none"
+        "model.float8=rowwise needs the package torchao, which is not installed: "
+        "pip install 'llm-train[torchao]'"
     ]
 
 

@@ -24,18 +24,6 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         zero(stage=2, offload_parameters="cpu"),
         f"{KEY}.offload_parameters=cpu; set {KEY}.stage=3, or offload less",
     ),
-    "state on NVMe below stage 3": (
-        zero(stage=1, offload_optimizer="nvme", nvme_path="/nvme"),
-        f"{KEY}.offload_optimizer=nvme; set {KEY}.stage=3, or offload less",
-    ),
-    "no directory": (
-        zero(offload_parameters="nvme"),
-        f"{KEY}.offload_parameters=nvme; set {KEY}.nvme_path",
-    ),
-    "a directory for nothing": (
-        zero(offload_optimizer="cpu", nvme_path="/nvme"),
-        f"{KEY}.nvme_path=/nvme; remove it, or write nvme",
-    ),
     "an odd bucket": (
         zero(allgather_bucket_size=1001),
         f"{KEY}.allgather_bucket_size=1001; write 1002",
@@ -132,10 +120,6 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"model__attention": "cudnn"},
         "model.attention=cudnn; remove it, or write math",
     ),
-    "FlashAttention 3 without its package": (
-        {**ON_GPU, "model__attention": "flash3", "trainer__precision": "bf16-mixed"},
-        "model.attention=flash3; install FlashAttention 3, or write auto",
-    ),
     "a kernel for 16 bits in fp32": (
         {**ON_GPU, "model__attention": "flash"},
         "model.attention=flash; set trainer.precision=bf16-mixed, or write efficient or auto",
@@ -155,7 +139,6 @@ def test_each_rule(name: str, tmp_path: Path) -> None:
     [
         zero(stage=1, offload_optimizer="cpu"),
         zero(offload_optimizer="cpu", offload_parameters="cpu"),
-        zero(offload_optimizer="nvme", offload_parameters="nvme", nvme_path="/nvme"),
         {
             "model__optimizer": part(
                 "TorchOptimizer", optimizer=part("torch.optim.AdamW", lr=0.1, betas=[0.9, 0.99])

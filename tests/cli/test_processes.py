@@ -199,10 +199,10 @@ for arguments in (
         "0 no problems found",
         f"0 wrote {tmp_path}/run/metrics.jsonl, config.yaml, derived.json and checkpoints/",
         f"{error}trainer.logger: the logger WandB needs the package wandb, which is not installed: "
-        "pip install llm-train[wandb], or set mode: disabled",
+        "pip install 'llm-train[wandb]', or set mode: disabled",
         f"{error}trainer.logger: TensorBoardLogger needs the package tensorboard, which is not "
         "installed; pip install 'llm-train[tensorboard]'",
-        f"{error}trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-        "pip install 'llm-train[deepspeed]', or choose ddp or fsdp",
+        f"{error}trainer.strategy=ZeRO needs the package deepspeed, which is not installed: "
+        "pip install 'llm-train[deepspeed]'",
         f"{error}this corpus needs the package datasets; run pip install 'llm-train[datasets]'",
     ], done.stderr

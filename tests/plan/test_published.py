@@ -18,8 +18,8 @@ import pytest
 from llm_train.cli.dispatch import load_settings
 from llm_train.plan.cost_model import CostModel
 from llm_train.plan.draft import configured, on_devices
-from llm_train.plan.scale import peak
 from llm_train.plan.search import USABLE
+from llm_train.plan.simulate import peak
 from llm_train.runtime.devices import device_called
 
 HERE = Path(__file__).parent

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
+from torch.utils._pytree import tree_leaves
 
 from llm_train.cli.dispatch import load_settings
 from llm_train.model.network.init import materialise
 from llm_train.model.network.shadow import ShadowWeights, shadowed
 from llm_train.model.optimizer import AdamW
 from llm_train.model.recompute import EveryBlock, EveryNth, NoRecompute, Selective
+from llm_train.plan import operators
 from llm_train.plan.compiled import saving_of_a_block
 from llm_train.plan.cost_model import weights_of
-from llm_train.plan.operators import saved_bytes
-from llm_train.plan.scale import Scaled, at_depth
-from llm_train.plan.simulate import Case, autocast, default_dtype, simulate
+from llm_train.plan.operators import OperatorCounter, saved_bytes
+from llm_train.plan.simulate import Case, Scaled, at_depth, autocast, default_dtype, simulate
 from llm_train.settings import Settings
 from llm_train.testing import configs
 from llm_train.trainer.strategy import FSDP, MeshShape, SingleDevice
@@ -32,6 +36,35 @@ PRESETS = [
     ("quickstart", 128, 2),
     *(pytest.param(name, 128, 1, marks=pytest.mark.slow) for name in LARGE),
 ]
+
+
+COLLECTIVES = {
+    "allreduce_": "all-reduce",
+    "all_reduce": "all-reduce",
+    "_allgather_base_": "all-gather",
+    "all_gather_into_tensor": "all-gather",
+    "all_gather_into_tensor_out": "all-gather",
+    "_reduce_scatter_base_": "reduce-scatter",
+    "reduce_scatter_tensor": "reduce-scatter",
+}
+
+
+class SentCounter(OperatorCounter):
+    """Counts the bytes of whole tensors that are gathered or reduced, too."""
+
+    def _count(self, func: Any, args: tuple[Any, ...], results: list[Tensor]) -> None:
+        super()._count(func, args, results)
+        if kind := COLLECTIVES.get(func._schema.name.rpartition("::")[2]):
+            names = [argument.name for argument in func._schema.arguments]
+            group = dict(zip(names, args, strict=False))
+            asked = group.get("process_group", group.get("group_name"))
+            by_name = isinstance(asked, str)
+            ranks = (_resolve_process_group if by_name else ProcessGroup.unbox)(asked).size()
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            whole = max(tensor.nbytes for tensor in tensors)
+            if kind == "all-gather" and len(tensors) == 1:  # this form names its input alone
+                whole *= ranks
+            self.found[f"sent {kind} {ranks}"] += whole
 
 
 def preset(name: str) -> Settings:
@@ -146,7 +179,10 @@ def test_a_compiled_block_keeps_less(positions: str) -> None:
     ],
     ids=["sharded", "hybrid", "tensor"],
 )
-def test_shards_are_those_of_the_formula(ranks: int, strategy: FSDP) -> None:
+def test_shards_are_those_of_the_formula(
+    ranks: int, strategy: FSDP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "OperatorCounter", SentCounter)
     settings, mesh = preset("quickstart"), strategy.mesh_shape(ranks)
     case = case_of(settings, NoRecompute(), "bf16-mixed", 128, 4)
     adamw = AdamW(learning_rate=1e-3)  # MuonAdamW gathers additional matrices

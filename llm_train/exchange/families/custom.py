@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from llm_train.exchange.families.base import GATED, PLAIN, SIZES, Family
-from llm_train.model.network.alibi import slopes
+from llm_train.model.network.positions import BASE, slopes
 from llm_train.model.network.rotary_scaling.base import plain_frequencies
-from llm_train.model.network.sinusoidal import BASE
 from llm_train.model.network.transformer import Transformer
 
 _OWN = (

@@ -8,10 +8,7 @@ from llm_train.model.network.base import ForwardFlops as ForwardFlops
 from llm_train.model.network.base import Initial as Initial
 from llm_train.model.network.base import LanguageModel as LanguageModel
 from llm_train.model.network.base import Network as Network
-from llm_train.model.network.base import Projection as Projection
 from llm_train.model.network.base import Readout as Readout
-from llm_train.model.network.cache import Cache as Cache
-from llm_train.model.network.cache import CachedLanguageModel as CachedLanguageModel
 from llm_train.model.network.flops import Counts as Counts
 from llm_train.model.network.init import initialise as initialise
 from llm_train.model.network.init import materialise as materialise

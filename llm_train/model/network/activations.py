@@ -30,16 +30,11 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def leaky_relu(x: Tensor) -> Tensor:
-    """``max(x, 0) + 0.01 min(x, 0)`` (Maas et al. 2013)."""
-    return F.leaky_relu(x)
-
-
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": F.relu,
-    "leaky_relu": leaky_relu,
+    "leaky_relu": F.leaky_relu,  # max(x, 0) + 0.01 min(x, 0) (Maas et al. 2013)
     "silu": F.silu,
     "gelu": gelu,
     "gelu_erf": F.gelu,

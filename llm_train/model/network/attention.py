@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_train.model.network.architecture import Architecture
-from llm_train.model.network.cache import LayerCache, causal_mask
+from llm_train.model.network.base import LayerCache, causal_mask
 from llm_train.model.network.confined import attend
 from llm_train.model.network.norm import RMSNorm
-from llm_train.model.network.rotary import Rotary
+from llm_train.model.network.positions import Rotary
 from llm_train.model.network.shadow import ShadowedLinear
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ What follows from torchao 0.18's source, with either recipe:
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -40,8 +39,9 @@ import torch
 from torch import nn
 
 from llm_train.context import Context, Model
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, missing_package
 from llm_train.model.network.base import LanguageModel
+from llm_train.runtime.extras import library
 from llm_train.runtime.quiet import quiet
 
 Recipe = Literal["tensorwise", "rowwise"]
@@ -57,11 +57,8 @@ def problems(context: Context) -> Iterator[str]:
     recipe = context.float8
     if recipe == "none":
         return
-    if importlib.util.find_spec("torchao") is None:
-        yield (
-            f"model.float8={recipe} needs torchao, which is not installed; "
-            "pip install 'llm-train[torchao]', or set model.float8=none"
-        )
+    if missing := missing_package("torchao", "torchao", f"model.float8={recipe}"):
+        yield missing
     if context.accelerator.type == "cuda":
         yield from _cuda_problems(context)
     here = context.here if context.running and context.accelerator.type != "cpu" else ()
@@ -108,19 +105,12 @@ def to_float8(network: LanguageModel, recipe: Recipe, device: torch.device) -> N
     """
     for problem in _unmet(network, recipe, [device]):
         raise ConfigError(problem)
-    try:
-        with quiet():
-            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise ConfigError(
-            f"model.float8={recipe} needs torchao, which cannot be imported "
-            f"({str(error).splitlines()[0]}); pip install 'llm-train[torchao]', or set "
-            "model.float8=none"
-        ) from error
-    config = Float8LinearConfig.from_recipe_name(recipe)
+    with quiet():
+        float8 = library("torchao.float8", "torchao", f"model.float8={recipe}")
+    config = float8.Float8LinearConfig.from_recipe_name(recipe)
     config = dataclasses.replace(config, emulate=device.type == "cpu")
     for block in network.blocks():
-        convert_to_float8_training(block, module_filter_fn=_fits, config=config)
+        float8.convert_to_float8_training(block, module_filter_fn=_fits, config=config)
     # In every forward under CUDA's autocast torchao asks for its dtype by a deprecated name.
     warnings.filterwarnings("ignore", r"torch\.get_autocast_gpu_dtype\(\)", DeprecationWarning)
 

@@ -1,4 +1,4 @@
-"""Text from a network, one token at a time.
+"""Text from a network, one token at a time, or of several texts in one forward.
 
 Random numbers come from a CPU generator of the call's own: the same seed gives the same choices on
 every device, and sampling in the middle of training does not disturb the run.
@@ -6,19 +6,28 @@ every device, and sampling in the middle of training does not disturb the run.
 When the context is full the oldest half is forgotten: the last ``max_positions // 2`` tokens are
 read again from position 0 and the cache fills up anew. Dropping one token at a time would have to
 read the whole window again for each token, because every cached key carries its position.
+
+Texts of different lengths (``RaggedBatch``) are aligned at the last token, so that the next one has
+one place in the cache for all of them. What pads the shorter ones is masked, and each text counts
+its own positions. Texts of one length have no mask, and a text alone is computed exactly as in
+``generate``; a mask changes the order of sums, and logits by rounding. When the texts change, all
+are read again: reading is parallel, where continuing is not.
+
+Shapes: B texts, T positions to read, S positions with those in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice, takewhile
 
 import torch
 from torch import Tensor
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.base import LanguageModel
-from llm_train.model.network.cache import Cache, CachedLanguageModel
+from llm_train.model.network.base import Cache, CachedLanguageModel, LanguageModel
+from llm_train.model.network.confined import Confinement
 
 
 def restrict(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -171,3 +180,57 @@ def _stream(network: CachedLanguageModel, context: list[int], choose: Choose) ->
         token = choose(read(network, [unread], cache)[0])
         yield token
         context, unread = [*context, token], [token]
+
+
+@dataclass(eq=False)
+class RaggedText:
+    """A text that is being continued.
+
+    Attributes:
+        context: what the next token follows.
+        choose: takes that from logits.
+    """
+
+    context: list[int]
+    choose: Choose
+
+
+class RaggedBatch:
+    """Keeps the keys and values of the texts that it continued last.
+
+    Args:
+        network: takes masks (``document_masks`` of its configuration), or gets equal lengths.
+    """
+
+    def __init__(self, network: CachedLanguageModel) -> None:
+        self._network = network
+        self._rows: list[RaggedText] = []
+        self._cache: Cache = []
+
+    def step(self, rows: list[RaggedText]) -> list[int]:
+        """Adds a token to each of ``rows``, and returns them; other texts are forgotten."""
+        seen = [window(self._network, row.context) for row in rows]
+        cut = any(len(context) < len(row.context) for context, row in zip(seen, rows, strict=True))
+        if cut or self._rows != rows:
+            self._rows, self._cache = list(rows), self._network.new_cache()
+        for row, context in zip(rows, seen, strict=True):
+            row.context = context
+        longest, start = max(map(len, seen)), self._cache[0].length
+        padded = [[*[0] * (longest - len(context)), *context][start:] for context in seen]
+        given = {} if min(map(len, seen)) == longest else {"documents": self._apart(seen, start)}
+        logits = read(self._network, padded, self._cache, **given)
+        tokens = [row.choose(found) for row, found in zip(rows, logits, strict=True)]
+        for row, token in zip(rows, tokens, strict=True):
+            row.context.append(token)
+        return tokens
+
+    def _apart(self, contexts: list[list[int]], start: int) -> Confinement:
+        """Hides what pads texts, from position ``start`` on."""
+        longest = max(map(len, contexts))
+        device = next(self._network.parameters()).device
+        before = torch.tensor([[longest - len(context)] for context in contexts], device=device)
+        keys = torch.arange(longest, device=device)  # (S,)
+        queries = keys[start:, None]  # (T, 1)
+        # Padding sees itself: attention to nothing is not a number.
+        mask = (keys <= queries) & ((keys >= before[:, None]) | (keys == queries))  # (B, T, S)
+        return Confinement((keys[start:] - before).clamp(min=0), mask[:, None])

@@ -9,14 +9,10 @@ set around a run and put back. On a CPU there is one fused kernel.
 ``math`` is attention written out in plain operators, on every device. It holds all scores, and is
 the only one through which torch can differentiate twice, or forwards: Hessian-vector products and
 ``torch.func.jvp`` need it.
-
-FlashAttention 3 comes from its own package (``FLASH3_PACKAGE``); torch then runs it in the place of
-the version that it brings along.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,14 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import (
-    SDPBackend,
-    _cur_sdpa_kernel_backends,
-    activate_flash_attention_impl,
-    current_flash_attention_impl,
-    restore_flash_attention_impl,
-    sdpa_kernel,
-)
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -42,7 +31,7 @@ from llm_train.model.network.base import LanguageModel, Network
 from llm_train.model.network.confined import DocumentView, Masks, confine
 from llm_train.model.network.meta import without_memory
 
-Kernel = Literal["auto", "cudnn", "flash", "flash3", "efficient", "math"]
+Kernel = Literal["auto", "cudnn", "flash", "efficient", "math"]
 
 _KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -51,9 +40,7 @@ _KERNELS = {
     "math": SDPBackend.MATH,
 }
 _NAMES = {backend: name for name, backend in _KERNELS.items()}
-FLASH3_PACKAGE = "flash_attn_interface"
 _CUDNN_FROM = (9, 0)  # compute capability
-_FLASH3_MAJOR = 9  # the only one that torch's registration of FlashAttention 3 accepts
 # What torch says where no kernel is left, also inside a compiler's error.
 _REFUSALS = ("No available kernel", "No viable backend for scaled_dot_product_attention")
 _LONGEST_PROBE = 2048  # positions; no kernel's rules look at more
@@ -64,17 +51,9 @@ def problems(kernel: Kernel, config: Network, context: Context) -> Iterator[str]
     if context.documents == "confined":
         yield from _mask_problems(kernel, config)
     if kernel not in ("auto", "math") and (kind := context.accelerator.type) != "cuda":
-        yield (
-            f"model.attention={kernel} has no effect on {kind}, which has one fused kernel; "
-            "remove it, or write math"
-        )
+        yield f"model.attention={kernel} has no effect on {kind}; remove it, or write math"
         return
-    if kernel == "flash3" and importlib.util.find_spec(FLASH3_PACKAGE) is None:
-        yield (
-            f"model.attention=flash3 needs the package {FLASH3_PACKAGE}, which is not installed; "
-            "install FlashAttention 3, or write auto"
-        )
-    if kernel in ("cudnn", "flash", "flash3") and "16" not in context.precision:
+    if kernel in ("cudnn", "flash") and "16" not in context.precision:
         yield (
             f"model.attention={kernel} computes in 16 bits alone, and "
             f"trainer.precision={context.precision}; set trainer.precision=bf16-mixed, or write "
@@ -89,7 +68,7 @@ def _mask_problems(kernel: Kernel, config: Network) -> Iterator[str]:
             f"model.documents=confined needs a network that takes documents, and "
             f"{type(config).__name__} does not; write its document_masks, or joined"
         )
-    if kernel in ("flash", "flash3"):
+    if kernel == "flash":
         yield (
             f"model.attention={kernel} takes no mask, without which model.documents=confined "
             "cannot be; write auto, which takes FlexAttention in 16 bits on a GPU, or efficient"
@@ -111,25 +90,21 @@ def attention_kernel(kernel: Kernel, device: torch.device) -> Iterator[None]:
 
     Args:
         kernel: ``auto`` tries cudnn first from compute capability 9.0 on, flash before, and then
-            the others; ``flash3`` is FlashAttention 3, where it is installed.
+            the others.
         device: of the run.
 
     Raises:
-        ConfigError: ``kernel`` cannot compute what it was asked for, or cannot be loaded.
+        ConfigError: ``kernel`` cannot compute what it was asked for.
     """
     with ExitStack() as stack:
-        if kernel == "math":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        elif device.type == "cuda" and kernel == "auto":
+        if device.type == "cuda" and kernel == "auto":
             capability = torch.cuda.get_device_capability(device)
             first = "cudnn" if capability >= _CUDNN_FROM else "flash"
             order = sorted(_KERNELS, key=lambda name: name != first)  # the others in their order
             _let_torch_set_its_order(device)
             stack.enter_context(sdpa_kernel([_KERNELS[name] for name in order], set_priority=True))
-        elif device.type == "cuda":
-            if kernel == "flash3":
-                stack.enter_context(_flash3(device))
-            stack.enter_context(sdpa_kernel(_KERNELS[kernel.rstrip("3")]))
+        elif device.type == "cuda" or kernel == "math":
+            stack.enter_context(sdpa_kernel(_KERNELS[kernel]))
         stack.enter_context(_known_to_compile_caches())
         try:
             yield
@@ -154,23 +129,6 @@ def _let_torch_set_its_order(device: torch.device) -> None:
 
 
 @contextmanager
-def _flash3(device: torch.device) -> Iterator[None]:
-    capability = torch.cuda.get_device_capability(device)
-    if capability[0] != _FLASH3_MAJOR:
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(_cannot("flash3", f"it runs on Hopper, not on {name}"))
-    try:
-        activate_flash_attention_impl("FA3")
-    except (ImportError, RuntimeError) as error:  # built for another torch, or without backward
-        reason = f"{FLASH3_PACKAGE} cannot be loaded: {str(error).splitlines()[0]}"
-        raise ConfigError(_cannot("flash3", reason)) from error
-    try:
-        yield
-    finally:
-        restore_flash_attention_impl()
-
-
-@contextmanager
 def _known_to_compile_caches() -> Iterator[None]:
     """Gives graphs compiled inside the block entries of their own in torch's caches on disk.
 
@@ -178,8 +136,7 @@ def _known_to_compile_caches() -> Iterator[None]:
     up by what goes in, and does not count the kernels that are allowed, and their order, among it.
     """
     kernels = _cur_sdpa_kernel_backends(with_priority=True)
-    words = [torch.compiler.config.cache_key_tag, *(kernel.name for kernel in kernels)]
-    tag = " ".join([*words, current_flash_attention_impl() or ""]).strip()
+    tag = " ".join([torch.compiler.config.cache_key_tag, *(kernel.name for kernel in kernels)])
     # mypy does not see what torch adds to its modules of settings.
     with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         yield
@@ -225,16 +182,13 @@ def chosen(
 
     found = set()
     for args, kwargs in _calls(network, min(sequence, _LONGEST_PROBE), confined):
-        if kernel == "flash3" and kwargs.get("dropout_p"):
-            raise ConfigError(_cannot(kernel, "it has no dropout"))
         with warnings.catch_warnings(record=True) as caught, attention_kernel(kernel, device):
             warnings.simplefilter("always")
             try:
                 number = torch._fused_sdp_choice(*tree_map(real, args), **tree_map(real, kwargs))
             except RuntimeError as error:
                 raise ConfigError(_cannot(kernel, _reason(caught))) from error
-        name = _NAMES.get(SDPBackend(number), SDPBackend(number).name)
-        found.add("flash3" if kernel == "flash3" else name)
+        found.add(_NAMES.get(SDPBackend(number), SDPBackend(number).name))
     return sorted(found)
 
 

@@ -26,11 +26,18 @@ from torch import Tensor, nn
 
 from llm_train.context import Context
 from llm_train.errors import ConfigError
-from llm_train.model.network.alibi import Alibi
 from llm_train.model.network.architecture import Architecture
-from llm_train.model.network.base import ForwardFlops, Initial, Network, R, Readout
+from llm_train.model.network.base import (
+    Cache,
+    CachedLanguageModel,
+    ForwardFlops,
+    Initial,
+    LayerCache,
+    Network,
+    R,
+    Readout,
+)
 from llm_train.model.network.block import Block
-from llm_train.model.network.cache import Cache, CachedLanguageModel, LayerCache
 from llm_train.model.network.confined import Confinement, Masks
 from llm_train.model.network.flops import attention_flops
 from llm_train.model.network.fused import FusedBytes, fused_bytes
@@ -38,8 +45,7 @@ from llm_train.model.network.head import Head
 from llm_train.model.network.initial_rules import check_patterns
 from llm_train.model.network.initial_weights import initial_matrix, stuck
 from llm_train.model.network.norm import make_norm
-from llm_train.model.network.rotary import make_rotary
-from llm_train.model.network.sinusoidal import Sinusoidal
+from llm_train.model.network.positions import Alibi, Rotary, Sinusoidal
 from llm_train.runtime.autocast import autocast_dtype
 
 _ROLES = {
@@ -169,7 +175,11 @@ class Decoder(CachedLanguageModel):
         self.positions = nn.Embedding(length, width) if kind == "learned" else None
         self.sinusoidal = Sinusoidal(length, width) if kind == "sinusoidal" else None
         self.alibi = Alibi(config.heads) if kind == "alibi" else None
-        self.rotary = make_rotary(config) if kind == "rotary" else None
+        self.rotary = (
+            Rotary(length, config.head_dim, base=config.rotary_base, scaling=config.rotary_scaling)
+            if kind == "rotary"
+            else None
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.Identity() if config.norms_stream else make_norm(config)

@@ -113,19 +113,8 @@ def check_fields(config: object) -> None:
         else:
             good, rule = 0.0 <= value < 1.0, "in [0, 1)"
         if not (good and math.isfinite(value)):
-            usual = _USUAL.get(name, "0.95")
+            usual = getattr(type(config), name, _USUAL.get(name, 0.95))
             raise ConfigError(f"optimizer.{name}={value} is not {rule}; a usual value is {usual}")
 
 
-_USUAL = {
-    "learning_rate": "3e-4",
-    "muon_learning_rate": "0.02",
-    "eps": "1e-8",
-    "weight_decay": "0.1",
-    "muon_weight_decay": "0.0",
-    "betas[0]": "0.9",
-    "momentum": "0.9",
-    "trust": "0.001",
-    "growth": "1.75",
-    "temperature": "1e-9",
-}
+_USUAL = {"learning_rate": "3e-4", "betas[0]": 0.9, "temperature": "1e-9"}  # without a default

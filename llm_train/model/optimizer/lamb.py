@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_train.model.optimizer.trust_ratio import Layerwise
-from llm_train.model.optimizer.update_rule import Update
+from llm_train.model.optimizer.update_rule import Layerwise, Update
 
 
 @dataclass(frozen=True, kw_only=True)

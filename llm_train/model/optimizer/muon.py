@@ -13,22 +13,25 @@ Muon, for a matrix W with gradient G (momentum m, R rows, C columns)::
 
 A sharded matrix (DTensor) is gathered for the orthogonalization, which every rank repeats, and each
 keeps its shard of the result: right on any mesh, at the cost of redundant products.
+
+The orthogonalization does not converge, on purpose. The quintic's coefficients (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/) are steep at zero, so that small singular values grow
+fast, and leave all of them somewhere in [0.7, 1.2] instead of at 1; training does not notice, and
+five steps suffice.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.adamw import adamw
+from torch import Tensor, optim
 
-from llm_train.model.optimizer.group_by_group import GroupByGroup
 from llm_train.model.optimizer.groups import Group
-from llm_train.model.optimizer.newton_schulz import orthogonalize
-from llm_train.runtime.sharded import is_dtensor
+from llm_train.runtime.sharded import is_dtensor, local_part, own_part
 
 LEARNING_RATE_SCALES: dict[str, Callable[[int, int], float]] = {
     # Jordan et al.: a unit of spectral norm per update, whatever the shape.
@@ -48,18 +51,32 @@ MUON_SETTINGS = (
 """What a group with ``algorithm: muon`` has besides ``lr`` and ``weight_decay``."""
 
 
-class MuonWithAdamW(GroupByGroup):
+class MuonWithAdamW(optim.AdamW):
     """Muon on groups with ``algorithm: muon``, AdamW on those with ``algorithm: adamw``."""
 
-    def __init__(self, groups: Iterable[Group]) -> None:
-        super().__init__(list(groups), {})
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Not Adam's, which looks for a count of steps in the state of every parameter."""
+        super(optim.Adam, self).__setstate__(state)
 
-    def update_group(self, group: Group) -> None:
-        """By the algorithm that the group names."""
-        if group["algorithm"] == "muon":
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # torch's overloads say the same
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """One update of every group, by its algorithm."""
+        loss = None
+        if closure is not None:  # which clips, and so must see all groups
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        muon, adamw = ([g for g in groups if g["algorithm"] == name] for name in ("muon", "adamw"))
+        self.param_groups = adamw  # torch updates what it has in view
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in muon:
             self._muon(group)
-        else:
-            self._adamw(group)
+        return loss
 
     def _muon(self, group: Group) -> None:
         """Momentum matrix by matrix, orthogonalization of all matrices of a shape together."""
@@ -97,44 +114,9 @@ class MuonWithAdamW(GroupByGroup):
         moves = orthogonalize(matrices, group["newton_schulz_steps"], dtype)
         scale = LEARNING_RATE_SCALES[group["learning_rate_scaling"]](*matrices.shape[1:])
         for (parameter, _), whole in zip(batch, moves.to(matrices.dtype).unbind(), strict=True):
-            move = whole
-            if is_dtensor(parameter):
-                from torch.distributed.tensor import distribute_tensor
-
-                # Every rank has the whole: none needs to send (src_data_rank=None), each takes its
-                # part.
-                mesh, placements = parameter.device_mesh, parameter.placements
-                move = distribute_tensor(whole.contiguous(), mesh, placements, src_data_rank=None)
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.add_(move, alpha=-group["lr"] * scale)
-
-    def _adamw(self, group: Group) -> None:
-        """AdamW over the group, by the kernels of torch."""
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                device = parameter.device if group["fused"] else torch.device("cpu")
-                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[parameter] for parameter in parameters]
-        adamw(
-            parameters,
-            [parameter.grad for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"] or None,  # False would switch off multi-tensor kernels as well
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+            # Every rank has the whole and takes its part.
+            local_part(parameter).add_(own_part(whole, parameter), alpha=-group["lr"] * scale)
 
 
 def _newton_schulz_dtype(name: str, matrix: Tensor) -> torch.dtype:
@@ -142,3 +124,31 @@ def _newton_schulz_dtype(name: str, matrix: Tensor) -> torch.dtype:
     if name == "auto":
         return torch.float32 if matrix.device.type == "cpu" else torch.bfloat16
     return _DTYPES[name]
+
+
+# x -> a x + b x^3 + c x^5 on every singular value
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Brings the singular values of each matrix near 1 and keeps its singular vectors.
+
+    Args:
+        matrices: (R, C) or (N, R, C); a zero matrix gives zero. Many matrices at once are three
+            kernels a step instead of three for each of them.
+        steps: number of iterations; singular values below about ``3.4 ** -steps`` of the Frobenius
+            norm stay small.
+        dtype: of the products. bfloat16 is accurate enough, and slow on CPUs without it.
+
+    Returns:
+        In the shape of ``matrices`` and in ``dtype``.
+    """
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
+    x = x if wide else x.mT  # (N, r, c) with r <= c: the smaller Gram matrix
+    # The largest singular value is then at most 1.
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)  # (N, r, r)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+    return (x if wide else x.mT).reshape(matrices.shape)

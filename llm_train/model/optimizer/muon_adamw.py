@@ -91,7 +91,8 @@ class MuonAdamW(AdamSettings):
         muon |= {"lr": self.muon_learning_rate, "weight_decay": self.muon_weight_decay}
         groups = [Group(params=hidden, algorithm="muon", **muon)]
         rest = [pair for pair in named if not is_muons(*pair)]
-        fused = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
+        fusable = self.fused == "auto" and can_fuse(parameter for _, parameter in rest)
+        fused = True if fusable else None  # False would switch off multi-tensor kernels as well
         for group in decay_groups(rest, self.weight_decay) if rest else []:
             groups.append(group | {"algorithm": "adamw", "fused": fused} | self.adam_group)
         assert_covered(groups, named)

@@ -5,12 +5,18 @@ group to group, the learning rate and the decay. State is in float32, whatever t
 an average in bfloat16 stops moving; it has the parameter's shape and sharding, so that an update
 of element by element knows nothing of ranks. Steps are counted for each parameter and by Python:
 a parameter may be left out of a step, and a device would have to be asked for its count.
+
+How far a layer may move in proportion to its own size (``Layerwise``) is a matter of norms of whole
+tensors. On a DTensor, ``vector_norm`` is reduced over its mesh, so that every sharding takes the
+same step as one process; fragments of a flattened tensor have no such norm. Vectors (norms'
+weights, biases) are left alone, as usual: there is no layer in them to keep in proportion, and a
+bias that begins at zero could never leave it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,9 +25,8 @@ from torch import Tensor, nn, optim
 
 from llm_train.context import OptimizerTraits, UpdateSize
 from llm_train.model.optimizer.base import Optimizer
-from llm_train.model.optimizer.group_by_group import GroupByGroup
 from llm_train.model.optimizer.groups import Group, check_fields, decay_groups
-from llm_train.runtime.sharded import local_part
+from llm_train.runtime.sharded import local_part, whole
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:
@@ -114,7 +119,7 @@ class UpdateRule(Optimizer):
         return self.buffers * local_part(parameter).numel() * state_dtype(parameter).itemsize
 
 
-class ByRule(GroupByGroup):
+class ByRule(optim.Optimizer):
     """The torch optimizer of a rule."""
 
     def __init__(self, groups: list[Group], rule: UpdateRule) -> None:
@@ -126,11 +131,20 @@ class ByRule(GroupByGroup):
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         }
 
-    def update_group(self, group: Group) -> None:
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # torch's overloads say the same
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One update of every parameter that has a gradient."""
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                self._update(group, parameter)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(group, parameter)
+        return loss
 
     def _update(self, group: Group, parameter: Tensor) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -146,3 +160,26 @@ class ByRule(GroupByGroup):
             state=state,
         )
         self._rule.update(now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layerwise(UpdateRule):
+    """Base of optimizers with a trust ratio; needs whole matrices.
+
+    Attributes:
+        learning_rate: the peak, before batch scaling; the schedule multiplies it.
+        weight_decay: of parameters with two or more dimensions.
+    """
+
+    needs_whole: ClassVar[bool] = True
+    update_size: ClassVar[UpdateSize] = "layer"
+
+    @staticmethod
+    def trust_ratio(weight: Tensor, update: Tensor, weight_share: float = 0.0) -> Tensor | float:
+        """``|W| / (|update| + weight_share |W|)``; 1 for vectors and where a norm is zero."""
+        if weight.ndim < 2:
+            return 1.0
+        weight = weight.to(update.dtype)
+        size, moved = (whole(torch.linalg.vector_norm(each)) for each in (weight, update))
+        usable = (size > 0) & (moved > 0)
+        return torch.where(usable, size / (moved + weight_share * size), 1.0)

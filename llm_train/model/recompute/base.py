@@ -1,12 +1,23 @@
-"""Activation checkpointing: what a block keeps between forward and backward."""
+"""Activation checkpointing: what a block keeps between forward and backward, and how it is made to.
+
+What is unusual: the block is not wrapped. Its ``forward`` is replaced on the instance, so that
+names of parameters, the type of the block and hooks that others put on it (fully_shard, DeepSpeed)
+stay as they are, and ``block.compile()`` afterwards compiles forward and recomputation together.
+The replacement is a bound method, not a closure over the block: ``copy.deepcopy`` of a bound method
+binds it to the copy, where a closure would silently run the original's weights.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import MethodType
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from llm_train.context import Context, Part
 
@@ -50,3 +61,39 @@ class Recompute(Part, ABC):
 
     def __str__(self) -> str:
         return type(self).__name__
+
+
+ContextPair = tuple[AbstractContextManager[object], AbstractContextManager[object]]
+
+
+def checkpoint_block(block: nn.Module, context_fn: Callable[[], ContextPair] | None = None) -> None:
+    """Replaces ``block.forward`` by one that recomputes in backward.
+
+    Only when training with gradients: evaluation, generation with a key-value cache and anything
+    under ``no_grad`` call the original directly. Random numbers (dropout) are replayed in the
+    recomputation.
+
+    Args:
+        block: changed in place.
+        context_fn: contexts of forward and recomputation, as ``torch.utils.checkpoint`` takes them:
+            a ``functools.partial``, the only kind that torch.compile understands. None is none.
+    """
+    assert "forward" not in vars(block), "this block already has a forward of its own"
+    # Naming torch's own default here would stop torch.compile.
+    contexts: dict[str, Any] = {} if context_fn is None else {"context_fn": context_fn}
+
+    def forward(self: nn.Module, *args: object, **kwargs: Any) -> object:
+        original = type(self).forward
+        if not (self.training and torch.is_grad_enabled()):
+            return original(self, *args, **kwargs)
+        return checkpoint(
+            original,
+            self,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=True,
+            **contexts,
+            **kwargs,
+        )
+
+    block.forward = MethodType(forward, block)

@@ -10,8 +10,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from llm_train.errors import ConfigError, check_at_least
-from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.checkpointed import checkpoint_block
+from llm_train.model.recompute.base import Recompute, checkpoint_block
 
 
 @dataclass(frozen=True, kw_only=True)

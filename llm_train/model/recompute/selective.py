@@ -41,8 +41,7 @@ from torch.utils.checkpoint import (
 )
 
 from llm_train.errors import ConfigError
-from llm_train.model.recompute.base import Recompute
-from llm_train.model.recompute.checkpointed import checkpoint_block
+from llm_train.model.recompute.base import Recompute, checkpoint_block
 
 MATMUL_AND_ATTENTION = (
     "aten.mm",

@@ -30,9 +30,8 @@ from llm_train.errors import LLMTrainError
 from llm_train.runtime.watch.clock import Clock
 from llm_train.runtime.watch.ending import end, write_error
 from llm_train.runtime.watch.peers import Member, Peers, Standing, Verdict
-from llm_train.runtime.watch.verdict import Judge, blamed, cut_off
+from llm_train.runtime.watch.verdict import Judge, WatchOptions, blamed, cut_off
 from llm_train.runtime.watch.wakeup import OVER, Signals
-from llm_train.runtime.watch.watch_options import WatchOptions
 
 _BEAT_SECONDS = 1.0
 _HASTE_SECONDS = 0.02  # between two looks while somebody waits

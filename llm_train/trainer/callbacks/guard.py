@@ -96,10 +96,7 @@ class Guard(Part, pl.Callback):
                 "rollback or log, or use ddp or fsdp with model.update=step"
             )
         if self.policy == "rollback" and not context.lengths["checkpoint.every"].count:
-            yield (
-                "trainer.callbacks: Guard.policy=rollback needs checkpoints to go back to; set "
-                "checkpoint.every"
-            )
+            yield "trainer.callbacks: Guard.policy=rollback needs checkpoints; set checkpoint.every"
 
     # --- its own state ----------------------------------------------------------------------------
 

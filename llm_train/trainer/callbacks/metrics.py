@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -49,29 +49,21 @@ class Metrics(EachStep):
     """Computes and logs the metrics of an interval of optimizer steps.
 
     Args:
-        flops_per_token: model FLOPs per target token, attention at its causal cost.
-        full_flops_per_token: the same with attention over all pairs, as nanoGPT and PaLM count.
+        flops_per_token: model FLOPs of a target token, as ``Counts`` has them.
         peak_flops: dense peak of one device in the compute dtype, FLOP/s; 0 where unknown.
-        late: read one interval late; ``None``: on every device but the CPU, which is its own host.
         compare_replicas: end the run where ranks hold different copies of the same tensor.
-        flops_by_length: both FLOPs by positions per sequence, where these grow during the run.
     """
 
     def __init__(
         self,
-        flops_per_token: float = 0.0,
-        full_flops_per_token: float = 0.0,
+        flops_per_token: Callable[..., float] = lambda positions, causal: 0.0,
         peak_flops: float = 0.0,
-        late: bool | None = None,
         compare_replicas: bool = False,
-        flops_by_length: Mapping[int, tuple[float, float]] | None = None,
     ) -> None:
-        self.flops_by_length = flops_by_length or {}
         self.flops_per_token = flops_per_token
-        self.full_flops_per_token = full_flops_per_token
         self.peak_flops = peak_flops
-        self.late = late
         self.compare_replicas = compare_replicas
+        self._late = False  # read one interval late: on every device but a CPU, its own host
         self._steps_at_lap = 0
         self._last_step = 0
         self._pending: _Sample | None = None
@@ -87,8 +79,7 @@ class Metrics(EachStep):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock when everything is built."""
         task = task_of(pl_module)
-        if self.late is None:
-            self.late = trainer.strategy.root_device.type != "cpu"
+        self._late = trainer.strategy.root_device.type != "cpu"
         task.run_state.flush = lambda: self._flush(trainer, task)
         task.run_state.stopwatch.lap()
         task.run_state.ledger.begin(trainer.global_step)
@@ -108,7 +99,7 @@ class Metrics(EachStep):
         if step % task.derived.log_every == 0 or last:
             self._flush(trainer, task)
             self._pending = self._take(trainer, task)
-            if last or not self.late:
+            if last or not self._late:
                 self._flush(trainer, task)
         task.run_state.ledger.step_done(step)
         if last:
@@ -195,7 +186,12 @@ class Metrics(EachStep):
         tokens = derived.tokens(sample.step) - derived.tokens(sample.step - sample.steps)
         per_second = tokens / seconds
         per_device = per_second / derived.ranks
-        causal, full = self._flops_per_token(sample, derived)
+        steps = range(sample.step - sample.steps, sample.step)
+        lengths = list(map(derived.positions, steps))  # they may grow during the run
+        causal, full = (
+            fmean(self.flops_per_token(each, causal=half) for each in lengths)
+            for half in (True, False)
+        )
         metrics = {
             "throughput/tokens_per_s": per_second,
             "throughput/tflops_per_s": per_device * causal / 1e12,
@@ -204,14 +200,6 @@ class Metrics(EachStep):
             metrics["throughput/mfu"] = per_device * causal / self.peak_flops
             metrics["throughput/mfu_noncausal"] = per_device * full / self.peak_flops
         return metrics
-
-    def _flops_per_token(self, sample: _Sample, derived: Derived) -> tuple[float, float]:
-        """Of the steps of an interval, on average."""
-        if not self.flops_by_length:
-            return self.flops_per_token, self.full_flops_per_token
-        steps = range(sample.step - sample.steps, sample.step)
-        found = [self.flops_by_length[derived.positions(step)] for step in steps]
-        return fmean(causal for causal, _ in found), fmean(full for _, full in found)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the throughput clock."""

@@ -22,7 +22,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -30,7 +29,7 @@ from urllib.request import Request, urlopen
 from lightning.pytorch.utilities import rank_zero_only
 
 from llm_train.context import Finding
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, missing_package
 from llm_train.trainer.logger.base import RunLogger
 from llm_train.trainer.logger.wandb_files import log_artifact, log_samples, stable_id
 
@@ -86,11 +85,9 @@ class WandB(RunLogger):
                 f"WandB.init_timeout_seconds={init_timeout_seconds} leaves no time to start; "
                 "set a positive number of seconds, or mode: offline"
             )
-        if mode != "disabled" and find_spec("wandb") is None:
-            raise ConfigError(
-                "the logger WandB needs the package wandb, which is not installed: "
-                "pip install llm-train[wandb], or set mode: disabled"
-            )
+        missing = missing_package("wandb", "wandb", "the logger WandB")
+        if missing and mode != "disabled":
+            raise ConfigError(f"{missing}, or set mode: disabled")
         self._project, self._run_name, self._group = project, name, group
         self._tags, self._entity = tuple(tags), entity
         self._job_type, self._notes, self._artifacts = job_type, notes, artifacts

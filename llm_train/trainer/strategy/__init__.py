@@ -15,4 +15,4 @@ from llm_train.trainer.strategy.mesh import World as World
 from llm_train.trainer.strategy.single import SingleDevice as SingleDevice
 from llm_train.trainer.strategy.zero import ZeRO as ZeRO
 
-load(__name__, skip=("sharding", "tensor_parallel", "zero_layout", "zero_state"))
+load(__name__, skip=("sharding", "zero_layout", "zero_state"))

@@ -171,7 +171,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         """Under tensor parallelism each rank scores a part of the positions."""
         if self.tensor == 1:
             return targets
-        from llm_train.trainer.strategy.tensor_parallel import own_positions
+        from llm_train.trainer.strategy.sharding import own_positions
 
         return own_positions(targets, self.device_mesh["tensor"])
 

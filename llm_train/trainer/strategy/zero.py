@@ -31,7 +31,7 @@ from llm_train.trainer.strategy.mesh import MeshShape, World
 from llm_train.trainer.strategy.zero_config import BUCKET, import_deepspeed
 from llm_train.trainer.strategy.zero_cost import StageCost
 
-Device = Literal["none", "cpu", "nvme"]
+Device = Literal["none", "cpu"]
 
 if TYPE_CHECKING:
     from llm_train.checkpoint.rank_state import RankState
@@ -43,19 +43,17 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
     Args:
         stage: 1, 2 or 3 (Rajbhandari et al., arXiv:1910.02054).
         offload_optimizer: where masters and optimizer state live and are updated: none leaves them
-            on the device, cpu is host memory (arXiv:2101.06840), nvme files (arXiv:2104.07857,
-            stage 3). Give each rank its share of the cores: OMP_NUM_THREADS.
+            on the device, cpu is host memory (arXiv:2101.06840). Give each rank its share of the
+            cores: OMP_NUM_THREADS.
         offload_parameters: where the shards of parameters wait until they are needed (stage 3).
-        nvme_path: directory on an NVMe device, for whatever is offloaded to nvme.
         reduce_bucket_size: numbers that are reduced together.
         allgather_bucket_size: numbers that are gathered together (stages 1 and 2).
         overlap_comm: reduce gradients while backward goes on, in a second buffer.
         contiguous_gradients: copy gradients to one buffer as they come, against fragmentation.
-        sub_group_size: numbers that are updated together (stage 3), and that travel together to and
-            from NVMe; 0 is 10**8 there and all at once elsewhere.
+        sub_group_size: numbers that are updated together (stage 3); 0 is all at once.
         hpz_partition_size: ranks that share a second copy of the parameters, from which backward
             gathers (stage 3; arXiv:2306.10209): the devices of a node. 1 is no second copy.
-        config: what else DeepSpeed is told, under its own names: sections zero_optimization, aio
+        config: what else DeepSpeed is told, under its own names: sections zero_optimization
             and comms_logger; communication_data_type, prescale_gradients, wall_clock_breakdown and
             memory_breakdown.
         timeout_minutes: how long a collective may wait for a rank.
@@ -69,7 +67,6 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         stage: Literal[1, 2, 3] = 2,
         offload_optimizer: Device = "none",
         offload_parameters: Device = "none",
-        nvme_path: str = "",
         reduce_bucket_size: int = BUCKET,
         allgather_bucket_size: int = BUCKET,
         overlap_comm: bool = True,
@@ -84,7 +81,6 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
         self.stage = stage
         self.offload_optimizer = offload_optimizer
         self.offload_parameters = offload_parameters
-        self.nvme_path = nvme_path
         self.reduce_bucket_size = reduce_bucket_size
         self.allgather_bucket_size = allgather_bucket_size
         self.overlap_comm = overlap_comm
@@ -158,15 +154,12 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
             offload_parameters=self.offload_parameters != "none",
             offload_params_device=self.offload_parameters,
             remote_device=None if self.offload_parameters == "none" else self.offload_parameters,
-            nvme_path=self.nvme_path,
             pin_memory=True,
             reduce_bucket_size=self.reduce_bucket_size,
             allgather_bucket_size=self.allgather_bucket_size,
             overlap_comm=self.overlap_comm,
             contiguous_gradients=self.contiguous_gradients,
-            # On NVMe it is the unit of transfer, for which host memory holds several buffers.
-            sub_group_size=self.sub_group_size
-            or (10**8 if self.offload_optimizer == "nvme" else 10**12),
+            sub_group_size=self.sub_group_size or 10**12,
             logging_level=logging.WARNING,
             logging_batch_size_per_gpu=1,
         )
@@ -222,9 +215,7 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
 
         self._init_config_if_needed()
         mixed = self.precision_plugin.precision == "bf16-mixed"
-        # The parts share them: the swapper of NVMe, whose host memory is meant for the whole
-        # network, and the group of hpZ.
-        shared: dict[str, Any] = {}
+        shared: dict[str, Any] = {}  # by the parts: the group of hpZ
         for block in network.blocks():
             # Gathered as one, outside what is recomputed: torch refuses a recomputation in which
             # hooks inside a block gather at other places than they did in forward.
@@ -237,7 +228,6 @@ class ZeRO(StageCost, Strategy, DeepSpeedStrategy):
                 config_dict_or_path=self.config,
                 **shared,
             )
-            shared["param_swapper"] = made.param_swapper
             shared["zero_param_parallel_group"] = made.zero_param_process_group
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,14 +17,11 @@ from typing import Any
 from torch import optim
 
 from llm_train.context import Context
-from llm_train.errors import ConfigError, check_at_least
+from llm_train.errors import ConfigError, check_at_least, missing_package
+from llm_train.runtime.extras import library
 
 KEY = "trainer.strategy.init_args"
 BUCKET = 200_000_000
-_MISSING = (
-    "trainer.strategy=ZeRO needs DeepSpeed, which is not installed; "
-    "pip install 'llm-train[deepspeed]', or choose ddp or fsdp"
-)
 # DeepSpeed's keys -> where the same is said here; "" where it cannot be otherwise.
 _PLACES = {
     **dict.fromkeys(("bf16", "fp16", "amp", "data_types", "torch_autocast"), "trainer.precision"),
@@ -52,7 +48,6 @@ _PLACES |= {f"zero_optimization.{name}": f"{KEY}.{name}" for name in OWN}
 _SECTIONS = {
     "zero_optimization": ("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig"),
     "comms_logger": ("deepspeed.comm.config", "CommsLoggerConfig"),
-    "aio": ("deepspeed.runtime.swap_tensor.aio_config", "AIO_DEFAULT_DICT"),
 }
 # Keys of the section zero_optimization that only some stages read.
 _STAGE_3 = (
@@ -119,25 +114,18 @@ def optimizer_problems(stage: int, context: Context) -> Iterator[str]:
 def offload_problems(zero: Mapping[str, Any], context: Context) -> Iterator[str]:
     """Where DeepSpeed cannot offload."""
     for name in ("offload_optimizer", "offload_parameters"):
-        device = zero[name]
-        written = f"{KEY}.{name}={device}"
-        if device != "none" and context.accelerator.type == "cpu":
+        written = f"{KEY}.{name}={zero[name]}"
+        if zero[name] != "none" and context.accelerator.type == "cpu":
             yield f"{written} has no effect on a CPU, where all memory is the host's; remove it"
-        if device == "nvme" and not zero["nvme_path"]:
-            yield f"{written} needs a directory for its files; set {KEY}.nvme_path"
-        # Below stage 3 all parameters stay on the device, and DeepSpeed would take host memory
-        # instead of NVMe for the state.
-        least = "cpu" if name == "offload_parameters" else "nvme"
-        if zero["stage"] < 3 and device in (least, "nvme"):
-            yield f"{written} needs stage 3; set {KEY}.stage=3, or offload less"
-    if zero["nvme_path"] and "nvme" not in (zero["offload_optimizer"], zero["offload_parameters"]):
-        yield f"{KEY}.nvme_path={zero['nvme_path']} has no effect; remove it, or write nvme"
+    if zero["stage"] < 3 and zero["offload_parameters"] != "none":
+        # Below stage 3 all parameters stay on the device.
+        yield f"{KEY}.offload_parameters=cpu needs stage 3; set {KEY}.stage=3, or offload less"
 
 
 def problems(config: Mapping[str, Any], stage: int, context: Context) -> Iterator[str]:
     """What of ``config`` DeepSpeed or this framework does not know, or this stage does not read."""
-    if importlib.util.find_spec("deepspeed") is None:
-        yield _MISSING
+    if missing := missing_package("deepspeed", "deepspeed", "trainer.strategy=ZeRO"):
+        yield missing
         return
     for key, value in config.items():
         written = f"{KEY}.config.{key}"
@@ -154,14 +142,11 @@ def problems(config: Mapping[str, Any], stage: int, context: Context) -> Iterato
 def _section(name: str, given: object, stage: int, context: Context) -> Iterator[str]:
     """What a section's schema refuses, and what the stage does not read."""
     import_deepspeed(context.accelerator.type)
-    from pydantic import ValidationError, create_model
+    from pydantic import ValidationError
 
     written = f"{KEY}.config.{name}"
     module, attribute = _SECTIONS[name]
     schema: Any = getattr(importlib.import_module(module), attribute)
-    if isinstance(schema, dict):  # of defaults
-        fields: dict[str, Any] = {key: (type(value), value) for key, value in schema.items()}
-        schema = create_model(name, __config__={"extra": "forbid"}, **fields)
     if not isinstance(given, Mapping):
         yield f"{written}={given} is a section of DeepSpeed; write its keys under it"
         return
@@ -232,10 +217,7 @@ def import_deepspeed(device: str) -> None:
     """
     if device == "cpu":  # whether or not this machine has something else
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ConfigError(_MISSING) from error
+    deepspeed = library("deepspeed", "deepspeed", "trainer.strategy=ZeRO")
     if device == "cpu":
         # DeepSpeed would ask the compiler what it can build, and build a kernel for inference. A
         # process killed meanwhile leaves a lock, for which all later ones wait in silence.

@@ -78,10 +78,8 @@ class Holder:
         """A parameter that no optimizer updates; every rank has it."""
         return parameter.detach()
 
-    @contextmanager
-    def resident(self, index: int, *, changes: bool) -> Iterator[bool]:
-        """Context in which a flat tensor and its state are in memory; True if only there."""
-        yield False
+    def changed(self, index: int) -> None:
+        """Told when a flat tensor was written."""
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -91,7 +89,7 @@ class Holder:
 
 
 class Partitioned(Holder):
-    """Stage 3: parameters are cut one by one, and may lie on an NVMe device."""
+    """Stage 3: parameters are cut one by one."""
 
     _flats, _groups = "fp32_partitioned_groups_flat", "fp16_groups"
 
@@ -103,19 +101,9 @@ class Partitioned(Holder):
         """A group may have several flat tensors."""
         return int(self.zero.sub_group_to_group_id[index])
 
-    @contextmanager
-    def resident(self, index: int, *, changes: bool) -> Iterator[bool]:
-        """Reads what lies on an NVMe device; casts what changed and writes it back."""
-        zero, swapped = self.zero, self.zero._swappable_optimizer_subgroup(index)
-        if swapped:
-            zero._optimizer_states_and_gradient_swap_in(index)
-        yield swapped
-        if changes:
-            zero._reassign_or_swap_out_partitioned_parameters(index)
-        if swapped and changes:
-            zero._optimizer_states_and_gradient_swap_out(index)
-        elif swapped:
-            zero._release_swap_buffers(index)
+    def changed(self, index: int) -> None:
+        """Casts the parameters."""
+        self.zero._reassign_or_swap_out_partitioned_parameters(index)
 
     def frozen(self, parameter: Any) -> Tensor:
         """This rank's cut."""

@@ -1,15 +1,14 @@
 """The state of DeepSpeed's ZeRO optimizers in the format of all other strategies.
 
 Every rank writes and reads its own fragments of masters and moments (``zero_layout``); nothing is
-gathered and no second copy is made, except of what lies on an NVMe device. Low-precision parameters
-are not stored: they are casts of the masters. DeepSpeed's helpers (``safe_get_full_fp32_param`` and
-its like) gather one parameter at a time and cannot create state that an optimizer makes at its
-first step, so the flat tensors are used directly.
+gathered and no second copy is made. Low-precision parameters are not stored: they are casts of the
+masters. DeepSpeed's helpers (``safe_get_full_fp32_param`` and its like) gather one parameter at a
+time and cannot create state that an optimizer makes at its first step, so the flat tensors are used
+directly.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,7 @@ def state(network: nn.Module, holder: Holder) -> RankState:
     tensors = _not_updated(network, holder)
     others: dict[str, dict[str, Any]] = {}
     for index, flat in enumerate(holder.flats):
-        with holder.resident(index, changes=False) as borrowed:
-            sources = {"": flat.detach(), **holder.zero.optimizer.state.get(flat, {})}
-            if borrowed:
-                sources = copy.deepcopy(sources)
+        sources = {"": flat.detach(), **holder.zero.optimizer.state.get(flat, {})}
         whole = sources[""].shape
         for parameter, place in holder.members[index].items():
             name = names[parameter]
@@ -71,8 +67,8 @@ def load(directory: Path, network: nn.Module, holder: Holder, *, with_optimizer:
     with torch.no_grad(), holder.changing():
         dcp.read(directory, others)
         for index in range(len(holder.flats)):
-            with holder.resident(index, changes=True):
-                _load_group(directory, holder, index, names, stored if with_optimizer else {})
+            _load_group(directory, holder, index, names, stored if with_optimizer else {})
+            holder.changed(index)
 
 
 def _load_group(

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from llm_train.model.network import Transformer, generate, initialise
-from llm_train.model.network.batch import RaggedBatch, RaggedText
-from llm_train.model.network.sample import chooser
+from llm_train.model.network.sample import RaggedBatch, RaggedText, chooser
 
 NETWORK = Transformer(
     vocab_size=31, pad_vocab_to=8, layers=2, width=16, heads=4, max_sequence=24, init_std=0.5

@@ -156,7 +156,7 @@ def test_nothing_fits():
 def test_without_torchao(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(
-        ConfigError, match=r"model.float8=rowwise needs torchao.*llm-train\[torchao"
+        ConfigError, match=r"model.float8=rowwise needs the package torchao.*llm-train\[torchao"
     ):
         to_float8(CONFIG.build(), "rowwise", CPU)
 

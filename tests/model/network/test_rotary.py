@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llm_train.model.network.norm import LayerNorm, RMSNorm
-from llm_train.model.network.rotary import Rotary
+from llm_train.model.network.positions import Rotary
 
 
 def exact_table(positions, head_dim, base):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_train.errors import ConfigError
-from llm_train.model.network.rotary import Rotary
+from llm_train.model.network.positions import Rotary
 from llm_train.model.network.rotary_scaling.base import NoScaling
 from llm_train.model.network.rotary_scaling.linear_scaling import LinearScaling
 from llm_train.model.network.rotary_scaling.llama3 import Llama3

@@ -15,7 +15,7 @@ from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.network.activations import Activation
 from llm_train.model.network.attention import Attention
-from llm_train.model.network.mlp import make_mlp
+from llm_train.model.network.block import make_mlp
 from llm_train.model.network.rotary_scaling.yarn import YaRN
 
 plain = runpy.run_path(str(Path(__file__).with_name("plain_decoder.py")))

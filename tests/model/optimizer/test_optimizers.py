@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from llm_train.errors import ConfigError
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.optimizer import AdamW, MuonAdamW, Optimizer, TorchOptimizer
-from llm_train.model.optimizer.newton_schulz import orthogonalize
+from llm_train.model.optimizer.muon import orthogonalize
 
 NETWORK = Transformer(
     vocab_size=11, layers=2, width=8, heads=2, max_sequence=6, norm="layernorm", bias=True
@@ -211,6 +211,12 @@ def test_muons_groups_cover_everything_once_and_state_has_the_parameters_shape()
     for parameter, state in optimizer.state.items():
         for value in state.values():
             assert value.shape in (parameter.shape, torch.Size([]))
+
+
+def test_a_closure_sees_all_groups_of_muon():
+    """Lightning clips in it."""
+    optimizer = MuonAdamW(learning_rate=0.01).build(tiny().named_parameters())
+    assert optimizer.step(lambda: len(optimizer.param_groups)) == 3
 
 
 CONFIGS = [

@@ -15,8 +15,9 @@ from llm_train.trainer.callbacks import Metrics
 class Late(Metrics):
     """Reads one interval late, as on a GPU."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments, late=True)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._late = True
 
     def _flush(self, trainer: pl.Trainer, task: Any) -> None:
         pending = self._pending

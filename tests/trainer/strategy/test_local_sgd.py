@@ -264,7 +264,7 @@ def test_what_cannot_take_over_replicas_is_refused() -> None:
     path = Path("runs/a/checkpoints/step-00000006")
     metadata = {"state_format": "replicas", "strategy": "LocalSGD", "world_size": 2}
     metadata |= {"step": 6, "data": {"consumed": 48, "fingerprint": ""}, "seed": 7, "sequence": 16}
-    metadata |= {"samples_per_step": 8, "optimizer": "AdamW"}
+    metadata |= {"samples_per_step": 8, "optimizer": "AdamW", "stages": [], "learning_rate": 0.1}
     require_loadable(path, metadata, LocalSGD(every=4), 2)
     require_loadable(path, {**metadata, "state_format": "dcp"}, LocalSGD(every=4), 4)
     with pytest.raises(CheckpointError) as other_ranks:

@@ -19,7 +19,7 @@ from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_metrics
 from llm_train.trainer.strategy.mesh import MeshShape
-from llm_train.trainer.strategy.tensor_parallel import ROLES
+from llm_train.trainer.strategy.sharding import ROLES
 
 STEPS = 6
 KEYS = ("train/loss", "grad/norm", "val/loss")

@@ -38,7 +38,6 @@ from llm_train.testing.fork_server import ForkServer
             {"stage": 3, "config": {"zero_optimization": {"round_robin_gradients": True}}},
             "round_robin_gradients has no effect at stage 3; remove it",
         ),
-        ({"config": {"aio": {"block_size": "big"}}}, "aio.block_size=big: Input should be"),
         ({"config": {"communication_data_type": "fp8"}}, "one of fp32, bf16, fp16"),
         ({"reduce_bucket_size": 0}, "reduce_bucket_size=0 must be at least 1"),
         ({"hpz_partition_size": 2}, "hpz_partition_size=2 has no effect below stage 3"),

@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llm_train.model.network.fixed_table import Values
+Values = NDArray[np.float64]
 
 
 def plain_frequencies(base: float, head_dim: int) -> Values:

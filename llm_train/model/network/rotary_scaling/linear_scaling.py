@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_train.errors import check_at_least
-from llm_train.model.network.fixed_table import Values
-from llm_train.model.network.rotary_scaling.base import RotaryScaling, plain_frequencies
+from llm_train.model.network.rotary_scaling.base import RotaryScaling, Values, plain_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_train.errors import ConfigError, check_at_least
-from llm_train.model.network.fixed_table import Values
-from llm_train.model.network.rotary_scaling.base import RotaryScaling, plain_frequencies
+from llm_train.model.network.rotary_scaling.base import RotaryScaling, Values, plain_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
