@@ -119,9 +119,14 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
 def _diff(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit.folder_difference import difference
     from llm_train.data.audit.prepared_folder import PreparedFolder
+    from llm_train.data.shards import verify
     from llm_train.runtime.terminal import say
 
     first, second = map(PreparedFolder, flags.folders)
+    for folder in (first, second):  # what is said below is said of what is there
+        files = verify(folder.path, checksums=True).files
+        size = sum(file.bytes for file in files)
+        say(f"{folder.path}: {len(files):,} files, {size:,} bytes, SHA-256 as in its manifest")
     lines = list(difference(first, second))
     for line in lines or [f"{first.path} and {second.path} hold the same tokens"]:
         say(line)
@@ -160,4 +165,4 @@ def _decoder(tokenizer: str) -> Callable[[list[int]], str]:
     from tokenizers import Tokenizer
 
     known = Tokenizer.from_str(tokenizer)
-    return lambda ids: str(known.decode(ids))
+    return lambda ids: str(known.decode(ids, skip_special_tokens=False))
