@@ -12,7 +12,6 @@ from llm_train.model.network import sdpa
 from llm_train.model.network.confined import (
     NO_TARGET,
     Confinement,
-    DocumentView,
     confine,
     own_targets,
 )
@@ -26,7 +25,6 @@ class Scoring(TaskBase):
     """Runs network and loss on windows, whose documents it keeps apart where that is asked for."""
 
     attention: Kernel
-    documents: DocumentView
     _loss: Scorer
 
     def __init__(self) -> None:

@@ -66,9 +66,9 @@ def _show(flags: argparse.Namespace, load: Load) -> int:
             f"--step {flags.step} is not one of this run's 1 .. {derived.total_steps}"
         )
     first, end = derived.samples(flags.step - 1), derived.samples(flags.step)
+    decode = _decoder(source.tokenizer_text())
     say(f"step {flags.step}: samples {first:,} .. {end - 1:,}, {derived.sequence:,} targets each")
     shown = range(first, min(end, first + (flags.samples or end)))
-    decode = _decoder(source.tokenizer_text())
     for sample in shown:
         say(f"\nsample {sample:,}")
         for part in passages(source, derived.sequence, settings.seed, sample):
@@ -94,9 +94,12 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
     from llm_train.data.tally import skipped_lines
+    from llm_train.runtime.disk import require_writable
     from llm_train.runtime.terminal import say, section
 
     folder = PreparedFolder(flags.folder)
+    picture = Path(flags.picture or f"{folder.path}.png")
+    require_writable(picture, "--picture", file=True)
     manifest, found = folder.manifest, statistics(folder)
     for name, split in found.items():
         say(section(name, split.rows))
@@ -109,7 +112,6 @@ def _stats(flags: argparse.Namespace, load: Load) -> int:
         return 0
     from llm_train.report.lengths import png
 
-    picture = Path(flags.picture or f"{folder.path}.png")
     lengths = {name: split.lengths for name, split in found.items()}
     picture.write_bytes(png(f"{folder.path}: tokens a document", lengths))
     say(f"\nwrote {picture}")
@@ -123,11 +125,12 @@ def _diff(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.runtime.terminal import say
 
     first, second = map(PreparedFolder, flags.folders)
-    for folder in (first, second):  # what is said below is said of what is there
-        files = verify(folder.path, checksums=True).files
-        size = sum(file.bytes for file in files)
-        say(f"{folder.path}: {len(files):,} files, {size:,} bytes, SHA-256 as in its manifest")
+    # What is said of manifests is said of what is there.
+    files = {each.path: verify(each.path, checksums=True).files for each in (first, second)}
     lines = list(difference(first, second))
+    for path, found in files.items():
+        size = sum(file.bytes for file in found)
+        say(f"{path}: {len(found):,} files, {size:,} bytes, SHA-256 as in its manifest")
     for line in lines or [f"{first.path} and {second.path} hold the same tokens"]:
         say(line)
     return int(bool(lines))

@@ -25,6 +25,7 @@ class Diff(Verb):
         from llm_train.report.difference import difference
         from llm_train.runtime.terminal import say, say_sections
 
+        found = difference(RecordedRun.read(flags.first), RecordedRun.read(flags.second))
         say(f"{flags.first} -> {flags.second}")
-        say_sections(difference(RecordedRun.read(flags.first), RecordedRun.read(flags.second)))
+        say_sections(found)
         return 0

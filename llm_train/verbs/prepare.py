@@ -26,7 +26,7 @@ class Prepare(Verb):
         parser.add_argument(
             "--snapshot",
             default="",
-            metavar="PATH",
+            metavar="OUT_PATH",
             help="make a directory of what a preparation that is going on has finished, and end",
         )
 

@@ -57,6 +57,7 @@ class Tokenizers(Encoder):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._tokenizer = load_tokenizer(path)
+        self.model = type(self._tokenizer.model).__name__  # BPE, Unigram, WordLevel or WordPiece
 
     def added_tokens(self) -> list[str]:
         """The tokens that are not of the model, special ones and others."""
@@ -96,7 +97,9 @@ def choose_encoder(path: Path, sample: Sequence[str]) -> Encoder:
         sample: a few hundred kilobytes of the text that will be encoded.
     """
     reference = Tokenizers(path)
-    if importlib.util.find_spec("fastokens") is None:
+    if reference.model != "BPE":
+        reason = f"fastokens has no {reference.model}"
+    elif importlib.util.find_spec("fastokens") is None:
         reason = "pip install fastokens encodes some 25 times faster"
     elif refused := _difference(path, reference, sample):
         reason = f"fastokens {refused}"
