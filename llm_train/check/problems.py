@@ -157,8 +157,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
         never = f"checkpoint.best={best} has no effect with validate_every=0 steps, at the end only"
         yield f"{never}; write --validate_every='{policy.every}'"
     if keep > settings.derive().total_steps:
-        longer = f"checkpoint.keep_every={policy.keep_every} is longer than the run"
-        yield f"{longer}; shorten it, or remove it"
+        yield f"checkpoint.keep_every={policy.keep_every} is longer than the run; shorten it"
     elif keep and (not every or keep % every):
         odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
         yield f"{odd} of checkpoint.every={policy.every}; make it one"

@@ -100,8 +100,7 @@ class _Filled(Windows):
         """One for each document, with the tokens that were put into it; the last may be cut off."""
         pieces, found = self._pieces(self._windows.batch([index])[0], index), list[TokenSpan]()
         for span in self._windows.spans(index):
-            start = stop = span.start
-            added = 0
+            start, stop, added = span.start, span.start, 0
             while stop < span.stop:  # a document never begins in one span and ends in another
                 before, after = next(pieces)
                 stop += before.size

@@ -109,10 +109,16 @@ def _receive(receiver: Connection, process: BaseProcess) -> object:
 def _child(function: Callable[[Send], None], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller, who has it too, ends what runs
     _end_with_parent()
-    logging.getLogger().handlers = [_ToCaller(sender.send)]
+    lock = threading.Lock()
+
+    def send(message: object) -> None:
+        with lock:  # another thread may log
+            sender.send(message)
+
+    logging.getLogger().handlers = [_ToCaller(send)]
     try:
-        function(sender.send)
-        sender.send(_Ended(None))
+        function(send)
+        send(_Ended(None))
     except Exception as error:
         try:
             sender.send(_Ended(error))

@@ -54,7 +54,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "checkpoints kept after the end": (
         {"checkpoint__keep_every": "8 steps"},
-        "checkpoint.keep_every=8; shorten it, or remove it",
+        "checkpoint.keep_every=8; shorten it",
     ),
     "a mixture that changes after the end": (
         {"data__source": part("Mixture", sources={"a": TOKENS}, changes=[LATE])},
