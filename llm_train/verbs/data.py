@@ -129,8 +129,7 @@ def _diff(flags: argparse.Namespace, load: Load) -> int:
     files = {each.path: verify(each.path, checksums=True).files for each in (first, second)}
     lines = list(difference(first, second))
     for path, found in files.items():
-        size = sum(file.bytes for file in found)
-        say(f"{path}: {len(found):,} files, {size:,} bytes, SHA-256 as in its manifest")
+        say(f"{path}: SHA-256 of {len(found):,} files, {sum(f.bytes for f in found):,} bytes")
     for line in lines or [f"{first.path} and {second.path} hold the same tokens"]:
         say(line)
     return int(bool(lines))
