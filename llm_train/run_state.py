@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError
 from llm_train.model.network.base import LanguageModel, Network
+from llm_train.model.network.confined import DocumentView
 from llm_train.runtime.ledger import Ledger
 from llm_train.runtime.stopwatch import Stopwatch
 from llm_train.runtime.watch.thread import Watch
@@ -95,11 +96,13 @@ class TaskBase(pl.LightningModule):
     Attributes:
         network: weights on their devices, from ``configure_model`` on.
         network_config: what it was built from.
+        documents: whether it sees the documents of a window apart.
         run_state: what is shared while a run lasts.
     """
 
     network: LanguageModel
     network_config: Network
+    documents: DocumentView = "joined"
 
     def __init__(self) -> None:
         super().__init__()

@@ -156,7 +156,9 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
     elif validated and not settings.validate_every.count:
         never = f"checkpoint.best={best} has no effect with validate_every=0 steps, at the end only"
         yield f"{never}; write --validate_every='{policy.every}'"
-    if keep and (not every or keep % every):
+    if keep > settings.derive().total_steps:
+        yield f"checkpoint.keep_every={policy.keep_every} is longer than the run; shorten it"
+    elif keep and (not every or keep % every):
         odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
         yield f"{odd} of checkpoint.every={policy.every}; make it one"
 

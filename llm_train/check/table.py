@@ -178,6 +178,8 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
     policy = settings.checkpoint
     every, keep = (_steps(duration, derived) for duration in (policy.every, policy.keep_every))
     check = _steps(settings.validate_every, derived)
+    limit = settings.data.held_out_limit(derived.sequence)
+    most = f"{limit * derived.sequence:,} of each held-out set, in {limit:,} windows"
     return {
         "directory": str(settings.run_dir),
         "ranks": derived.ranks,
@@ -187,6 +189,7 @@ def _run(settings: Settings, derived: Derived) -> dict[str, Any]:
         "gradient_clip": settings.trainer_args.get("gradient_clip_val") or "none",
         "seed": str(derived.seed),
         "validate_every": check if derived.validate_every else "at the end",
+        **({"validate_tokens": f"at most {most}"} if limit else {}),
         "checkpoint_every": every if policy.every.count else "at the end",
         "checkpoints_kept": f"the newest {policy.keep_last}"
         + (f", and every {keep}" if policy.keep_every.count else ""),

@@ -60,7 +60,12 @@ _FORBIDDEN_CALLBACKS = {
         "write --checkpoint.every='100 steps' --validate_every='100 steps' "
         "--checkpoint.best=val/loss, which keeps the best as well"
     ),
-    "OnExceptionCheckpoint": _SAVE,
+    "Checkpoint": _SAVE,
+    "BaseFinetuning": (
+        "it freezes parameters and adds groups to the optimizer, which has all of them; remove it, "
+        "and hold parameters with model.optimizer=Grouped and rates of 0"
+    ),
+    "ModelPruning": "it looks for weights before a run has made them; remove it",
     "GradientAccumulationScheduler": _OF_BATCH,
     "StochasticWeightAveraging": "it changes rates behind model.schedule; write class_path: EMA",
     "SpikeDetection": "nothing reads what it finds; write class_path: Guard",

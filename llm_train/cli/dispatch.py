@@ -21,6 +21,7 @@ from llm_train.cli.help import COMPLETION, complete, settings_help
 from llm_train.cli.spelling import expanded, nearest
 from llm_train.cli.unexpected import unexpected
 from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.runtime.disk import require_writable
 from llm_train.runtime.launch import find_launch
 from llm_train.verbs.base import Verb
 
@@ -196,6 +197,10 @@ def _flags(verb: Verb, name: str, summary: str, arguments: list[str]) -> argpars
     for action in parser._actions:
         if str(action.metavar).endswith(("PATH", "FILE")):
             setattr(flags, action.dest, expanded(getattr(flags, action.dest)))
+        if str(action.metavar).startswith("OUT_") and (out := getattr(flags, action.dest)):
+            # Not only after hours of work.
+            option, file = [*action.option_strings, action.dest][0], action.metavar == "OUT_FILE"
+            require_writable(out, option, file=file)
     # A sweep's agent writes ${args_no_hyphens} so, without the hyphens.
     flags.settings = [
         f"--{w}" if w.partition("=")[0].partition(".")[0] in KEYS else w for w in rest

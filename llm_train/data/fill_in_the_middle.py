@@ -9,6 +9,7 @@ window is cut off. Whether and where follows from the seed and the sample's numb
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,20 +92,31 @@ class _Filled(Windows):
         """Windows number ``indices`` as (N, S + 1)."""
         out = self._windows.batch(indices)
         for row, index in zip(out, np.asarray(indices).reshape(-1).tolist(), strict=True):
-            length = int(np.count_nonzero(row >= 0))  # what follows is padding
-            ends = np.flatnonzero(row[:length] == self._end_of_text)
-            documents = np.split(row[:length], np.unique([*ends, *(ends + 1)]))
-            pieces = [
-                self._rearranged(document, f"{self._order}/{index}/{number}")
-                for number, document in enumerate(documents)
-            ]
-            filled = np.concatenate(pieces)[: row.size]
+            filled = np.concatenate([after for _, after in self._pieces(row, index)])[: row.size]
             row[: filled.size] = filled
         return out
 
     def spans(self, index: int) -> list[TokenSpan]:
-        """Where the tokens come from, in the order before."""
-        return self._windows.spans(index)
+        """One for each document, with the tokens that were put into it; the last may be cut off."""
+        pieces, found = self._pieces(self._windows.batch([index])[0], index), list[TokenSpan]()
+        for span in self._windows.spans(index):
+            start, stop, added = span.start, span.start, 0
+            while stop < span.stop:  # a document never begins in one span and ends in another
+                before, after = next(pieces)
+                stop += before.size
+                added += after.size - before.size
+                if stop == span.stop or before.tolist() == [self._end_of_text]:
+                    found.append(span._replace(start=start, stop=stop, added=added))
+                    start, added = stop, 0
+        return found
+
+    def _pieces(self, row: Ids, index: int) -> Iterator[tuple[Ids, Ids]]:
+        """The documents of a window and the tokens between them, as they were and rearranged."""
+        length = int(np.count_nonzero(row >= 0))  # what follows is padding
+        ends = np.flatnonzero(row[:length] == self._end_of_text)
+        documents = np.split(row[:length], np.unique([*ends, *(ends + 1)]))
+        for number, document in enumerate(documents):
+            yield document, self._rearranged(document, f"{self._order}/{index}/{number}")
 
     def _rearranged(self, document: Ids, name: str) -> Ids:
         whether, how, *cuts = keys(name, 4)

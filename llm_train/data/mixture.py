@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from llm_train.context import Part
+from llm_train.context import Context, Part
 from llm_train.data.apportion import Apportionment, Shares, whole_shares
 from llm_train.data.base import HELD_OUT, NO_TOKEN, Ids
 from llm_train.data.fill_in_the_middle import FillInTheMiddle
@@ -96,6 +96,18 @@ class Mixture(TokenSource):
     def parts(self) -> Iterator[Part]:
         """The sources."""
         yield from self.sources.values()
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """Also changes that no step comes to."""
+        yield from super().problems(context)
+        last = context.derive().total_tokens - context.batch.sequence
+        for index, change in enumerate(self.changes):
+            if change.after.count > last:
+                yield (
+                    f"data.source.init_args.changes[{index}].after={change.after} is no earlier "
+                    f"than the end of the run, {last + context.batch.sequence} tokens, so that its "
+                    "weights have no effect; shorten it, remove it, or raise budget"
+                )
 
     def check(self) -> list[str]:
         """Reports sources that cannot be read, and sources of different tokenizers."""

@@ -80,8 +80,8 @@ class TokenData(Part, pl.LightningDataModule):
         recipe: how ``llm-train prepare`` makes what the source reads.
         workers: loader processes per rank; 0 reads in the training process, which is fast enough
             for memory-mapped tokens.
-        validate_tokens: each validation scores so many tokens of each held-out set at most, in
-            windows spread evenly over it; 0 tokens scores all.
+        validate_tokens: each validation scores so many tokens of each held-out set at most, rounded
+            up to whole windows, which are spread evenly over it; 0 tokens scores all.
     """
 
     def __init__(
@@ -213,9 +213,12 @@ class TokenData(Part, pl.LightningDataModule):
             self.source.held_out_windows(self._sequence, name)
             for name in self.source.held_out_sets()
         ]
-        most = math.ceil(self.validate_tokens.count / self._sequence)
-        batches = HeldOutBatches(self.share, windows=[len(each) for each in sets], most=most)
-        return JoinedWindows(sets), batches
+        most, sizes = self.held_out_limit(self._sequence), [len(each) for each in sets]
+        return JoinedWindows(sets), HeldOutBatches(self.share, windows=sizes, most=most)
+
+    def held_out_limit(self, sequence: int) -> int:
+        """Windows of each held-out set that a validation scores at most; 0: all."""
+        return math.ceil(self.validate_tokens.count / sequence)
 
     def _loader(self, windows: Windows, sampler: Sampler[np.ndarray]) -> TokenLoader:
         return TokenLoader(

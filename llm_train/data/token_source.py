@@ -24,11 +24,13 @@ class TokenSpan(NamedTuple):
         source: the name of the source in a mixture; "" where there is one source.
         start: the first of them.
         stop: one more than the last.
+        added: tokens that were put among them, and come from nowhere.
     """
 
     source: str
     start: int
     stop: int
+    added: int = 0
 
 
 class Windows(ABC):

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llm_train.context import Part
 from llm_train.data.base import HELD_OUT, TRAIN, Corpus, Recipe, Split, Tokenizer
@@ -115,7 +116,10 @@ class Tokenize(Recipe):
         provenance = self.provenance()
         self._identify(directory, claims, {"recipe": recipe_dict(self), "provenance": provenance})
         hidden = not progress or find_launch().rank > 0
-        with tqdm(unit="B", unit_scale=True, disable=hidden) as bar:
+        with (
+            logging_redirect_tqdm(),  # lines above the bar
+            tqdm(unit="B", unit_scale=True, disable=hidden) as bar,
+        ):
 
             def start() -> None:
                 bar.set_description_str("reading")  # the other has two colons

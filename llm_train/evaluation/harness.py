@@ -52,8 +52,13 @@ class Examinee(TemplateLM):  # type: ignore[misc]  # the library has no types
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether it is the greedy one."""
         subject, most = self.subject, self.subject.positions
-        texts = [(context + answer)[-most - 1 :] for _, context, answer in requests]
-        asked = [min(len(answer), most) for _, _, answer in requests]
+        texts, asked = list[list[int]](), list[int]()
+        for _name, context, answer in requests:
+            # The end of another document has told a confined network nothing. Without it, the text
+            # is one document from position 0, whose first token training has not scored either.
+            before = [] if subject.confined and context == [subject.end_of_text] else context
+            texts.append((before + answer)[-most - 1 :])
+            asked.append(min(len(answer), len(texts[-1]) - 1))
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
         found = torch.zeros(len(texts), 2, device=subject.device)
@@ -67,7 +72,7 @@ class Examinee(TemplateLM):  # type: ignore[misc]  # the library has no types
 
     def _scores(self, texts: Sequence[list[int]], asked: Sequence[int]) -> Tensor:
         """(B, 2) of texts and how many tokens at their end are asked for."""
-        length = max(map(len, texts))
+        length = max(2, *map(len, texts))
         padded = [text + [0] * (length - len(text)) for text in texts]
         tokens = torch.tensor(padded, device=self.subject.device)
         logits, targets = self.subject.logits(tokens[:, :-1]), tokens[:, 1:]  # (B, T, V), (B, T)

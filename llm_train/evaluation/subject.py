@@ -30,6 +30,7 @@ class Subject:
         tokenizer: of the text that it learned.
         end_of_text: the id between documents; ``NO_TOKEN`` where there is none.
         positions: most that it reads.
+        confined: it learned each document by itself, the first token from nothing.
         device: where it reads tokens.
         rank: of this process.
         ranks: that ask together; each scores a share.
@@ -42,6 +43,7 @@ class Subject:
     end_of_text: int
     positions: int
     device: torch.device
+    confined: bool = False
     rank: int = 0
     ranks: int = 1
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor

@@ -22,7 +22,6 @@ from llm_train.model.network import sdpa
 from llm_train.model.network.confined import (
     NO_TARGET,
     Confinement,
-    DocumentView,
     confine,
     own_targets,
 )
@@ -36,7 +35,6 @@ class Scoring(TaskBase):
     """Runs network and loss on windows, whose documents it keeps apart where that is asked for."""
 
     attention: Kernel
-    documents: DocumentView
     loss: Loss
     _loss: Scorer
     _held_out_sums: Tensor  # (sets, 3) nats, targets and bytes, on the device

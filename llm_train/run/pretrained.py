@@ -81,6 +81,7 @@ class Pretrained:
             tokenizer=self.tokenizer,
             end_of_text=NO_TOKEN if end is None else end,
             positions=self.settings.task.network_config.max_positions,
+            confined=self.settings.task.documents == "confined",
             device=next(self.network.parameters()).device,
         )
 

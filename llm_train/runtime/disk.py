@@ -12,9 +12,12 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llm_train.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 4 << 20
@@ -47,6 +50,25 @@ def written(path: Path) -> Iterator[Path]:
     yield aside
     sync(aside)
     rename(aside, path)
+
+
+def require_writable(path: str | Path, option: str, *, file: bool) -> None:
+    """Refuses a file, or else a folder, that could not be written once the work for it is done.
+
+    Raises:
+        ConfigError: with the option that names it.
+    """
+    place = Path(path)
+    above = [place, *place.absolute().parents]
+    try:
+        with tempfile.TemporaryFile(dir=place.parent if file else next(filter(Path.exists, above))):
+            pass
+        if file and place.exists():
+            place.open("ab").close()
+    except OSError as error:
+        raise ConfigError(
+            f"{option}={path} cannot be written: {error.strerror}; name another place"
+        ) from None
 
 
 def discard(path: Path) -> None:

@@ -9,6 +9,7 @@ the kernel has killed for its memory.
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -29,6 +30,18 @@ Send: TypeAlias = Callable[[object], None]
 
 class _Ended(NamedTuple):
     error: Exception | None
+
+
+class _ToCaller(logging.Handler):
+    """Log lines are the caller's to write: only it knows of a bar on the terminal."""
+
+    def __init__(self, send: Send) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        self._send(record)
 
 
 def run_forked(
@@ -57,6 +70,8 @@ def run_forked(
                     receiver.close()
                     if message.error is not None:
                         raise message.error
+                elif isinstance(message, logging.LogRecord):
+                    logging.getLogger(message.name).handle(message)
                 else:
                     yield message
             idle()
@@ -94,9 +109,16 @@ def _receive(receiver: Connection, process: BaseProcess) -> object:
 def _child(function: Callable[[Send], None], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller, who has it too, ends what runs
     _end_with_parent()
+    lock = threading.Lock()
+
+    def send(message: object) -> None:
+        with lock:  # another thread may log
+            sender.send(message)
+
+    logging.getLogger().handlers = [_ToCaller(send)]
     try:
-        function(sender.send)
-        sender.send(_Ended(None))
+        function(send)
+        send(_Ended(None))
     except Exception as error:
         try:
             sender.send(_Ended(error))

@@ -54,7 +54,6 @@ class Data(Verb):
 
 
 def _show(flags: argparse.Namespace, load: Load) -> None:
-    from tokenizers import Tokenizer
 
     from llm_train.data.audit.passages import passages
     from llm_train.errors import ConfigError
@@ -67,10 +66,9 @@ def _show(flags: argparse.Namespace, load: Load) -> None:
             f"--step {flags.step} is not one of this run's 1 .. {derived.total_steps}"
         )
     first, end = derived.samples(flags.step - 1), derived.samples(flags.step)
+    decode = _decoder(source.tokenizer_text())
     say(f"step {flags.step}: samples {first:,} .. {end - 1:,}, {derived.sequence:,} targets each")
     shown = range(first, min(end, first + (flags.samples or end)))
-    text = source.tokenizer_text()
-    decode: Callable[[list[int]], str] = Tokenizer.from_str(text).decode if text else str
     for sample in shown:
         say(f"\nsample {sample:,}")
         for part in passages(source, derived.sequence, settings.seed, sample):
@@ -95,8 +93,11 @@ def _stats(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit.prepared_folder import PreparedFolder
     from llm_train.data.audit.statistics import statistics
     from llm_train.data.reading import skipped_lines
+    from llm_train.runtime.disk import require_writable
 
     folder = PreparedFolder(flags.folder)
+    picture = Path(flags.picture or f"{folder.path}.png")
+    require_writable(picture, "--picture", file=True)
     manifest, found = folder.manifest, statistics(folder)
     for name, split in found.items():
         say(section(name, split.rows))
@@ -109,7 +110,6 @@ def _stats(flags: argparse.Namespace, load: Load) -> None:
         return
     from llm_train.report.lengths import png
 
-    picture = Path(flags.picture or f"{folder.path}.png")
     lengths = {name: split.lengths for name, split in found.items()}
     picture.write_bytes(png(f"{folder.path}: tokens a document", lengths))
     say(f"\nwrote {picture}")
@@ -118,9 +118,14 @@ def _stats(flags: argparse.Namespace, load: Load) -> None:
 def _diff(flags: argparse.Namespace, load: Load) -> int:
     from llm_train.data.audit.folder_difference import difference
     from llm_train.data.audit.prepared_folder import PreparedFolder
+    from llm_train.data.shards import verify
 
     first, second = map(PreparedFolder, flags.folders)
+    # What is said of manifests is said of what is there.
+    files = {each.path: verify(each.path, checksums=True).files for each in (first, second)}
     lines = list(difference(first, second))
+    for path, found in files.items():
+        say(f"{path}: SHA-256 of {len(found):,} files, {sum(f.bytes for f in found):,} bytes")
     for line in lines or [f"{first.path} and {second.path} hold the same tokens"]:
         say(line)
     return int(bool(lines))
@@ -145,3 +150,13 @@ def _tokenizers(flags: argparse.Namespace, load: Load) -> None:
     for row in rows:
         cells = zip(row, widths, strict=True)
         say("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+
+
+def _decoder(tokenizer: str) -> Callable[[list[int]], str]:
+    """From ids to text, or to the ids themselves where there is no tokenizer."""
+    if not tokenizer:
+        return str
+    from tokenizers import Tokenizer
+
+    known = Tokenizer.from_str(tokenizer)
+    return lambda ids: str(known.decode(ids, skip_special_tokens=False))

@@ -24,5 +24,6 @@ class Diff(Verb):
         from llm_train.report.difference import difference
         from llm_train.runtime.terminal import say, say_sections
 
+        found = difference(RecordedRun.read(flags.first), RecordedRun.read(flags.second))
         say(f"{flags.first} -> {flags.second}")
-        say_sections(difference(RecordedRun.read(flags.first), RecordedRun.read(flags.second)))
+        say_sections(found)

@@ -21,7 +21,9 @@ class Evaluate(Verb):
         parser.add_argument("--folder", default="", metavar="PATH", help="of tasks in YAML files")
         parser.add_argument("--limit", type=int, default=0, help="most documents of a task")
         parser.add_argument("--batch", type=int, default=8, help="texts of one forward (8)")
-        parser.add_argument("--json", default="", metavar="FILE", help="also write the scores here")
+        parser.add_argument(
+            "--json", default="", metavar="OUT_FILE", help="also write the scores here"
+        )
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:

@@ -17,7 +17,9 @@ class ExportVerb(Verb):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to write, and where."""
         parser.add_argument("checkpoint", help="checkpoint or run directory")
-        parser.add_argument("out", help="folder to write; it must not exist yet")
+        parser.add_argument(
+            "out", metavar="OUT_PATH", help="folder to write; it must not exist yet"
+        )
         parser.add_argument("--shard-gb", type=float, default=5.0, help="most GB of a file (5)")
         parser.add_argument(
             "--dtype",

@@ -16,7 +16,7 @@ class Import(Verb):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to read, and where to write."""
         parser.add_argument("folder", help="config.json, safetensors, tokenizer.json")
-        parser.add_argument("out", help="run directory to write; it must not exist yet")
+        parser.add_argument("out", metavar="OUT_PATH", help="run directory to write; not there yet")
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Ends with 2, and leaves nothing, where nothing fits or the proof fails."""

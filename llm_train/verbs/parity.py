@@ -20,7 +20,9 @@ class Parity(Verb):
         parser.add_argument(
             "--strategies", default="", metavar="NAME[,NAME]", help="which; without it, all"
         )
-        parser.add_argument("--json", default="", metavar="FILE", help="write the table to FILE")
+        parser.add_argument(
+            "--json", default="", metavar="OUT_FILE", help="write the table to FILE"
+        )
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Prints a row for each variant; 1 if one is out of tolerance."""

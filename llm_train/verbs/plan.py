@@ -16,7 +16,7 @@ class Plan(Verb):
         parser.add_argument("--devices", type=int, default=0, help="GPUs of a node")
         parser.add_argument("--nodes", type=int, default=0, help="nodes")
         parser.add_argument("--gpu", default="h200", help="short name of the device")
-        parser.add_argument("--json", default="", metavar="FILE", help="write the same as JSON")
+        parser.add_argument("--json", default="", metavar="OUT_FILE", help="write the same as JSON")
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prints memory, time and traffic."""

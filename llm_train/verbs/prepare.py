@@ -32,11 +32,12 @@ def prepare_data(settings: Settings, *, force: bool = False, reread: bool = Fals
     """Makes the tokens, unless they are there, and says what they are."""
     from llm_train.data.preparation import prepare
     from llm_train.data.reading import skipped_lines
+    from llm_train.runtime.launch import find_launch
     from llm_train.runtime.terminal import say, section
 
     # What was compared, and which library encodes; Python shows warnings only by itself.
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("llm_train.data").setLevel(logging.INFO)
+    logging.getLogger("llm_train.data").setLevel("WARNING" if find_launch().rank else "INFO")
     source = settings.data.source
     if source.folder is None:
         raise ConfigError(

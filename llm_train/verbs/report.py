@@ -23,7 +23,7 @@ class Report(Verb):
         parser.add_argument(
             "--out",
             type=Path,
-            metavar="FOLDER",
+            metavar="OUT_FOLDER",
             help="where report.html and report.png are written; default: the run's folder, for "
             "several runs the folder that they lie in",
         )

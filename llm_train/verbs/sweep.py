@@ -17,7 +17,9 @@ class Sweep(Verb):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """What to vary, and where the runs go."""
         parser.add_argument("spec", help="what is varied and how, a YAML file; it comes first")
-        parser.add_argument("--out", default="", metavar="PATH", help="default: runs/NAME of SPEC")
+        parser.add_argument(
+            "--out", default="", metavar="OUT_PATH", help="default: runs/NAME of SPEC"
+        )
 
     def run(self, flags: argparse.Namespace, load: Load) -> int:
         """Returns 1 if a trial has no result, which the next start tries again."""

@@ -18,6 +18,8 @@ from llm_train.trainer.strategy import known_words
 ARGS = "model__network__init_args__"
 MUON = {"class_path": "MuonAdamW", "init_args": {"learning_rate": 0.01}}
 STRATEGIES = ", ".join(known_words())
+TOKENS = tiny(Path())["data"]["source"]
+LATE = {"after": "768 tokens", "weights": {"a": 2.0}}  # 6 steps of 128
 
 
 def file_of(tmp_path: Path, **overrides: Any) -> str:
@@ -49,6 +51,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "kept checkpoints": (
         {"checkpoint__keep_every": "3 steps"},
         "checkpoint.keep_every=3; make it one",
+    ),
+    "checkpoints kept after the end": (
+        {"checkpoint__keep_every": "8 steps"},
+        "checkpoint.keep_every=8; shorten it",
+    ),
+    "a mixture that changes after the end": (
+        {"data__source": part("Mixture", sources={"a": TOKENS}, changes=[LATE])},
+        "data.source.init_args.changes[0].after=768; shorten it, remove it, or raise budget",
     ),
     "warm-up": (
         {"model__schedule__init_args__warmup": "6 steps"},
@@ -133,6 +143,11 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "trainer.callbacks[0]=ModelCheckpoint does not work here: write --checkpoint.every='100 "
         "steps' --validate_every='100 steps' --checkpoint.best=val/loss, which keeps the best as "
         "well",
+    ),
+    "finetuning": (
+        {"trainer__callbacks": [part("BackboneFinetuning")]},
+        "trainer.callbacks[0]=BackboneFinetuning; remove it, and hold parameters with "
+        "model.optimizer=Grouped and rates of 0",
     ),
     "a monitor that nothing measures": (
         {"trainer__callbacks": [part("EarlyStopping", monitor="val_loss")]},

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import callbacks
 
 from llm_train.cli import schema
 from llm_train.cli.parser import ROOTS
-from llm_train.testing.command import Outcome, run
+from llm_train.testing.command import Outcome, refused, run
 from llm_train.testing.configs import part, tiny, write
 
 WRONG = [-1, 0, 1 << 70, 1e39, float("nan"), "x", "", [], [1], {}, {"a": 1}, True, "/nope/nope"]
@@ -86,6 +87,24 @@ def test_a_failure_of_a_library_names_its_part(
         assert "Traceback" in run(*arguments).err
 
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "EarlyStopping": {"monitor": "val/loss"},
+    "GradientAccumulationScheduler": {"scheduling": {0: 2}},
+    "ModelPruning": {"pruning_fn": "l1_unstructured", "use_global_unstructured": False},
+    "OnExceptionCheckpoint": {"dirpath": "x"},
+    "StochasticWeightAveraging": {"swa_lrs": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", callbacks.__all__)
+def test_a_callback_of_lightning_works_or_is_refused(tmp_path: Path, name: str) -> None:
+    chosen = [part(f"lightning.pytorch.callbacks.{name}", **NEEDED.get(name, {}))]
+    config = tiny(tmp_path / "run", steps=2, validate_every="1 steps", trainer__callbacks=chosen)
+    file = str(write(tmp_path / "c.yaml", config))
+    if run("check", "-c", file).code == 0:
+        assert run("fit", "-c", file).code == 0
+
+
 VERBS = {
     "fit": [
         "--resume=/nope",
@@ -113,3 +132,26 @@ def test_verbs(tmp_path: Path, verb: str) -> None:
         outcome = run(verb, *takes, *filter(None, [word]))
         require_one_line_each(outcome)
         assert outcome.code == 2, outcome
+
+
+OUTPUTS = [
+    ("eval", "run", "--tasks=x", "--json={}"),
+    ("plan", "--json={}"),
+    ("parity", "--json={}"),
+    ("report", "run", "--out={}"),
+    ("sweep", "spec.yaml", "--out={}"),
+    ("prepare", "--snapshot={}"),
+    ("export", "run", "{}"),
+    ("import", "folder", "{}"),
+    ("average", "run", "{}", "--ema"),
+]
+
+
+@pytest.mark.parametrize("words", OUTPUTS, ids=lambda words: words[0])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    [line] = refused(*(word.format(tmp_path / "file" / "out") for word in words))
+    assert "cannot be written: Not a directory; name another place" in line
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

@@ -67,3 +67,8 @@ def test_one_command_from_text_to_a_network(
     assert done.code == 0, done.err
     assert "done: 2 steps" in done.out
     assert '"start_up/prepare"' in (tmp_path / "runs/quickstart/ledger.jsonl").read_text()
+
+
+def test_a_sweep_is_no_configuration() -> None:
+    [line] = refused("fit", "-c", "preset:sweeps/lion")
+    assert "is a sweep, not a configuration; write llm-train sweep " in line

@@ -1,10 +1,12 @@
 """What ``llm-train data`` says, against the text and against what training reads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from llm_train.data import (
     Bytes,
@@ -12,6 +14,7 @@ from llm_train.data import (
     JSONLines,
     Mixture,
     Tokenize,
+    TokenizerFile,
     TokenShards,
     TrainBPE,
     prepare,
@@ -22,7 +25,9 @@ from llm_train.data.audit.passages import passages
 from llm_train.data.audit.prepared_folder import PreparedFolder
 from llm_train.data.audit.statistics import statistics
 from llm_train.data.audit.verification import verified
+from llm_train.data.fill_in_the_middle import FillInTheMiddle
 from llm_train.errors import DataError
+from llm_train.testing.command import run
 
 TEXTS = [f"Document {n} speaks of {'many ' * (n % 7)}things." for n in range(60)]
 SEQUENCE, SEED = 32, 5
@@ -119,6 +124,65 @@ def test_tokenizers_on_the_same_text(prepared: PreparedFolder, tmp_path: Path) -
     assert worst[titles.index("bytes/token")] == "1.000"
     assert worst[titles.index("tokens")] == f"{sum(len(text) for text in texts):,}"
     assert [row[-1] for row in (best, worst)] == ["yes", "yes"]
+
+
+def test_a_lowercasing_tokenizer_does_not_keep_the_text_of_its_own_folder(tmp_path: Path) -> None:
+    lower = PreparedFolder(str(folder(tmp_path, TEXTS, "plain").path)).tokenizer
+    lower.normalizer = normalizers.Lowercase()
+    lower.save(str(tmp_path / "lower.json"))
+    prepared = folder(tmp_path, TEXTS, "lower", TokenizerFile(path=str(tmp_path / "lower.json")))
+    moved = json.loads((tmp_path / "lower.json").read_text())
+    moved["added_tokens"].append({**moved["added_tokens"][0], "id": 70000, "content": "<|far|>"})
+    (tmp_path / "moved.json").write_text(json.dumps(moved | {"normalizer": None}))
+    paths = [str(prepared.path), str(tmp_path / "moved.json")]
+    _, *rows = compression.table(paths, compression.sample_of(prepared, 1000))
+    said = {row[0]: row[-1] for row in rows}
+    assert said[paths[0]].startswith("unknown: it normalises")
+    assert "another id than the file" in said[paths[1]]
+    # Beyond the part on which a library is tried, too.
+    _, row = compression.table([str(tmp_path / "lower.json")], ["a " * 150_000, "A"])
+    assert row[-1] == "no: 1 of 2 documents change"
+
+
+def test_the_difference_is_of_what_is_there(prepared: PreparedFolder, tmp_path: Path) -> None:
+    shutil.copytree(prepared.path, tmp_path / "copy")
+    both = run("data", "diff", str(prepared.path), str(tmp_path / "copy"))
+    assert both.code == 0
+    assert "SHA-256" in both.out
+    shard = tmp_path / "copy" / prepared.manifest.splits["train"].shards[0].name
+    content = bytearray(shard.read_bytes())
+    content[9] ^= 1
+    shard.write_bytes(content)
+    damaged = run("data", "diff", str(prepared.path), str(tmp_path / "copy"))
+    assert (damaged.code, len(damaged.errors)) == (2, 1)
+    assert f"{shard} is damaged" in damaged.err
+
+
+def test_passages_after_fill_in_the_middle_have_the_ids_of_their_own_documents(
+    tmp_path: Path,
+) -> None:
+    tokenizer = PreparedFolder(str(folder(tmp_path, TEXTS, "plain").path)).tokenizer
+    tokenizer.add_special_tokens(["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"])
+    tokenizer.save(str(tmp_path / "fim.json"))
+    code = folder(tmp_path, TEXTS, "code", TokenizerFile(path=str(tmp_path / "fim.json")))
+    mixture = Mixture(
+        sources={"code": TokenShards(path=str(code.path))},
+        fill_in_the_middle=FillInTheMiddle(rates={"code": 0.7}),
+    )
+    windows, whole = mixture.train_windows(96, SEED), np.concatenate(list(code.read("train")))
+    sentinels = {code.tokenizer.token_to_id(f"<|fim_{n}|>") for n in ("prefix", "suffix", "middle")}
+    rearranged = 0
+    for sample in range(20):
+        parts = list(passages(mixture, 96, SEED, sample))
+        ids = [token for part in parts for token in part.ids]
+        assert ids == windows.batch([sample])[0].tolist()
+        for part in parts[:-1]:  # the last is cut off by the end of the window
+            own = [token for token in part.ids if token not in sentinels]
+            assert sorted(own) == sorted(whole[part.start : part.stop].tolist())
+            assert part.place is not None
+            assert part.place.start <= part.start
+            rearranged += len(part.ids) - len(own) == 3
+    assert rearranged > 20
 
 
 def test_passages_of_a_mixture_name_their_source(tmp_path: Path) -> None:

@@ -145,6 +145,20 @@ def test_environment_is_left_as_found(
     assert "TOKENIZERS_PARALLELISM" not in os.environ
 
 
+def test_lines_of_forked_processes_stand_above_the_bar(
+    recipe: Tokenize, path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler, package = logging.StreamHandler(), logging.getLogger("llm_train.data")
+    logging.getLogger().addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        prepare(recipe, path)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        package.setLevel(logging.NOTSET)
+    assert capfd.readouterr().err.count("\rencoding with ") == 1  # the bar was wiped away
+
+
 def test_preparing_again_is_no_work(
     recipe: Tokenize, caplog: pytest.LogCaptureFixture, prepared: Path
 ) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models
+from torch.nn import functional as F
 
+from llm_train.evaluation.subject import Subject
+from llm_train.model.network.confined import confine, own_targets
+from llm_train.model.network.transformer import Transformer
 from llm_train.runtime import yaml12
 from llm_train.testing.command import refused, run
 from llm_train.testing.configs import losses, part, write
@@ -137,3 +144,34 @@ def test_the_harness_scores_the_exported_folder_alike(
     (refusal,) = refused("eval", str(text_run / "run"), "--tasks=nothing.yaml")
     assert "nothing.yaml" in refusal
     assert "lm-eval ls tasks" in refusal
+
+
+def test_a_confined_network_is_scored_as_it_is_trained() -> None:
+    pytest.importorskip("lm_eval")
+    from llm_train.evaluation.harness import Examinee
+
+    torch.manual_seed(1)
+    network = Transformer(vocab_size=9, layers=1, width=8, heads=2, max_sequence=16).build()
+    subject = Subject(
+        network=network.eval(),
+        tokenizer=Tokenizer(models.WordLevel({"x": 0}, "x")),
+        end_of_text=0,
+        positions=16,
+        device=torch.device("cpu"),
+        confined=True,
+    )
+    tokens = torch.tensor([[0, 5, 3, 7, 7, 2]])
+    inputs, targets = tokens[:, :-1], own_targets(tokens[:, 1:], tokens[:, :-1], 0)
+    with torch.no_grad():
+        logits = network(
+            inputs,
+            lambda hidden, head: head.logits(hidden),
+            documents=confine(inputs, 0, blocks=False),
+        )
+    nats = F.cross_entropy(logits[0], targets[0], ignore_index=-1, reduction="sum")
+    asked = [(None, [0], tokens[0, 1:].tolist()), (None, [0], [4])]
+    found, alone = Examinee(subject, 2)._loglikelihood_tokens(asked)
+    assert found[0] == pytest.approx(-float(nats), rel=1e-5)
+    assert alone == (0.0, True)  # nothing announces a first token
+    joined, _ = Examinee(replace(subject, confined=False), 2)._loglikelihood_tokens(asked)
+    assert joined[0] < found[0] - 0.5

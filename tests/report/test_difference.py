@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_train.report import RecordedRun
 from llm_train.report.difference import difference
-from llm_train.testing.command import run
+from llm_train.testing.command import refused, run
 from llm_train.testing.configs import losses, tiny, write
 
 
@@ -29,6 +29,8 @@ def test_two_runs_part_where_their_settings_do(tmp_path: Path) -> None:
     outcome = run("diff", *map(str, folders))
     assert outcome.code == 0
     assert "weight_decay  0.1 -> 0.3" in outcome.out
+    [line] = refused("diff", str(folders[0]), str(tmp_path / "nope"))
+    assert "nope" in line
     shutil.rmtree(folders[1] / "records")  # as earlier versions left a run
     [why] = difference(*map(RecordedRun.read, folders))["code and environment"].values()
     assert why == "a run did not record them"

@@ -17,7 +17,7 @@ class Passage(NamedTuple):
         place: of the document; None where it is unknown.
         start: the first of its tokens in the window, counted in the split.
         stop: one more than the last of them.
-        ids: these tokens.
+        ids: these tokens, as training reads them: rearranged, with what fill-in-the-middle adds.
     """
 
     source: str
@@ -43,8 +43,9 @@ def passages(source: TokenSource, sequence: int, seed: int, sample: int) -> Iter
     for span in windows.spans(sample):
         documents = source.called(span.source).documents(TRAIN)
         for start, stop, place in _documents(documents, span.start, span.stop):
-            size = stop - start
-            yield Passage(span.source, place, start, stop, ids[done : done + size].tolist())
+            size = stop - start + span.added
+            if part := ids[done : done + size].tolist():  # others were pushed out of the window
+                yield Passage(span.source, place, start, min(stop, start + len(part)), part)
             done += size
     if done < ids.size:  # of a source that does not say where its windows come from
         yield Passage("", None, 0, ids.size - done, ids[done:].tolist())

@@ -78,8 +78,10 @@ def choose_encoder(path: Path, sample: Sequence[str]) -> Encoder:
         sample: a few hundred kilobytes of the text that will be encoded.
     """
     tokenizer = load_tokenizer(path)
-    reference = _tokenizers(tokenizer)
-    if importlib.util.find_spec("fastokens") is None:
+    reference, model = _tokenizers(tokenizer), type(tokenizer.model).__name__
+    if model != "BPE":
+        reason = f"fastokens has no {model}"
+    elif importlib.util.find_spec("fastokens") is None:
         reason = "pip install fastokens encodes some 25 times faster"
     elif refused := _difference(path, tokenizer, sample):
         reason = f"fastokens {refused}"

@@ -66,16 +66,23 @@ class TokenizerFile(Existing):
 
     def build(self, texts: Texts) -> tokenizers.Tokenizer:
         """Opens the file; the recipe asks for byte lengths and boundary before it reads text."""
-        tokenizer, file = load_tokenizer(self.path), tokenizer_file(self.path)
-        for added in json.loads(file.read_text("utf-8")).get("added_tokens", ()):
-            # The library numbers added tokens on from the vocabulary, whatever the file says.
-            if (found := tokenizer.token_to_id(added["content"])) != added["id"]:
-                raise DataError(
-                    f"{file} gives the token {added['content']!r} the id {added['id']}, and "
-                    f"tokenizers gives it {found}: ids of added tokens have to follow the "
-                    "vocabulary without a gap; fill the gap with added tokens that are not used"
-                )
-        return tokenizer
+        if moved := moved_token(tokenizer_file(self.path)):
+            raise DataError(moved)
+        return load_tokenizer(self.path)
+
+
+def moved_token(file: Path) -> str:
+    """What is wrong with a file whose ids tokenizers does not keep; "" where it keeps them."""
+    tokenizer = load_tokenizer(file)
+    for added in json.loads(file.read_text("utf-8")).get("added_tokens", ()):
+        # The library numbers added tokens on from the vocabulary, whatever the file says.
+        if (found := tokenizer.token_to_id(added["content"])) != added["id"]:
+            return (
+                f"{file} gives the token {added['content']!r} the id {added['id']}, and tokenizers "
+                f"gives it {found}: ids of added tokens have to follow the vocabulary without a "
+                "gap; fill the gap with added tokens that are not used"
+            )
+    return ""
 
 
 def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:

@@ -71,6 +71,7 @@ class Asks(Part, EachStep):
             end_of_text=source.end_of_text(),
             positions=task.network_config.max_positions,
             device=strategy.root_device,
+            confined=task.documents == "confined",
             rank=trainer.global_rank,
             ranks=trainer.world_size,
             total=lambda tensor: strategy.reduce(tensor, reduce_op="sum"),
