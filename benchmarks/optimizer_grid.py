@@ -225,7 +225,7 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
         said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
         lines = [f"{len(mine)} cells: {said}.", ""]
         lines += [f"| {' | '.join(('', *strategies))} |", "|---" * (len(strategies) + 1) + "|"]
-        for name in dict.fromkeys(name for name, _ in mine):
+        for name in sorted({name for name, _ in mine}, key=lambda name: ("." in name, name)):
             cells = [_shown(mine.get((name, strategy))) for strategy in strategies]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
