@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from llm_train.context import Context
-from llm_train.errors import LLMTrainError, check_at_least
+from llm_train.errors import ConfigError, LLMTrainError, check_at_least
 from llm_train.exchange.widening import narrower, obstacles, widened
 from llm_train.model.network.base import Network
 from llm_train.model.network.init import Start, as_drawn, canonical_name
@@ -59,6 +59,10 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "widen", prefix="init_from.")
+        if self.path.startswith("preset:"):
+            raise ConfigError(
+                f"init_from.path={self.path} holds settings for -c and no weights; name a run here"
+            )
 
     def problems(self, context: Context, network: Network) -> Iterator[str]:
         """Weights that are not there, and every parameter that does not fit.
@@ -107,11 +111,10 @@ class WarmStart:
             if not self._left_out(name) and not _fits(name, given, here.get(name)):
                 shapes = (shape or "absent" for shape in (given, here.get(name)))
                 wrong.append("{} is {} there and {} here".format(name, *shapes))
-        divided = f" divided by init_from.widen={self.widen}" if self.widen > 1 else ""
         if wrong:
             yield (
-                f"init_from.path={source.path} does not fit model.network{divided}, with "
-                f"{len(wrong)} differences: {wrong[0]}; write the same network, or name in "
+                f"init_from.path={source.path} does not fit model.network, with {len(wrong)} "
+                f"differences: {wrong[0]}; write the same network, or name in "
                 "init_from.leave_out what is to begin anew"
             )
 

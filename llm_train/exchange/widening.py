@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_train.exchange import fused_rows
+from llm_train.exchange.families.base import parts_of, whole_of
 from llm_train.model.network.base import Network
 from llm_train.model.network.transformer import Transformer
 
@@ -39,15 +39,11 @@ def obstacles(network: Network, factor: int, there: Mapping[str, Any]) -> Iterat
         yield f"positions={network.positions}, which depend on its width"
     if network.tied and (network.norm == "none" or network.norms_stream):
         yield "tied=True and no norm after the last block, which alone could divide the logits"
-    for name, value in ((name, getattr(network, ours)) for name, ours in _SIZES.items()):
-        if value % factor:
-            yield f"{name}={value}, not a multiple of {factor}"
-    heads = there.get("heads", 0)
-    wanted = factor * heads, factor * (there.get("kv_heads") or heads)
-    if (network.heads, network.key_value_heads) != wanted:
-        yield "heads={} and kv_heads={}, where the source's make {} and {}".format(
-            network.heads, network.key_value_heads, *wanted
-        )
+    known = {**there, "kv_heads": there.get("kv_heads") or there.get("heads")}
+    for name, ours in _SIZES.items():
+        value = getattr(network, ours)
+        if value != factor * (known.get(name) or value // factor):
+            yield f"{name}={value}, not {factor} times that of init_from.path"
 
 
 def narrower(network: Network, factor: int) -> Transformer:
@@ -73,8 +69,8 @@ def widened(network: Network, factor: int, name: str, given: Tensor, drawn: Tens
         return given
     copies = given.float()
     if module not in ("embedding", "positions", "head"):
-        parts = fused_rows.parts(narrower(network, factor), module, copies)
-        copies = fused_rows.whole(network, module, [torch.cat([part] * factor) for part in parts])
+        parts = parts_of(narrower(network, factor), module, copies)
+        copies = whole_of(network, module, [torch.cat([part] * factor) for part in parts])
     if given.dim() == 1:
         # A head that is the embedding has columns that are not divided.
         return copies / factor if name.startswith("norm.") and network.tied else copies

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm_train.errors import ConfigError
 from llm_train.exchange.families import families, fitting
-from llm_train.exchange.outgoing import Export
+from llm_train.exchange.outgoing import Export, Form
 from llm_train.exchange.warm_start import WarmStart
 from llm_train.exchange.weights import CheckpointWeights, open_folder
 from llm_train.model.network import Transformer, initialise
@@ -59,10 +59,9 @@ def built(config: Transformer) -> LanguageModel:
 
 def export(config: Transformer, out: Path, **options: Any) -> Any:
     network = built(config)
-    chosen = {"dtype": torch.float32, "shard_bytes": 20_000, "tokenizer": "", "boundary": ""}
-    task = Export(
-        weights=InMemory(network, config.vocab_size), network=config, **{**chosen, **options}
-    )
+    form = Form(shard_bytes=20_000, **options)
+    weights = InMemory(network, config.vocab_size)
+    task = Export(weights=weights, network=config, tokenizer="", boundary="", form=form)
     return task.write(out, "run", {})
 
 
@@ -171,6 +170,40 @@ def test_a_wider_network_computes_the_same_with_copies_that_part(
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
     first, second, *_ = network.layers[0].attention.out.weight.chunk(factor)
     assert not torch.equal(first, second)
+
+
+GGUF = {
+    **{name: EXPORTED[name][0] for name in ("gpt2-124m", "qk-norm")},
+    "grouped": Transformer(**SMALL, kv_heads=2, tied=True, pad_vocab_to=64, mlp_width=96),
+    "untied gpt2": replace(preset("gpt2-124m"), tied=False, mlp_width=96),
+}
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_a_file_for_llama_cpp_computes_the_same(tmp_path: Path, name: str) -> None:
+    """The export itself compares with what transformers makes of it."""
+    pytest.importorskip("gguf")
+    dtype = torch.bfloat16 if name == "grouped" else torch.float32
+    export(GGUF[name], tmp_path / "out", gguf=True, dtype=dtype)
+    proof = json.loads((tmp_path / "out" / "proof-gguf.json").read_text())
+    assert proof["largest_difference"] <= proof["limit"]
+    assert proof["greedy_equal"] == proof["greedy_tokens"] >= 2 * 200
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (EXPORTED["yarn"][0], "rotary_scaling=YaRN"),
+        (EXPORTED["biases"][0], "bias=True"),
+        (EXPORTED["sandwich"][0], "gemma2 with activation=geglu"),
+    ],
+)
+def test_what_llama_cpp_has_not_is_refused_with_the_feature(
+    tmp_path: Path, config: Transformer, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        export(config, tmp_path / "out", gguf=True)
+    assert not list(tmp_path.iterdir())
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}

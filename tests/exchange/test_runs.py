@@ -182,7 +182,7 @@ def test_a_wider_network_begins_with_the_loss_of_its_source(
         assert f"{key}={other}" in line
         assert "init_from.widen=2" in line
     (line,) = refused(*check, "--model.network.mlp_width=130")
-    assert "divided by init_from.widen=2" in line
+    assert "layers.0.mlp.gate_up.weight" in line
     (line,) = refused(*check, "--init_from.widen=0")
     assert "init_from.widen" in line
 
@@ -195,6 +195,9 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     assert "init_from.leave_out" in line
     (line,) = refused("fit", "-c", file, "--init_from.path=nowhere")
     assert "nowhere" in line
+    (line,) = refused("check", "-c", file, "--init_from.path=preset:quickstart")
+    assert "init_from.path=preset:quickstart" in line
+    assert "-c" in line
     checked = run("check", "-c", file, "--init_from.path=nowhere")
     assert (checked.code, checked.err) == (1, "")
     assert "note: init_from.path=nowhere is not here yet" in checked.out

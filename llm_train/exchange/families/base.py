@@ -21,7 +21,6 @@ from torch import Tensor
 
 from llm_train.discovery import concrete
 from llm_train.errors import ConfigError
-from llm_train.exchange import fused_rows
 from llm_train.exchange.families import rope
 from llm_train.model.network.base import Network
 from llm_train.model.network.transformer import Transformer
@@ -182,7 +181,7 @@ class Family:
         module, names = self._names(name)
         if module in ("embedding", "head"):
             tensor = tensor[: network.vocab_size]
-        parts = fused_rows.parts(network, module, self._shifted(module, name, tensor, -1.0))
+        parts = parts_of(network, module, self._shifted(module, name, tensor, -1.0))
         if len(names) < len(parts):
             parts = [torch.cat(parts)]
         if module in self.transposed and tensor.dim() == 2:
@@ -195,9 +194,7 @@ class Family:
         parts = [read(name) for name in names]
         if module in self.transposed and parts[0].dim() == 2:
             parts = [part.T for part in parts]
-        return self._shifted(
-            module, name, fused_rows.whole(network, module, parts), 1.0
-        ).contiguous()
+        return self._shifted(module, name, whole_of(network, module, parts), 1.0).contiguous()
 
     def _names(self, name: str) -> tuple[str, list[str]]:
         """Last name of the module that has a parameter here, and the names of its parts there."""
@@ -253,3 +250,30 @@ def _equal(one: object, other: object) -> bool:
         numbers = isinstance(one, int | float) and isinstance(other, int | float)
         return numbers and math.isclose(one, other, rel_tol=1e-7)  # type: ignore[arg-type]
     return one == other
+
+
+def parts_of(network: Transformer, module: str, tensor: Tensor) -> list[Tensor]:
+    """The matrices, or biases, that a fused parameter holds, each with its rows in order."""
+    if module == "qkv":
+        heads = _rows(tensor, network.key_value_heads, -1, network.head_dim)
+        split = (heads[:, :-2], heads[:, -2:-1], heads[:, -1:])
+        return [part.flatten(0, 2) for part in split]
+    if module == "gate_up":
+        return [part.flatten(0, 1) for part in _rows(tensor, -1, 2, network.slab).unbind(1)]
+    return [tensor]
+
+
+def whole_of(network: Transformer, module: str, parts: list[Tensor]) -> Tensor:
+    """The inverse of ``parts_of``."""
+    if module == "qkv":
+        parts = list(parts[0].chunk(3)) if len(parts) == 1 else parts
+        groups = [_rows(part, network.key_value_heads, -1, network.head_dim) for part in parts]
+        return torch.cat(groups, dim=1).flatten(0, 2)
+    if module == "gate_up":
+        return torch.stack([_rows(part, -1, network.slab) for part in parts], 1).flatten(0, 2)
+    return parts[0]
+
+
+def _rows(tensor: Tensor, *sizes: int) -> Tensor:
+    """The first dimension cut into several."""
+    return tensor.reshape(*sizes, *tensor.shape[1:])
