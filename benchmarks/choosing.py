@@ -5,6 +5,9 @@ best lies at the edge, further rates, each about three times further out; then t
 best rate. Everything that is done is kept in ``--out``, so that the command may be killed and
 started again at any time; ``--table`` prints the table of docs/choosing-an-optimizer.md from what
 is there, and runs nothing.
+
+``--standard-library --tuned OUT`` asks whether the order carries over: three seeds on the Python
+source of the interpreter's own library, at the rates that were best in OUT.
 """
 
 from __future__ import annotations
@@ -29,6 +32,15 @@ SPECS = Path(__file__).parents[1] / "configs" / "sweeps"
 SEEDS = (1, 2, 3)
 MOST_RATES = 7
 TOKENS_PER_STEP = 768
+VOCABULARY = 512
+STANDARD_LIBRARY = [
+    "--data.recipe.init_args.corpus=StandardLibrary",
+    "--data.recipe.init_args.tokenizer=TrainBPE",
+    f"--data.recipe.init_args.tokenizer.init_args.vocab_size={VOCABULARY}",
+    "--data.recipe.init_args.split=HashSplit",
+    "--data.recipe.init_args.split.init_args.fraction=0.02",
+    f"--model.network.init_args.vocab_size={VOCABULARY}",
+]
 
 
 class Unfinished(Exception):
@@ -75,8 +87,12 @@ class Comparison:
             best = min(tried, key=lambda rate: tried[rate])
             edge = {min(tried): beyond(best, up=False), max(tried): beyond(best, up=True)}
             if best not in edge or len(tried) >= MOST_RATES:
-                return best, [self.trial(best, seed) for seed in SEEDS], best not in edge
+                return best, self.at(best), best not in edge
             tried[edge[best]] = self.trial(edge[best], 1).loss
+
+    def at(self, rate: float) -> list[TrialResult]:
+        """All seeds at one rate."""
+        return [self.trial(rate, seed) for seed in SEEDS]
 
     def state_bytes(self, rate: float) -> float:
         """Bytes of optimizer state for each parameter."""
@@ -101,12 +117,18 @@ def beyond(rate: float, *, up: bool) -> float:
     return float(f"{rate * step if up else rate / step:.3g}")
 
 
-def rows(files: list[Path], out: Path, words: list[str], *, run: bool) -> Iterator[dict[str, Any]]:
-    """One for each optimizer whose runs are all there."""
+def rows(
+    files: list[Path], out: Path, words: list[str], *, run: bool, tuned: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """One for each optimizer whose runs are all there; rates are those of ``tuned``, if given."""
     for file in files:
         comparison = Comparison(file, out, words, run=run)
         try:
-            rate, trials, inside = comparison.tuned()
+            if tuned:
+                rate, _, inside = Comparison(file, tuned, words, run=False).tuned()
+                trials = comparison.at(rate)
+            else:
+                rate, trials, inside = comparison.tuned()
         except Unfinished:
             continue
         losses = [found.loss for found in trials]
@@ -124,7 +146,9 @@ def main() -> None:
     """Runs what is missing, unless only the table is wanted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", default="input.txt", help="the text of Shakespeare's plays")
+    parser.add_argument("--standard-library", action="store_true", help="another text")
     parser.add_argument("--out", default="runs/choosing", help="folder of all runs")
+    parser.add_argument("--tuned", type=Path, help="folder of runs whose best rates are taken")
     parser.add_argument("--only", default="", help="names of specifications, between commas")
     parser.add_argument("--table", action="store_true", help="run nothing")
     flags = parser.parse_args()
@@ -132,11 +156,12 @@ def main() -> None:
     files = [f for f in sorted(SPECS.glob("*.yaml")) if f.stem != "base"]
     files = [file for file in files if not names or file.stem in names]
     words = [f"--data.recipe.init_args.corpus.init_args.paths=[{flags.text}]"]
-    words += [f"--data.source.init_args.path={flags.out}/data"]
+    words = STANDARD_LIBRARY if flags.standard_library else words
+    words = [*words, f"--data.source.init_args.path={flags.out}/data"]
     if not flags.table and not (Path(flags.out) / "data").is_dir():
         prepare = command("prepare", "-c", str(SPECS / "base.yaml"), *words)
         subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
-    found = list(rows(files, Path(flags.out), words, run=not flags.table))
+    found = list(rows(files, Path(flags.out), words, run=not flags.table, tuned=flags.tuned))
     print(
         "\n| optimizer | best rate | held-out loss | spread | state, bytes/parameter | ms a step |"
     )

@@ -152,9 +152,31 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def ablations(rows: Rows, directory: Path, arguments: argparse.Namespace) -> None:
-    """Switches off or changes one technique at a time; ratios are to what is shipped."""
-    tokens = write_tokens(directory / "ablations.bin", GPT2.vocab, 1_000_000)
+# A round has as many steps as lie between two measurements of a callback.
+CALLBACK_STEPS = 10
+CALLBACKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no callback": ("compiled", {}),
+    **{
+        name: ("compiled", {"overrides": [f"--trainer.callbacks=[{written}]"]})
+        for name, written in {
+            "LayerStatistics every 10 steps": '{"class_path": "LayerStatistics", "init_args": '
+            f'{{"every": {CALLBACK_STEPS}}}}}',
+            "EMA every step": '{"class_path": "EMA", "init_args": {"decay": 0.999}}',
+        }.items()
+    },
+}
+
+
+def variants(
+    rows: Rows,
+    study: str,
+    cases: dict[str, tuple[str, dict[str, Any]]],
+    steps: int,
+    directory: Path,
+    arguments: argparse.Namespace,
+) -> None:
+    """Changes one thing at a time; ratios are to the first case, which is what is shipped."""
+    tokens = write_tokens(directory / "variants.bin", GPT2.vocab, 1_000_000)
     peers_ = [
         Peer(
             name=name,
@@ -164,12 +186,12 @@ def ablations(rows: Rows, directory: Path, arguments: argparse.Namespace) -> Non
                 warmup=5, threads=arguments.threads, options=options,
             ),
         )
-        for name, (variant, options) in ABLATIONS.items()
+        for name, (variant, options) in cases.items()
     ]  # fmt: skip
-    shipped, *others = duel(peers_, directory, rounds=arguments.rounds, steps=1)
+    shipped, *others = duel(peers_, directory, rounds=arguments.rounds, steps=steps)
     for peer in (shipped, *others):
         to_shipped, spread = ratio(peer, shipped)
-        rows.add("ablations", case=peer.name, milliseconds=round(peer.median, 1),
+        rows.add(study, case=peer.name, milliseconds=round(peer.median, 1),
                  to_shipped=round(to_shipped, 3), spread_of_ratio=round(spread, 3))  # fmt: skip
 
 
@@ -207,13 +229,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--rounds", type=int, default=45, help="measurements of each peer")
     parser.add_argument(
-        "--only", default="", help="steps, tax, counts, loader, ablations; with commas"
+        "--only", default="", help="steps, tax, counts, loader, ablations, callbacks; with commas"
     )
     parser.add_argument("--out", type=Path, help="rows are appended to it")
     arguments = parser.parse_args()
     out = arguments.out or ROOT / "benchmarks/results" / f"cpu-{date.today().isoformat()}.jsonl"
     rows = Rows(out)
-    studies = {"steps", "tax", "counts", "loader", "ablations"}
+    studies = {"steps", "tax", "counts", "loader", "ablations", "callbacks"}
     wanted = set(filter(None, arguments.only.split(","))) or studies
     if unknown := wanted - studies:
         parser.error(
@@ -231,7 +253,9 @@ def main() -> None:
         if "tax" in wanted:
             tax(rows, directory)
         if "ablations" in wanted:
-            ablations(rows, directory, arguments)
+            variants(rows, "ablations", ABLATIONS, 1, directory, arguments)
+        if "callbacks" in wanted:
+            variants(rows, "callbacks", CALLBACKS, CALLBACK_STEPS, directory, arguments)
         if "steps" in wanted:
             for shape, steps in ((NANO, 4), (GPT2, 1)):
                 step_times(rows, shape, steps, directory, arguments)

@@ -39,12 +39,20 @@ def test_the_rate_is_searched_until_the_best_lies_inside(
     def run(out: Path, values: dict[str, Any], words: list[str], metric: str) -> TrialResult:
         rate = values["model.optimizer.init_args.learning_rate"]
         made.append(rate)
-        return TrialResult(values=values, loss=1 + (rate - 1e-5) ** 2 + 0.01 * values["seed"])
+        result = out / trial.name_of(values) / trial.RESULT
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.touch()
+        return TrialResult(
+            values=values, loss=1 + (rate - 1e-5) ** 2 + 0.01 * values["seed"], tokens_per_s=1.0
+        )
 
     monkeypatch.setattr(trial, "run", run)
     comparison = Comparison(SPECS / "lion.yaml", tmp_path, [], run=True)
     rate, trials, inside = comparison.tuned()
     assert (rate, inside, len(trials)) == (1e-5, True, 3)
     assert made[4:7] == [3e-5, 1e-5, 3e-6]
+    files, other = [SPECS / "lion.yaml"], tmp_path / "another text"
+    (row,) = rows(files, other, [], run=True, tuned=tmp_path)
+    assert (row["rate"], len(list(other.rglob(trial.RESULT)))) == ("1e-05", len(trials))
     monkeypatch.undo()
-    assert list(rows([SPECS / "lion.yaml"], tmp_path, [], run=False)) == []
+    assert list(rows(files, tmp_path / "nothing", [], run=False)) == []
