@@ -26,7 +26,7 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
     rules = [partial(rule, settings) for rule in _RULES]
     rules += [partial(device_rules.present, settings)] if running else []
     rules += [partial(part.problems, context) for part in settings.parts()]
-    rules += [partial(settings.init_from.problems, context)]
+    rules += [partial(settings.init_from.problems, context, settings.task.network_config)]
     for rule in rules:
         try:
             found.extend(rule())

@@ -1,4 +1,4 @@
-"""The mean of the last checkpoints of a run, or the average that ``EMA`` kept, as a run of its own.
+"""The mean of a run's last checkpoints, or the average that EMA kept, as a run of its own.
 
 What comes out holds weights alone, as an imported run does: it is exported, validated, asked and
 begun with (``init_from``) like any other, and not resumed. One parameter is in memory at a time.
@@ -6,7 +6,6 @@ begun with (``init_from``) like any other, and not resumed. One parameter is in 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 from llm_train.checkpoint import callback_state, dcp, manifest
-from llm_train.checkpoint.compatibility import require_weights
 from llm_train.checkpoint.store import CheckpointStore
 from llm_train.checkpoint.tensors import averaged
 from llm_train.errors import ConfigError
-from llm_train.exchange.outgoing import staging
+from llm_train.exchange.staging import staged, write_run
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
+from llm_train.exchange.weights import read_alone
+from llm_train.exchange.weights import stored as sizes_of
 
 _TEXTS = ("config.yaml", TOKENIZER)
 
@@ -49,11 +49,11 @@ def average_checkpoints(paths: Sequence[Path], out: Path) -> Path:
         ConfigError: ``out`` holds something.
         CheckpointError: a checkpoint cannot be read.
     """
-    stored = [_stored(path) for path in paths]
+    stored = [sizes_of(path) for path in paths]
 
     def mean(key: str) -> Tensor:
         parts = [
-            _read(path / "state", averaged(key, s), s)
+            read_alone(path / "state", averaged(key, s), s)
             for path, s in zip(paths, stored, strict=True)
         ]
         if not parts[0].is_floating_point():
@@ -70,7 +70,7 @@ def take_ema(path: Path, out: Path) -> Path:
         ConfigError: it kept none, or ``out`` holds something.
         CheckpointError: the checkpoint cannot be read.
     """
-    folder, stored = path / callback_state.FOLDER, _stored(path)
+    folder, stored = path / callback_state.FOLDER, sizes_of(path)
     if not folder.is_dir():
         raise ConfigError(
             f"--ema: {path} holds no average; train with EMA in trainer.callbacks, or use --last"
@@ -80,21 +80,10 @@ def take_ema(path: Path, out: Path) -> Path:
 
     def average(key: str) -> Tensor:
         if key not in names:  # a buffer
-            return _read(path / "state", key, stored)
-        return _read(folder, names[key], kept).to(stored[key].properties.dtype)
+            return read_alone(path / "state", key, stored)
+        return read_alone(folder, names[key], kept).to(stored[key].properties.dtype)
 
     return _write(path, stored, average, out)
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    require_weights(path, manifest.read(path).metadata)
-    return dcp.keys(path / "state")
-
-
-def _read(folder: Path, key: str, stored: Mapping[str, Any]) -> Tensor:
-    whole = torch.empty(stored[key].size, dtype=stored[key].properties.dtype)
-    dcp.read(folder, {key: whole}, alone=True)
-    return whole
 
 
 def _write(
@@ -105,18 +94,8 @@ def _write(
         for key, meta in stored.items()
         if key.startswith("model.")
     }
-    stage = staging(out)
-    try:
-        store = CheckpointStore(stage / "checkpoints")
-        metadata = dict(manifest.read(source).metadata)
-        inside = store.stage(metadata["step"])
-        dcp.write_each(inside / "state", like, load)
-        callback_state.write(inside, {"callbacks": {}})
-        for name in _TEXTS:
-            for place in (stage, inside) if (source / name).is_file() else ():
-                shutil.copyfile(source / name, place / name)
-        written = store.commit(metadata["step"], {**metadata, "strategy": "import"})
-        stage.replace(out.resolve())
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    files = [name for name in _TEXTS if (source / name).is_file()]
+    texts = {name: (source / name).read_text(encoding="utf-8") for name in files}
+    with staged(out) as stage:
+        written = write_run(stage, like, load, texts, manifest.read(source).metadata)
     return out / "checkpoints" / written.name

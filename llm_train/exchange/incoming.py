@@ -8,18 +8,15 @@ widened, since Gemma's norms would lose digits where their distance from 1 becom
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from llm_train.checkpoint import callback_state, dcp
-from llm_train.checkpoint.store import CheckpointStore
-from llm_train.exchange.outgoing import staging
 from llm_train.exchange.proof import Proof, prove
 from llm_train.exchange.safetensor_files import readable, transformers
+from llm_train.exchange.staging import staged, write_run
 from llm_train.exchange.tokenizer_files import FILE as TOKENIZER
 from llm_train.exchange.weights import CheckpointWeights, FolderWeights, open_folder
 from llm_train.runtime import yaml12
@@ -40,25 +37,21 @@ def import_folder(folder: Path, out: Path) -> Proof:
         LLMTrainError: the proof fails; nothing is left then.
     """
     weights = open_folder(folder)
-    stage = staging(out)
-    try:
-        text = yaml12.dump(_configuration(weights, out))
-        files = {"config.yaml": text}
-        if (folder / TOKENIZER).is_file():
-            files[TOKENIZER] = (folder / TOKENIZER).read_text(encoding="utf-8")
-        store = CheckpointStore(stage / "checkpoints")
-        inside = store.stage(0)
-        _write_weights(inside / "state", weights)
-        callback_state.write(inside, {"callbacks": {}})
-        for place in (stage, inside):
-            for name, content in files.items():
-                (place / name).write_text(content, encoding="utf-8")
-        written = CheckpointWeights(store.commit(0, _METADATA))
+    texts = {"config.yaml": yaml12.dump(_configuration(weights, out))}
+    if (folder / TOKENIZER).is_file():
+        texts[TOKENIZER] = (folder / TOKENIZER).read_text(encoding="utf-8")
+    like = {
+        f"model.{name}": tensor.float() if tensor.dim() < 2 else tensor
+        for name, tensor in weights.like.items()
+    }
+
+    def read(key: str) -> Tensor:
+        return weights.read(key.removeprefix("model.")).to(like[key].dtype)
+
+    with staged(out) as stage:
+        written = CheckpointWeights(write_run(stage, like, read, texts, _METADATA))
         proof = prove(weights.network, written.read, folder, bare=False)
         proof.require(stage)
-        stage.replace(out.resolve())
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return proof
 
 
@@ -66,7 +59,6 @@ def import_folder(folder: Path, out: Path) -> Proof:
 _METADATA: Mapping[str, Any] = {
     "step": 0,
     "world_size": 1,
-    "strategy": "import",
     "state_format": "dcp",
     "data": {"consumed": 0, "fingerprint": ""},
     "seed": 0,
@@ -76,18 +68,6 @@ _METADATA: Mapping[str, Any] = {
     "stages": [],
     "learning_rate": 0.0,
 }
-
-
-def _write_weights(directory: Path, weights: FolderWeights) -> None:
-    like = {
-        f"model.{name}": tensor.float() if tensor.dim() < 2 else tensor
-        for name, tensor in weights.like.items()
-    }
-
-    def read(key: str) -> Tensor:
-        return weights.read(key.removeprefix("model.")).to(like[key].dtype)
-
-    dcp.write_each(directory, like, read)
 
 
 def _configuration(weights: FolderWeights, out: Path) -> dict[str, Any]:

@@ -12,19 +12,36 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llm_train.errors import ConfigError
 from llm_train.exchange import safetensor_files, tokenizer_files
 from llm_train.exchange.families import Family, fitting
+from llm_train.exchange.gguf_file import FILE, GGUF, PROOF
 from llm_train.exchange.proof import Proof, prove
+from llm_train.exchange.staging import staged
 from llm_train.exchange.weights import Weights
 from llm_train.model.network.transformer import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Form(NamedTuple):
+    """How it is written.
+
+    Attributes:
+        dtype: of the stored weights.
+        shard_bytes: most bytes of a file.
+        custom: whether code may travel with it, where no architecture of transformers fits.
+        gguf: whether a file for llama.cpp is written, too.
+    """
+
+    dtype: torch.dtype = torch.float32
+    shard_bytes: int = 5_000_000_000
+    custom: bool = False
+    gguf: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +53,14 @@ class Export:
         network: that has them.
         tokenizer: the text of ``tokenizer.json``; "" where there is none.
         boundary: the token between documents; "" is none.
-        dtype: of the stored weights.
-        shard_bytes: most bytes of a file.
-        custom: whether code may travel with it, where no architecture of transformers fits.
+        form: how it is written.
     """
 
     weights: Weights
     network: Transformer
     tokenizer: str
     boundary: str
-    dtype: torch.dtype
-    shard_bytes: int
-    custom: bool = False
+    form: Form
 
     def write(self, out: Path, name: str, facts: Mapping[str, Any]) -> Proof:
         """Writes the folder.
@@ -61,20 +74,22 @@ class Export:
             ConfigError: no architecture fits, or ``out`` holds something.
             LLMTrainError: the proof fails.
         """
-        family = fitting(self.network, custom=self.custom)
-        stage = staging(out)
-        try:
-            safetensor_files.write(stage, self._tensors(family), self.shard_bytes)
+        family = fitting(self.network, custom=self.form.custom)
+        llama_cpp = GGUF(family, self.network, self.tokenizer, self.boundary)
+        if self.form.gguf:
+            llama_cpp.require()
+        with staged(out) as stage:
+            safetensor_files.write(stage, self._tensors(family), self.form.shard_bytes)
             self._write_texts(stage, family)
             own = partial(self._rounded, family)
             proof = prove(self.network, own, stage, bare=True, trust=bool(family.code))
             proof.require(stage)
+            if self.form.gguf:
+                llama_cpp.write(stage, self._tensors(family))
+                prove(self.network, own, stage, bare=True, gguf=FILE).require(stage, PROOF)
             rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
             card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
             (stage / "README.md").write_text(card.format(name=name, rows=rows, proof=proof))
-            stage.replace(out.resolve())
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
         return proof
 
     def _tensors(self, family: Family) -> Iterator[tuple[str, Tensor]]:
@@ -85,12 +100,12 @@ class Export:
     def _stored(self, family: Family, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Theirs, as a file holds them."""
         parts = family.theirs(self.network, name, tensor)
-        return {theirs: part.to(self.dtype) for theirs, part in parts.items()}
+        return {theirs: part.to(self.form.dtype) for theirs, part in parts.items()}
 
     def _rounded(self, family: Family, name: str) -> Tensor:
         """A parameter as the files hold it, where they hold fewer digits."""
         tensor = self.weights.read(name)
-        if self.dtype == torch.float32:
+        if self.form.dtype == torch.float32:
             return tensor
         stored = self._stored(family, name, tensor)
         return family.ours(self.network, name, lambda theirs: stored[theirs].float())
@@ -106,7 +121,7 @@ class Export:
         config = {
             "architectures": [family.causal_lm],
             "model_type": family.model_type,
-            "torch_dtype": str(self.dtype).removeprefix("torch."),
+            "torch_dtype": str(self.form.dtype).removeprefix("torch."),
             **values,
             **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **ids},
         }
@@ -114,24 +129,3 @@ class Export:
             shutil.copy(Path(__file__).with_name(f"{family.code}.py"), stage)
         (stage / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (stage / "generation_config.json").write_text(json.dumps(ids, indent=1) + "\n")
-
-
-def staging(out: Path) -> Path:
-    """An empty folder alongside ``out``, to be renamed when it is complete.
-
-    Raises:
-        ConfigError: ``out`` holds something.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty; name a folder that does not exist yet")
-    out = out.resolve()  # a link
-    if out == Path.cwd():  # whose name another folder would get
-        raise ConfigError(f"{out} is the present folder; name one that does not exist yet")
-    stage = out.with_name(f"{out.name}.partial")
-    if stage.exists():  # whose it is cannot be known
-        raise ConfigError(f"{stage} is in the way, of another export or a killed one; remove it")
-    try:
-        stage.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be made ({error.strerror}); name another place") from error
-    return stage

@@ -36,6 +36,8 @@ FILE = "proof.json"
 _TOLERANCE = 1e-5  # in fp32, of the larger of 1 and the largest logit
 _PROMPTS, _LENGTH, _SEED = 2, 16, 20_260
 _CONTINUED = 200
+# What transformers has no name for in GGUF files of one architecture or another.
+_UNREAD = ("vocab_size", "head_dim", "n_positions", "n_inner")
 _WHOLE_BYTES = 4e9  # of weights in fp32; of larger networks, one module's are in memory at a time
 
 Read = Callable[[str], Tensor]
@@ -81,14 +83,14 @@ class Proof:
             "opened as": f"{self.opened_as} by transformers {self.transformers}",
         }
 
-    def require(self, folder: Path) -> None:
+    def require(self, folder: Path, file: str = FILE) -> None:
         """Writes the proof, and refuses one that fails.
 
         Raises:
             LLMTrainError: the networks compute something else.
         """
         body = {"limit": self.limit, **asdict(self)}
-        (folder / FILE).write_text(json.dumps(body, indent=1) + "\n")
+        (folder / file).write_text(json.dumps(body, indent=1) + "\n")
         said = {
             f"logits differ by {self.largest_difference:.3g}, more than {self.limit:.3g}": (
                 self.largest_difference <= self.limit
@@ -107,7 +109,13 @@ class Proof:
 
 @torch.no_grad()
 def prove(
-    config: Transformer, read: Read, folder: Path, *, bare: bool, trust: bool = False
+    config: Transformer,
+    read: Read,
+    folder: Path,
+    *,
+    bare: bool,
+    trust: bool = False,
+    gguf: str = "",
 ) -> Proof:
     """Compares a network with what ``transformers`` makes of a folder; both compute in fp32.
 
@@ -117,13 +125,14 @@ def prove(
         folder: complete.
         bare: its tokenizer must add no token of its own to a text.
         trust: whether code from the folder, which is ours, may be run.
+        gguf: file in the folder that holds the weights, all in memory; "" is its safetensors.
     """
     library = transformers()
     vocabulary, positions = config.vocab_size, config.max_sequence
     generator = torch.Generator().manual_seed(_SEED)
     with without_parameters():
         network = config.build()
-    whole = 4 * sum(p.numel() for p in network.parameters()) <= _WHOLE_BYTES
+    whole = bool(gguf) or 4 * sum(p.numel() for p in network.parameters()) <= _WHOLE_BYTES
     # Where each token would read all weights from files, longer prompts take the place of texts.
     length = min(_LENGTH if whole else _CONTINUED, max(1, positions // 4))
     texts = torch.randint(vocabulary, (_PROMPTS, length), generator=generator)
@@ -140,9 +149,9 @@ def prove(
     ours: Tensor = network(texts, lambda hidden, projection: projection.logits(hidden))
     ours = ours[..., :vocabulary]
     with _quiet():
-        model = _opened(folder, whole, trust)
+        model = _opened(folder, whole, trust, gguf)
         theirs: Tensor = model(texts).logits
-        text_equal = _same_text(folder, texts, bare)
+        text_equal = None if gguf else _same_text(folder, texts, bare)
     kl = (ours.softmax(-1) * (ours.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
     equal = ours.argmax(-1) == theirs.argmax(-1)
     return Proof(
@@ -182,19 +191,23 @@ def load_when_entered(network: nn.Module, read: Read) -> None:
             module.register_forward_hook(drop)
 
 
-def _opened(folder: Path, whole: bool, trust: bool) -> Any:
+def _opened(folder: Path, whole: bool, trust: bool, gguf: str) -> Any:
     """Their network, in evaluation mode, of which each tensor must come from the folder."""
     library = transformers()
     kind = library.AutoModelForCausalLM
-    where = {"local_files_only": True, "trust_remote_code": trust}
+    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
+    known = config = library.AutoConfig.from_pretrained(folder, **where)
     if not whole:
-        config = library.AutoConfig.from_pretrained(folder, **where)
         with without_parameters():
             model = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust)
         load_when_entered(model, Folder(folder).read)
         return model.eval()
+    if gguf:
+        where |= {"gguf_file": gguf}
+        config = library.AutoConfig.from_pretrained(folder, **where)
+        config.update({key: getattr(known, key) for key in _UNREAD if hasattr(known, key)})
     model, loading = kind.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, **where
+        folder, config=config, dtype=torch.float32, output_loading_info=True, **where
     )
     if wrong := {key: value for key, value in loading.items() if value}:
         raise LLMTrainError(f"transformers does not open {folder} as it stands: {wrong}")

@@ -18,8 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from llm_train.context import Context
-from llm_train.errors import LLMTrainError
+from llm_train.errors import ConfigError, LLMTrainError, check_at_least
+from llm_train.exchange.widening import narrower, obstacles, widened
+from llm_train.model.network.base import Network
 from llm_train.model.network.init import Start, as_drawn, canonical_name
+from llm_train.model.network.meta import without_memory
 from llm_train.runtime.patterns import useless
 
 # What may differ: sizes, which shapes show, and what the source's own beginning was like.
@@ -43,17 +46,34 @@ class WarmStart:
         stack: a deeper network begins with copies of the source's blocks, all of them in order and
             then all of them again (G_stack; Du et al. 2024, https://arxiv.org/abs/2405.15319).
             Its first loss is higher than the source's, and training makes up for it.
+        widen: how many times as wide as the source's the network is, of which it begins as copies
+            that compute the same (HyperCloning; Samragh et al. 2024,
+            https://arxiv.org/abs/2409.12903). width, heads, kv_heads and mlp_width must be so many
+            times the source's.
     """
 
     path: str = ""
     leave_out: tuple[str, ...] = ()
     stack: bool = False
+    widen: int = 1
 
-    def problems(self, context: Context) -> Iterator[str]:
-        """Weights that are not there, and every parameter that does not fit."""
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "widen", prefix="init_from.")
+        if self.path.startswith("preset:"):
+            raise ConfigError(
+                f"init_from.path={self.path} holds settings for -c and no weights; name a run here"
+            )
+
+    def problems(self, context: Context, network: Network) -> Iterator[str]:
+        """Weights that are not there, and every parameter that does not fit.
+
+        Args:
+            context: of the run.
+            network: its configuration.
+        """
         if not self.path:
-            for key in ("leave_out", "stack"):
-                if getattr(self, key):
+            for key, default in (("leave_out", ()), ("stack", False), ("widen", 1)):
+                if getattr(self, key) != default:
                     yield f"init_from.{key} has no effect without init_from.path; remove it"
             return
         from llm_train.exchange.weights import open_weights  # reads checkpoints: DTensor takes long
@@ -66,7 +86,14 @@ class WarmStart:
         except LLMTrainError as error:
             yield f"init_from.path: {error}"
             return
-        here = {canonical_name(n): tuple(p.shape) for n, p in context.network.named_parameters()}
+        built = context.network
+        if self.widen > 1:
+            if found := "; ".join(obstacles(network, self.widen, source.arguments)):
+                yield f"init_from.widen={self.widen} does not work with {found}; change it"
+                return
+            with without_memory():
+                built = narrower(network, self.widen).build()
+        here = {canonical_name(n): tuple(p.shape) for n, p in built.named_parameters()}
         for name in here.keys() & {"embedding.weight", "head.weight"}:  # without rows that pad
             here[name] = (min(here[name][0], context.token_ids), *here[name][1:])
         wrong = []
@@ -87,8 +114,8 @@ class WarmStart:
         if wrong:
             yield (
                 f"init_from.path={source.path} does not fit model.network, with {len(wrong)} "
-                f"differences: {wrong[0]}; write the same network, or name in init_from.leave_out "
-                "what is to begin anew"
+                f"differences: {wrong[0]}; write the same network, or name in "
+                "init_from.leave_out what is to begin anew"
             )
 
     @property
@@ -107,15 +134,20 @@ class WarmStart:
         from llm_train.exchange.weights import open_weights
 
         there, here = open_weights(self.path).arguments, network.get("init_args", {})
-        for key in sorted((there.keys() & here.keys()) - _OF_A_NEW_RUN):
+        shown = _OF_A_NEW_RUN if self.widen == 1 else {*_OF_A_NEW_RUN, "heads", "kv_heads"}
+        for key in sorted((there.keys() & here.keys()) - shown):
             if _plain(there[key]) != _plain(here[key]):
                 yield (
                     f"model.network.init_args.{key}={here[key]}, and the network of init_from.path "
                     f"was trained with {there[key]}; write that one unless you mean to change it"
                 )
 
-    def start(self) -> Start:
-        """What writes the source's parameters over new ones; nothing where there is no source."""
+    def start(self, network: Network) -> Start:
+        """What writes the source's parameters over new ones; nothing where there is no source.
+
+        Args:
+            network: configuration of the run's own.
+        """
         if not self.path:
             return as_drawn
         from llm_train.exchange.weights import open_weights
@@ -125,6 +157,8 @@ class WarmStart:
         def write(name: str, full: Tensor) -> None:
             if not self._left_out(name):
                 given = source.read(self._origin(name, source.shapes))
+                if self.widen > 1:
+                    given = widened(network, self.widen, name, given, full)
                 full[: given.shape[0]] = given
 
         return write

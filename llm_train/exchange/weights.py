@@ -60,19 +60,13 @@ class CheckpointWeights(Weights):
 
     @cached_property
     def _stored(self) -> dict[str, Any]:
-        require_weights(self.path, manifest.read(self.path).metadata)
-        return dcp.keys(self.path / "state")
+        return stored(self.path)
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
         """As the checkpoint's own configuration has them."""
         settings = yaml12.load((self.path / "config.yaml").read_text())
         return dict(settings["model"]["network"].get("init_args", {}))
-
-    @property
-    def _rows(self) -> int:
-        """Token ids; 0 where the network does not say, and pads nothing."""
-        return int(self.arguments.get("vocab_size", 0))
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -87,13 +81,13 @@ class CheckpointWeights(Weights):
     def read(self, name: str) -> Tensor:
         """Reads it alone, on this rank."""
         key = averaged(f"model.{name}", self._stored)
-        meta = self._stored[key]
-        whole = torch.empty(meta.size, dtype=meta.properties.dtype)
-        dcp.read(self.path / "state", {key: whole}, alone=True)
+        whole = read_alone(self.path / "state", key, self._stored)
         return whole[: self._cut(name)] if self._cut(name) else whole
 
     def _cut(self, name: str) -> int:
-        return self._rows if name in ("embedding.weight", "head.weight") else 0
+        """Rows for token ids; 0 where the network does not say, and pads nothing."""
+        table = name in ("embedding.weight", "head.weight")
+        return int(self.arguments.get("vocab_size", 0)) if table else 0
 
 
 class FolderWeights(Weights):
@@ -156,9 +150,17 @@ class FolderWeights(Weights):
         return self.family.ours(self.network, name, self._folder.read)
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a folder is in Hugging Face's format."""
-    return (path / "config.json").is_file()
+def stored(checkpoint: Path) -> dict[str, Any]:
+    """Sizes and types of the weights of a checkpoint."""
+    require_weights(checkpoint, manifest.read(checkpoint).metadata)
+    return dcp.keys(checkpoint / "state")
+
+
+def read_alone(folder: Path, key: str, stored: Mapping[str, Any]) -> Tensor:
+    """One tensor of those that are stored in a folder, on this rank alone."""
+    whole = torch.empty(stored[key].size, dtype=stored[key].properties.dtype)
+    dcp.read(folder, {key: whole}, alone=True)
+    return whole
 
 
 def open_folder(path: Path) -> FolderWeights:
@@ -167,7 +169,7 @@ def open_folder(path: Path) -> FolderWeights:
     Raises:
         ConfigError: an architecture, or a feature of one, that is not known here.
     """
-    if not is_folder(path):
+    if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path} does not exist, or holds no config.json; name one in Hugging Face's format"
         )
@@ -191,7 +193,7 @@ def open_weights(where: str) -> Weights:
         ConfigError: a folder of an architecture that is not known here.
     """
     path = Path(where)
-    if is_folder(path):
+    if (path / "config.json").is_file():
         return open_folder(path)
     found = CheckpointStore(path).resolve(path).path
     assert found is not None, "resolve raises where there is none"

@@ -9,7 +9,7 @@ from typing import Any
 from llm_train.checkpoint import manifest
 from llm_train.data.base import END_OF_TEXT
 from llm_train.exchange.families import fitting
-from llm_train.exchange.outgoing import DTYPES, Export
+from llm_train.exchange.outgoing import Export, Form
 from llm_train.exchange.proof import Proof
 from llm_train.exchange.weights import CheckpointWeights
 from llm_train.model.network.transformer import Transformer
@@ -22,10 +22,7 @@ def export(
     where: str,
     out: Path,
     load: Callable[[Sequence[str]], Settings],
-    *,
-    dtype: str = "float32",
-    shard_bytes: int = 5_000_000_000,
-    custom: bool = False,
+    form: Form,
 ) -> Proof:
     """Writes a checkpoint as a folder in Hugging Face's format.
 
@@ -33,9 +30,7 @@ def export(
         where: a checkpoint directory, or a run directory for its newest checkpoint.
         out: the folder, which must not exist yet.
         load: reads a configuration.
-        dtype: of the stored weights: float32, bfloat16 or float16.
-        shard_bytes: most bytes of a file.
-        custom: whether code may travel with it, where no architecture of transformers fits.
+        form: how it is written.
 
     Raises:
         ConfigError: no architecture of transformers computes what the network computes.
@@ -43,7 +38,7 @@ def export(
     """
     path, settings = open_checkpoint(where, load)
     network = settings.task.network_config
-    fitting(network, custom=custom)
+    fitting(network, custom=form.custom)
     assert isinstance(network, Transformer), "no other fits"
     file = path / "tokenizer.json"
     task = Export(
@@ -51,9 +46,7 @@ def export(
         network=network,
         tokenizer=file.read_text(encoding="utf-8") if file.is_file() else "",
         boundary=settings.data.recipe.boundary or END_OF_TEXT,
-        dtype=DTYPES[dtype],
-        shard_bytes=shard_bytes,
-        custom=custom,
+        form=form,
     )
     return task.write(out, settings.run_dir.name, _facts(path, settings))
 

@@ -144,7 +144,7 @@ def build(settings: Settings, *, resume: str = "") -> Run:
         settings = _without_source(settings)
     checks.require_sound(settings)
     derived = settings.derive()
-    _begin_with(settings, settings.init_from.start())
+    _begin_with(settings, settings.init_from.start(settings.task.network_config))
     metrics = JSONLMetrics()
 
     def require_lease() -> None:

@@ -27,7 +27,7 @@ class ExportVerb(Verb):
             default="float32",
             help="of the stored weights",
         )
-
+        parser.add_argument("--gguf", action="store_true", help="a file for llama.cpp, too")
         parser.add_argument(
             "--custom-code",
             action="store_true",
@@ -37,19 +37,19 @@ class ExportVerb(Verb):
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Ends with 2, and leaves nothing, where no architecture fits or the proof fails."""
         from llm_train.errors import ConfigError
+        from llm_train.exchange.outgoing import DTYPES, Form
         from llm_train.run.exported import export
         from llm_train.runtime.terminal import say, section
 
         if not 0 < flags.shard_gb < math.inf:
             raise ConfigError(f"--shard-gb={flags.shard_gb:g} is no size; 5 is usual")
-        proof = export(
-            flags.checkpoint,
-            Path(flags.out),
-            load,
-            dtype=flags.dtype,
+        form = Form(
+            dtype=DTYPES[flags.dtype],
             shard_bytes=int(flags.shard_gb * 1e9),
             custom=flags.custom_code,
+            gguf=flags.gguf,
         )
+        proof = export(flags.checkpoint, Path(flags.out), load, form)
         say(section("proof", proof.table()))
         trust = ", trust_remote_code=True" if proof.opened_as.startswith("LLMTrain") else ""
         opens = f"AutoModelForCausalLM.from_pretrained({flags.out!r}{trust})"

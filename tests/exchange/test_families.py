@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from llm_train.errors import ConfigError
 from llm_train.exchange.families import families, fitting
-from llm_train.exchange.outgoing import Export
+from llm_train.exchange.outgoing import Export, Form
+from llm_train.exchange.warm_start import WarmStart
 from llm_train.exchange.weights import CheckpointWeights, open_folder
 from llm_train.model.network import Transformer, initialise
 from llm_train.model.network.base import LanguageModel
@@ -57,10 +59,9 @@ def built(config: Transformer) -> LanguageModel:
 
 def export(config: Transformer, out: Path, **options: Any) -> Any:
     network = built(config)
-    chosen = {"dtype": torch.float32, "shard_bytes": 20_000, "tokenizer": "", "boundary": ""}
-    task = Export(
-        weights=InMemory(network, config.vocab_size), network=config, **{**chosen, **options}
-    )
+    form = Form(shard_bytes=20_000, **options)
+    weights = InMemory(network, config.vocab_size)
+    task = Export(weights=weights, network=config, tokenizer="", boundary="", form=form)
     return task.write(out, "run", {})
 
 
@@ -136,6 +137,72 @@ def test_a_network_computes_the_same_in_transformers(tmp_path: Path, name: str) 
 def test_a_network_that_fits_none_is_refused_with_the_feature(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"apertus has not soft_cap=15\.0"):
         export(preset(name), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+WIDENED = {
+    "llama": Transformer(**SMALL, kv_heads=2, mlp_width=96),  # whose slabs get longer
+    "gpt2": preset("gpt2-124m"),
+    "qwen3": Transformer(**SMALL, qk_norm=True, tied=True, pad_vocab_to=64, mlp_width=64),
+    "gemma2": Transformer(**SMALL, **SANDWICH, soft_cap=15.0, tied=True, mlp_width=64),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [*((name, 2) for name in WIDENED), ("llama", 3), ("qwen3", 3)]
+)
+@torch.no_grad()
+def test_a_wider_network_computes_the_same_with_copies_that_part(
+    tmp_path: Path, name: str, factor: int
+) -> None:
+    source = WIDENED[name]
+    sizes = ("width", "heads", "kv_heads", "mlp_width")
+    wide = replace(source, **{size: factor * getattr(source, size) for size in sizes})
+    export(source, tmp_path / "out")
+    network = wide.build()
+    start = WarmStart(path=str(tmp_path / "out"), widen=factor).start(wide)
+    initialise(network, 1, start=start)
+    tokens = torch.arange(2 * 60).view(2, 60) % 97
+    found, wanted = (
+        module(tokens, lambda hidden, projection: projection.logits(hidden))[..., :97]
+        for module in (network.eval(), built(source))
+    )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+    first, second, *_ = network.layers[0].attention.out.weight.chunk(factor)
+    assert not torch.equal(first, second)
+
+
+GGUF = {
+    **{name: EXPORTED[name][0] for name in ("gpt2-124m", "qk-norm")},
+    "grouped": Transformer(**SMALL, kv_heads=2, tied=True, pad_vocab_to=64, mlp_width=96),
+    "untied gpt2": replace(preset("gpt2-124m"), tied=False, mlp_width=96),
+}
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_a_file_for_llama_cpp_computes_the_same(tmp_path: Path, name: str) -> None:
+    """The export itself compares with what transformers makes of it."""
+    pytest.importorskip("gguf")
+    dtype = torch.bfloat16 if name == "grouped" else torch.float32
+    export(GGUF[name], tmp_path / "out", gguf=True, dtype=dtype)
+    proof = json.loads((tmp_path / "out" / "proof-gguf.json").read_text())
+    assert proof["largest_difference"] <= proof["limit"]
+    assert proof["greedy_equal"] == proof["greedy_tokens"] >= 2 * 200
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (EXPORTED["yarn"][0], "rotary_scaling=YaRN"),
+        (EXPORTED["biases"][0], "bias=True"),
+        (EXPORTED["sandwich"][0], "gemma2 with activation=geglu"),
+    ],
+)
+def test_what_llama_cpp_has_not_is_refused_with_the_feature(
+    tmp_path: Path, config: Transformer, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        export(config, tmp_path / "out", gguf=True)
     assert not list(tmp_path.iterdir())
 
 

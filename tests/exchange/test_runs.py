@@ -164,6 +164,29 @@ def test_a_deeper_network_begins_with_copies_of_all_blocks(trained: Path, tmp_pa
     assert "init_from.stack" in line
 
 
+@pytest.mark.parametrize("source", ["run", "theirs"])
+def test_a_wider_network_begins_with_the_loss_of_its_source(
+    trained: Path, tmp_path: Path, source: str
+) -> None:
+    wide = {"width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 128, "vocab_size": 300}
+    options = (f"--init_from.path={trained / source}", "--init_from.widen=2")
+    started(trained, tmp_path / "wide", *options, **wide)
+    assert val(tmp_path / "wide") == pytest.approx(val(trained / "run"), abs=1e-6)
+    if source == "theirs":
+        return
+    check = ("check", "-c", str(tmp_path / "wide.yaml"), *options)
+    check = (*check, f"--trainer.default_root_dir={tmp_path / 'new'}")
+    assert "note: model" not in done(*check)
+    for key, other in (("positions", "alibi"), ("heads", "8"), ("mlp_width", "129")):
+        (line,) = refused(*check, f"--model.network.{key}={other}")
+        assert f"{key}={other}" in line
+        assert "init_from.widen=2" in line
+    (line,) = refused(*check, "--model.network.mlp_width=130")
+    assert "layers.0.mlp.gate_up.weight" in line
+    (line,) = refused(*check, "--init_from.widen=0")
+    assert "init_from.widen" in line
+
+
 def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     file, source = str(trained / "run.yaml"), f"--init_from.path={trained / 'run'}"
     new = f"--trainer.default_root_dir={trained / 'new'}"
@@ -172,6 +195,9 @@ def test_what_does_not_fit_is_refused_with_its_name(trained: Path) -> None:
     assert "init_from.leave_out" in line
     (line,) = refused("fit", "-c", file, "--init_from.path=nowhere")
     assert "nowhere" in line
+    (line,) = refused("check", "-c", file, "--init_from.path=preset:quickstart")
+    assert "init_from.path=preset:quickstart" in line
+    assert "-c" in line
     checked = run("check", "-c", file, "--init_from.path=nowhere")
     assert (checked.code, checked.err) == (1, "")
     assert "note: init_from.path=nowhere is not here yet" in checked.out

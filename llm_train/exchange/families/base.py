@@ -181,7 +181,7 @@ class Family:
         module, names = self._names(name)
         if module in ("embedding", "head"):
             tensor = tensor[: network.vocab_size]
-        parts = _parts(network, module, self._shifted(module, name, tensor, -1.0))
+        parts = parts_of(network, module, self._shifted(module, name, tensor, -1.0))
         if len(names) < len(parts):
             parts = [torch.cat(parts)]
         if module in self.transposed and tensor.dim() == 2:
@@ -194,7 +194,7 @@ class Family:
         parts = [read(name) for name in names]
         if module in self.transposed and parts[0].dim() == 2:
             parts = [part.T for part in parts]
-        return self._shifted(module, name, _whole(network, module, parts), 1.0).contiguous()
+        return self._shifted(module, name, whole_of(network, module, parts), 1.0).contiguous()
 
     def _names(self, name: str) -> tuple[str, list[str]]:
         """Last name of the module that has a parameter here, and the names of its parts there."""
@@ -252,7 +252,7 @@ def _equal(one: object, other: object) -> bool:
     return one == other
 
 
-def _parts(network: Transformer, module: str, tensor: Tensor) -> list[Tensor]:
+def parts_of(network: Transformer, module: str, tensor: Tensor) -> list[Tensor]:
     """The matrices, or biases, that a fused parameter holds, each with its rows in order."""
     if module == "qkv":
         heads = _rows(tensor, network.key_value_heads, -1, network.head_dim)
@@ -263,8 +263,8 @@ def _parts(network: Transformer, module: str, tensor: Tensor) -> list[Tensor]:
     return [tensor]
 
 
-def _whole(network: Transformer, module: str, parts: list[Tensor]) -> Tensor:
-    """The inverse of ``_parts``."""
+def whole_of(network: Transformer, module: str, parts: list[Tensor]) -> Tensor:
+    """The inverse of ``parts_of``."""
     if module == "qkv":
         parts = list(parts[0].chunk(3)) if len(parts) == 1 else parts
         groups = [_rows(part, network.key_value_heads, -1, network.head_dim) for part in parts]
