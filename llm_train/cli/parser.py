@@ -137,6 +137,10 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = "is empty" if value is None else f"holds a {type(value).__name__}"
         raise ConfigError(f"-c {file} {kind}; write settings as in 'budget: 2000 steps'")
+    if "keys" in value:
+        raise ConfigError(
+            f"-c {file} is a sweep, not a configuration; write llm-train sweep {file}"
+        )
     return value
 
 
