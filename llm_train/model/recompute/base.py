@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import MethodType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class Recompute(Part, ABC):
         whole_blocks: a block that recomputes keeps nothing but what it is given.
     """
 
-    whole_blocks: ClassVar[bool] = False
+    whole_blocks = False
 
     def problems(self, context: Context) -> Iterator[str]:
         """Blocks that the policy cannot be applied to: ``apply`` raises."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
@@ -19,7 +18,7 @@ class EveryBlock(Recompute):
     costs one more forward of the blocks, about a third more time in them.
     """
 
-    whole_blocks: ClassVar[bool] = True
+    whole_blocks = True
 
     def apply(self, blocks: Sequence[nn.Module]) -> None:
         """Makes every block recompute."""

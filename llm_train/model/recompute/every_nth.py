@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 from torch import nn
 
@@ -23,7 +23,7 @@ class EveryNth(Recompute):
         n: distance between two blocks that recompute; at most the number of blocks.
     """
 
-    whole_blocks: ClassVar[bool] = True
+    whole_blocks = True
 
     n: int
 
