@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from jsonargparse._parameter_resolvers import get_signature_parameters
 
+import llm_train
 from llm_train.cli.kept import kept
+from llm_train.context import Part
 from llm_train.preset_files import presets
 from llm_train.runtime import yaml12
 from llm_train.testing.command import run
@@ -26,6 +32,24 @@ def schema() -> jsonschema.Draft7Validator:
     found = json.loads(outcome.out)
     jsonschema.Draft7Validator.check_schema(found)
     return jsonschema.Draft7Validator(found)
+
+
+def test_every_setting_has_a_type() -> None:
+    """jsonargparse leaves names of types that it cannot look up as text, and then checks nothing.
+
+    It looks in the module of a class also for what the class inherits.
+    """
+    modules = pkgutil.walk_packages(llm_train.__path__, "llm_train.")
+    names = [m.name for m in modules if not m.name.endswith(("modeling_llm_train", "__main__"))]
+    parts = [
+        value
+        for module in map(importlib.import_module, names)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Part) and not isabstract(value)
+    ]
+    assert len(parts) > 100
+    parameters = [(part, p) for part in parts for p in get_signature_parameters(part, None)]
+    assert [(part, p.name) for part, p in parameters if isinstance(p.annotation, str)] == []
 
 
 def test_what_is_sound_is_valid(schema: jsonschema.Draft7Validator, tmp_path: Path) -> None:
