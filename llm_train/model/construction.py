@@ -67,7 +67,10 @@ class Construction(Part):
         """A replayed graph writes gradients to the same memory each time."""
         kind = context.accelerator.type
         if kind != "cuda":
-            yield f"model.compile=graphs has no effect on {kind}; write model.compile=network"
+            yield (
+                f"model.compile=graphs has no effect on {kind}, which has no CUDA graphs; write "
+                "model.compile=network"
+            )
         if context.strategy.communicates:
             yield (
                 f"model.compile=graphs works on one device, not under {context.strategy.name}; "

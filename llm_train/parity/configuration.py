@@ -53,7 +53,10 @@ def refusals(plain: Mapping[str, Any], steps: int) -> Iterator[str]:
         yield f"--steps={steps} must be at least {LEAST_STEPS}: the last two count collectives"
     for key, value in flat(plain.get("model"), "model").items():
         if "dropout" in key.rpartition(".")[2] and isinstance(value, int | float) and value:
-            yield f"{key}={value} draws another mask on every rank; give --{key}=0"
+            yield (
+                f"{key}={value} draws another mask on every rank, so that strategies cannot be "
+                f"compared; give --{key}=0"
+            )
 
 
 def write(

@@ -51,7 +51,10 @@ def problems(kernel: Kernel, config: Network, context: Context) -> Iterator[str]
     if context.documents == "confined":
         yield from _mask_problems(kernel, config)
     if kernel not in ("auto", "math") and (kind := context.accelerator.type) != "cuda":
-        yield f"model.attention={kernel} has no effect on {kind}; remove it, or write math"
+        yield (
+            f"model.attention={kernel} has no effect on {kind}, which has one fused kernel; "
+            "remove it, or write math"
+        )
         return
     if kernel in ("cudnn", "flash") and "16" not in context.precision:
         yield (

@@ -39,7 +39,10 @@ def problems(context: Context) -> Iterator[str]:
             f"parameters are updated; remove trainer.gradient_clip_val, {way_out}"
         )
     if not strategy.final_in_backward:
-        yield f"{key} under {strategy.name} comes too early; set trainer.strategy=fsdp, {way_out}"
+        yield (
+            f"{key} under {strategy.name}, which reduces gradients after they would be used; set "
+            f"trainer.strategy to fsdp, {way_out}"
+        )
     if not optimizer.one_by_one:
         yield (
             f"{key} with model.optimizer={optimizer.name}, which updates parameters together; use "

@@ -88,7 +88,10 @@ class LocalSGD(Strategy, DDPStrategy):
     def problems(self, context: Context) -> Iterator[str]:
         """Somebody to agree with, and lengths that end with an agreement."""
         if context.ranks == 1:
-            yield "trainer.strategy=LocalSGD needs several ranks; set trainer.devices, or use auto"
+            yield (
+                "trainer.strategy=LocalSGD has nobody to agree with on 1 rank; start several with "
+                "torchrun or trainer.devices, or write trainer.strategy=auto"
+            )
         for key, length in context.lengths.items():
             steps = length.steps(context.derived.tokens_per_step)
             if steps % self.every:
