@@ -105,6 +105,13 @@ def restore(trainer: pl.Trainer, path: Path) -> None:
         dcp.read(path / FOLDER, found)
 
 
+def left_weights(path: Path) -> dict[str, Tensor]:
+    """Weights by name that a hook left as a checkpoint's own; none where no hook did."""
+    with dcp.readable(path / FILE):
+        kept = torch.load(path / FILE, weights_only=True, map_location="cpu")
+    return dict(kept.get("state_dict", {}))
+
+
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     found: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # not declared
     return found

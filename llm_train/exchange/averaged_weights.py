@@ -64,24 +64,27 @@ def average_checkpoints(paths: Sequence[Path], out: Path) -> Path:
 
 
 def take_ema(path: Path, out: Path) -> Path:
-    """Writes the average that the callback ``EMA`` kept of the weights of a checkpoint.
+    """Writes the average of the weights that ``EMA``, or a callback of Lightning's, kept.
 
     Raises:
         ConfigError: it kept none, or ``out`` holds something.
         CheckpointError: the checkpoint cannot be read.
     """
     folder, stored = path / callback_state.FOLDER, sizes_of(path)
-    if not folder.is_dir():
+    ours = folder.is_dir()
+    left = {} if ours else callback_state.left_weights(path)  # by EMAWeightAveraging
+    kept = dcp.keys(folder) if ours else dict.fromkeys(left)
+    if not kept:
         raise ConfigError(
             f"--ema: {path} holds no average; train with EMA in trainer.callbacks, or use --last"
         )
-    kept = dcp.keys(folder)
     names = {f"model.{key.partition('.')[2]}": key for key in kept}
 
     def average(key: str) -> Tensor:
         if key not in names:  # a buffer
             return read_alone(path / "state", key, stored)
-        return read_alone(folder, names[key], kept).to(stored[key].properties.dtype)
+        found = left[names[key]] if left else read_alone(folder, names[key], kept)
+        return found.to(stored[key].properties.dtype)
 
     return _write(path, stored, average, out)
 

@@ -15,9 +15,9 @@ from llm_train.testing.configs import part, write
 from llm_train.trainer.logger.records import read_metrics
 
 
-def configured(folder: Path, out: Path, **checkpoint: Any) -> str:
+def configured(folder: Path, out: Path, ema: str = "EMA", **checkpoint: Any) -> str:
     config = yaml12.load((folder / "run.yaml").read_text())
-    config["trainer"] |= {"callbacks": [part("EMA", decay=0.7)], "default_root_dir": str(out)}
+    config["trainer"] |= {"callbacks": [part(ema, decay=0.7)], "default_root_dir": str(out)}
     config["checkpoint"] |= checkpoint
     config["validate_every"] = "2 steps"
     return str(write(out.with_suffix(".yaml"), config))
@@ -56,6 +56,23 @@ def test_a_metric_that_nobody_measures_is_named(
     text = next(text for text in texts if "checkpoint.best=eval/none/acc:" in text)
     assert "val/loss" in text
     assert "validate_every" in text
+
+
+def test_the_average_of_lightnings_callback_is_taken(text_run: Path, tmp_path: Path) -> None:
+    ema = "lightning.pytorch.callbacks.EMAWeightAveraging"
+    source = configured(text_run, tmp_path / "run", ema)
+    assert run("fit", "-c", source).code == 0
+    outcome = run("average", str(tmp_path / "run"), str(tmp_path / "ema"), "--ema")
+    assert outcome.code == 0, outcome.err
+    # Validations of the run scored its average.
+    scored = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/loss"]
+    average, last = (
+        run("validate", "-c", plain, "--checkpoint", str(tmp_path / name)).out
+        for plain in [configured(text_run, tmp_path / "plain")]
+        for name in ("ema", "run")
+    )
+    assert f"{scored:.4f}" in average
+    assert f"{scored:.4f}" not in last
 
 
 def test_averages_are_runs_that_leave(text_run: Path, tmp_path: Path) -> None:
