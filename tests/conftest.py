@@ -35,7 +35,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
-    """Takes no doctests from tests: pytest would silently skip a file of them that fails to import."""
+    """Takes no doctests from tests: pytest would silently skip a file that fails to import."""
     return [found for found in (yield) if type(found) is pytest.Module]
 
 
