@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.duel import Peer, alternate
 from benchmarks.shapes import Preset
 from benchmarks.studies.common import Settings, counts
-from llm_train.runtime.devices import dense_peak_flops
+from llm_train.runtime.devices import device_named
 
 
 def start(settings: Settings, peer: Peer) -> bool:
@@ -47,7 +47,8 @@ def numbers(settings: Settings, peer: Peer, preset: Preset) -> dict[str, Any]:
     counted = counts(preset)
     causal = counted.flops_per_token(shape.sequence)
     full = counted.flops_per_token(shape.sequence, causal=False)
-    peak = dense_peak_flops(settings.versions.get("device", "cpu"), "bf16")
+    device = device_named(settings.versions.get("device", "cpu"))
+    peak = device and device.peak_flops("bf16")
     return {
         **row,
         "tokens_per_s": rate,

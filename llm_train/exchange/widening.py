@@ -40,6 +40,9 @@ def obstacles(network: Network, factor: int, there: Mapping[str, Any]) -> Iterat
     if network.tied and (network.norm == "none" or network.norms_stream):
         yield "tied=True and no norm after the last block, which alone could divide the logits"
     known = {**there, "kv_heads": there.get("kv_heads") or there.get("heads")}
+    if not known.get("mlp_width") and {"width", "heads"} <= known.keys():  # derived there
+        sizes = {"width": known["width"], "heads": known["heads"]}
+        known["mlp_width"] = replace(network, **sizes, kv_heads=0, mlp_width=0).hidden
     for name, ours in _SIZES.items():
         value = getattr(network, ours)
         if value != factor * (known.get(name) or value // factor):

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from llm_train.model.network import Counts, Transformer
-from llm_train.plan.speed import attention_efficiency
 from llm_train.runtime.devices import device_called
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +51,7 @@ def test_gpt2_by_hand() -> None:
     products, memory = 1e15 * script.MATMUL_EFFICIENCY, 5e12 * script.MEMORY_EFFICIENCY
     expected = {
         "blocks": (509_607_936, 0, 509_607_936 / products),
-        "attention": (attention, 0, attention / (1e15 * attention_efficiency(64, 1024))),
+        "attention": (attention, 0, attention / (1e15 * script.attention_efficiency(64, 1024))),
         "head and loss": (head, loss, head / products + loss / memory),
         "element-wise": (0, elementwise, elementwise / memory),
         "optimizer": (0, update, update / memory),
