@@ -53,4 +53,5 @@ class ExportVerb(Verb):
         say(section("proof", proof.table()))
         trust = ", trust_remote_code=True" if proof.opened_as.startswith("LLMTrain") else ""
         opens = f"AutoModelForCausalLM.from_pretrained({flags.out!r}{trust})"
-        say(f"\nwrote {flags.out}: {opens} opens it")
+        file = " and llama.cpp its model.gguf (proof-gguf.json)" if flags.gguf else ""
+        say(f"\nwrote {flags.out}: {opens} opens it{file}")

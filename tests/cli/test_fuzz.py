@@ -140,7 +140,6 @@ OUTPUTS = [
     ("parity", "--json={}"),
     ("report", "run", "--out={}"),
     ("sweep", "spec.yaml", "--out={}"),
-    ("prepare", "--snapshot={}"),
     ("export", "run", "{}"),
     ("import", "folder", "{}"),
     ("average", "run", "{}", "--ema"),
