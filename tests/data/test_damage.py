@@ -194,6 +194,7 @@ def test_shard_that_shrinks_ends_all_ranks(
     threading.Thread(target=shrink, daemon=True).start()
     codes = fork_server.run("fit", "-c", str(write(tmp_path / "c.yaml", config)), ranks=2, log=log)
     errors = [line for line in log.read_text().splitlines() if "error" in line]
-    assert codes[0] == 2
+    assert 2 in codes  # whichever rank read first; it may be another's failure that ends the rest
+    assert 0 not in codes
     assert -signal.SIGBUS not in codes
     assert "train-00000.bin has 0 bytes" in errors[0]
