@@ -59,7 +59,6 @@ def import_folder(folder: Path, out: Path) -> Proof:
 _METADATA: Mapping[str, Any] = {
     "step": 0,
     "world_size": 1,
-    "strategy": "import",
     "state_format": "dcp",
     "data": {"consumed": 0, "fingerprint": ""},
     "seed": 0,
