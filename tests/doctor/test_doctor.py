@@ -27,7 +27,8 @@ def test_two_ranks_that_can_run(fork_server: ForkServer, tmp_path: Path) -> None
     assert ends == [0, 0], log.read_text()
     found = rows(log.read_text())
     assert not found.get("failed")
-    assert {"configuration", "versions", "devices", "disk space", "write speed"} <= found["ok"]
+    assert {"configuration", "versions", "devices", "disk space"} <= found["ok"]
+    assert "write speed" in found["ok"] | found.get("warning", set())  # a busy disk is slow
     assert {"file system", "collectives", "one step"} <= found["ok"]
     assert re.search(r"2 ranks: [0-9.]+ GB/s", log.read_text())
     assert set(tmp_path.iterdir()) == before
