@@ -23,6 +23,7 @@ from llm_train.runtime.watch.verdict import WatchOptions
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
 from llm_train.trainer.strategy.base import require_strategy
 from llm_train.units import Batch, Duration
+from llm_train.unknown import Undecided, Unknown, known, or_unknown
 
 _NEVER = Duration(0, "steps")
 _FULL_NAMES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -169,16 +170,17 @@ class Settings:
     def loggers(self) -> list[Any]:
         """What trainer.logger names, unless it is true or false."""
         logger = self.trainer_args.get("logger")
-        return [] if isinstance(logger, bool) else _as_list(logger)
+        return [] if type(logger) is bool else _as_list(logger)
 
     def parts(self) -> Iterator[Part]:
         """Yields all parts, nested ones included."""
-        roots = (self.task, self.data, self.strategy, *self.callbacks, *self.loggers)
-        waiting = [part for part in roots if isinstance(part, Part)]
+        strategy = or_unknown(lambda: self.strategy)
+        waiting = [self.task, self.data, strategy, *self.callbacks, *self.loggers]
         while waiting:
             part = waiting.pop(0)
-            yield part
-            waiting += part.parts()
+            if type(part) is not Unknown and isinstance(part, Part):
+                yield part
+                waiting += part.parts()
 
     def context(self, *, running: bool = False) -> Context:
         """What parts may know of one another.
@@ -189,18 +191,17 @@ class Settings:
         Raises:
             ConfigError: devices or strategy make no sense.
         """
-        count = self.accelerator.count
         return Context(
             running=running,
-            prepared=self.data.source.prepared,
+            prepared=or_unknown(lambda: self.data.source.prepared),
             batch=self.batch,
-            ranks=self.world_size,
-            devices=self.devices,
-            here=tuple(index for index in self._indices if index < count),
-            accelerator=self.accelerator,
-            precision=self.precision,
-            gradient_clip=self.trainer_args.get("gradient_clip_val") or 0.0,
-            unmasked=self.unmasked,
+            ranks=or_unknown(lambda: self.world_size),
+            devices=or_unknown(lambda: self.devices),
+            here=or_unknown(lambda: tuple(i for i in self._indices if i < self.accelerator.count)),
+            accelerator=or_unknown(lambda: self.accelerator),
+            precision=or_unknown(lambda: self.precision),
+            gradient_clip=or_unknown(lambda: self.trainer_args.get("gradient_clip_val") or 0.0),
+            unmasked=or_unknown(lambda: self.unmasked),
             lengths={
                 "budget": self.budget,
                 "validate_every": self.validate_every,
@@ -210,9 +211,9 @@ class Settings:
             float8=self.task.construction.float8,
             update=self.task.update,
             documents=self.task.documents,
-            token_ids=self.task.network_config.token_ids,
-            strategy=self.strategy.traits(self.world_size),
-            optimizer=self.task.optimizer_config.traits,
+            token_ids=or_unknown(lambda: self.task.network_config.token_ids),
+            strategy=or_unknown(lambda: self.strategy.traits(self.world_size)),
+            optimizer=or_unknown(lambda: self.task.optimizer_config.traits),
             derive=self.derive,
             build=self._build,
             build_optimizer=self.task.optimizer_config.build,
@@ -242,6 +243,8 @@ class Settings:
         )
 
     def _build(self) -> Model:
+        if not known(self.task.network_config):
+            raise Undecided
         with without_memory():
             return self.task.network_config.build()
 
@@ -297,4 +300,4 @@ def _as_list(value: object) -> list[Any]:
     """Lightning takes one thing or several."""
     if value is None:
         return []
-    return list(value) if isinstance(value, list) else [value]
+    return list(value) if type(value) is list else [value]

@@ -12,14 +12,16 @@ from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.model.task import Task
 from llm_train.settings import Settings
 from llm_train.units import Duration
+from llm_train.unknown import Undecided
 
 
-def problems(settings: Settings, *, running: bool = True) -> list[str]:
+def problems(settings: Settings, *, running: bool = True, whole: bool = True) -> list[str]:
     """All problems, one line each; empty means that the run can start.
 
     Args:
         settings: what to look at.
         running: a run is about to start here, so that devices and prepared data must be present.
+        whole: nothing in the settings is unknown.
     """
     settings, found = _sound(settings)
     context = settings.context(running=running)
@@ -31,7 +33,12 @@ def problems(settings: Settings, *, running: bool = True) -> list[str]:
         try:
             found.extend(rule())
         except LLMTrainError as error:
-            found.append(_dotted(str(error)))
+            # Of one that made another of it, nobody knows whether what is unknown caused it.
+            if whole or error.__context__ is None:
+                found.append(_dotted(str(error)))
+        except (Undecided, Exception):
+            if whole:
+                raise
     return list(dict.fromkeys(found))
 
 
@@ -51,6 +58,8 @@ def _sound(settings: Settings) -> tuple[Settings, list[str]]:
     for key in ("devices", "strategy"):
         try:
             _ = settings.world if key == "devices" else settings.mesh_shape
+        except Undecided:
+            continue
         except LLMTrainError as error:
             found.append(str(error))
             settings = replace(settings, trainer_args={**settings.trainer_args, key: "auto"})
@@ -147,7 +156,15 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
     if every > settings.derive().total_steps:
         longer = f"checkpoint.every={policy.every} is longer than the run"
         yield f"{longer}; shorten it, or use '0 steps' to save at the end"
-    best, known = policy.best, trainer_rules.measured(settings)
+    if keep > settings.derive().total_steps:
+        yield f"checkpoint.keep_every={policy.keep_every} is longer than the run; shorten it"
+    elif keep and (not every or keep % every):
+        odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
+        yield f"{odd} of checkpoint.every={policy.every}; make it one"
+
+
+def _best(settings: Settings) -> Iterator[str]:
+    best, known = settings.checkpoint.best, trainer_rules.measured(settings)
     validated = best.startswith("val/")
     if type(settings.task) is not Task:  # which may measure more
         pass
@@ -155,12 +172,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
         yield f"checkpoint.best={best} is not measured; write {' or '.join(known)}"
     elif validated and not settings.validate_every.count:
         never = f"checkpoint.best={best} has no effect with validate_every=0 steps, at the end only"
-        yield f"{never}; write --validate_every='{policy.every}'"
-    if keep > settings.derive().total_steps:
-        yield f"checkpoint.keep_every={policy.keep_every} is longer than the run; shorten it"
-    elif keep and (not every or keep % every):
-        odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
-        yield f"{odd} of checkpoint.every={policy.every}; make it one"
+        yield f"{never}; write --validate_every='{settings.checkpoint.every}'"
 
 
 _RULES = (
@@ -169,6 +181,7 @@ _RULES = (
     _ramp,
     _sequence_ramp,
     _checkpoint,
+    _best,
     trainer_rules.replaced,
     trainer_rules.values,
     device_rules.devices,

@@ -15,6 +15,7 @@ from llm_train.model.task import Task
 from llm_train.runtime.quiet import without_advice
 from llm_train.settings import Settings
 from llm_train.trainer import loss_scaling
+from llm_train.unknown import known
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -87,7 +88,7 @@ def replaced(settings: Settings) -> Iterator[str]:
     for key, way_out in REPLACED.items():
         default = parameters[key].default
         value = settings.trainer_args.get(key, default)
-        if value != default:
+        if known(value) and value != default:
             yield f"trainer.{key}={_shown(value)} has no effect here: {way_out}"
 
 

@@ -8,23 +8,25 @@ and all parts that refuse their settings reported at once, each with its key.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
-from jsonargparse._common import parsing_settings
+from jsonargparse._common import parser_context, parsing_settings
 from jsonargparse.typing import register_type
 
 import llm_train.trainer.callbacks
 import llm_train.trainer.logger  # noqa: F401
+from llm_train import check
 from llm_train.check import trainer_rules
 from llm_train.cli.json_schema import json_schema
 from llm_train.cli.parts import Builder
-from llm_train.cli.schema import GROUPS, JSON, MODE, Setting, is_group
+from llm_train.cli.schema import GROUPS, JSON, MODE, Setting, is_group, part_of
 from llm_train.cli.spelling import closest, expanded, texts
 from llm_train.cli.walk import Layer, Walk
 from llm_train.data.module import TokenData
@@ -38,6 +40,7 @@ from llm_train.runtime.watch.verdict import WatchOptions
 from llm_train.settings import CheckpointPolicy, Settings
 from llm_train.trainer.strategy import known_words
 from llm_train.units import Batch, Duration
+from llm_train.unknown import Undecided
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")
 _AT_THE_END = "distance between validations; 0 steps: at the end only"
@@ -103,7 +106,7 @@ def _layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
         ConfigError: a file is missing or unreadable, is not a mapping, or has a key twice.
     """
     for file in files:
-        yield Layer(_read(file), option=False)
+        yield Layer(_read(file))
     for option in options:
         name, _, value = option.removeprefix("--").partition("=")
         *path, last = name.removesuffix("+").split(".")
@@ -112,7 +115,7 @@ def _layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
         values: dict[str, Any] = {last: [value] if name.endswith("+") else value}
         for key in reversed(path):
             values = {key: values}
-        yield Layer(values, option=True)
+        yield Layer(values, option)
 
 
 def _load(text: str) -> Any:
@@ -190,28 +193,59 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
         )
     with _parsing(allow_import) as allowed:
         walk = Walk(ROOTS, CHOICES, allowed)
-        if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
-            walk.require_sound(list(_layers(files, options)))
         # Files come first, because the parser works from left to right and an option wins.
-        words = [word for file in files for word in ("-c", file)]
+        words = [word for file in files for word in ("-c", file)] + options
+        if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
+            layers = list(_layers(files, options))
+            walk.search(layers)
+            if walk.problems:
+                words = list(_sound_words(layers, walk.unknown))
         parser = _new_parser()
         try:
-            config = parser.parse_args([*words, *options])
+            with parser_context(lenient_check=bool(walk.problems)):  # of what is missing
+                config = parser.parse_args(words)
         except argparse.ArgumentError as error:
-            raise ConfigError(" ".join(str(error).split())) from error
-        builder = Builder(walk.chosen, walk.owners)
+            said = list(walk.problems) or [" ".join(str(error).split())]
+            raise ConfigError("\n".join(said)) from error
+        builder = Builder(walk.chosen, walk.owners, walk.unknown)
         built = parser.instantiate(config, instantiators=[(builder, object, True)])
-        builder.raise_failures()
-        text = parser.dump(config, skip_unset=False)
-        return Settings(
-            **{key: built[key] for key in ROOTS if key not in ("model", "trainer")},
-            task=built.model,
-            trainer_args=dict(built.trainer),
-            text=text,
-            plain=yaml12.load(text),
-            name=Path(files[0]).stem if files else "run",
-            notes=tuple(filter(None, (each.note(walk.given) for each in walk.exchanges))),
-        )
+        builder.finish()
+        problems = [*walk.problems, *builder.failures]
+        with warnings.catch_warnings(record=True, action="always") as unwritten:
+            text = "" if problems else parser.dump(config, skip_unset=False)
+        notes = [each.note(walk.given) for each in walk.exchanges]
+        notes += [" ".join(str(each.message).split()) for each in unwritten]
+        parts = builder.given("", {key: built[key] for key in ROOTS})
+        with suppress(Undecided):
+            settings = Settings(
+                task=parts.pop("model"),
+                trainer_args=builder.given("trainer", parts.pop("trainer")),
+                **parts,
+                text=text,
+                plain=yaml12.load(text),
+                name=Path(files[0]).stem if files else "run",
+                notes=tuple(filter(None, notes)),
+            )
+            if not problems:
+                return settings
+            problems += check.problems(settings, running=False, whole=False)
+        raise ConfigError("\n".join(problems)) from next(iter(builder.failures.values()), None)
+
+
+def _sound_words(layers: Sequence[Layer], unknown: Collection[str]) -> Iterator[str]:
+    """Files and options for the parser, without what is wrong."""
+    for values, option in layers:
+        if not option:
+            sound = {
+                key: {k: v for k, v in inner.items() if f"{key}.{k}" not in unknown}
+                if isinstance(inner, Mapping)
+                else inner
+                for key, inner in values.items()
+                if key not in unknown
+            }
+            yield from ("-c", yaml12.dump(sound))
+        elif part_of(option) not in unknown:
+            yield option
 
 
 @contextmanager

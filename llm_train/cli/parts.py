@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from llm_train.cli import schema
 from llm_train.cli.secret_keys import revealed
-from llm_train.errors import ConfigError, LLMTrainError
+from llm_train.errors import LLMTrainError
+from llm_train.unknown import Undecided, Unknown, known
 
-_FAILED = object()  # stands in for a part that could not be built
+_FAILED = object()  # Unknown while the parser, which looks at everything, has it in its hands
 
 
 class Builder:
@@ -27,46 +28,66 @@ class Builder:
     Args:
         chosen: the class at each key, in order.
         owners: keys below which settings stand.
+        unknown: settings that are wrong or missing.
+
+    Attributes:
+        failures: what could not be built, and why, by the line that says so.
     """
 
-    def __init__(self, chosen: Mapping[str, type], owners: Collection[str]) -> None:
-        self._chosen = dict(chosen)
+    def __init__(
+        self, chosen: Mapping[str, type], owners: Collection[str], unknown: Collection[str]
+    ) -> None:
+        # The parser leaves out what is unknown, but for groups, which are always there.
+        kept = {k for k in chosen if schema.part_of(k) not in unknown or schema.is_group(chosen[k])}
+        self._chosen = {key: kind for key, kind in chosen.items() if key in kept}
         self._owners = owners
-        self._failures: dict[str, Exception] = {}
+        self._unknown = unknown
+        self.failures: dict[str, Exception] = {}
         self._collecting = True
 
     def __call__(self, kind: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        """Builds ``kind``, unless a part of it failed already."""
+        """Builds ``kind``, as far as that does not depend on what is unknown."""
         if not self._collecting:
             return kind(*arguments, **revealed(settings))
         place = next((key for key, chosen in self._chosen.items() if chosen is kind), "")
         self._chosen.pop(place, None)
-        if any(_holds_failure(value) for value in settings.values()):
+        if schema.part_of(place) in self._unknown:
             return _FAILED
+        inner = f"{place}.init_args"
+        inner = inner if inner in self._owners else place
+        given = self.given(inner, settings)
+        whole = known(given)
+        if not whole and not kind.__module__.startswith("llm_train"):
+            return _FAILED  # nobody knows what others do with it
         try:
-            return kind(*arguments, **revealed(settings))
+            return kind(*arguments, **revealed(given))
+        except Undecided:
+            return _FAILED
         except Exception as error:  # whatever a named class raises is about its settings
-            inner = f"{place}.init_args"
-            inner = inner if inner in self._owners else place
-            self._failures[_describe(place, inner, kind, error)] = error
+            # Of one that made another of it, nobody knows whether what is unknown caused it.
+            if whole or (isinstance(error, LLMTrainError) and error.__context__ is None):
+                self.failures[_describe(place, inner, kind, error)] = error
             return _FAILED
 
-    def raise_failures(self) -> None:
-        """Reports all failures.
+    def given(self, path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings, with ``Unknown`` for those that are wrong, missing, or could not be built."""
+        start = f"{path}." if path else ""
+        return {
+            name: Unknown() if f"{start}{name}" in self._unknown else _judged(value)
+            for name, value in values.items()
+        }
 
-        Raises:
-            ConfigError: one line for each.
-        """
+    def finish(self) -> None:
+        """Ends the collection: what is built from now on raises its own errors."""
         self._collecting = False
-        if self._failures:
-            raise ConfigError("\n".join(self._failures)) from next(iter(self._failures.values()))
 
 
-def _holds_failure(value: object) -> bool:
-    if isinstance(value, list | tuple | dict):
-        items = value.values() if isinstance(value, dict) else value
-        return any(_holds_failure(item) for item in items)
-    return value is _FAILED
+def _judged(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_judged, value))
+    if isinstance(value, dict):
+        return {key: _judged(item) for key, item in value.items()}
+    return Unknown() if value is _FAILED else value
 
 
 def _describe(place: str, inner: str, kind: Callable[..., Any], error: Exception) -> str:

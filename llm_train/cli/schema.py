@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import importlib
 import inspect
 import math
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard, Union, get_args, get_origin
@@ -17,6 +19,7 @@ import jsonargparse
 import lightning.pytorch as pl
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
+from llm_train.cli.spelling import closest, nearest
 from llm_train.discovery import concrete
 from llm_train.runtime import yaml12
 from llm_train.units import Duration
@@ -106,6 +109,15 @@ def accepts(hint: Hint, value: object) -> bool:
     return True
 
 
+def part_of(key: str) -> str:
+    """The key of the part, or of the setting of a group, that a longer key or an option is about.
+
+    >>> part_of("model.network.init_args.width"), part_of("--trainer.callbacks+=EMA")
+    ('model.network', 'trainer.callbacks')
+    """
+    return ".".join(re.split(r"[=+\[]", key.removeprefix("--"))[0].split(".")[:2])
+
+
 def flattened(owner: Owner) -> dict[str, Setting]:
     """The settings by dotted key, as far as they are known before a class_path is chosen."""
     flat: dict[str, Setting] = {}
@@ -171,6 +183,47 @@ def subclass(hint: Hint, name: str) -> type | None:
 
 def _subclasses(hint: Hint) -> list[type]:
     return [kind for family in families(hint) for kind in concrete(family)]
+
+
+def find(hint: Hint, name: str, allowed: Sequence[str]) -> tuple[object, str]:
+    """The class or function called ``name``; else None and what is wrong with it.
+
+    Args:
+        hint: the type of the setting that names it.
+        name: a short name, or one with its module.
+        allowed: modules that it may come from.
+    """
+    bases, known = families(hint), class_names(hint)
+    base = " or ".join(dict.fromkeys(family.__name__ for family in bases))
+    module_name, _, last = name.rpartition(".")
+    found: object = None
+    if not module_name:
+        found = subclass(hint, name)
+        fault = f"is not a known {base}; {nearest(name, known)}"
+    elif not any(f"{name}.".startswith(f"{each}.") for each in allowed):
+        fault = (
+            "may not be imported: only llm_train, torch and lightning may; if you trust that "
+            f"code, add --allow-import {name.split('.')[0]}"
+        )
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            fault = (
+                f"cannot be imported: no module named {error.name}; install it, or add its "
+                "folder to PYTHONPATH"
+            )
+        else:
+            found = vars(module).get(last) or getattr(module, last, None)
+            there = [*known, *(n for n, v in vars(module).items() if isinstance(v, type))]
+            way_out = nearest(last, there if closest(last, there) else known)
+            fault = f"does not exist: {module_name} has no {last}; {way_out}"
+    if found is not None:
+        fault = f"is not a {base}; {nearest(name, known)}"
+        suits = issubclass(found, tuple(bases)) if isinstance(found, type) else callable(found)
+        if suits and (isinstance(found, type) or arguments_of_call(hint)):
+            return found, ""
+    return None, fault
 
 
 def arguments_of_call(hint: Hint) -> int:

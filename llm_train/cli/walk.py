@@ -7,7 +7,6 @@ that all problems are found at once, each with its key, its value and a way out.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,12 +34,12 @@ class Layer(NamedTuple):
 
     Attributes:
         values: what it sets.
-        option: whether it stood on the command line, where values are still text and the settings
-            of a class may follow its key directly.
+        option: as it stood on the command line, where values are still text and the settings of a
+            class may follow its key directly; "" of a file.
     """
 
     values: Mapping[str, object]
-    option: bool
+    option: str = ""
 
 
 class Walk:
@@ -56,6 +55,9 @@ class Walk:
         exchanges: where a later layer has named another class.
         given: the number of the layer that last gave each key.
         owners: what has the settings below each key, and how many of them whoever calls it gives.
+        problems: what is wrong, one line each.
+        unknown: parts and settings of groups in which something is wrong or missing, or for which
+            a wrong key may stand.
     """
 
     def __init__(
@@ -67,18 +69,19 @@ class Walk:
         known = schema.flattened(roots).items()
         self.chosen: dict[str, type] = {k: s.hint for k, s in known if schema.is_group(s.hint)}
         self._roots, self._choices, self._allowed = roots, choices, allowed
-        self._problems: dict[str, None] = {}  # each once, in order
+        self.problems: dict[str, None] = {}  # each once, in order
+        self.unknown: set[str] = set()
+        self._meant: set[str] = set()  # by a wrong key; no name below a group: nobody knows
         self.exchanges: list[Exchange] = []
         self.given: dict[str, int] = {}
-        self._layer = 0
+        self._layer, self._option = 0, ""
         self.owners: dict[str, tuple[Owner, int]] = {}
-        self._option = False
 
-    def require_sound(self, layers: Sequence[Layer]) -> None:
-        """Raises what it finds.
+    def search(self, layers: Sequence[Layer]) -> None:
+        """Finds ``problems`` and ``unknown``.
 
         Raises:
-            ConfigError: one line for each problem.
+            ConfigError: a secret is written out; one line for each.
         """
         for self._layer, layer in enumerate(layers):
             self._option = layer.option
@@ -89,15 +92,18 @@ class Walk:
                 raise ConfigError("\n".join(written_out))
             self._settings(self._roots, layer.values, "")
         for key, setting in self._roots.items():
-            if setting.required and schema.is_group(setting.hint):
+            if (
+                setting.required
+                and schema.is_group(setting.hint)
+                and key not in self._meant | self.unknown
+            ):
                 self._settings(setting.hint, {}, key)
-        if not self._problems:
-            self._find_missing()
-        if self._problems:
-            raise ConfigError("\n".join(self._problems))
+        self._find_missing()
 
-    def _say(self, problem: str) -> None:
-        self._problems[problem] = None
+    def _say(self, problem: str, *keys: str) -> None:
+        """Notes a problem, and which settings cannot be judged for it."""
+        self.problems[problem] = None
+        self.unknown.update(map(schema.part_of, [self._option] if self._option else keys))
 
     # --- keys -------------------------------------------------------------------------------------
 
@@ -106,7 +112,7 @@ class Walk:
         values = self._structured(values)
         if not isinstance(values, Mapping):
             if values is not None:
-                self._say(f"{path} must be a group of settings, not a single value")
+                self._say(f"{path} must be a group of settings, not a single value", path)
             return
         self.owners[path] = owner, from_call
         known = schema.settings_of(owner)
@@ -115,14 +121,17 @@ class Walk:
             if key not in known:
                 of = f" of {owner.__name__}" if isinstance(owner, type) else ""
                 way_out = nearest(str(key), list(known), _listing(path, owner))
-                self._say(f"{inner} is not a setting{of}; {way_out}")
+                meant = join(path, closest(str(key), list(known)))
+                self._meant.add(meant)
+                self._say(f"{inner} is not a setting{of}; {way_out}", inner, meant)
                 continue
             setting = known[key]
             words = self._option and str in schema.parts(setting.hint)
             if value is not None and (words or self._structured(value) is not None):
                 self.given[inner] = self._layer
             elif not setting.required and not schema.admits_null(setting.hint):
-                self._say(f"{inner} has no value; {_EMPTY}")  # all lines below it are comments
+                # All lines below it are comments.
+                self._say(f"{inner} has no value; {_EMPTY}", inner)
                 continue
             if schema.is_group(setting.hint):
                 self._settings(setting.hint, value, inner)
@@ -130,17 +139,23 @@ class Walk:
                 self._value(setting, value, inner)
 
     def _find_missing(self) -> None:
+        self._option = ""
         for path, (owner, from_call) in self.owners.items():
-            absent = [
-                f"{join(path, key)} ({schema.needed(setting.hint)})"
-                for key, setting in list(schema.settings_of(owner).items())[from_call:]
+            settings = list(schema.settings_of(owner).items())[from_call:]
+            absent = {key: s for key, s in settings if join(path, key) not in self.given}
+            if join(path, "") in self._meant:  # by a wrong key: any that is not given
+                self.unknown.update(schema.part_of(join(path, key)) for key in absent)
+            needed = {
+                join(path, key): schema.needed(setting.hint)
+                for key, setting in absent.items()
                 if setting.required and not schema.is_group(setting.hint)
-                if join(path, key) not in self.given
-            ]
-            if absent:
-                verb, them = ("is", "it") if len(absent) == 1 else ("are", "them")
+                if join(path, key) not in self._meant
+            }
+            if needed:
+                verb, them = ("is", "it") if len(needed) == 1 else ("are", "them")
                 who = f", and {owner.__name__} needs {them}" if isinstance(owner, type) else ""
-                self._say(f"{', '.join(absent)} {verb} missing{who}; add {them}")
+                listed = ", ".join(f"{key} ({wanted})" for key, wanted in needed.items())
+                self._say(f"{listed} {verb} missing{who}; add {them}", *needed)
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -155,24 +170,26 @@ class Walk:
         items = structured if isinstance(structured, list) else []
         if any(isinstance(item, str | Mapping) for item in items):  # classes, and not numbers
             if not schema.is_list(hint):
-                self._say(f"{path} takes one value, not a list; remove the dash or the brackets")
+                self._say(
+                    f"{path} takes one value, not a list; remove the dash or the brackets", path
+                )
                 return
             for index, item in enumerate(items):
                 self._item(hint, item, f"{path}[{index}]")
         elif self._option and f"{path}[0]" in self.chosen:
             pass  # --trainer.callbacks.duration belongs to the last class of the list
         elif path == "trainer.accelerator" and isinstance(structured, Mapping):  # words only
-            self._say(self._wrong(hint, value, path))
+            self._say(self._wrong(hint, value, path), path)
         elif isinstance(structured, Mapping) or (
             isinstance(structured, str) and str not in schema.parts(hint)
         ):
             self._class(hint, structured, path)
         elif not schema.accepts(hint, value):
-            self._say(self._wrong(hint, value, path))
+            self._say(self._wrong(hint, value, path), path)
         elif str not in schema.parts(hint) and (
             schema.is_finite(texts(yaml12.load_or_text, value)) < schema.is_finite(setting.default)
         ):  # a part for which infinity means something has it for a default
-            self._say(f"{path}={value} is not finite; write {_EXAMPLES[float]}, for instance")
+            self._say(f"{path}={value} is not finite; write {_EXAMPLES[float]}, for instance", path)
 
     def _item(self, hint: Hint, value: object, path: str) -> None:
         """One of several in a list or by name: a class, or a group of settings."""
@@ -212,26 +229,34 @@ class Walk:
         if isinstance(value, str):
             value = {"class_path": value}
         if not isinstance(value, Mapping):
-            self._say(self._wrong(hint, value, path))
+            self._say(self._wrong(hint, value, path), path)
             return
         arguments = value.get("init_args") or {}
         if "init_args" in value and value["init_args"] is None:
-            self._say(f"{path}.init_args has no value; {_EMPTY}")
+            self._say(f"{path}.init_args has no value; {_EMPTY}", path)
         stray = {name: value[name] for name in value if name not in _CLASS_KEYS}
         if stray and self._option:  # --model.optimizer.learning_rate
             arguments, stray = {**arguments, **stray}, {}
         if "class_path" in value:
             before = self.chosen.pop(path, None)
-            found = self._find(hint, str(value["class_path"]), key)
-            if isinstance(found, type):
+            name = str(value["class_path"])
+            found, fault = schema.find(hint, name, self._allowed)
+            if found is None:
+                self._say(f"{key}={name} {fault}", path)
+                below = [key for key in self.owners if key.startswith(f"{path}.")]
+                for key in below:  # another class will have other settings
+                    del self.owners[key]
+            elif isinstance(found, type):
                 self.chosen[path] = found
                 if before not in (None, found):
                     self.exchanges.append(Exchange(path, before, found, self._layer))
         elif path not in self.chosen:
-            self._say(
-                f"{path} has settings and no class yet; name {path}.class_path before them, in the "
-                f"same or an earlier file; known: {', '.join(schema.class_names(hint))}"
-            )
+            if schema.part_of(path) not in self.unknown:  # by a class that there is not
+                self._say(
+                    f"{path} has settings and no class yet; name {path}.class_path before them, in "
+                    f"the same or an earlier file; known: {', '.join(schema.class_names(hint))}",
+                    path,
+                )
             return
         if owner := self.chosen.get(path):
             known = schema.settings_of(owner)
@@ -240,52 +265,13 @@ class Walk:
                     name, [*_CLASS_KEYS, *known], _listing(f"{path}.init_args", owner)
                 )
                 way_out = "indent accordingly" if name in known else way_out
-                self._say(f"{join(path, name)}: settings stand under {path}.init_args; {way_out}")
+                self._say(
+                    f"{join(path, name)}: settings stand under {path}.init_args; {way_out}",
+                    join(path, name),
+                )
+                self._meant.add(join(f"{path}.init_args", closest(name, list(known))))
             from_call = schema.arguments_of_call(hint)
             self._settings(owner, arguments, f"{path}.init_args", from_call)
-
-    def _find(self, hint: Hint, name: str, key: str) -> object:
-        """The class or function called ``name``; None if it cannot be used."""
-        families, known = schema.families(hint), schema.class_names(hint)
-        base = " or ".join(dict.fromkeys(family.__name__ for family in families))
-        module_name, _, last = name.rpartition(".")
-        found: object = None
-        if not module_name:
-            found = schema.subclass(hint, name)
-            fault = f"is not a known {base}; {nearest(name, known)}"
-        elif not any(f"{name}.".startswith(f"{allowed}.") for allowed in self._allowed):
-            fault = (
-                "may not be imported: only llm_train, torch and lightning may; if you trust that "
-                f"code, add --allow-import {name.split('.')[0]}"
-            )
-        else:
-            try:
-                module = importlib.import_module(module_name)
-            except ModuleNotFoundError as error:
-                fault = (
-                    f"cannot be imported: no module named {error.name}; install it, or add its "
-                    "folder to PYTHONPATH"
-                )
-            else:
-                found = vars(module).get(last) or getattr(module, last, None)
-                there = [*known, *(n for n, v in vars(module).items() if isinstance(v, type))]
-                way_out = nearest(last, there if closest(last, there) else known)
-                fault = f"does not exist: {module_name} has no {last}; {way_out}"
-        if found is not None:
-            fault = f"is not a {base}; {nearest(name, known)}"
-            suits = (
-                issubclass(found, tuple(families)) if isinstance(found, type) else callable(found)
-            )
-            if suits and (isinstance(found, type) or schema.arguments_of_call(hint)):
-                return found
-        self._say(f"{key}={name} {fault}")
-        return None
-
-
-def join(path: str, key: object) -> str:
-    """A dotted key below another one; "" is the top."""
-    shown = str(key) if str(key).strip() else f"'{key}'"
-    return f"{path}.{shown}" if path else shown
 
 
 def _listing(path: str, owner: Owner) -> str:
@@ -294,3 +280,9 @@ def _listing(path: str, owner: Owner) -> str:
     if inner or key == path or not isinstance(owner, type):
         return "--help"
     return f"--{key.partition('[')[0]}.help={owner.__name__}"
+
+
+def join(path: str, key: object) -> str:
+    """A dotted key below another one; "" is the top."""
+    shown = str(key) if str(key).strip() else f"'{key}'"
+    return f"{path}.{shown}" if path else shown

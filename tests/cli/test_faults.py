@@ -194,11 +194,12 @@ MORE = {
     "nested part": (
         put(
             "data",
+            source={"class_path": "TokenShards", "init_args": {"path": "nowhere"}},
             recipe={
                 "class_path": "Tokenize",
                 "init_args": {
                     "corpus": {"class_path": "StandardLibrary"},
-                    "tokenizer": {"class_path": "TrainBPE"},
+                    "tokenizer": {"class_path": "Characters"},
                     "split": {"class_path": "HashSplit", "init_args": {"fraction": 5.0}},
                 },
             },
