@@ -16,11 +16,7 @@ from llm_train.errors import CheckpointError, check_at_least
 from llm_train.runtime.structure import structure
 
 # What a position in the data and an optimizer's state depend on, and the keys that set it.
-_FIXED = {
-    "seed": "seed",
-    "sequence": "batch.sequence",
-    "optimizer": "model.optimizer",
-}
+_FIXED = {"seed": "seed", "sequence": "batch.sequence", "optimizer": "model.optimizer"}
 
 
 @dataclass(frozen=True, kw_only=True)

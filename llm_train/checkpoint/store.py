@@ -183,9 +183,7 @@ class CheckpointStore:
                 f"{path} does not exist or is not a directory; give a checkpoint, a run directory "
                 "or its checkpoints folder"
             )
-        elif (path / manifest.NAME).exists() or _NAME.match(
-            os.path.basename(os.path.abspath(path))
-        ):
+        elif (path / manifest.NAME).exists() or _NAME.match(Path(os.path.abspath(path)).name):
             problems = manifest.problems(path)
             found = Found(None, [(path, manifest.summary(problems))]) if problems else Found(path)
         else:

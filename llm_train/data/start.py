@@ -101,7 +101,10 @@ def find_out(
     units = [Reading(task=task, rules=rules).documents() for task in divided]
     before = recipe.split.survey(units)
     tasks = placed(all_tasks, before)
-    held_out = sorted(set(_held_out(tasks, rules)))
+    # Of these, the corpus may hold copies on the training side.
+    asked = [task for task in tasks if task.held_out or not rules.split.by_content]
+    apart = (piece for piece in _pieces(asked, rules) if piece.split != TRAIN and piece.digest)
+    held_out = sorted({piece.digest for piece in apart})
     rules = replace(rules, held_out=frozenset(held_out))
     if whole:
         check_sides(recipe.split, Counter(piece.split for piece in _pieces(tasks, rules)))
@@ -164,15 +167,6 @@ def _look_at_held_out(tasks: Sequence[Assignment], rules: Rules) -> None:
 
 def _pieces(tasks: Iterable[Assignment], rules: Rules) -> Iterator[Piece]:
     return chain.from_iterable(Reading(task=task, rules=rules).pieces() for task in tasks)
-
-
-def _held_out(tasks: Iterable[Assignment], rules: Rules) -> Iterator[bytes]:
-    """Hashes of held-out texts, of which the corpus may hold copies on the training side."""
-    for task in tasks:
-        if task.held_out or not rules.split.by_content:
-            for piece in Reading(task=task, rules=rules).pieces():
-                if piece.split != TRAIN and piece.digest:
-                    yield piece.digest
 
 
 def check_sides(split: Split, counts: Mapping[str, int]) -> None:

@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import ConfigError, DataError, line_of
 
 # What libraries call a fact that changes when the content does.
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "mtime")
@@ -124,8 +124,3 @@ def _unreachable(url: str, error: BaseException) -> DataError:
         f"paths: {url} cannot be reached: {line_of(error)}; "
         "check the address, the network and the credentials"
     )
-
-
-def line_of(error: BaseException) -> str:
-    """What an error of a library says, on one line, or its name."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -25,8 +25,8 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Self
 
-from llm_train.data.corpus.found import FoundFile, line_of
-from llm_train.errors import ConfigError, DataError, LLMTrainError
+from llm_train.data.corpus.found import FoundFile
+from llm_train.errors import ConfigError, DataError, LLMTrainError, line_of
 from llm_train.runtime.extras import library
 
 BUFFER_BYTES = 1 << 20

@@ -25,16 +25,8 @@ from llm_train.exchange.families import rope
 from llm_train.model.network.base import Network
 from llm_train.model.network.transformer import Transformer
 
-PLAIN = {
-    "relu2": "relu2",
-    "gelu": "gelu_pytorch_tanh",
-    "gelu_erf": "gelu",
-    "silu": "silu",
-    "relu": "relu",
-    "leaky_relu": "leaky_relu",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-}
+_SHARED = ("relu2", "silu", "relu", "leaky_relu", "sigmoid", "tanh")  # of one name in both
+PLAIN = {**{name: name for name in _SHARED}, "gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
 GATED = {
     "swiglu": "silu",
     "geglu": "gelu_pytorch_tanh",
