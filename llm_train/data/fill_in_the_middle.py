@@ -71,9 +71,11 @@ class FillInTheMiddle:
         """Windows of ``source``, rearranged at its rate; ``order`` names seed and data."""
         if not (rate := self.rates.get(source)):
             return windows
-        ids = self.sentinels(tokenizer)
-        return _Filled(windows, ids, [int(r * _WHOLE) for r in (rate, self.suffix_first)],
-                       end_of_text, f"{order}/{source}/middle")  # fmt: skip
+        ids, shares = (
+            self.sentinels(tokenizer),
+            [int(r * _WHOLE) for r in (rate, self.suffix_first)],
+        )
+        return _Filled(windows, ids, shares, end_of_text, f"{order}/{source}/middle")
 
 
 class _Filled(Windows):

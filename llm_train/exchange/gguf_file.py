@@ -52,10 +52,9 @@ class GGUF(NamedTuple):
         """
         network, kind = self.network, self.family.model_type
         scaling = self.family.config(network).get("rope", {}).get("rope_type", "default")
+        named, other = f"{kind} with activation={network.activation}", _ACTIVATIONS.get(kind)
         said = {
-            f"{kind} with activation={network.activation} (only {_ACTIVATIONS})": (
-                network.activation != _ACTIVATIONS.get(kind)
-            ),
+            f"{named} (only {_ACTIVATIONS})": network.activation != other,
             "bias=True": network.bias and self.family.rotary,
             f"rotary_scaling={type(network.rotary_scaling).__name__}": scaling != "default",
             "a tokenizer other than byte-level BPE with GPT-2's words and an end of text": (
