@@ -4,8 +4,6 @@ The scores stand in the manifests, so that a run that resumes knows them. A link
 checkpoint is a checkpoint for whoever reads: ``llm-train export RUN/checkpoints/best``.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable

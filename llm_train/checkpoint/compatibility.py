@@ -1,7 +1,5 @@
 """Which checkpoints may be loaded into what, said before anything is read; and weights alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta

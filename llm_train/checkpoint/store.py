@@ -13,8 +13,6 @@ What is unusual is how names change, since a rename is the only atomic step a fi
 step 300 continues from 300. One process (rank 0) writes; any number may read.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -12,8 +12,6 @@ later sample is one division and one look into a table.
 All of it is arithmetic on whole numbers, since the order of a run must not depend on rounding.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

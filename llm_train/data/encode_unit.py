@@ -5,8 +5,6 @@ to each other. The file that describes the unit is the last, so its presence say
 there; what it holds follows from recipe and text alone, whoever wrote it and however often.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -80,7 +78,7 @@ class StoredUnit:
         disk.write_manifest(unit_file(directory, number), dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, directory: Path, task: Assignment) -> StoredUnit | None:
+    def load(cls, directory: Path, task: Assignment) -> "StoredUnit | None":
         """A unit that is finished and whose text has not changed since."""
         try:
             plain = json.loads(unit_file(directory, task.number).read_bytes())

@@ -7,8 +7,6 @@ prefix middle`` (SPM, the paper's variant 2). It grows by three tokens, so that 
 window is cut off. Whether and where follows from the seed and the sample's number alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

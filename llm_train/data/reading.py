@@ -1,7 +1,5 @@
 """One pass over one unit of a corpus: the pieces of text, and counts of what was left out."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,7 +25,7 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def total(cls, tallies: Iterable[Tally]) -> Tally:
+    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
         """All of them together, in the order of the corpus."""
         whole = cls()
         for tally in tallies:

@@ -5,8 +5,6 @@ nothing: whoever does the same piece twice writes the same bytes, and gives them
 step. So a holder that is silent for too long is simply replaced.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Tokens that ``llm-train prepare`` wrote."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,8 +6,6 @@ number of machines may share the work, be killed, and go on. What all units need
 out first, by one process; whoever sees the last unit finished merges them.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import deque
@@ -239,7 +237,7 @@ class Tokenize(Recipe):
                 )
 
 
-def _show(message: object, bar: tqdm[NoReturn]) -> None:
+def _show(message: object, bar: "tqdm[NoReturn]") -> None:
     """What a process sends: characters it has done, or a warning."""
     if isinstance(message, int):
         bar.update(message)

@@ -4,8 +4,6 @@ What comes out holds weights alone, as an imported run does: it is exported, val
 begun with (``init_from``) like any other, and not resumed. One parameter is in memory at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ All numbers are fp32 (llama.cpp's own tools make smaller files of it), and all a
 a time, as they are again for the proof.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -6,8 +6,6 @@ band from the smallest to the largest of them, so that no peak is lost and the f
 Each point holds its place on every axis, so that the page can change from one to another.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -15,8 +15,6 @@ dead one is taken over, and one that has been dead for days is waited for as lon
 compares the clocks of two hosts.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -59,7 +57,7 @@ class LeaseHolder:
     since: str = "a moment ago"
 
     @classmethod
-    def here(cls) -> LeaseHolder:
+    def here(cls) -> "LeaseHolder":
         """This process."""
         pid, now = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         host = socket.gethostname()

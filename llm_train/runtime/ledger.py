@@ -10,8 +10,6 @@ Lines are differences and a second apart at least, a thousandth of the life of t
 SIGKILL loses the names of that much, and a run of weeks writes a few thousand lines.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator

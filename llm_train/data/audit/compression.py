@@ -1,7 +1,5 @@
 """Several tokenizers on the same text: how few tokens they need, and whether they keep it."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Text in files: which files make a unit, and from each of them to documents."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Files that a configuration names: paths, folders and patterns, on a disk or at any fsspec URL."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """Data sets of the Hugging Face ``datasets`` library, from its hub or from disk."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager

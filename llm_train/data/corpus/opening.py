@@ -8,8 +8,6 @@ Bytes that the encoding does not have become a byte that UTF-8 does not have: th
 document in which they stand, and no other.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import gzip

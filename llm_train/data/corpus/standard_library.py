@@ -1,7 +1,5 @@
 """Python's own source: real text that every machine which can run this package already has."""
 
-from __future__ import annotations
-
 import platform
 import sysconfig
 from collections.abc import Iterator, Mapping

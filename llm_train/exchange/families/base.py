@@ -10,8 +10,6 @@ queries, keys and values are one matrix here, ordered by group (``attention.py``
 projection alternate in slabs (``mlp.py``), and GPT-2 stores its matrices transposed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """GPT-2: LayerNorm, a table of positions, biases everywhere, one matrix for queries to values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

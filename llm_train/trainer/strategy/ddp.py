@@ -1,7 +1,5 @@
 """Replicated parameters, gradients averaged once per optimizer step."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ reduction of a log point; n ranks agree exactly if n (h_1^2 + ... + h_n^2) = (h_
 Who differs is asked for only when somebody does.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -21,8 +21,6 @@ A network says what its modules are for (``LanguageModel.tensor_roles``); the st
 torch's own where torch has them.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
