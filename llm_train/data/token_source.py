@@ -32,7 +32,13 @@ class TokenSpan(NamedTuple):
 
 
 class Windows(ABC):
-    """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
+    """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies.
+
+    Attributes:
+        together: small batches of training are read so many windows at a time.
+    """
+
+    together = 64
 
     @abstractmethod
     def __len__(self) -> int:
