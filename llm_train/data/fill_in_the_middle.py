@@ -69,10 +69,8 @@ class FillInTheMiddle:
         """Windows of ``source``, rearranged at its rate; ``order`` names seed and data."""
         if not (rate := self.rates.get(source)):
             return windows
-        ids, shares = (
-            self.sentinels(tokenizer),
-            [int(r * _WHOLE) for r in (rate, self.suffix_first)],
-        )
+        ids = self.sentinels(tokenizer)
+        shares = [int(r * _WHOLE) for r in (rate, self.suffix_first)]
         return _Filled(windows, ids, shares, end_of_text, f"{order}/{source}/middle")
 
 

@@ -52,9 +52,8 @@ class Tally:
         Raises:
             DataError: with each reason, its count, and one example.
         """
-        reasons = "; ".join(
-            f"{k}: {v}" for k, v in skipped_lines(self.skipped, self.examples).items()
-        )
+        lines = skipped_lines(self.skipped, self.examples).items()
+        reasons = "; ".join(f"{reason}: {line}" for reason, line in lines)
         if not self.kept:
             raise DataError(
                 f"{name} has no text ({reasons or 'it has no documents'}); check its paths, "

@@ -188,9 +188,7 @@ class Tokenize(Recipe):
     def tasks(self) -> list[Assignment]:
         """All units, numbered."""
         corpora = {"": self.corpus, **self.held_out}
-        units = [
-            (name, corpus, unit) for name, corpus in corpora.items() for unit in corpus.units()
-        ]
+        units = [(name, each, unit) for name, each in corpora.items() for unit in each.units()]
         return [
             Assignment(number=number, corpus=corpus, unit=unit, held_out=name)
             for number, (name, corpus, unit) in enumerate(units)

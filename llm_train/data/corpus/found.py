@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +60,7 @@ def find(entries: Sequence[str]) -> list[FoundFile]:
     ]
 
 
-def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
+def walk(root: Path, without: Collection[str] = ()) -> Iterator[FoundFile]:
     """Files below ``root``, without hidden ones and directories named in ``without``."""
     for directory, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in without and not name.startswith(".")]

@@ -145,10 +145,8 @@ class Family:
         ours = {v: k for k, v in self.activations.items()}.get(theirs[self.activation_key])
         if ours is None:
             raise ConfigError(f"{self.model_type}: {self.activation_key}={name} is not known here")
-        given = {
-            ours: theirs[key] for key, ours in self.keys.items() if theirs.get(key) is not None
-        }
-        arguments = {"activation": ours, **given}
+        known = {key: name for key, name in self.keys.items() if theirs.get(key) is not None}
+        arguments = {"activation": ours, **{name: theirs[key] for key, name in known.items()}}
         arguments |= self.settings(arguments["width"], arguments["heads"])
         if self.rotary:
             base, scaling = rope.read(theirs["rope"])
