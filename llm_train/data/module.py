@@ -1,7 +1,5 @@
 """The LightningDataModule: turns a token source into loaders whose only state is a sample count."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from itertools import islice

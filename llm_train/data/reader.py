@@ -5,8 +5,6 @@ share those pages. Windows cross the borders of shards. Each process verifies wh
 and again after a shard was closed to open another: it may not be the same file any more.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from abc import abstractmethod

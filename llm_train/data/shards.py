@@ -12,8 +12,6 @@ the position of its first token and the end of its key in ``SPLIT.keys``, where 
 another.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

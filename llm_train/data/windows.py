@@ -5,8 +5,6 @@ pass does not show the same beginnings, and are visited in a keyed random order.
 not move: they tile the tokens from the first, so that each token after it is scored exactly once.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
