@@ -23,7 +23,7 @@ from llm_train.runtime.watch.verdict import WatchOptions
 from llm_train.trainer.strategy import MeshShape, Strategy, World, from_word
 from llm_train.trainer.strategy.base import require_strategy
 from llm_train.units import Batch, Duration
-from llm_train.unknown import Undecided, Unknown, known, or_unknown
+from llm_train.unknown import Unknown, tried
 
 _NEVER = Duration(0, "steps")
 _FULL_NAMES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -174,7 +174,7 @@ class Settings:
 
     def parts(self) -> Iterator[Part]:
         """Yields all parts, nested ones included."""
-        strategy = or_unknown(lambda: self.strategy)
+        strategy = tried(lambda: self.strategy)
         waiting = [self.task, self.data, strategy, *self.callbacks, *self.loggers]
         while waiting:
             part = waiting.pop(0)
@@ -191,17 +191,18 @@ class Settings:
         Raises:
             ConfigError: devices or strategy make no sense.
         """
+        count = tried(lambda: self.accelerator.count)
         return Context(
             running=running,
-            prepared=or_unknown(lambda: self.data.source.prepared),
+            prepared=tried(lambda: self.data.source.prepared),
             batch=self.batch,
-            ranks=or_unknown(lambda: self.world_size),
-            devices=or_unknown(lambda: self.devices),
-            here=or_unknown(lambda: tuple(i for i in self._indices if i < self.accelerator.count)),
-            accelerator=or_unknown(lambda: self.accelerator),
-            precision=or_unknown(lambda: self.precision),
-            gradient_clip=or_unknown(lambda: self.trainer_args.get("gradient_clip_val") or 0.0),
-            unmasked=or_unknown(lambda: self.unmasked),
+            ranks=tried(lambda: self.world_size),
+            devices=tried(lambda: self.devices),
+            here=tried(lambda: tuple(i for i in range(count) if i in self._indices)),
+            accelerator=tried(lambda: self.accelerator),
+            precision=tried(lambda: self.precision),
+            gradient_clip=tried(lambda: self.trainer_args.get("gradient_clip_val") or 0.0),
+            unmasked=tried(lambda: self.unmasked),
             lengths={
                 "budget": self.budget,
                 "validate_every": self.validate_every,
@@ -211,9 +212,9 @@ class Settings:
             float8=self.task.construction.float8,
             update=self.task.update,
             documents=self.task.documents,
-            token_ids=or_unknown(lambda: self.task.network_config.token_ids),
-            strategy=or_unknown(lambda: self.strategy.traits(self.world_size)),
-            optimizer=or_unknown(lambda: self.task.optimizer_config.traits),
+            token_ids=tried(lambda: self.task.network_config.token_ids),
+            strategy=tried(lambda: self.strategy.traits(self.world_size)),
+            optimizer=tried(lambda: self.task.optimizer_config.traits),
             derive=self.derive,
             build=self._build,
             build_optimizer=self.task.optimizer_config.build,
@@ -243,8 +244,6 @@ class Settings:
         )
 
     def _build(self) -> Model:
-        if not known(self.task.network_config):
-            raise Undecided
         with without_memory():
             return self.task.network_config.build()
 

@@ -54,7 +54,7 @@ def known(part: object) -> bool:
     return all(map(known, inner.values()))
 
 
-def or_unknown(value: Callable[[], _Value]) -> _Value:
+def tried(value: Callable[[], _Value]) -> _Value:
     """A value, unless it goes by an unknown one."""
     try:
         return value()
