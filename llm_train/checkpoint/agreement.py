@@ -1,7 +1,5 @@
 """How all ranks agree on what one of them does, or on whether a save failed, in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast

@@ -4,8 +4,6 @@ DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an 
 constructs nothing but DCP's own records. What is no tensor lies in a JSON file alongside it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

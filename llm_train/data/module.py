@@ -1,9 +1,8 @@
 """The LightningDataModule: turns a token source into loaders whose only state is a sample count."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -40,16 +39,22 @@ class TokenLoader(DataLoader[Tensor]):
     """A DataLoader that, without workers, is a plain loop: its machinery costs more than reading.
 
     Pinned tensors come from torch's cache of pinned memory, so that copies to a GPU are enqueued.
+
+    Attributes:
+        together: batches that it reads with one call, since a call costs as much as some windows.
     """
+
+    together = 1
 
     def __iter__(self) -> Any:
         """Batches in the sampler's order."""
         return self._read() if self.num_workers == 0 else self._from_workers()
 
     def _read(self) -> Iterator[Tensor]:
-        for indices in self.sampler:
-            batch: Tensor = self.dataset[indices]
-            yield batch.pin_memory() if self.pin_memory else batch
+        turns = iter(self.sampler)
+        while some := list(islice(turns, self.together)):
+            for batch in self.dataset[np.concatenate(some)].chunk(len(some)):
+                yield batch.pin_memory() if self.pin_memory else batch
 
     def _from_workers(self) -> Iterator[Tensor]:
         try:
@@ -169,7 +174,10 @@ class TokenData(DataOptions, Part, pl.LightningDataModule):
             steps_done=self.steps_done,
             consumed=self.consumed,
         )
-        return self._loader(self.source.train_windows(self._sequence, self._seed), sampler)
+        windows = self.source.train_windows(self._sequence, self._seed)
+        loader = self._loader(windows, sampler)
+        loader.together = max(1, windows.together // self.share.per_device)
+        return loader
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
         """Loader of this rank's share of all held-out windows, set by set; of none where none are.

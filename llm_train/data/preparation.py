@@ -5,8 +5,6 @@ therefore whole, and preparing again only has to compare recipes to know whether
 a killed preparation leaves in ``PATH.partial`` is where the next one goes on.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time

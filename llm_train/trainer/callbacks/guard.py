@@ -23,6 +23,7 @@ from llm_train.context import Context, Part
 from llm_train.data.module import data_of
 from llm_train.errors import LLMTrainError, check_at_least, check_choices
 from llm_train.run_state import TaskBase, task_of
+from llm_train.runtime.ledger import DEVICE
 from llm_train.trainer.callbacks.spikes import Curve
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.strategy.base import require_strategy
@@ -149,7 +150,7 @@ class Guard(Part, pl.Callback):
         steps, values = zip(*self._unread.items(), strict=True)
         self._unread = {}
         found = trainer.strategy.reduce(torch.stack(values), reduce_op="sum")
-        with task.run_state.ledger.device():
+        with task.run_state.ledger.during(DEVICE):
             summed = found.tolist()
         for step, (nats, tokens, norm) in zip(steps, summed, strict=True):
             numbers = {

@@ -6,8 +6,6 @@ reduction of a log point; n ranks agree exactly if n (h_1^2 + ... + h_n^2) = (h_
 Who differs is asked for only when somebody does.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +83,8 @@ def _odd(names: Sequence[str], everyone: Sequence[tuple[int, list[int]]]) -> str
     for rank, (slot, sums) in enumerate(everyone):
         slots[slot][rank] = sums
     for ranks in slots.values():
-        usual = [
-            Counter(column).most_common(1)[0][0] for column in zip(*ranks.values(), strict=True)
-        ]
+        columns = zip(*ranks.values(), strict=True)
+        usual = [Counter(column).most_common(1)[0][0] for column in columns]
         for rank, sums in ranks.items():
             if wrong := [name for name, a, b in zip(names, sums, usual, strict=True) if a != b]:
                 more = f" and {len(wrong) - 1} more tensors" if wrong[1:] else ""
