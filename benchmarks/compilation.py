@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch._dynamo.utils import counters
 
+from benchmarks.usage import arguments
 from llm_train.cli import main
 from llm_train.testing.attach import attached
 
@@ -32,9 +32,10 @@ class Watch(pl.Callback):
 
 
 if __name__ == "__main__":
+    counts, *command = arguments("counts", more="command")
     watch = Watch()
     try:
         with attached(watch):
-            main(sys.argv[2:])
+            main(command)
     finally:
-        Path(sys.argv[1]).write_text(json.dumps(watch.found))
+        Path(counts).write_text(json.dumps(watch.found))

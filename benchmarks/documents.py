@@ -18,6 +18,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from benchmarks.usage import arguments
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import LanguageModel, Transformer, initialise
 from llm_train.model.network.confined import confine, own_targets
@@ -129,6 +130,7 @@ def difference(positions: str) -> tuple[float, float]:
 
 def main() -> None:
     """Prints both tables."""
+    arguments()
     torch.set_num_threads(1)
     print("positions   sequence  joined us/token  confined / joined")
     cases = [(256, "rotary"), (256, "learned"), (256, "alibi"), (1024, "rotary")]

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.ours import write_shards
+from benchmarks.usage import arguments
 from benchmarks.work import write_tokens
 from llm_train.data.module import TokenData
 from llm_train.data.reader import MappedTokens, ShardTokens
@@ -245,6 +246,7 @@ def _wait(path: Path, *, samples: int, tokens_per_s: float, steps: int = 100) ->
 
 
 if __name__ == "__main__":
+    (folder,) = arguments("folder")
     # Checksums of blocks would be 2 GB, and say nothing about files that are holes.
     ShardTokens._sums = MappedTokens._sums
-    print(json.dumps(_start(Path(sys.argv[1]))))
+    print(json.dumps(_start(Path(folder))))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.usage import arguments
 from llm_train.model.network import Transformer
 from llm_train.plan.speed import (
     ATTENTION_AREA,
@@ -190,4 +191,5 @@ def _line(cells: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    arguments()
     print(table())

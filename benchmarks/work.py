@@ -18,6 +18,8 @@ from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
+from benchmarks.usage import arguments
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -88,10 +90,11 @@ class Job:
     @classmethod
     def from_arguments(cls) -> Job:
         """Reads the job from the command line; from here on, prints go to standard error."""
+        (text,) = arguments("job")
         global _answers  # noqa: PLW0603 - one process, one channel to the parent
         _answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        values = json.loads(sys.argv[1])
+        values = json.loads(text)
         values["shape"] = Shape(**values["shape"])
         return cls(**values)
 

@@ -196,7 +196,7 @@ class Settings:
             batch=self.batch,
             ranks=self.world_size,
             devices=self.devices,
-            here=tuple(index for index in self._indices if index < count),
+            here=tuple(index for index in range(count) if index in self._indices),
             accelerator=self.accelerator,
             precision=self.precision,
             gradient_clip=self.trainer_args.get("gradient_clip_val") or 0.0,

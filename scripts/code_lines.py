@@ -5,9 +5,9 @@ The project measures its size with this script: ``python scripts/code_lines.py [
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
-import sys
 import tokenize
 from collections import Counter
 from pathlib import Path
@@ -53,4 +53,6 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["llm_train", "tests"])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="*", default=["llm_train", "tests"])
+    main(parser.parse_args().folder)

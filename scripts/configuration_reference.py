@@ -9,6 +9,7 @@ folder derive from its base.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import inspect
@@ -314,8 +315,11 @@ def readme() -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    check = parser.parse_args().check
     for file, text in ((PAGE, page()), (README, readme())):
-        if "--check" not in sys.argv[1:]:
+        if not check:
             file.write_text(text, encoding="utf-8")
             print(f"wrote {file}", file=sys.stderr)
         elif file.read_text(encoding="utf-8") != text:

@@ -14,11 +14,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from datatrove.pipeline.readers import JsonlReader, ParquetReader
-from datatrove.pipeline.tokens import DocumentTokenizer
-
-READERS = {"jsonl": JsonlReader, "parquet": ParquetReader}
-
 
 def executor(options: argparse.Namespace, pipeline: list[Any]) -> Any:
     """Returns what runs the pipeline, made where it is chosen: each needs packages of its own."""
@@ -49,7 +44,7 @@ def main() -> None:
     parser.add_argument("input", help="folder of the texts")
     parser.add_argument("tokenizer", help="tokenizer.json, or a name on the Hugging Face hub")
     parser.add_argument("output", help="folder for the tokens; logs go to OUTPUT.logs")
-    parser.add_argument("--format", choices=sorted(READERS), default="jsonl")
+    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
     parser.add_argument("--field", default="text", help="key or column of the text")
     parser.add_argument("--end-of-text", default="<|endoftext|>", help="put after each document")
     parser.add_argument(
@@ -60,8 +55,12 @@ def main() -> None:
     parser.add_argument("--partition", default="", help="of SLURM")
     parser.add_argument("--time", default="12:00:00", help="limit of a SLURM task")
     options = parser.parse_args()
+    from datatrove.pipeline.readers import JsonlReader, ParquetReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    reader = {"jsonl": JsonlReader, "parquet": ParquetReader}[options.format]
     pipeline = [
-        READERS[options.format](options.input, text_key=options.field),
+        reader(options.input, text_key=options.field),
         DocumentTokenizer(
             options.output,
             tokenizer_name_or_path=options.tokenizer,

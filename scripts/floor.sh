@@ -4,6 +4,7 @@
 # constraints.txt. torch's build for CUDA takes gigabytes, so nothing runs this by itself.
 # FLOOR_PYTHON names an interpreter that has everything already.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0; }
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=
 floor=$(sed -n 's/^  "torch>=\([0-9.]*\)",$/\1/p' pyproject.toml)

@@ -19,9 +19,10 @@
 #   SHAKESPEARE=FILE karpathy/char-rnn's input.txt, for the study shakespeare
 #   REHEARSE=1       4 with tiny twins of all shapes
 set -euo pipefail
-usage() { sed -n '2,23s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-[[ $# -ge 1 ]] || usage
-for part in "$@"; do [[ $part == [1-4] ]] || usage; done
+usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; exit "$1"; }
+[[ ${1:-} != --help ]] || usage 0
+[[ $# -ge 1 ]] || usage 2 >&2
+for part in "$@"; do [[ $part == [1-4] ]] || usage 2 >&2; done
 cd "$(dirname "$0")/.."
 root=$PWD
 PYTHON=${PYTHON:-python3}

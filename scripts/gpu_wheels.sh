@@ -6,7 +6,9 @@
 # pytest with xdist, on Linux x86_64 with Python 3.12 (FOR=3.13 names another). Versions are those of
 # constraints.txt. WHEELS=DIR of gpu_measure.sh installs them into a folder of their own.
 set -euo pipefail
-[[ $# -ge 1 ]] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; }
+[[ ${1:-} != --help ]] || { usage; exit 0; }
+[[ $# -ge 1 ]] || { usage >&2; exit 2; }
 mkdir -p "$1"
 directory=$(cd "$1" && pwd)
 shift

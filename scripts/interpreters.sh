@@ -5,6 +5,7 @@
 # changed. A version that is absent is said to be so and passes. So does one whose installation takes
 # longer than INSTALL_SECONDS (300): that tells of the network, and nothing of the package.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0; }
 cd "$(dirname "$0")/.."
 INSTALL_SECONDS=${INSTALL_SECONDS:-300}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false

@@ -5,6 +5,7 @@
 # PROCESSES: on this node; without it, one per CUDA device, or one on a machine without any.
 # NODES: how many nodes (1). HOST: address of one of them and a port that is free there.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0; }
 if [[ $# -eq 0 ]]; then
   echo "usage: [PROCESSES=N] [NODES=M HOST=ADDRESS:PORT] scripts/torchrun.sh VERB [OPTIONS]" >&2
   exit 2

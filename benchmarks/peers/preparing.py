@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.usage import arguments
+
 END = "<|endoftext|>"
 
 
@@ -214,7 +216,8 @@ def inside(folder: Path, vocabulary: int) -> dict[str, float]:
 
 
 def main() -> None:
-    way, folder, vocabulary = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    way, place, size = arguments("way", "folder", "vocabulary")
+    folder, vocabulary = Path(place), int(size)
     if way == "inside":
         found = inside(folder, vocabulary)
     else:

@@ -7,7 +7,6 @@ is known, so an interrupted run keeps what it has.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from benchmarks.duel import Peer
 from benchmarks.judge import read_rows
 from benchmarks.peers.ours import configuration, write_shards
 from benchmarks.shapes import Preset, gpu_presets
+from benchmarks.usage import arguments
 from benchmarks.work import Job, Shape, write_tokens
 from llm_train.model.network import Counts, Transformer
 
@@ -61,7 +61,7 @@ class Settings:
     @classmethod
     def from_arguments(cls) -> Settings:
         """Reads the settings from the command line."""
-        return cls(**json.loads(sys.argv[1]))
+        return cls(**json.loads(arguments("settings", more="part")[0]))
 
     def dump(self) -> str:
         """Returns the settings as one line of JSON."""

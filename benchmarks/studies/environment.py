@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.usage import arguments
+
 PACKAGES = (
     *("lightning", "transformers", "accelerate", "deepspeed", "torchao", "triton", "liger-kernel"),
 )
@@ -61,4 +63,5 @@ def described() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    arguments()
     print(json.dumps(versions()))

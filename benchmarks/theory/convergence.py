@@ -13,6 +13,7 @@ import torch
 import vl_convert
 from torch import Tensor, nn
 
+from benchmarks.usage import arguments
 from llm_train.analysis import Point, descend, gradient, largest_eigenvalue, loss_of, moved
 from llm_train.model.loss import CausalLM
 from llm_train.model.network import Transformer, initialise
@@ -48,6 +49,7 @@ def quadratic(at: Point) -> Tensor:
 
 def main() -> None:
     """Runs both, and draws."""
+    arguments()
     loss, at = loss_of(Scored())
     for _ in range(100):
         at = moved(at, gradient(loss, at), -0.3)

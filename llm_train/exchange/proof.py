@@ -8,16 +8,20 @@ once, and at every place must prefer the token that ours prefers. That is the sa
 with both, since as long as they agree both have read the same text.
 """
 
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
 from llm_train.errors import LLMTrainError
@@ -38,6 +42,27 @@ _CONTINUED = 200
 _UNREAD = ("vocab_size", "head_dim", "n_positions", "n_inner")
 _WHOLE_BYTES = 4e9  # of weights in fp32; of larger networks, one module's are in memory at a time
 
+# transformers before this module took the words of each architecture, not those that a file names.
+_GGUF_WORDS = "transformers.integrations.gguf"
+_LETTERS = frozenset(ByteLevel.alphabet())  # it drops special tokens that have any other
+_AWKWARD = (
+    *(
+        "",
+        " ",
+        "  a   b ",
+        "\n\n a\r\n\tb\n",
+        "don't I'LL we've 'S",
+        "12345 6.7e-8 1,000",
+        "a\u00a0b\u2028c",
+    ),
+    *(
+        "na\u00efve nai\u0308ve \ufb01",
+        "\u4f60\u597d\u3002 \u0633\u0644\u0627\u0645 \u0928\u092e",
+        "\U0001f469\u200d\U0001f4bb\ufe0f \U0001d54f",
+    ),
+    *("\x00\x7f\ufeff\ufffd", "[PAD0] <s> </s>", "x" * 500, "if (a[i]!=b) {\n    return;\n}"),
+)
+
 Read = Callable[[str], Tensor]
 
 
@@ -51,7 +76,8 @@ class Proof:
         kl: mean of the divergence of their next-token distributions from ours, in nats.
         greedy_tokens: places in all texts, prompts included.
         greedy_equal: of them, where both prefer the same token.
-        text_equal: whether both tokenizers give the same ids; None: there is no tokenizer.
+        text_equal: whether both tokenizers give the same ids for the texts, and in an export for
+            awkward ones, too; None: there is no tokenizer, or transformers cannot read it.
         transformers: its version.
         opened_as: the class that it chose.
         prompts: token ids.
@@ -149,7 +175,7 @@ def prove(
     with _quiet():
         model = _opened(folder, whole, trust, gguf)
         theirs: Tensor = model(texts).logits
-        text_equal = None if gguf else _same_text(folder, texts, bare)
+        text_equal = _same_text(folder, texts, bare, gguf)
     kl = (ours.softmax(-1) * (ours.log_softmax(-1) - theirs.log_softmax(-1))).sum(-1).mean()
     equal = ours.argmax(-1) == theirs.argmax(-1)
     return Proof(
@@ -217,12 +243,23 @@ def _continued(network: LanguageModel, prompt: Tensor, new: int) -> Tensor:
     return torch.cat([prompt, torch.tensor(list(tokens), dtype=prompt.dtype)])
 
 
-def _same_text(folder: Path, texts: Tensor, bare: bool) -> bool | None:
+def _same_text(folder: Path, texts: Tensor, bare: bool, gguf: str) -> bool | None:
+    library = transformers().AutoTokenizer
     if not (folder / TOKENIZER).is_file():
         return None
     ours = Tokenizer.from_file(str(folder / TOKENIZER))
-    theirs = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    added = [token.content for token in ours.get_added_tokens_decoder().values()]
+    if gguf:
+        if not find_spec(_GGUF_WORDS) or not _LETTERS.issuperset("".join(added)):
+            return None
+        with TemporaryDirectory() as alone:  # with a tokenizer.json next to it, that one is read
+            (Path(alone) / gguf).symlink_to((folder / gguf).absolute())
+            theirs = library.from_pretrained(alone, gguf_file=gguf, local_files_only=True)
+    else:
+        theirs = library.from_pretrained(folder, local_files_only=True)
     words = [ours.decode(text.tolist()) for text in texts]
+    if bare:
+        words += [*_AWKWARD, *(f"a {token} b{token}" for token in added)]
     return all(
         ours.encode(word, add_special_tokens=False).ids
         == theirs(word, add_special_tokens=bare)["input_ids"]
@@ -238,7 +275,8 @@ def _quiet() -> Iterator[None]:
     theirs.set_verbosity(logging.ERROR)
     theirs.disable_progress_bar()
     try:
-        with quiet():  # torchao, which it imports where it is installed
+        # torchao, which it imports where it is installed; the bar of GGUF has no switch.
+        with quiet(), redirect_stderr(io.StringIO()):
             yield
     finally:
         theirs.set_verbosity(level)

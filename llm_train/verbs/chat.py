@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 from llm_train.verbs.base import Load, Verb
 from llm_train.verbs.generate import SAMPLING, Generate
 
@@ -22,6 +22,7 @@ class Chat(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Until the end of the input; of an answer that is broken off, what was written stays."""
+        check_at_least(flags, 1, "tokens", prefix="--")
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say, say_piece
 

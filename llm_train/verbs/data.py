@@ -26,7 +26,9 @@ class Data(Verb):
         show.add_argument("config", nargs="+", help="a run directory, or configuration files")
         show.add_argument("--step", type=int, required=True, help="counted from 1, as in metrics")
         show.add_argument("--samples", type=int, default=4, help="how many of them; 0 is all")
-        show.add_argument("--characters", type=int, default=60, help="of text to show of each")
+        show.add_argument(
+            "--characters", type=int, default=60, help="of text to show of each; 0 is all"
+        )
 
         stats = words.add_parser("stats", help="counts, lengths, compression and copies")
         stats.set_defaults(answer=_stats)
@@ -45,7 +47,7 @@ class Data(Verb):
         compare.set_defaults(answer=_tokenizers)
         compare.add_argument("folder", help="prepared tokens, whose text is taken")
         compare.add_argument("others", nargs="*", help="tokenizer.json or .model files, or folders")
-        compare.add_argument("--megabytes", type=float, default=10, help="of text")
+        compare.add_argument("--megabytes", type=float, default=10, help="of text; 0 is all")
 
     def run(self, flags: argparse.Namespace, load: Load) -> int | None:
         """Answers one question."""
@@ -56,8 +58,9 @@ class Data(Verb):
 def _show(flags: argparse.Namespace, load: Load) -> None:
 
     from llm_train.data.audit.passages import passages
-    from llm_train.errors import ConfigError
+    from llm_train.errors import ConfigError, check_at_least
 
+    check_at_least(flags, 0, "samples", "characters", prefix="--", hint="; 0 shows all")
     files = [Path(name) / "config.yaml" if Path(name).is_dir() else name for name in flags.config]
     settings = load([word for file in files for word in ("-c", str(file))])
     derived, source = settings.derive(), settings.data.source
@@ -77,7 +80,7 @@ def _show(flags: argparse.Namespace, load: Load) -> None:
             inside = (
                 f"{part.start - place.start:,} of {place.stop - place.start:,}" if place else ""
             )
-            beginning = decode(part.ids)[: flags.characters]
+            beginning = decode(part.ids)[: flags.characters or None]
             named = f"{part.source}: " if part.source else ""
             say(
                 f"  {named}{key}  tokens {part.start:,} .. {part.stop - 1:,}"
@@ -141,7 +144,9 @@ def _verify(flags: argparse.Namespace, load: Load) -> None:
 def _tokenizers(flags: argparse.Namespace, load: Load) -> None:
     from llm_train.data.audit import compression
     from llm_train.data.audit.prepared_folder import PreparedFolder
+    from llm_train.errors import check_at_least
 
+    check_at_least(flags, 0, "megabytes", prefix="--", hint="; 0 takes all text")
     folder = PreparedFolder(flags.folder)
     texts = compression.sample_of(folder, int(flags.megabytes * _MEGABYTE))
     rows = compression.table([flags.folder, *flags.others], texts)

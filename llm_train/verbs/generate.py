@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
+from llm_train.errors import check_at_least
 from llm_train.verbs.base import Load, Verb
 
 SAMPLING = ("tokens", "temperature", "top_k", "top_p", "stop", "seed")
@@ -29,6 +30,7 @@ class Generate(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Writes each piece as soon as it is known."""
+        check_at_least(flags, 1, "tokens", prefix="--")
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say_piece
 

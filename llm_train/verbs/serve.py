@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, check_at_least
 from llm_train.verbs.base import Load, Verb
 
 _LOOPBACK = ["127.0.0.1", "localhost"]
@@ -36,8 +36,7 @@ class Serve(Verb):
         from llm_train.run.pretrained import load_checkpoint
         from llm_train.runtime.terminal import say
 
-        if flags.batch < 1:
-            raise ConfigError(f"--batch={flags.batch} must be at least 1")
+        check_at_least(flags, 1, "batch", prefix="--")
         with _listening(flags.host, flags.port) as listener:
             pretrained = load_checkpoint(flags.checkpoint, load, flags.device)
             local = flags.host in _LOOPBACK

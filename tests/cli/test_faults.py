@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,27 @@ def test_verbs(arguments: list[str], message: str, tmp_path: Path) -> None:
     verb, *rest = arguments
     lines = refused(verb, *(a.format(file=file) for a in rest))
     assert essence(lines) == essence([message])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "x", "--tokens=0"],
+        ["chat", "x", "--tokens=-1"],
+        ["serve", "x", "--port=0", "--batch=0"],
+        ["eval", "x", "--tasks=y", "--batch=0"],
+        ["data", "show", "x", "--step=1", "--characters=-1"],
+        ["data", "show", "x", "--step=1", "--samples=-1"],
+        ["data", "tokenizers", "x", "--megabytes=inf"],
+        ["average", ".", "x", "--last=1"],
+        ["plan", "-c", "{file}", "--devices=1000000000"],
+    ],
+)
+def test_a_count_that_counts_nothing_is_named(arguments: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))
+    (line,) = refused(*(word.format(file=file) for word in arguments))
+    assert (arguments[-1] if arguments[0] != "plan" else "1000000000 ranks") in line
+    assert re.search("at least|nearest", line)
 
 
 @pytest.mark.parametrize(

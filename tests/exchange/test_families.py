@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from llm_train.errors import ConfigError
+from llm_train.errors import ConfigError, LLMTrainError
 from llm_train.exchange.families import families, fitting
 from llm_train.exchange.outgoing import Export, Form
 from llm_train.exchange.warm_start import WarmStart
@@ -57,11 +59,15 @@ def built(config: Transformer) -> LanguageModel:
     return network.eval()
 
 
-def export(config: Transformer, out: Path, **options: Any) -> Any:
+def export(
+    config: Transformer, out: Path, *, tokenizer: str = "", boundary: str = "", **options: Any
+) -> Any:
     network = built(config)
     form = Form(shard_bytes=20_000, **options)
     weights = InMemory(network, config.vocab_size)
-    task = Export(weights=weights, network=config, tokenizer="", boundary="", form=form)
+    task = Export(
+        weights=weights, network=config, tokenizer=tokenizer, boundary=boundary, form=form
+    )
     return task.write(out, "run", {})
 
 
@@ -172,22 +178,59 @@ def test_a_wider_network_computes_the_same_with_copies_that_part(
     assert not torch.equal(first, second)
 
 
+END = "<|endoftext|>"
+
+
+def byte_level() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=[END], initial_alphabet=letters)
+    tokenizer.train_from_iterator(["we don't know 12345 naïve words, do we?"] * 9, trainer)
+    return tokenizer.to_str()
+
+
 GGUF = {
     **{name: EXPORTED[name][0] for name in ("gpt2-124m", "qk-norm")},
     "grouped": Transformer(**SMALL, kv_heads=2, tied=True, pad_vocab_to=64, mlp_width=96),
     "untied gpt2": replace(preset("gpt2-124m"), tied=False, mlp_width=96),
 }
+GGUF = {name: replace(config, vocab_size=300) for name, config in GGUF.items()}
 
 
 @pytest.mark.parametrize("name", GGUF)
-def test_a_file_for_llama_cpp_computes_the_same(tmp_path: Path, name: str) -> None:
-    """The export itself compares with what transformers makes of it."""
+def test_a_file_for_llama_cpp_computes_and_encodes_the_same(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The export itself compares with what transformers makes of it, and shows no bar of theirs."""
     pytest.importorskip("gguf")
     dtype = torch.bfloat16 if name == "grouped" else torch.float32
-    export(GGUF[name], tmp_path / "out", gguf=True, dtype=dtype)
+    words = {"tokenizer": byte_level(), "boundary": END}
+    export(GGUF[name], tmp_path / "out", gguf=True, dtype=dtype, **words)
     proof = json.loads((tmp_path / "out" / "proof-gguf.json").read_text())
     assert proof["largest_difference"] <= proof["limit"]
     assert proof["greedy_equal"] == proof["greedy_tokens"] >= 2 * 200
+    assert proof["text_equal"] is (True if find_spec("transformers.integrations.gguf") else None)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("change", ["add_token_merges", "add_tokenizer_pre"])
+def test_a_file_for_llama_cpp_with_another_tokenizer_is_not_written(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with a merge less, and one with the words of Llama 3."""
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("transformers.integrations.gguf", reason="older ones take other words")
+    real = getattr(gguf.GGUFWriter, change)
+
+    def changed(self: Any, given: Any) -> None:
+        real(self, given[1:] if change == "add_token_merges" else "llama-bpe")
+
+    monkeypatch.setattr(gguf.GGUFWriter, change, changed)
+    with pytest.raises(LLMTrainError, match="the tokenizers give other ids"):
+        export(GGUF["grouped"], tmp_path / "out", gguf=True, tokenizer=byte_level(), boundary=END)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
