@@ -4,8 +4,6 @@ Nothing is required in it, since an overlay is a configuration of a few keys, an
 own may have any settings. ``title`` is what ``--help`` puts to the right of ``=``.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import inspect
 from collections.abc import Collection, Mapping, Sequence

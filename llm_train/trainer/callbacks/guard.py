@@ -5,8 +5,6 @@ they read: to leave out an update the host must know the step's numbers before i
 to wait for the device once a step. ``log`` leaves nothing out and waits at log points only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
