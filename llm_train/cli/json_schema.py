@@ -5,8 +5,6 @@ own may have any settings. ``x-required`` is what a whole configuration needs, a
 ``--help`` puts to the right of ``=``.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import inspect
 from collections.abc import Collection, Mapping, Sequence

@@ -5,8 +5,6 @@ hyper-parameters in or out of checkpoints, no import of code that was not allowe
 and all parts that refuse their settings reported at once, each with its key.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

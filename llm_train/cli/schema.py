@@ -1,7 +1,5 @@
 """Which settings exist and what may stand there, read off signatures, to suggest corrections."""
 
-from __future__ import annotations
-
 import collections.abc
 import dataclasses
 import functools
