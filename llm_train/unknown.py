@@ -5,8 +5,6 @@ rules are asked all the same, and one that would decide by the wrong setting end
 instead: nobody hears of a problem that goes away with another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -29,7 +27,7 @@ class Unknown:
 
     __class__ = property(_undecided)  # isinstance decides by it
 
-    def __getattr__(self, name: str) -> Unknown:
+    def __getattr__(self, name: str) -> "Unknown":
         if name.startswith("__"):
             raise AttributeError(name)
         return self

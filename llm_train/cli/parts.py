@@ -8,8 +8,6 @@ class knows, also where they mean something else to it, as a learning rate does,
 others. Neither may happen without a word (``Exchange``).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ _FAILED = object()  # Unknown while the parser, which looks at everything, has i
 
 
 class Builder:
-    """Calls classes until ``raise_failures``; deferred calls after that are passed on unchanged.
+    """Calls classes until ``finish``; deferred calls after that are passed on unchanged.
 
     Args:
         chosen: the class at each key, in order.
@@ -37,9 +35,7 @@ class Builder:
     def __init__(
         self, chosen: Mapping[str, type], owners: Collection[str], unknown: Collection[str]
     ) -> None:
-        # The parser leaves out what is unknown, but for groups, which are always there.
-        kept = {k for k in chosen if schema.part_of(k) not in unknown or schema.is_group(chosen[k])}
-        self._chosen = {key: kind for key, kind in chosen.items() if key in kept}
+        self._chosen = dict(chosen)
         self._owners = owners
         self._unknown = unknown
         self.failures: dict[str, Exception] = {}

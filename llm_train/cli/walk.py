@@ -5,8 +5,6 @@ pass whose value is ``{}``. Here every key of every file and option is looked up
 that all problems are found at once, each with its key, its value and a way out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -99,6 +97,9 @@ class Walk:
             ):
                 self._settings(setting.hint, {}, key)
         self._find_missing()
+        for key in list(self.chosen):  # what the parser will not hear of; of groups it always does
+            if schema.part_of(key) in self.unknown and not schema.is_group(self.chosen[key]):
+                del self.chosen[key]
 
     def _say(self, problem: str, *keys: str) -> None:
         """Notes a problem, and which settings cannot be judged for it."""

@@ -50,9 +50,9 @@ class GGUF(NamedTuple):
         """
         network, kind = self.network, self.family.model_type
         scaling = self.family.config(network).get("rope", {}).get("rope_type", "default")
-        named, other = f"{kind} with activation={network.activation}", _ACTIVATIONS.get(kind)
+        named, wanted = f"{kind} with activation={network.activation}", _ACTIVATIONS.get(kind)
         said = {
-            f"{named} (only {_ACTIVATIONS})": network.activation != other,
+            f"{named} (only {_ACTIVATIONS})": network.activation != wanted,
             "bias=True": network.bias and self.family.rotary,
             f"rotary_scaling={type(network.rotary_scaling).__name__}": scaling != "default",
             "a tokenizer other than byte-level BPE with GPT-2's words and an end of text": (

@@ -8,8 +8,6 @@ for the device to catch up, and what is logged for a step is what that step gave
 later. Validation, checkpoints and the last step read what is pending at once.
 """
 
-from __future__ import annotations
-
 import math
 import resource
 import sys

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llm_train.errors import LLMTrainError
-from llm_train.runtime.sharded import local_part
+from llm_train.runtime.sharded import local_part, of_all_ranks
 
 _PRIME = 1_048_573  # the largest below 2^20: 8,192 squares add up exactly in float64
 
@@ -56,10 +56,7 @@ class Copies:
         pairs = zip(map(int, summed[::2]), map(int, summed[1::2]), strict=True)
         if all(copies * squares == total**2 for total, squares in pairs):
             return
-        everyone: list[tuple[int, list[int]]] = [(self.slot, self._sums().tolist())]
-        everyone *= dist.get_world_size()
-        dist.all_gather_object(everyone, everyone[0])
-        odd = _odd(list(self.tensors), everyone)
+        odd = _odd(list(self.tensors), of_all_ranks((self.slot, self._sums().tolist())))
         raise LLMTrainError(
             f"replicas differ at step {step}: {odd}, and nothing is saved of it; test the "
             "memory of that rank's device, and resume from the last checkpoint "
