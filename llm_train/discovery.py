@@ -4,8 +4,6 @@ A class is known by its base, so it is enough that its module has been imported:
 the words of strategies and the documentation ask the base for its subclasses.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import sys

@@ -32,6 +32,11 @@ class CheckpointError(LLMTrainError, RuntimeError):
     """Reports a checkpoint that is missing, incomplete or damaged, or that does not fit the run."""
 
 
+def line_of(error: BaseException) -> str:
+    """What an error of a library says, on one line, or its name."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def check_choices(config: object, prefix: str = "") -> None:
     """Refuses a field whose value is not in its ``Literal``; a script does not pass the parser.
 

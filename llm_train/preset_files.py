@@ -3,8 +3,6 @@
 ``llm_train/configs`` is a link to ``configs/`` in a checkout, and a copy of it in a wheel.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "configs"

@@ -5,8 +5,6 @@ value from where it is created to where it is read, and mypy can as well. Of the
 restores ``sums``; the others are filled anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -1,7 +1,5 @@
 """A parsed and instantiated configuration, before any device or process group exists."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

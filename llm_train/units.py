@@ -16,7 +16,7 @@ from typing import Literal
 
 from llm_train.errors import ConfigError, check_at_least
 
-_DURATION = re.compile(
+DURATION = re.compile(
     r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*(steps?|tokens?)\s*$"
 )
 _SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
@@ -49,7 +49,7 @@ class Duration:
         Raises:
             ConfigError: if the text has no unit, is not a number, or is not a whole count.
         """
-        match = _DURATION.match(text) if isinstance(text, str) else None
+        match = DURATION.match(text) if isinstance(text, str) else None
         if match is None:
             raise ConfigError(
                 f"{text!r} is not a duration; write a count and its unit, as in '2000 steps' or "

@@ -209,7 +209,7 @@ def _words(values: tuple[str, ...]) -> str:
 
 def page() -> str:
     """Returns the whole page."""
-    from llm_train.data.module import TokenData
+    from llm_train.data.preparation import DataOptions
     from llm_train.exchange.warm_start import WarmStart
     from llm_train.model.task import Task
     from llm_train.runtime.device_options import DeviceOptions
@@ -281,9 +281,9 @@ def page() -> str:
         "",
         "## data",
         "",
-        about(TokenData),
+        about(DataOptions),
         "",
-        *table(TokenData),
+        *table(DataOptions),
         "",
         "## trainer",
         "",

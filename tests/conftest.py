@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,21 @@ from llm_train.testing.fork_server import ForkServer
 def fork_server() -> ForkServer:
     """Forks ranks that have everything imported; starting one costs seconds instead of a minute."""
     return ForkServer()
+
+
+@pytest.fixture
+def object_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What s3:// leads to: a server on this machine, where s3fs and moto are installed."""
+    s3fs, moto = pytest.importorskip("s3fs"), pytest.importorskip("moto.server")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
 
 
 @pytest.hookimpl(tryfirst=True)

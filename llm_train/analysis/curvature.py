@@ -9,8 +9,6 @@ multiplication by the Hessian", Neural Computation 6, 1994): about four times th
 and no matrix.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Small fits to losses: the best of a number from a few tries, a power law, a range of rates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ more tokens buy few steps. That is exact for SGD on a quadratic whose Hessian is
 identity; for other optimizers and losses it is right to a small factor (section 2.2 there).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 

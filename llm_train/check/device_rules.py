@@ -1,7 +1,5 @@
 """Rules about devices and nodes: what is asked for, what a launcher started, what is here."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Asks every part for its problems, and adds the rules about what is no part."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Every number that follows from the settings, by section, as arithmetic where that is short."""
 
-from __future__ import annotations
-
 import dataclasses
 from bisect import bisect_left
 from typing import Any

@@ -1,7 +1,5 @@
 """Rules about Lightning's Trainer arguments: which work here, and which another key replaces."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Iterator

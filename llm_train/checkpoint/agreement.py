@@ -1,7 +1,5 @@
 """How all ranks agree on what one of them does, or on whether a save failed, in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -9,6 +7,7 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from llm_train.errors import CheckpointError
+from llm_train.runtime.sharded import of_all_ranks
 
 T = TypeVar("T")
 
@@ -47,11 +46,7 @@ class Ranks:
 
     def any(self, wrong: bool) -> bool:
         """Whether something is wrong on any rank; nobody goes on before all have come so far."""
-        everyone = [wrong]
-        if dist.is_initialized():
-            everyone *= dist.get_world_size()
-            dist.all_gather_object(everyone, wrong, group=self.group)
-        return any(everyone)
+        return any(of_all_ranks(wrong, self.group))
 
 
 class SaveFailed(CheckpointError):

@@ -4,8 +4,6 @@ The scores stand in the manifests, so that a run that resumes knows them. A link
 checkpoint is a checkpoint for whoever reads: ``llm-train export RUN/checkpoints/best``.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable
@@ -36,7 +34,8 @@ class Best:
         """Lets ``best`` lead to the best of ``paths``; warns where none has a score."""
         if not self.metric:
             return
-        scores = {path: score for path in paths if (score := self._score(path)) is not None}
+        found = {path: _metrics(path) for path in paths}
+        scores = {path: each[self.metric] for path, each in found.items() if self.metric in each}
         if not scores:
             known = ", ".join(sorted(_metrics(newest))) or "nothing"
             _log.warning(
@@ -58,9 +57,6 @@ class Best:
         """Whether ``best`` leads to a checkpoint."""
         link = path.with_name(NAME)
         return link.is_symlink() and os.readlink(link) == path.name
-
-    def _score(self, path: Path) -> float | None:
-        return _metrics(path).get(self.metric)
 
 
 def _metrics(path: Path) -> dict[str, float]:

@@ -6,8 +6,6 @@ resume, and no gradients exist then. Lightning's own checkpoint path is not used
 state, loses the position in the data, and overwrites sharded files in place.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ parameters are. The hook is given a dictionary like Lightning's own checkpoint; 
 are those that the strategy writes anyway, so only the name under which the hook left them is kept.
 """
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """Which checkpoints may be loaded into what, said before anything is read; and weights alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,11 +14,7 @@ from llm_train.errors import CheckpointError, check_at_least
 from llm_train.runtime.structure import structure
 
 # What a position in the data and an optimizer's state depend on, and the keys that set it.
-_FIXED = {
-    "seed": "seed",
-    "sequence": "batch.sequence",
-    "optimizer": "model.optimizer",
-}
+_FIXED = {"seed": "seed", "sequence": "batch.sequence", "optimizer": "model.optimizer"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,6 @@ optimizer keeps in groups. Rank 0 adds the callbacks' state, the position in the
 that make a checkpoint usable without its run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

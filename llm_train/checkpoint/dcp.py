@@ -4,8 +4,6 @@ DCP's ``.metadata`` is a pickle whatever one asks for, so it is read through an 
 constructs nothing but DCP's own records. What is no tensor lies in a JSON file alongside it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
@@ -28,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 from llm_train.checkpoint.fragments import BoxedTensor
 from llm_train.checkpoint.rank_state import RankState
 from llm_train.errors import CheckpointError
-from llm_train.runtime.sharded import local_part
+from llm_train.runtime.sharded import local_part, of_all_ranks
 
 _SCALARS = "optimizer_scalars.json"
 _COPIED_AHEAD = 10_000_000  # bytes on their way from the device to a file; DCP's default
@@ -197,10 +195,7 @@ def _numbers(tensor: Tensor) -> list[Tensor]:
 
 
 def _require_finite(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    everyone = [not_finite(tensors)]
-    if dist.is_initialized():
-        everyone *= dist.get_world_size()
-        dist.all_gather_object(everyone, everyone[0], group)
+    everyone = of_all_ranks(not_finite(tensors), group)
     wrong = [(key, n, rank) for rank, own in enumerate(everyone) for key, n in own.items()]
     if wrong:
         (key, count, rank), *others = wrong

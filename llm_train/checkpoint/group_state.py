@@ -5,8 +5,6 @@ they know. So what has changed since the optimizer was built is its state. The v
 with is saved with it: where the configuration gives another one by then, that one applies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

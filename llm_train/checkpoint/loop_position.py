@@ -5,8 +5,6 @@ one. So a step begins at a multiple of it, validations come at multiples of step
 resume on other ranks nor a batch that changes on the way leaves anything misaligned.
 """
 
-from __future__ import annotations
-
 import lightning.pytorch as pl
 
 from llm_train.derived import Derived

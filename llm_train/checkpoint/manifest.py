@@ -7,8 +7,6 @@ twice the speed of SHA-256. Files that the manifest does not name are ignored: a
 a checkpoint must not make it unusable.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping

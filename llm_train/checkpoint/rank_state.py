@@ -49,14 +49,10 @@ class RankState:
         loads = [0] * dist.get_world_size()
         found: dict[str, Tensor] = {}
         # By size, for an even share, and by key, for the same one on all ranks.
-        for key, tensor in sorted(
-            self.tensors.items(), key=lambda item: (-item[1].numel(), item[0])
-        ):
-            if (
-                is_dtensor(tensor)
-                or isinstance(tensor, BoxedTensor)
-                or (self.own and key.startswith(self.own))
-            ):
+        ordered = sorted(self.tensors.items(), key=lambda item: (-item[1].numel(), item[0]))
+        for key, tensor in ordered:
+            parted = is_dtensor(tensor) or isinstance(tensor, BoxedTensor)
+            if parted or (self.own and key.startswith(self.own)):
                 found[key] = tensor
             else:
                 rank = loads.index(min(loads))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from llm_train.checkpoint import manifest
 from llm_train.checkpoint.manifest import FileRecord
 from llm_train.checkpoint.store import CheckpointStore, Entry
-from llm_train.errors import CheckpointError, ConfigError
+from llm_train.errors import CheckpointError, ConfigError, line_of
 from llm_train.runtime.terminal import say
 
 if TYPE_CHECKING:
@@ -114,15 +114,10 @@ class Remote:
                 self._send(self._sending)
                 self._sending, self._trouble = None, ""
             except Exception as error:  # each library has errors of its own
-                before, self._trouble = self._trouble, _line(error)
+                before, self._trouble = self._trouble, line_of(error)
                 if not before:
-                    _log.warning(
-                        "cannot upload %s to %s: %s; training goes on, and the next save tries "
-                        "again",
-                        self._sending,
-                        self.url,
-                        self._trouble,
-                    )
+                    what = f"cannot upload {self._sending} to {self.url}: {self._trouble}"
+                    _log.warning("%s; training goes on, and the next save tries again", what)
 
     def _send(self, path: Path) -> None:
         fs, about = folder_at(self.url), manifest.read(path)
@@ -175,7 +170,7 @@ class Remote:
                 self._fetch(each)
                 return
             except Exception as error:
-                _log.warning("skipped %s/%s: %s", self.url, each.path, _line(error))
+                _log.warning("skipped %s/%s: %s", self.url, each.path, line_of(error))
         if found and here is None:
             raise CheckpointError(
                 f"none of the checkpoints at {self.url} could be downloaded; repair what is there, "
@@ -192,7 +187,7 @@ class Remote:
             return _list(folder_at(self.url))[0]
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint.remote={self.url} cannot be listed: {_line(error)}; make it "
+                f"checkpoint.remote={self.url} cannot be listed: {line_of(error)}; make it "
                 "reachable, or leave it out"
             ) from error
 
@@ -246,7 +241,3 @@ def _exists(fs: DirFileSystem, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -13,8 +13,6 @@ What is unusual is how names change, since a rename is the only atomic step a fi
 step 300 continues from 300. One process (rank 0) writes; any number may read.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -183,9 +181,7 @@ class CheckpointStore:
                 f"{path} does not exist or is not a directory; give a checkpoint, a run directory "
                 "or its checkpoints folder"
             )
-        elif (path / manifest.NAME).exists() or _NAME.match(
-            os.path.basename(os.path.abspath(path))
-        ):
+        elif (path / manifest.NAME).exists() or _NAME.match(Path(os.path.abspath(path)).name):
             problems = manifest.problems(path)
             found = Found(None, [(path, manifest.summary(problems))]) if problems else Found(path)
         else:

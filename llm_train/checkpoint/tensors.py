@@ -5,8 +5,6 @@ hold is not stored here: on resume it comes from the configuration, but for ``gr
 A file written by one strategy on some ranks therefore loads into any other on any number of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable

@@ -6,8 +6,6 @@ staged, written by all ranks, listed and checksummed by rank 0, renamed. At most
 way; who wants the next one waits for it.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Mapping

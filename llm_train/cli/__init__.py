@@ -1,7 +1,8 @@
 """The command line: ``llm-train VERB -c FILE.yaml [--key=value]``.
 
 ``dispatch`` finds the verb, ``walk`` finds every mistake in a configuration by what ``schema``
-reads off signatures, and ``parser`` builds what it names, which ``parts`` supervises.
+reads off signatures, and ``parser`` builds what it names, which ``parts`` supervises. ``whole``
+has the keys of a configuration; ``data_alone`` reads one of them where torch is not needed.
 ``json_schema`` writes those signatures down for editors and for ``help``, and ``kept`` stores that.
 """
 

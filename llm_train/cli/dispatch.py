@@ -26,6 +26,7 @@ from llm_train.runtime.launch import find_launch
 from llm_train.verbs.base import Verb
 
 if TYPE_CHECKING:
+    from llm_train.data.preparation import DataOptions
     from llm_train.settings import Settings
 
 EPILOG = """\
@@ -89,13 +90,13 @@ def _attempt(arguments: list[str]) -> str | int | None:
 
 
 def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
-    """See ``parser.load_settings``, which takes seconds to import."""
+    """See ``whole.load_settings``, which takes seconds to import."""
     from llm_train.runtime.lean_imports import import_lightning
 
     import_lightning()
-    from llm_train.cli import parser
+    from llm_train.cli import whole
 
-    return parser.load_settings(arguments, allow_import)
+    return whole.load_settings(arguments, allow_import)
 
 
 @dataclass
@@ -105,12 +106,20 @@ class _Loader:
     allow_import: Sequence[str]
     run_dirs: list[Path]
 
-    def __call__(self, arguments: Sequence[str], /) -> Settings:
+    def __post_init__(self) -> None:
         if self.allow_import and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # as `python -m` does: both spellings find the module
+
+    def __call__(self, arguments: Sequence[str], /) -> Settings:
         settings = load_settings(arguments, self.allow_import)
         self.run_dirs.append(settings.run_dir)
         return settings
+
+    def data(self, arguments: Sequence[str], /) -> DataOptions:
+        from llm_train.cli.data_alone import data_alone
+
+        found = data_alone(arguments, _schema(), self.allow_import, self.run_dirs)
+        return found or self(arguments).data
 
     def schema(self) -> Mapping[str, Any]:
         return _schema()
@@ -127,9 +136,9 @@ def _described() -> Mapping[str, Any]:
     from llm_train.runtime.lean_imports import import_lightning
 
     import_lightning()
-    from llm_train.cli import parser
+    from llm_train.cli import whole
 
-    return parser.described()
+    return whole.described()
 
 
 def _report(message: str, *, alone: bool) -> None:

@@ -6,8 +6,6 @@ lines. A shell asks through argcomplete for verbs, flags, settings and presets, 
 ``eval "$(register-python-argcomplete llm-train)"`` in bash or zsh has switched that on.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections.abc import Iterator, Mapping

@@ -1,10 +1,9 @@
 """The configuration as a JSON schema, which editors and ``--help`` read: ``llm-train schema``.
 
 Nothing is required in it, since an overlay is a configuration of a few keys, and a class of one's
-own may have any settings. ``title`` is what ``--help`` puts to the right of ``=``.
+own may have any settings. ``x-required`` is what a whole configuration needs, and ``title`` is what
+``--help`` puts to the right of ``=``.
 """
-
-from __future__ import annotations
 
 import collections.abc
 import inspect
@@ -17,6 +16,7 @@ from llm_train.cli.walk import join
 from llm_train.units import Duration
 
 _ANY: JSON = {"type": "object"}
+_CLOSED: JSON = {"type": "object", "additionalProperties": False}
 _LONG = 12  # more classes than this are not listed
 # Lightning's own words where they promise what does not hold here, or say little.
 _TRAINER = {
@@ -67,7 +67,8 @@ class _Described:
         found = list(schema.settings_of(owner).items())[from_call:]
         keys = [(join(path, name), name, setting) for name, setting in found]
         known = {n: self._setting(s, key) for key, n, s in keys if key not in self._hidden}
-        return {"type": "object", "additionalProperties": False, "properties": known}
+        needed = [name for name, setting in found if setting.required]
+        return {**_CLOSED, "properties": known, "x-required": needed}
 
     def _setting(self, setting: Setting, path: str) -> JSON:
         if schema.is_group(setting.hint):
@@ -97,7 +98,9 @@ class _Described:
             elif get_origin(part) in (dict, collections.abc.Mapping):
                 options.append({"type": "object", "additionalProperties": self._any_of(inner[-1])})
             elif schema.is_list(part) and inner:
-                options.append({"type": "array", "items": self._any_of(inner[0])})
+                fixed = get_origin(part) is tuple and len(inner) == len(get_args(part))
+                size = dict.fromkeys(("minItems", "maxItems") * fixed, len(inner))
+                options.append({"type": "array", "items": self._any_of(inner[0]), **size})
             elif schema.families(part):
                 options += self._class(part)
             else:
@@ -119,23 +122,23 @@ class _Described:
             own,
             {"type": "object", "required": ["class_path"], "properties": {"class_path": own}},
             # More settings of the class that an earlier file has named.
-            {"type": "object", "additionalProperties": False, "properties": {"init_args": _ANY}},
+            {**_CLOSED, "properties": {"init_args": _ANY}, "x-required": ["class_path"]},
         ]
 
     def _named(self, name: str, kind: type, from_call: int) -> JSON:
         key = f"{kind.__module__}.{name}"
         if key not in self._classes:
             self._classes[key] = {}  # a class of a class: it is being written
-            path = {"anyOf": [{"const": name}, {"type": "string", "pattern": rf"\.{name}$"}]}
+            path = {"anyOf": [{"enum": [name]}, {"type": "string", "pattern": rf"\.{name}$"}]}
             # Of a library's class the names must do, since its types lead to hundreds of others.
             names: JSON = {known: {} for known in inspect.signature(kind).parameters}
             ours = key.startswith("llm_train.")
             arguments = self.settings(kind, from_call=from_call) if ours else {"properties": names}
             self._classes[key] = {
-                "type": "object",
+                **_CLOSED,
                 "description": (inspect.getdoc(kind) or "").partition("\n")[0],
                 "required": ["class_path"],
-                "additionalProperties": False,
+                "x-required": ["init_args"] * bool(arguments.get("x-required", not ours)),
                 "properties": {"class_path": path, "init_args": arguments, "dict_kwargs": _ANY},
             }
         return {"$ref": f"#/definitions/{key}"}

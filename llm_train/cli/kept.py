@@ -1,7 +1,5 @@
 """What takes seconds of imports to say, kept in a file until the installation changes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

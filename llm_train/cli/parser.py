@@ -1,11 +1,9 @@
-"""From arguments to ``Settings``; the only file that knows jsonargparse.
+"""From arguments to parts; the only file that parses with jsonargparse.
 
 LightningCLI, subclassed once to close its traps: no abbreviations, no automatic optimizer, no
 hyper-parameters in or out of checkpoints, no import of code that was not allowed, no usage dump,
 and all parts that refuse their settings reported at once, each with its key.
 """
-
-from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,53 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import lightning.pytorch as pl
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._common import parsing_settings
 from jsonargparse.typing import register_type
 
-import llm_train.trainer.callbacks
-import llm_train.trainer.logger  # noqa: F401
-from llm_train.check import trainer_rules
-from llm_train.cli.json_schema import json_schema
 from llm_train.cli.parts import Builder
-from llm_train.cli.schema import GROUPS, JSON, MODE, Setting, is_group
+from llm_train.cli.schema import MODE, Setting, is_group, is_of_lightning
 from llm_train.cli.spelling import closest, expanded, texts
 from llm_train.cli.walk import Layer, Walk
-from llm_train.data.module import TokenData
 from llm_train.errors import ConfigError
-from llm_train.exchange.warm_start import WarmStart
-from llm_train.model.task import Task
 from llm_train.preset_files import presets, resolved
 from llm_train.runtime import yaml12
-from llm_train.runtime.device_options import DeviceOptions
-from llm_train.runtime.watch.verdict import WatchOptions
-from llm_train.settings import CheckpointPolicy, Settings
-from llm_train.trainer.strategy import known_words
-from llm_train.units import Batch, Duration
+from llm_train.units import Duration
 
 ALLOWED_IMPORTS = ("llm_train", "torch", "lightning")
-_AT_THE_END = "distance between validations; 0 steps: at the end only"
-ROOTS: Mapping[str, Setting] = {
-    "seed": Setting(int, default=1337, help="weights, order, dropout"),
-    "budget": Setting(Duration, required=True, help="length of the run"),
-    "validate_every": Setting(Duration, default=Duration(0, "steps"), help=_AT_THE_END),
-    "batch": Setting(Batch, required=True, help="the global batch"),
-    "checkpoint": Setting(CheckpointPolicy, default=CheckpointPolicy()),
-    "device": Setting(DeviceOptions, default=DeviceOptions()),
-    "watch": Setting(WatchOptions, default=WatchOptions()),
-    "init_from": Setting(WarmStart, default=WarmStart()),
-    "trainer": Setting(pl.Trainer),
-    "model": Setting(Task, required=True),
-    "data": Setting(TokenData, required=True),
-}
-CHOICES: Mapping[str, Sequence[str]] = {
-    "trainer.precision": trainer_rules.PRECISIONS,
-    "trainer.accelerator": trainer_rules.ACCELERATORS,
-    "trainer.strategy": known_words(),
-}
-
-
 _ACTIONS = ("--print_config", "--help", "-h")
 
 
@@ -96,7 +61,7 @@ def spell_out(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, options
 
 
-def _layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
+def layers(files: Sequence[str], options: Sequence[str]) -> Iterator[Layer]:
     """What each file and then each option sets.
 
     Raises:
@@ -144,21 +109,16 @@ def _read(file: str) -> dict[str, Any]:
     return value
 
 
-def described() -> JSON:
-    """The JSON schema of a configuration."""
-    return json_schema(ROOTS, {f"trainer.{key}" for key in trainer_rules.REPLACED}, CHOICES)
-
-
-def _new_parser() -> ArgumentParser:
+def _new_parser(roots: Mapping[str, Setting]) -> ArgumentParser:
     """A parser with our keys alongside Trainer's, the task's and the data's own arguments."""
     parser = ArgumentParser(
         prog="llm-train", allow_abbrev=False, exit_on_error=False, parser_mode=MODE
     )
     parser.add_argument("-c", "--config", action="config")
-    for key, root in ROOTS.items():
-        if isinstance(root.hint, type) and issubclass(root.hint, GROUPS):
+    for key, root in roots.items():
+        if is_of_lightning(root.hint):
             # `check` must work without the devices, which a Trainer asks for.
-            made = root.hint is not pl.Trainer
+            made = root.hint.__name__ != "Trainer"
             parser.add_class_arguments(
                 root.hint, key, instantiate=made, fail_untyped=False, sub_configs=True
             )
@@ -173,28 +133,32 @@ def _new_parser() -> ArgumentParser:
     return parser
 
 
-def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) -> Settings:
-    """Parses and instantiates a configuration.
+def parse(
+    files: Sequence[str],
+    options: Sequence[str],
+    roots: Mapping[str, Setting],
+    choices: Mapping[str, Sequence[str]],
+    allow_import: Sequence[str] = (),
+) -> tuple[Namespace, str, Walk]:
+    """Parses what stands below ``roots``: built, the same as YAML, and what was found on the way.
 
     Args:
-        arguments: as on the command line: ``-c FILE`` and ``--key=value``.
+        files: as ``spell_out`` gives them.
+        options: as ``spell_out`` gives them.
+        roots: the top level.
+        choices: values that we support, by key, where the type allows more.
         allow_import: modules that a ``class_path`` may import besides our own, torch and lightning.
 
     Raises:
         ConfigError: anything wrong with a key or value; one line for each problem.
     """
-    files, options = spell_out(arguments)
-    if not files and not options:
-        raise ConfigError(
-            "no configuration; give one with -c FILE.yaml, or -c preset:quickstart for a first run"
-        )
     with _parsing(allow_import) as allowed:
-        walk = Walk(ROOTS, CHOICES, allowed)
+        walk = Walk(roots, choices, allowed)
         if not any(option.split("=")[0].endswith(("-h", "help")) for option in options):
-            walk.require_sound(list(_layers(files, options)))
+            walk.require_sound(list(layers(files, options)))
         # Files come first, because the parser works from left to right and an option wins.
         words = [word for file in files for word in ("-c", file)]
-        parser = _new_parser()
+        parser = _new_parser(roots)
         try:
             config = parser.parse_args([*words, *options])
         except argparse.ArgumentError as error:
@@ -202,16 +166,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
         builder = Builder(walk.chosen, walk.owners)
         built = parser.instantiate(config, instantiators=[(builder, object, True)])
         builder.raise_failures()
-        text = parser.dump(config, skip_unset=False)
-        return Settings(
-            **{key: built[key] for key in ROOTS if key not in ("model", "trainer")},
-            task=built.model,
-            trainer_args=dict(built.trainer),
-            text=text,
-            plain=yaml12.load(text),
-            name=Path(files[0]).stem if files else "run",
-            notes=tuple(filter(None, (each.note(walk.given) for each in walk.exchanges))),
-        )
+        return built, parser.dump(config, skip_unset=False), walk
 
 
 @contextmanager

@@ -8,8 +8,6 @@ class knows, also where they mean something else to it, as a learning rate does,
 others. Neither may happen without a word (``Exchange``).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple

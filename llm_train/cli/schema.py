@@ -1,7 +1,5 @@
 """Which settings exist and what may stand there, read off signatures, to suggest corrections."""
 
-from __future__ import annotations
-
 import collections.abc
 import dataclasses
 import functools
@@ -14,16 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard, Union, get_args, get_origin
 
 import jsonargparse
-import lightning.pytorch as pl
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from llm_train.discovery import concrete
 from llm_train.runtime import yaml12
-from llm_train.units import Duration
+from llm_train.units import DURATION, Duration
 
 MODE = "yaml12"  # our reader of YAML, by the name under which the parser knows it
 
-GROUPS = (pl.Trainer, pl.LightningModule, pl.LightningDataModule)
+# By name, because not every verb imports Lightning.
+_GROUPS = ("Trainer", "LightningModule", "LightningDataModule")
 
 Hint: TypeAlias = object
 """A type as an annotation has it: a class, a union, a Literal, Any if unknown."""
@@ -37,7 +35,7 @@ PLAIN: Mapping[Hint, tuple[str, str, JSON]] = {
     bool: ("true or false", "true|false", {"type": "boolean"}),
     str: ("text", "TEXT", {"type": "string"}),
     type(None): ("null", "VALUE", {"type": "null"}),
-    Duration: ("a duration", "DURATION", {"type": "string", "pattern": r"(steps?|tokens?)\s*$"}),
+    Duration: ("a duration", "DURATION", {"type": "string", "pattern": DURATION.pattern}),
     Path: ("a path", "VALUE", {"type": "string"}),
     timedelta: ("a time", "VALUE", {"type": ["string", "object"]}),
 }
@@ -120,7 +118,13 @@ def is_group(kind: Hint) -> TypeGuard[type]:
     """Whether a setting is a group of settings rather than a value or a class_path."""
     if not isinstance(kind, type) or inspect.isabstract(kind):
         return False
-    return dataclasses.is_dataclass(kind) or issubclass(kind, GROUPS)
+    return dataclasses.is_dataclass(kind) or is_of_lightning(kind)
+
+
+def is_of_lightning(kind: Hint) -> TypeGuard[type]:
+    """Whether a class is a Trainer, or what Lightning has for a model or for data."""
+    bases = kind.__mro__ if isinstance(kind, type) else ()
+    return any(b.__name__ in _GROUPS and b.__module__.startswith("lightning.") for b in bases)
 
 
 def is_list(hint: Hint) -> bool:

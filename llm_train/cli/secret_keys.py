@@ -5,8 +5,6 @@ looks secret takes the name of an environment variable, ``${NAME}``, and the val
 place when the part is built, after the text for the records was made.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What somebody meant to write; light, because a misspelt verb must not cost torch."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

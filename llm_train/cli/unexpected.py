@@ -4,8 +4,6 @@ Lightning, torch and every package that a part calls raise errors of their own, 
 says what is wrong and whose frames say which part was at work.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

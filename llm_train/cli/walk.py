@@ -5,8 +5,6 @@ pass whose value is ``{}``. Here every key of every file and option is looked up
 that all problems are found at once, each with its key, its value and a way out.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

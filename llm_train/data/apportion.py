@@ -12,8 +12,6 @@ later sample is one division and one look into a table.
 All of it is arithmetic on whole numbers, since the order of a run must not depend on rounding.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence
@@ -134,8 +132,11 @@ class Apportionment:
         return found.hexdigest()
 
 
-class _Demand:
-    """How many samples the shares ask of each source, in units of a common fraction of one."""
+class _Rule:
+    """Follows the rule sample by sample, from any state.
+
+    What the shares ask of each source is counted in units of a common fraction of a sample.
+    """
 
     def __init__(self, stages: Sequence[Shares]) -> None:
         self.unit = math.lcm(*(sum(stage.counts) for stage in stages))
@@ -146,24 +147,17 @@ class _Demand:
             length = self.firsts[stage] - self.firsts[stage - 1]
             last = zip(self.starts[-1], self.slopes[stage - 1], strict=True)
             self.starts.append([start + slope * length for start, slope in last])
+        self.now = 0
+        self.done = [0] * len(stages[0].counts)
+        self.jump(0, self.done)
 
-    def reaches(self, source: int, amount: int) -> float:
+    def _reaches(self, source: int, amount: int) -> float:
         """The least number of samples at which ``source`` is asked for ``amount`` > 0 units."""
         stage = len(self.firsts) - 1
         while self.starts[stage][source] >= amount:
             stage -= 1
         missing, slope = amount - self.starts[stage][source], self.slopes[stage][source]
         return self.firsts[stage] - (-missing // slope) if slope else math.inf
-
-
-class _Sequence:
-    """Follows the rule sample by sample, from any state."""
-
-    def __init__(self, demand: _Demand, sources: int) -> None:
-        self._demand = demand
-        self.now = 0
-        self.done = [0] * sources
-        self.jump(0, self.done)
 
     def jump(self, samples: int, done: list[int]) -> None:
         """Goes on after ``samples``, of which ``done`` came from each source."""
@@ -175,15 +169,15 @@ class _Sequence:
             self._await(source)
 
     def _await(self, source: int) -> None:
-        asked = self.done[source] * self._demand.unit + 1
-        heappush(self._waiting, (self._demand.reaches(source, asked) - 1, source))
+        asked = self.done[source] * self.unit + 1
+        heappush(self._waiting, (self._reaches(source, asked) - 1, source))
 
     def next(self) -> int:
         """The source of the next sample."""
         while self._waiting and self._waiting[0][0] <= self.now:
             source = heappop(self._waiting)[1]
-            asked = (self.done[source] + 1) * self._demand.unit
-            heappush(self._open, (self._demand.reaches(source, asked), source))
+            asked = (self.done[source] + 1) * self.unit
+            heappush(self._open, (self._reaches(source, asked), source))
         source = heappop(self._open)[1]
         self.done[source] += 1
         self.now += 1
@@ -192,15 +186,15 @@ class _Sequence:
 
     def ahead(self, stage: int) -> tuple[int, ...]:
         """Units that each source is ahead of what ``stage`` asks; the future depends on no more."""
-        demand, since = self._demand, self.now - self._demand.firsts[stage]
-        asked = zip(self.done, demand.starts[stage], demand.slopes[stage], strict=True)
-        return tuple(n * demand.unit - start - slope * since for n, start, slope in asked)
+        since = self.now - self.firsts[stage]
+        asked = zip(self.done, self.starts[stage], self.slopes[stage], strict=True)
+        return tuple(n * self.unit - start - slope * since for n, start, slope in asked)
 
 
 @lru_cache(maxsize=8)
 def _stretches(stages: tuple[Shares, ...]) -> list[_Cycle]:
     """The whole sequence; near the end of a stage it depends on the next one."""
-    rule = _Sequence(_Demand(stages), len(stages[0].counts))
+    rule = _Rule(stages)
     found: list[_Cycle] = []
 
     def add(first: int, taken: list[int], before: list[int]) -> None:

@@ -6,8 +6,6 @@ token ids by index. Training never touches text, and the number of windows taken
 remember.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A survey reads the corpus once and names what to leave out. What it keeps in mem
 each document, but not nothing: 100 bytes for exact copies, 1 to 2 kB for near ones.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

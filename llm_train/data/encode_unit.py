@@ -5,8 +5,6 @@ to each other. The file that describes the unit is the last, so its presence say
 there; what it holds follows from recipe and text alone, whoever wrote it and however often.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -80,7 +78,7 @@ class StoredUnit:
         disk.write_manifest(unit_file(directory, number), dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, directory: Path, task: Assignment) -> StoredUnit | None:
+    def load(cls, directory: Path, task: Assignment) -> "StoredUnit | None":
         """A unit that is finished and whose text has not changed since."""
         try:
             plain = json.loads(unit_file(directory, task.number).read_bytes())
@@ -127,11 +125,8 @@ class _Side:
         rows = encoding.encoder.encode([each.text for each in batch])
         texts = [each.text.encode() for each in batch]
         size = sum(map(len, texts))
-        closing = (
-            np.array([each.ends for each in batch])
-            if encoding.end_of_text != NO_TOKEN
-            else np.zeros(1, bool)
-        )
+        bounded = encoding.end_of_text != NO_TOKEN
+        closing = np.array([each.ends and bounded for each in batch])
         sizes = np.fromiter(map(len, rows), np.int64, len(rows)) + closing
         begins = np.array([each.key is not None for each in batch])
         self._starts.append((self.writer.tokens + np.cumsum(sizes) - sizes)[begins])
@@ -141,14 +136,14 @@ class _Side:
                 self._keys += stored
                 self._key_sizes.append(len(stored))
         end, parts = np.array([encoding.end_of_text], dtype=np.int32), list[Ids]()
-        for row, ends in zip(rows, np.broadcast_to(closing, len(rows)).tolist(), strict=True):
+        for row, ends in zip(rows, closing.tolist(), strict=True):
             parts += (row, end) if ends else (row,)
         ids = np.concatenate(parts)
         documents = int(begins.sum())
         # A document's ends may have lengths of their own, which the token after it makes up for.
         uncounted = documents - int(closing.sum())
         decoded = int(encoding.lengths[ids].sum(dtype=np.int64))
-        if encoding.end_of_text != NO_TOKEN:
+        if bounded:
             decoded += uncounted * int(encoding.lengths[encoding.end_of_text])
         self.writer.add(ids, documents=documents, text_bytes=size, decoded_bytes=decoded)
         if self._keeps_text and len(self._text) <= REFERENCE_BYTES:

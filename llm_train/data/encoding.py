@@ -11,8 +11,6 @@ That holds for the expressions below (GPT-2's; those of Llama 3, Qwen and GPT-4;
 characters as tokens. Any other tokenizer is given whole texts.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -68,7 +66,7 @@ class Cutter:
     longest: int = LONGEST_CHARACTERS
 
     @classmethod
-    def of(cls, tokenizer: tokenizers.Tokenizer) -> Cutter:
+    def of(cls, tokenizer: tokenizers.Tokenizer) -> "Cutter":
         """Looks at how a tokenizer finds words."""
         plain = json.loads(tokenizer.to_str())
         normal = {step["type"] for step in _steps(plain["normalizer"], "normalizers")}

@@ -7,8 +7,6 @@ prefix middle`` (SPM, the paper's variant 2). It grows by three tokens, so that 
 window is cut off. Whether and where follows from the seed and the sample's number alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -72,8 +70,8 @@ class FillInTheMiddle:
         if not (rate := self.rates.get(source)):
             return windows
         ids = self.sentinels(tokenizer)
-        return _Filled(windows, ids, [int(r * _WHOLE) for r in (rate, self.suffix_first)],
-                       end_of_text, f"{order}/{source}/middle")  # fmt: skip
+        shares = [int(r * _WHOLE) for r in (rate, self.suffix_first)]
+        return _Filled(windows, ids, shares, end_of_text, f"{order}/{source}/middle")
 
 
 class _Filled(Windows):

@@ -4,8 +4,6 @@ Shards stay where they are. The checksums of their blocks and the places of docu
 unit has in a file of its own, are joined to one file a split.
 """
 
-from __future__ import annotations
-
 import gzip
 import lzma
 from collections.abc import Sequence

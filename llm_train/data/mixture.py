@@ -5,8 +5,6 @@ those of its source. A source therefore goes through its own windows in its own 
 epoch, as if it were alone, and the position of a run is still one integer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

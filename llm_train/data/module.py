@@ -1,9 +1,8 @@
 """The LightningDataModule: turns a token source into loaders whose only state is a sample count."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,17 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm_train.context import Context, Part
-from llm_train.data.base import NO_TOKEN, Recipe
-from llm_train.data.preparation import Prepared
+from llm_train.data.base import NO_TOKEN
+from llm_train.data.preparation import DataOptions
 from llm_train.data.recipe import recipe_differences
 from llm_train.data.sampler import HeldOutBatches, MicroBatches, Share
 from llm_train.data.token_source import TokenSource, Windows
 from llm_train.data.windows import JoinedWindows
 from llm_train.derived import Derived
 from llm_train.errors import ConfigError, LLMTrainError
-from llm_train.units import Duration
-
-_ALL = Duration(0, "tokens")
 
 
 class _Batches(Dataset[Tensor]):
@@ -43,16 +39,22 @@ class TokenLoader(DataLoader[Tensor]):
     """A DataLoader that, without workers, is a plain loop: its machinery costs more than reading.
 
     Pinned tensors come from torch's cache of pinned memory, so that copies to a GPU are enqueued.
+
+    Attributes:
+        together: batches that it reads with one call, since a call costs as much as some windows.
     """
+
+    together = 1
 
     def __iter__(self) -> Any:
         """Batches in the sampler's order."""
         return self._read() if self.num_workers == 0 else self._from_workers()
 
     def _read(self) -> Iterator[Tensor]:
-        for indices in self.sampler:
-            batch: Tensor = self.dataset[indices]
-            yield batch.pin_memory() if self.pin_memory else batch
+        turns = iter(self.sampler)
+        while some := list(islice(turns, self.together)):
+            for batch in self.dataset[np.concatenate(some)].chunk(len(some)):
+                yield batch.pin_memory() if self.pin_memory else batch
 
     def _from_workers(self) -> Iterator[Tensor]:
         try:
@@ -72,36 +74,12 @@ class TokenLoader(DataLoader[Tensor]):
         """Nothing to load."""
 
 
-class TokenData(Part, pl.LightningDataModule):
-    """Training windows in an order fixed by (seed, data, sample index), held-out windows in full.
+class TokenData(DataOptions, Part, pl.LightningDataModule):
+    """The data of a run, as its options say, and the position in them."""
 
-    Args:
-        source: where tokens come from.
-        recipe: how ``llm-train prepare`` makes what the source reads.
-        workers: loader processes per rank; 0 reads in the training process, which is fast enough
-            for memory-mapped tokens.
-        validate_tokens: each validation scores so many tokens of each held-out set at most, rounded
-            up to whole windows, which are spread evenly over it; 0 tokens scores all.
-    """
-
-    def __init__(
-        self,
-        source: TokenSource,
-        recipe: Recipe = Prepared(),  # noqa: B008 - frozen
-        workers: int = 0,
-        validate_tokens: Duration = _ALL,
-    ) -> None:
-        super().__init__()
-        if workers < 0:
-            raise ConfigError(f"data.workers={workers} must be 0 (read in the process) or more")
-        if validate_tokens.unit != "tokens":
-            raise ConfigError(
-                f"data.validate_tokens={validate_tokens} must be in tokens, as in '10M tokens'"
-            )
-        self.validate_tokens = validate_tokens
-        self.source = source
-        self.recipe = recipe
-        self.workers = workers
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pl.LightningDataModule.__init__(self)
         self.consumed = 0
         self.steps_done = 0
         self.held_out_turns: dict[str, int] = {}  # batches of each set, once a loader is made
@@ -109,8 +87,7 @@ class TokenData(Part, pl.LightningDataModule):
 
     def parts(self) -> Iterator[Part]:
         """Source and recipe."""
-        yield self.source
-        yield self.recipe
+        yield from (self.source, self.recipe)
 
     def problems(self, context: Context) -> Iterator[str]:
         """Tokens that another recipe has made."""
@@ -197,24 +174,22 @@ class TokenData(Part, pl.LightningDataModule):
             steps_done=self.steps_done,
             consumed=self.consumed,
         )
-        return self._loader(self.source.train_windows(self._sequence, self._seed), sampler)
+        windows = self.source.train_windows(self._sequence, self._seed)
+        loader = self._loader(windows, sampler)
+        loader.together = max(1, windows.together // self.share.per_device)
+        return loader
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
         """Loader of this rank's share of all held-out windows, set by set; of none where none are.
 
         Lightning's way, a loader for each set, would start the workers of all of them.
         """
-        windows, batches = self._held_out()
-        self.held_out_turns = dict(zip(self.source.held_out_sets(), batches.turns(), strict=True))
-        return self._loader(windows, batches) if len(windows) else []
-
-    def _held_out(self) -> tuple[Windows, HeldOutBatches]:
-        sets = [
-            self.source.held_out_windows(self._sequence, name)
-            for name in self.source.held_out_sets()
-        ]
+        names = self.source.held_out_sets()
+        sets = [self.source.held_out_windows(self._sequence, name) for name in names]
         most, sizes = self.held_out_limit(self._sequence), [len(each) for each in sets]
-        return JoinedWindows(sets), HeldOutBatches(self.share, windows=sizes, most=most)
+        batches = HeldOutBatches(self.share, windows=sizes, most=most)
+        self.held_out_turns = dict(zip(names, batches.turns(), strict=True))
+        return self._loader(JoinedWindows(sets), batches) if sum(sizes) else []
 
     def held_out_limit(self, sequence: int) -> int:
         """Windows of each held-out set that a validation scores at most; 0: all."""

@@ -11,8 +11,6 @@ The values are part of the resume guarantee: a change here changes the data orde
 the tests pin some.
 """
 
-from __future__ import annotations
-
 import hashlib
 from functools import lru_cache
 

@@ -12,8 +12,6 @@ is bounded, nothing is stored, and the windows are a function of lengths and seq
 Shapes: N windows, S sequence, P pieces.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

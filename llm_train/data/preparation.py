@@ -5,8 +5,6 @@ therefore whole, and preparing again only has to compare recipes to know whether
 a killed preparation leaves in ``PATH.partial`` is where the next one goes on.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time
@@ -19,10 +17,12 @@ from llm_train.data.recipe import differences, recipe_dict
 from llm_train.data.shards import verify
 from llm_train.data.sharing import Claims
 from llm_train.data.token_manifest import FILE_NAME, Manifest
+from llm_train.data.token_source import TokenSource
 from llm_train.errors import ConfigError, DataError, LLMTrainError
 from llm_train.runtime import disk
 from llm_train.runtime.launch import find_launch
 from llm_train.runtime.startup import seconds_since_start
+from llm_train.units import Duration
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,31 @@ class Prepared(Recipe):
             "data.recipe is Prepared: these tokens are made elsewhere; copy them here, or set "
             "data.recipe to say how to make them"
         )
+
+
+@dataclass(eq=False)
+class DataOptions:
+    """Training windows in an order fixed by (seed, data, sample index), held-out windows in full.
+
+    Args:
+        source: where tokens come from.
+        recipe: how ``llm-train prepare`` makes what the source reads.
+        workers: loader processes per rank; 0 reads in the training process, which is fast enough
+            for memory-mapped tokens.
+        validate_tokens: each validation scores so many tokens of each held-out set at most, rounded
+            up to whole windows, which are spread evenly over it; 0 tokens scores all.
+    """
+
+    source: TokenSource
+    recipe: Recipe = Prepared()
+    workers: int = 0
+    validate_tokens: Duration = Duration(0, "tokens")  # noqa: RUF009 - nothing changes it
+
+    def __post_init__(self) -> None:
+        if (workers := self.workers) < 0:
+            raise ConfigError(f"data.workers={workers} must be 0 (read in the process) or more")
+        if (most := self.validate_tokens).unit != "tokens":
+            raise ConfigError(f"data.validate_tokens={most} must be in tokens, as in '10M tokens'")
 
 
 def prepare(

@@ -4,8 +4,6 @@ For smoke tests and for benchmarks that must not wait for a disk. Small ids are 
 large ones, so that there is something to learn and the least possible loss is known.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +61,7 @@ class RandomTokens(TokenSource):
         """One, unless it would be empty."""
         return (HELD_OUT,) if self.held_out_length else ()
 
-    def _tokens(self, stream: str, length: int) -> ComputedTokens:
+    def _tokens(self, stream: str, length: int) -> "ComputedTokens":
         return ComputedTokens(length, self.vocabulary, f"random/{self.seed}/{stream}")
 
     def entropy_nats(self) -> float:

@@ -5,8 +5,6 @@ share those pages. Windows cross the borders of shards. Each process verifies wh
 and again after a shard was closed to open another: it may not be the same file any more.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from abc import abstractmethod
@@ -45,10 +43,6 @@ class Shard:
     unseen: int
     sums: npt.NDArray[np.uint32] | None
 
-    def sees_new(self, start: int, stop: int) -> bool:
-        """Whether a block of bytes ``start .. stop`` is still to be verified."""
-        return self.seen.find(0, start // BLOCK_BYTES, blocks_of(stop)) >= 0
-
 
 class MappedTokens(Tokens):
     """Stretches of files as one row of token ids.
@@ -67,6 +61,8 @@ class MappedTokens(Tokens):
         self._borders = [0, *accumulate(sizes)]  # in bytes
         self._vocab_size = vocab_size
         self._open: dict[int, Shard] = {}
+        # What needs no look at its blocks any more: of thousands of shards, few lie in the caches.
+        self._verified: list[memoryview | None] = [None] * (len(self._borders) - 1)
         self._copies = SafeCopies()
 
     @abstractmethod
@@ -82,7 +78,8 @@ class MappedTokens(Tokens):
 
     def __getstate__(self) -> dict[str, object]:
         # A map would carry the tokens themselves into every DataLoader worker.
-        return {**self.__dict__, "_open": {}, "_copies": SafeCopies()}
+        verified = [None] * len(self._verified)
+        return {**self.__dict__, "_open": {}, "_verified": verified, "_copies": SafeCopies()}
 
     def rows(self, starts: Sequence[int], length: int) -> Ids:
         """One copy for all windows, whatever shards they lie in, across them if need be."""
@@ -101,19 +98,18 @@ class MappedTokens(Tokens):
 
     def _pieces(self, places: Sequence[int], size: int) -> list[memoryview]:
         """``size`` bytes from each of ``places`` on."""
-        borders, shards = self._borders, self._open
+        borders, verified = self._borders, self._verified
         pieces: list[memoryview] = []
         for start in places:
             number = bisect_right(borders, start) - 1
-            first, shard = start - borders[number], shards.get(number)
-            if (
-                shard is None
-                or start + size > borders[number + 1]
-                or (shard.unseen and shard.sees_new(first, first + size))
-            ):
+            first, content = start - borders[number], verified[number]
+            if content is None:
                 self._add(pieces, number, first, size)
-            else:
-                pieces.append(shard.content[first : first + size])
+                continue
+            piece = content[first : first + size]
+            pieces.append(piece)
+            if len(piece) < size:
+                self._add(pieces, number + 1, 0, size - len(piece))
         return pieces
 
     def _add(self, pieces: list[memoryview], number: int, first: int, size: int) -> None:
@@ -129,7 +125,7 @@ class MappedTokens(Tokens):
     def _map(self, number: int) -> Shard:
         path, first, size = self._file(number)
         while len(self._open) >= _MOST_OPEN:  # windows come in random order: any is as good
-            del self._open[next(iter(self._open))]
+            self._close(next(iter(self._open)))
         try:
             content = map_file(path, first + size)[first:]
         except OSError as error:
@@ -138,6 +134,11 @@ class MappedTokens(Tokens):
         shard = Shard(number, path, first, content, bytearray(count), count, sums)
         self._open[number] = shard
         return shard
+
+    def _close(self, number: int) -> None:
+        """Lets go of a shard's map."""
+        del self._open[number]
+        self._verified[number] = None
 
     def _explain(self, start: int, stop: int) -> None:
         """Finds out why bytes ``start .. stop`` of the row cannot be copied."""
@@ -163,6 +164,8 @@ class MappedTokens(Tokens):
             self._check_ids(shard.path, first, block.view(self._dtype))
             shard.seen[number] = 1
             shard.unseen -= 1
+        if not shard.unseen:
+            self._verified[shard.number] = shard.content
 
     def _block(self, shard: Shard, number: int) -> npt.NDArray[np.uint8]:
         """A block of a shard, until the next copy."""

@@ -1,7 +1,5 @@
 """One pass over one unit of a corpus: the pieces of text, and counts of what was left out."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,7 +25,7 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def total(cls, tallies: Iterable[Tally]) -> Tally:
+    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
         """All of them together, in the order of the corpus."""
         whole = cls()
         for tally in tallies:
@@ -54,9 +52,8 @@ class Tally:
         Raises:
             DataError: with each reason, its count, and one example.
         """
-        reasons = "; ".join(
-            f"{k}: {v}" for k, v in skipped_lines(self.skipped, self.examples).items()
-        )
+        lines = skipped_lines(self.skipped, self.examples).items()
+        reasons = "; ".join(f"{reason}: {line}" for reason, line in lines)
         if not self.kept:
             raise DataError(
                 f"{name} has no text ({reasons or 'it has no documents'}); check its paths, "

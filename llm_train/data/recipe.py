@@ -4,8 +4,6 @@ The plain form is what a YAML file would say: ``class_path`` and the fields. Fie
 change the tokens carry ``metadata=NO_EFFECT_ON_TOKENS`` and are left out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping

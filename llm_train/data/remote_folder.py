@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llm_train.data.shards import describe_file
 from llm_train.data.token_manifest import FILE_NAME, Manifest
-from llm_train.errors import DataError, check_at_least
+from llm_train.errors import DataError, check_at_least, line_of
 from llm_train.runtime import disk
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 raise DataError(f"{url} does not exist; correct data.source.path") from None
             except Exception as error:  # each library has errors of its own
-                self.trouble = " ".join(str(error).split())[:300] or type(error).__name__
+                self.trouble = line_of(error)
             if not pause or self._lost:
                 break
             time.sleep(pause)

@@ -176,7 +176,7 @@ class RemoteShards(ShardTokens):
                     os.unlink(path)
                 used -= size
         for number in [number for number in self._open if not self._is_current(number)]:
-            del self._open[number]
+            self._close(number)
 
 
 class AheadWindows(TrainWindows):
@@ -184,6 +184,8 @@ class AheadWindows(TrainWindows):
 
     A rank's batches come in equal steps, so that two of them tell the rest.
     """
+
+    together = 1  # the first batch waits for no other
 
     def __init__(self, tokens: RemoteShards, sequence: int, seed: int, fingerprint: str) -> None:
         super().__init__(tokens, sequence, seed, fingerprint)

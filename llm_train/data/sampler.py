@@ -6,8 +6,6 @@ No shuffled list is kept: the position of a run is the number of samples it has 
 number of ranks that divides the step reads the same samples in that step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

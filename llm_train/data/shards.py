@@ -1,4 +1,4 @@
-"""Token ids on disk: raw little-endian integers in files of equal length, and how they are written.
+"""Token ids on disk: raw little-endian integers in files of bounded length, and how to write them.
 
 Shards exist only to keep files at a size that tools handle well: the reader joins them. Alongside
 the shards of a split lies one file with a CRC-32 of each of their blocks, which a reader looks up
@@ -11,8 +11,6 @@ Where documents lie is in two more files: ``SPLIT.documents`` has two integers f
 the position of its first token and the end of its key in ``SPLIT.keys``, where keys follow one
 another.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os

@@ -5,15 +5,12 @@ nothing: whoever does the same piece twice writes the same bytes, and gives them
 step. So a holder that is silent for too long is simply replaced.
 """
 
-from __future__ import annotations
-
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from llm_train.data.base import Split
@@ -40,18 +37,14 @@ class Claims:
         """Claims a piece of work, unless somebody who is alive has it."""
         for _ in range(2):
             try:
-                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-                descriptor = os.open(self.path(name), flags, 0o644)
+                LeaseHolder.sign(self.path(name))
+                return True
             except FileNotFoundError:  # the directory was finished and got its name
                 return False
             except FileExistsError:
                 if not self._abandoned(self.path(name)):
                     return False
                 self.drop(name)
-            else:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(asdict(LeaseHolder.here()), file)
-                return True
         return False
 
     def beat(self, name: str) -> None:

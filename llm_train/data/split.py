@@ -1,7 +1,5 @@
 """What is held out, decided by rule, so that preparing again holds out the same text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256

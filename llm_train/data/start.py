@@ -23,12 +23,7 @@ from llm_train.data.duplicates import Duplicates
 from llm_train.data.reading import Assignment, Reading, Rules, Tally
 from llm_train.data.shards import TOKEN_BYTES, TOKENIZER
 from llm_train.data.split import HashSplit
-from llm_train.data.tokenizer.tokenizer_file import (
-    byte_lengths,
-    changed_texts,
-    load_tokenizer,
-    token_id,
-)
+from llm_train.data.tokenizer import tokenizer_file
 from llm_train.errors import DataError
 from llm_train.runtime import disk
 from llm_train.runtime.forked import Send
@@ -78,14 +73,12 @@ def placed(tasks: Sequence[Assignment], before: Iterable[int]) -> list[Assignmen
     return [task if task.held_out else replace(task, before=next(numbers)) for task in tasks]
 
 
-def find_out(
-    recipe: Tokenize, all_tasks: Sequence[Assignment], directory: Path, send: Send
-) -> None:
+def find_out(recipe: Tokenize, given: Sequence[Assignment], directory: Path, send: Send) -> None:
     """Looks, counts and learns, and writes tokenizer, byte lengths and ``start.json``.
 
     Args:
         recipe: what is prepared.
-        all_tasks: its units, those of held-out sets included.
+        given: its units, those of held-out sets included.
         directory: where to.
         send: given the characters that were read, and what somebody should be warned of.
 
@@ -93,15 +86,18 @@ def find_out(
         DataError: text that cannot be read, or none on a side that should have some.
     """
     rules = Rules(split=recipe.split)
-    divided = [task for task in all_tasks if not task.held_out]
+    divided = [task for task in given if not task.held_out]
     sample, whole = _look(divided, rules, recipe.max_skipped)
-    _look_at_held_out(all_tasks, rules)
+    _look_at_held_out(given, rules)
     copies = dropped(recipe.duplicates, divided)
     rules = replace(rules, dropped=copies)
     units = [Reading(task=task, rules=rules).documents() for task in divided]
     before = recipe.split.survey(units)
-    tasks = placed(all_tasks, before)
-    held_out = sorted(set(_held_out(tasks, rules)))
+    tasks = placed(given, before)
+    # Of these, the corpus may hold copies on the training side.
+    asked = [task for task in tasks if task.held_out or not rules.split.by_content]
+    apart = (piece for piece in _pieces(asked, rules) if piece.split != TRAIN and piece.digest)
+    held_out = sorted({piece.digest for piece in apart})
     rules = replace(rules, held_out=frozenset(held_out))
     if whole:
         check_sides(recipe.split, Counter(piece.split for piece in _pieces(tasks, rules)))
@@ -112,11 +108,11 @@ def find_out(
                 yield piece.text
                 send(len(piece.text))
 
-    built = recipe.tokenizer.build(
-        Texts(train=lambda: texts(tasks, TRAIN), everything=lambda: texts(tasks))
-    )
+    passes = Texts(train=lambda: texts(tasks, TRAIN), everything=lambda: texts(tasks))
+    built = recipe.tokenizer.build(passes)
     end_of_text = _keep(built, recipe.tokenizer.boundary, directory)
-    if changed := changed_texts(load_tokenizer(directory / TOKENIZER), sample):
+    kept = tokenizer_file.load_tokenizer(directory / TOKENIZER)
+    if changed := tokenizer_file.changed_texts(kept, sample):
         send(changed)
     found = Start(
         dropped=copies,
@@ -166,15 +162,6 @@ def _pieces(tasks: Iterable[Assignment], rules: Rules) -> Iterator[Piece]:
     return chain.from_iterable(Reading(task=task, rules=rules).pieces() for task in tasks)
 
 
-def _held_out(tasks: Iterable[Assignment], rules: Rules) -> Iterator[bytes]:
-    """Hashes of held-out texts, of which the corpus may hold copies on the training side."""
-    for task in tasks:
-        if task.held_out or not rules.split.by_content:
-            for piece in Reading(task=task, rules=rules).pieces():
-                if piece.split != TRAIN and piece.digest:
-                    yield piece.digest
-
-
 def check_sides(split: Split, counts: Mapping[str, int]) -> None:
     """Refuses a split of which one side is empty.
 
@@ -203,7 +190,7 @@ def _keep(built: tokenizers.Tokenizer, boundary: str, directory: Path) -> int:
     with disk.written(directory / TOKENIZER) as aside:
         built.save(str(aside))
     # Look at what will be loaded later, not at the object that was trained.
-    tokenizer = load_tokenizer(directory / TOKENIZER)
+    tokenizer = tokenizer_file.load_tokenizer(directory / TOKENIZER)
     with open(directory / TOKEN_BYTES, "wb") as file:
-        np.save(file, byte_lengths(tokenizer, boundary))
-    return token_id(tokenizer, boundary) if boundary else NO_TOKEN
+        np.save(file, tokenizer_file.byte_lengths(tokenizer, boundary))
+    return tokenizer_file.token_id(tokenizer, boundary) if boundary else NO_TOKEN

@@ -4,8 +4,6 @@ It is written last, so its presence says that everything it names was written; i
 no host names, so the same recipe on the same text gives the same bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -123,7 +121,7 @@ class Manifest:
         disk.write_manifest(directory / FILE_NAME, {**body, "crc32": _crc32_of(body)})
 
     @classmethod
-    def load(cls, directory: Path) -> Manifest:
+    def load(cls, directory: Path) -> "Manifest":
         """Reads the manifest of a directory.
 
         Raises:

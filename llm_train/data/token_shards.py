@@ -1,7 +1,5 @@
 """Tokens that ``llm-train prepare`` wrote."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from llm_train.data import shards
 from llm_train.data.base import HELD_OUT, TRAIN, Ids
 from llm_train.data.packing import PackedWindows
 from llm_train.data.reader import ShardTokens
 from llm_train.data.remote_folder import RemoteFolder, ShardCache
 from llm_train.data.remote_shards import AheadWindows, RemoteShards
-from llm_train.data.shards import (
-    TOKEN_BYTES,
-    TOKENIZER,
-    StoredDocuments,
-    check_content,
-    check_size,
-    verify,
-)
 from llm_train.data.token_manifest import FILE_NAME, REMEDY, Manifest, StoredSplit
 from llm_train.data.token_source import Documents, TokenSource, Windows
 from llm_train.data.windows import HeldOutWindows, TrainWindows
@@ -84,12 +75,12 @@ class TokenShards(TokenSource):
 
     def tokenizer_text(self) -> str:
         """From the file alongside the shards."""
-        return self._content(TOKENIZER).decode()
+        return self._content(shards.TOKENIZER).decode()
 
     def check(self) -> list[str]:
         """Reports a missing manifest, missing files and wrong sizes."""
         try:
-            _ = self._home if self._remote else verify(Path(self.path))
+            _ = self._home if self._remote else shards.verify(Path(self.path))
         except DataError as error:
             return [f"data.source.path={self.path}: {error}"]
         return []
@@ -109,7 +100,7 @@ class TokenShards(TokenSource):
         manifest = self.manifest()
         sums = {file.name: file.sha256[:12] for file in manifest.others}
         made = {part: json.dumps(manifest.recipe.get(part)) for part in ("corpus", "split")}
-        text, tokenizer = json.dumps(dict(manifest.provenance)), sums.get(TOKENIZER, "")
+        text, tokenizer = json.dumps(dict(manifest.provenance)), sums.get(shards.TOKENIZER, "")
         return {**made, "text": text, "tokenizer": tokenizer, "packing": self.packing}
 
     def vocab_size(self) -> int:
@@ -151,12 +142,12 @@ class TokenShards(TokenSource):
         """Those of the files alongside the shards."""
         stored = self.manifest().splits[split]
         counts = stored.documents, stored.tokens
-        return StoredDocuments(self._home, split, *counts, verify=self._verify)
+        return shards.StoredDocuments(self._home, split, *counts, verify=self._verify)
 
     def _tokens(self, split: str) -> ShardTokens:
         if self._remote is not None:
             return RemoteShards(self._remote, self.manifest(), split)
-        return ShardTokens(self._home, verify(self._home), split)
+        return ShardTokens(self._home, shards.verify(self._home), split)
 
     def end_of_text(self) -> int:
         """As the manifest says."""
@@ -164,7 +155,7 @@ class TokenShards(TokenSource):
 
     def token_bytes(self) -> Ids:
         """From the file alongside the shards."""
-        lengths: Ids = np.load(BytesIO(self._content(TOKEN_BYTES)), allow_pickle=False)
+        lengths: Ids = np.load(BytesIO(self._content(shards.TOKEN_BYTES)), allow_pickle=False)
         return lengths
 
     def _verify(self, name: str) -> None:
@@ -172,8 +163,8 @@ class TokenShards(TokenSource):
         path, files = self._home / name, {file.name: file for file in self.manifest().others}
         if name not in files:
             raise DataError(f"{path} is not in its manifest; {REMEDY}")
-        check_size(path, files[name].bytes)
-        check_content(self._home, files[name])
+        shards.check_size(path, files[name].bytes)
+        shards.check_content(self._home, files[name])
 
     def _content(self, name: str) -> bytes:
         """A small file alongside the shards."""

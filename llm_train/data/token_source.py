@@ -3,8 +3,6 @@
 Shapes: N windows, S sequence. Windows are (N, S + 1): inputs are ``[:, :-1]``, targets ``[:, 1:]``.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +32,13 @@ class TokenSpan(NamedTuple):
 
 
 class Windows(ABC):
-    """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies."""
+    """Windows of S + 1 token ids by index. Cheap to pickle: DataLoader workers get copies.
+
+    Attributes:
+        together: small batches of training are read so many windows at a time.
+    """
+
+    together = 64
 
     @abstractmethod
     def __len__(self) -> int:
@@ -199,7 +203,7 @@ class TokenSource(Part, ABC):
         """Where the documents of a split lie; None where it is unknown."""
         return None
 
-    def called(self, name: str) -> TokenSource:
+    def called(self, name: str) -> "TokenSource":
         """The source that a ``TokenSpan`` names; itself where it is not a mixture."""
         return self
 

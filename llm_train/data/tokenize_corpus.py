@@ -6,8 +6,6 @@ number of machines may share the work, be killed, and go on. What all units need
 out first, by one process; whoever sees the last unit finished merges them.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import deque
@@ -190,9 +188,7 @@ class Tokenize(Recipe):
     def tasks(self) -> list[Assignment]:
         """All units, numbered."""
         corpora = {"": self.corpus, **self.held_out}
-        units = [
-            (name, corpus, unit) for name, corpus in corpora.items() for unit in corpus.units()
-        ]
+        units = [(name, each, unit) for name, each in corpora.items() for unit in each.units()]
         return [
             Assignment(number=number, corpus=corpus, unit=unit, held_out=name)
             for number, (name, corpus, unit) in enumerate(units)
@@ -239,7 +235,7 @@ class Tokenize(Recipe):
                 )
 
 
-def _show(message: object, bar: tqdm[NoReturn]) -> None:
+def _show(message: object, bar: "tqdm[NoReturn]") -> None:
     """What a process sends: characters it has done, or a warning."""
     if isinstance(message, int):
         bar.update(message)

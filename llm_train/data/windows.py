@@ -5,8 +5,6 @@ pass does not show the same beginnings, and are visited in a keyed random order.
 not move: they tile the tokens from the first, so that each token after it is scored exactly once.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -179,14 +177,8 @@ class JoinedWindows(Windows):
         return self._parts[part].batch(np.maximum(places - self._firsts[part], 0))
 
 
-_TOGETHER = 64  # windows
-
-
 class MixedWindows(Located):
     """Windows of several sources; their order decides which one each comes from.
-
-    A small batch has few windows of each source, and asking a source costs as much as several
-    windows. A rank's batches come in equal steps, so that the next ones are read along with it.
 
     Args:
         windows: of each source.
@@ -201,11 +193,6 @@ class MixedWindows(Located):
         self._names = names
         self._windows = windows
         self._order = order
-        self._last = self._step = 0
-        self._ahead: dict[bytes, Ids] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_ahead": {}}
 
     def __len__(self) -> int:
         return sum(map(len, self._windows))
@@ -217,27 +204,9 @@ class MixedWindows(Located):
 
     def batch(self, indices: npt.ArrayLike) -> Ids:
         """Windows number ``indices`` as (N, S + 1)."""
-        samples = np.asarray(indices, dtype=np.int64).reshape(-1)
-        first, size = int(samples[0]), samples.size
-        before, self._step = self._step, first - self._last
-        self._last = first
-        if (found := self._ahead.pop(samples.tobytes(), None)) is not None:
-            return found
-        if self._step != before or self._step <= 0 or size > _TOGETHER // 2:
-            return self._read(samples)
-        batches = [samples + turn * self._step for turn in range(_TOGETHER // size)]
-        rows = self._read(np.concatenate(batches))
-        self._ahead = {
-            batch.tobytes(): rows[turn * size : (turn + 1) * size]
-            for turn, batch in enumerate(batches)
-        }
-        return self._ahead.pop(samples.tobytes())
-
-    def _read(self, samples: Counts) -> Ids:
-        """Reads the windows of each source together, and puts them in order."""
         rows: dict[int, list[int]] = {}
         numbers: dict[int, list[int]] = {}
-        for row, place in enumerate(self.located(samples)):
+        for row, place in enumerate(self.located(indices)):
             number, source = divmod(place, len(self._windows))
             rows.setdefault(source, []).append(row)
             numbers.setdefault(source, []).append(number)

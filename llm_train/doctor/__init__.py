@@ -4,8 +4,6 @@ A probe is one function from settings to findings, in the list below; a part bri
 (``Part.examine``). No probe writes anything that outlives it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from llm_train import check

@@ -4,8 +4,6 @@ Folders that do not exist yet are on the file system of the nearest one that doe
 tried in a scratch folder there, which is removed again.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

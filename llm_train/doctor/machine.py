@@ -1,7 +1,5 @@
 """What is installed, which devices are here, and whether prepared tokens are as they were."""
 
-from __future__ import annotations
-
 import os
 import platform
 import random

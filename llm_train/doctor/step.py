@@ -1,7 +1,5 @@
 """One real step of the configured run on its devices, and what its ranks can exchange."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

@@ -5,8 +5,6 @@ batch. The harness would deal requests out itself, and pads the shares with requ
 only, so that ranks with sharded weights would wait for each other's forwards for ever.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Sharded weights are gathered by whoever enters a module, so all ranks of a run a
 question is the same number of forwards on all of them, whatever a rank finds in the answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile

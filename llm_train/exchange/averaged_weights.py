@@ -4,8 +4,6 @@ What comes out holds weights alone, as an imported run does: it is exported, val
 begun with (``init_from``) like any other, and not resumed. One parameter is in memory at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +50,8 @@ def average_checkpoints(paths: Sequence[Path], out: Path) -> Path:
     stored = [sizes_of(path) for path in paths]
 
     def mean(key: str) -> Tensor:
-        parts = [
-            read_alone(path / "state", averaged(key, s), s)
-            for path, s in zip(paths, stored, strict=True)
-        ]
+        pairs = zip(paths, stored, strict=True)
+        parts = [read_alone(path / "state", averaged(key, s), s) for path, s in pairs]
         if not parts[0].is_floating_point():
             return parts[0]
         return torch.stack([part.double() for part in parts]).mean(0).to(parts[0].dtype)

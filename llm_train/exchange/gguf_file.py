@@ -6,8 +6,6 @@ All numbers are fp32 (llama.cpp's own tools make smaller files of it), and all a
 a time, as they are again for the proof.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,10 +50,9 @@ class GGUF(NamedTuple):
         """
         network, kind = self.network, self.family.model_type
         scaling = self.family.config(network).get("rope", {}).get("rope_type", "default")
+        named, wanted = f"{kind} with activation={network.activation}", _ACTIVATIONS.get(kind)
         said = {
-            f"{kind} with activation={network.activation} (only {_ACTIVATIONS})": (
-                network.activation != _ACTIVATIONS.get(kind)
-            ),
+            f"{named} (only {_ACTIVATIONS})": network.activation != wanted,
             "bias=True": network.bias and self.family.rotary,
             f"rotary_scaling={type(network.rotary_scaling).__name__}": scaling != "default",
             "a tokenizer other than byte-level BPE with GPT-2's words and an end of text": (

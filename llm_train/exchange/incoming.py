@@ -5,8 +5,6 @@ through memory one at a time. Matrices keep the type in which the folder has the
 widened, since Gemma's norms would lose digits where their distance from 1 becomes a weight.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

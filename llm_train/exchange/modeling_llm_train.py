@@ -7,8 +7,6 @@ transformers. ``proof.json`` beside it says how far its logits are from those of
 Shapes: B batch, T new positions, S all positions, D width, H heads, K key/value heads, hd D / H.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

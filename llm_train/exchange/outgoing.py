@@ -4,8 +4,6 @@ The folder is filled under another name and gets its own once the proof holds. W
 memory a shard at a time.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping

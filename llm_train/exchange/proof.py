@@ -8,8 +8,6 @@ once, and at every place must prefer the token that ours prefers. That is the sa
 with both, since as long as they agree both have read the same text.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -4,8 +4,6 @@ How many shards there will be is known only when the last one is full, and their
 are renamed at the end.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

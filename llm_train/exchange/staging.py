@@ -1,7 +1,5 @@
 """Folders that have their names when they are complete, and runs that hold weights alone."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

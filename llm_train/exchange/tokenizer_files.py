@@ -4,8 +4,6 @@ A template in ``tokenizer.json`` would put tokens around every text that trainin
 is left out. The token between documents is what ends a text, and what begins one.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

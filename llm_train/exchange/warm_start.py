@@ -6,8 +6,6 @@ Rows that a larger vocabulary or position table adds are therefore those of the 
 and every strategy gets its part of the same whole parameter, one at a time.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Both are read one whole parameter at a time, under our names and without rows th
 vocabulary, so that whoever reads never holds more than one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from abc import ABC, abstractmethod

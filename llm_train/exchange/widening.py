@@ -8,8 +8,6 @@ inputs by numbers whose sum is 0. Heads are copied whole, since positions turn f
 place in a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any

@@ -5,8 +5,6 @@ sharding hooks must stay outside compiled code. Weights come last so that only s
 exist.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal

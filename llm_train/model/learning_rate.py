@@ -4,8 +4,6 @@ It is set from the number of steps before each update, so that there is nothing 
 global batch changes, both factors follow it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from llm_train.derived import Derived, Stage

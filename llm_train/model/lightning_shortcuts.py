@@ -7,8 +7,6 @@ GPU that is time in which no kernel is launched. Each replaced interface has a c
 compares it with Lightning's own (``tests/model/test_lightning_shortcuts.py``).
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

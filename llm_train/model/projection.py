@@ -6,8 +6,6 @@ which is the loss in training, and takes logits in generation.
 Shapes: D width, V vocabulary (padded).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 

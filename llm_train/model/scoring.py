@@ -4,8 +4,6 @@ A validation gives loss, perplexity and bits per byte of held-out sets, each tok
 all ranks; its loader has the sets one after another.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from functools import partial

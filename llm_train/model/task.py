@@ -7,8 +7,6 @@ plugin; and nothing is logged with ``self.log`` while training, because each cal
 and a synchronisation. Metrics gather on the device in ``run_state.sums`` until a log point.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property

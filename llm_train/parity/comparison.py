@@ -1,7 +1,5 @@
 """Runs every variant in processes of its own and puts them in a table with one process."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

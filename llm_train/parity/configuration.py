@@ -1,7 +1,5 @@
 """The configuration that all variants share, and what had to be changed for it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress

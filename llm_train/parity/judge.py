@@ -13,8 +13,6 @@ so twice as far from the first at most, at one and the same step; ``FACTOR`` lea
 largest of all steps to be larger by chance.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

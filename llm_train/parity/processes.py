@@ -1,7 +1,5 @@
 """The command line in processes of its own, under torchrun where there are ranks."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a run left behind, as numbers that can be compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

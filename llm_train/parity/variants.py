@@ -3,8 +3,6 @@
 Every strategy that is loaded says which of its variants are worth comparing, a user's own included.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -6,8 +6,6 @@ A compiler keeps the cheapest set of tensors from which the rest of the block ca
 tensors and given to that partitioner; nothing is compiled and no compiler is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Memory is the strategy's own formula of its state, and the activations of the si
 one device; under tensor parallelism these are divided, but for what is gathered.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Puts a plan together: the configured run on given devices, and the search for a faster one."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import replace

@@ -14,8 +14,6 @@ in the update of 64 ranks 5.6 MB in place of 0.3 MB (torch 2.13). Operations are
 formulas of torch's flop counter.
 """
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections import defaultdict

@@ -5,8 +5,6 @@ ones are tried as they are. Only what ``llm-train check`` accepts is looked at. 
 does not change, so a micro-batch is one that divides what a rank reads in a step.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace

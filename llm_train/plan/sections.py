@@ -1,7 +1,5 @@
 """A plan as sections for the terminal, and as plain values for JSON."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

@@ -20,8 +20,6 @@ by phase, and the largest is taken afterwards. A network without a setting ``lay
 as it is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -10,8 +10,6 @@ of 124M and 1B and five published runs on H200, H100 and A100 have in common
 (``tests/plan/test_published.py``). docs/performance.md compares them all.
 """
 
-from __future__ import annotations
-
 import math
 
 from llm_train.plan.operators import Measured

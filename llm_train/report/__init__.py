@@ -1,7 +1,5 @@
 """What runs did, as one picture and one page that opens anywhere, without a network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path

@@ -6,8 +6,6 @@ band from the smallest to the largest of them, so that no peak is lost and the f
 Each point holds its place on every axis, so that the page can change from one to another.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,15 +137,12 @@ def time_chart(runs: Mapping[str, RecordedRun]) -> alt.Chart | None:
     ]
     if not rows:
         return None
-    chart: alt.Chart = (
-        alt.Chart({"values": rows}, title="Wall time")
-        .mark_bar()
-        .encode(
-            x=alt.X("sum(s):Q", stack="normalize", title=None, axis=alt.Axis(format="%")),
-            y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=90)),
-            color=alt.Color("for:N", sort="-x", legend=alt.Legend(columns=4, symbolType="square")),
-            tooltip=["name:N", "for:N", alt.Tooltip("sum(s):Q", title="seconds", format=",.1f")],
-        )
+    bars = alt.Chart({"values": rows}, title="Wall time").mark_bar()
+    chart: alt.Chart = bars.encode(
+        x=alt.X("sum(s):Q", stack="normalize", title=None, axis=alt.Axis(format="%")),
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=90)),
+        color=alt.Color("for:N", sort="-x", legend=alt.Legend(columns=4, symbolType="square")),
+        tooltip=["name:N", "for:N", alt.Tooltip("sum(s):Q", title="seconds", format=",.1f")],
     )
     return chart
 

@@ -3,8 +3,6 @@
 Of two, that is settings, code and environment, data, and where losses part.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

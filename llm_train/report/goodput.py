@@ -7,14 +7,12 @@ available wallclock time" (Kokolis et al., HPCA 2025, arXiv:2410.21680); product
 counted once.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from llm_train.runtime.ledger import BEGIN, LEFT, STEPS
 from llm_train.trainer.logger.records import Record
@@ -52,7 +50,7 @@ class Goodput:
     restarts: int = 0
 
     @classmethod
-    def of(cls, ledger: Iterable[Record], metrics: Iterable[Record]) -> Goodput:
+    def of(cls, ledger: Iterable[Record], metrics: Iterable[Record]) -> Self:
         """Adds up the lines of ``ledger.jsonl``, with the steps that ``metrics.jsonl`` shows."""
         lines = [line for record in ledger if (line := _line(record))]
         lines += [_Line(_time(m), m["step"], m.get("event", "")) for m in metrics if "time" in m]

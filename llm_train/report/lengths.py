@@ -4,8 +4,6 @@ Lengths span many powers of ten, so that a bar stands for a factor of two, and t
 tokens in documents of such a length: a few long documents may be most of a corpus.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import altair as alt

@@ -4,8 +4,6 @@ The page asks every few seconds and gets itself again without its library; it is
 when a file has changed. A run that has nothing to show yet is waited for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape

@@ -1,7 +1,5 @@
 """The HTML page: ``page.html``, filled in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The files of a run directory as the numbers a report shows."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -55,7 +53,7 @@ class RecordedRun:
     environment: dict[str, str]
 
     @classmethod
-    def read(cls, run_dir: Path) -> RecordedRun:
+    def read(cls, run_dir: Path) -> "RecordedRun":
         """Reads a run directory."""
         metrics, derived, config, ledger = (
             run_dir / name for name in ("metrics.jsonl", "derived.json", "config.yaml", LEDGER)

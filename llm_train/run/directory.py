@@ -1,7 +1,5 @@
 """The files of a run that are not checkpoints, and what checkpoints know of the run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

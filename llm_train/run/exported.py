@@ -1,7 +1,5 @@
 """Export and import of a run: what belongs to a checkpoint, gathered for ``llm_train.exchange``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How the ranks of a run meet before it, and part after it."""
 
-from __future__ import annotations
-
 import os
 import time
 from datetime import timedelta

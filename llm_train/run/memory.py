@@ -7,8 +7,6 @@ a person, goes on from the last checkpoint with more accumulation: the same samp
 and losses that differ by rounding only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import traceback

@@ -1,7 +1,5 @@
 """A checkpoint as a network that computes: weights, settings and tokenizer, without a Trainer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Builds a Trainer from settings: the user's arguments plus those that the settings imply."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial

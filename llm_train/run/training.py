@@ -3,8 +3,6 @@
 Nothing here prints a table or leaves the process: a result is returned, and a mistake is raised.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress

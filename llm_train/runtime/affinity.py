@@ -5,8 +5,6 @@ them. A process that was started on fewer processors (taskset, srun --cpu-bind, 
 --numa-binding) stays within them, and data workers inherit what it has.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

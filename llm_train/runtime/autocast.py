@@ -1,7 +1,5 @@
 """Dtypes of a computation, from autocast and from the tensors, so that no setting is needed."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The allocator and NCCL read the environment once, before the first tensor and th
 group. A variable that the user has set stands; ours are for those who have set none.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext

@@ -13,8 +13,6 @@ keeps some of what the datasheet prints. The network is a choice of whoever buil
 vendor's reference system is assumed, and its source named.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ directory that holds the name has been flushed as well. Checkpoints and prepared
 written with what stands here, and the manifest of either is its last file.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Packages that only some settings need, each imported when it is used."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

@@ -6,8 +6,6 @@ executor, because Ctrl-C has to end what runs, and not a pool, which waits forev
 the kernel has killed for its memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import multiprocessing

@@ -6,8 +6,6 @@ logits, which on a small network takes a tenth to a third of a step (``benchmark
 torch's caching allocator already keeps freed memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import platform
 

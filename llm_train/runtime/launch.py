@@ -4,8 +4,6 @@ torchrun and srun each describe a process's rank in variables of their own, and 
 torchrun that srun started sees both.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

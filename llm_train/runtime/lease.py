@@ -15,8 +15,6 @@ dead one is taken over, and one that has been dead for days is waited for as lon
 compares the clocks of two hosts.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -59,11 +57,22 @@ class LeaseHolder:
     since: str = "a moment ago"
 
     @classmethod
-    def here(cls) -> LeaseHolder:
+    def here(cls) -> "LeaseHolder":
         """This process."""
         pid, now = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         host = socket.gethostname()
         return cls(host=host, kernel=_kernel(), pid=pid, born=_born(pid), since=now)
+
+    @classmethod
+    def sign(cls, path: Path) -> None:
+        """Makes a file that names this process.
+
+        Raises:
+            FileExistsError: there is one, of whoever was faster.
+        """
+        about = json.dumps(asdict(cls.here()))
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(about)
 
     @property
     def gone(self) -> bool:
@@ -154,13 +163,11 @@ class Lease:
 
     def _create(self, number: int) -> int:
         """Takes ``number`` and returns it, or 0 where another process was faster."""
-        path, about = self._path(number), json.dumps(asdict(LeaseHolder.here()))
+        path = self._path(number)
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            LeaseHolder.sign(path)
         except FileExistsError:
             return 0
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(about)
         # Somebody may have taken this number, ended, and even been followed since it was chosen.
         if self._last() != number or path.with_suffix(".ended").exists():
             path.unlink(missing_ok=True)

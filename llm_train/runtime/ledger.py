@@ -10,8 +10,6 @@ Lines are differences and a second apart at least, a thousandth of the life of t
 SIGKILL loses the names of that much, and a run of weeks writes a few thousand lines.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from llm_train.runtime.startup import compile_seconds
 LEDGER = "ledger.jsonl"
 STEPS, DATA_WAIT, COMPILE = "steps", "data_wait", "compile"
 BEGIN, LEFT, END = "begin", "left", "end"
-_DEVICE = "device"  # the host waits for the device, which makes steps
+DEVICE = "device"  # the host waits for the device, which makes steps
 _LEAST_SECONDS, _SHARE = 1.0, 1e-3  # between two lines
 
 
@@ -69,12 +67,6 @@ class Ledger:
         finally:
             self.switch(before)
 
-    @contextmanager
-    def device(self) -> Iterator[None]:
-        """Inside the block the host does nothing but wait for the device."""
-        with self.during(_DEVICE):
-            yield
-
     def begin(self, step: int) -> None:
         """Everything is built, and training begins after ``step`` steps."""
         self._step, self._begun = step, True
@@ -113,7 +105,7 @@ class Ledger:
             found[name] -= part
             found[COMPILE] += part
             left -= part
-        waited = found.pop(_DEVICE, 0.0)
+        waited = found.pop(DEVICE, 0.0)
         hidden = min(waited, found[DATA_WAIT])
         found[DATA_WAIT] -= hidden
         found[STEPS] += waited + hidden

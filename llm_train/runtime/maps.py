@@ -6,8 +6,6 @@ copied with one ``pwritev`` to a file in memory: 12 pieces of 2 KiB take 11 micr
 ``pread`` for each takes 19, and plain copies, which a signal can end, take 7.
 """
 
-from __future__ import annotations
-
 import errno
 import mmap
 import os

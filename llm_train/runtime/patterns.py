@@ -3,8 +3,6 @@
 Of several patterns that fit a name, the last one holds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 

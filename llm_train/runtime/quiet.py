@@ -1,7 +1,5 @@
 """Hides messages of libraries that do not apply here; their real warnings stay."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator

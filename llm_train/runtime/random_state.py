@@ -1,7 +1,5 @@
 """The random generators of one rank, as values that load without running code."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from typing import Any

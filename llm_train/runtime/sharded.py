@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
+
+T = TypeVar("T")
+
+
+def of_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The value that every rank gives, in their order; collective over the ``group``, or all."""
+    found = [value]
+    if dist.is_initialized():
+        found *= dist.get_world_size(group)
+        dist.all_gather_object(found, value, group=group)
+    return found
 
 
 def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:

@@ -7,8 +7,6 @@ This class uses the variables of the step (``runtime/launch.py``) and installs n
 ``trainer/callbacks/signals.py`` ends the run, and ``scripts/slurm.sbatch`` requeues the job.
 """
 
-from __future__ import annotations
-
 import os
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment

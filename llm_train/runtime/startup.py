@@ -1,7 +1,5 @@
 """What the system says of a process: how long it has been running, and compiling."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

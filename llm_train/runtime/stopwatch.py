@@ -5,8 +5,6 @@ interval before it. There a mark is an event in the device's stream, whose time 
 later, without waiting now.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

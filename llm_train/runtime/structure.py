@@ -4,8 +4,6 @@ A manifest may have been written by another version, cut by a full disk, or forg
 used as a size, a name and a position, so that a wrong type would fail far from the file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """Writes to standard output, from rank 0 only and without breaking a progress bar."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import textwrap

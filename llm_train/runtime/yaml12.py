@@ -7,8 +7,6 @@ A text of a few hundred characters can stand for more memory than a machine has,
 hold aliases. So a text is measured before anything is built of it.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

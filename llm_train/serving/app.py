@@ -4,8 +4,6 @@ Messages to chat with are refused: what is served was pretrained on text, and ha
 would make text of them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

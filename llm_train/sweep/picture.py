@@ -1,7 +1,5 @@
 """The losses of a sweep over one key, coloured by the others."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

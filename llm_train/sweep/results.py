@@ -1,7 +1,5 @@
 """All trials as one table and one picture, the best of them, and how the best rate scales."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

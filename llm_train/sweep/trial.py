@@ -4,8 +4,6 @@ The folder's name is a hash of the trial's values. A trial with a result is neve
 that was killed or failed has none, and goes on from its newest checkpoint at the next start.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Adds a callback to the runs of the command line in this process: no YAML can hold an object."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """What a checkpoint holds, for tests that compare checkpoints bit by bit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The command line in this process: a second start costs milliseconds instead of seconds."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

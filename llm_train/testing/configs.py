@@ -1,7 +1,5 @@
 """A tiny run as YAML, for tests that go through the command line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

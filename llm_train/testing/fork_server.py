@@ -5,8 +5,6 @@ process is the fork server of Python's own ``multiprocessing``, told to import b
 need. It never computes anything, so it has no threads that a fork would lose.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy

@@ -1,7 +1,5 @@
 """Several real processes on this machine, joined by gloo, for tests of distributed code."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -4,8 +4,6 @@ jsonargparse reads signatures and stubs for half a second the first time, so tha
 is parsed here for all ranks.
 """
 
-from __future__ import annotations
-
 import gc
 import tempfile
 from pathlib import Path

@@ -10,8 +10,6 @@ A step that was left out has consumed its data: step, schedule and position in t
 with ``Guard``; the optimizer's own count of updates does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Names and summaries are read from the files without importing them, because an o
 cost what the verbs import.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Averages the weights of checkpoints, or takes the average that a run kept."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

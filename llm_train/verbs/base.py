@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
+    from llm_train.data.preparation import DataOptions
     from llm_train.settings import Settings
 
 
@@ -20,6 +21,9 @@ class Load(Protocol):
 
     def __call__(self, arguments: Sequence[str], /) -> Settings:
         """What the arguments say."""
+
+    def data(self, arguments: Sequence[str], /) -> DataOptions:
+        """What they say of the data, without torch where everything else is certainly sound."""
 
     def schema(self) -> Mapping[str, Any]:
         """What any configuration may say, as a JSON schema."""

@@ -1,7 +1,5 @@
 """Writes text with a checkpoint in turns with whoever types."""
 
-from __future__ import annotations
-
 import argparse
 from contextlib import suppress
 

@@ -1,7 +1,5 @@
 """Finds all problems of a configuration and prints every derived number; needs no device."""
 
-from __future__ import annotations
-
 import argparse
 
 from llm_train.verbs.base import Load, Verb

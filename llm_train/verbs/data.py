@@ -1,7 +1,5 @@
 """Shows what a step reads, and counts, compares and verifies prepared tokens."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Says what sets two runs apart, from settings to the first step at which losses differ."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

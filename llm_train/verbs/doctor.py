@@ -1,7 +1,5 @@
 """Looks for what would end a run later: machine, run folder, data, services, one real step."""
 
-from __future__ import annotations
-
 import argparse
 
 from llm_train.verbs.base import Load, Verb

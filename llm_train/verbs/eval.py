@@ -1,7 +1,5 @@
 """Puts the tasks of lm-evaluation-harness to a checkpoint."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

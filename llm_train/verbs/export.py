@@ -1,7 +1,5 @@
 """Writes a checkpoint as a folder that Hugging Face's transformers open."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from pathlib import Path

@@ -68,7 +68,7 @@ class Fit(Verb):
         imported = startup.claim()
         began = time.monotonic()
         if flags.prepare:
-            prepare_data(settings)
+            prepare_data(settings.data)
         prepared = time.monotonic() - began if flags.prepare else 0.0
         run = build(settings, resume=flags.resume)
         run.settings.task.run_state.ledger.imported(imported, prepared)

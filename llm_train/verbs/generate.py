@@ -1,7 +1,5 @@
 """Writes text with a checkpoint."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 

@@ -1,7 +1,5 @@
 """Makes a run of a folder in Hugging Face's format, to be trained on."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Trains under every strategy and compares them with one process."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

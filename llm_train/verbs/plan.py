@@ -1,7 +1,5 @@
 """Says what a run will need and take on given GPUs, and which is fastest; needs no device."""
 
-from __future__ import annotations
-
 import argparse
 
 from llm_train.errors import ConfigError

@@ -10,7 +10,7 @@ from llm_train.errors import ConfigError
 from llm_train.verbs.base import Load, Verb
 
 if TYPE_CHECKING:
-    from llm_train.settings import Settings
+    from llm_train.data.preparation import DataOptions
 
 
 class Prepare(Verb):
@@ -25,10 +25,10 @@ class Prepare(Verb):
 
     def run(self, flags: argparse.Namespace, load: Load) -> None:
         """Prepares the data once; the same recipe again costs nothing."""
-        prepare_data(load(flags.settings), force=flags.force, reread=flags.reread)
+        prepare_data(load.data(flags.settings), force=flags.force, reread=flags.reread)
 
 
-def prepare_data(settings: Settings, *, force: bool = False, reread: bool = False) -> None:
+def prepare_data(data: DataOptions, *, force: bool = False, reread: bool = False) -> None:
     """Makes the tokens, unless they are there, and says what they are."""
     from llm_train.data.preparation import prepare
     from llm_train.data.reading import skipped_lines
@@ -38,13 +38,13 @@ def prepare_data(settings: Settings, *, force: bool = False, reread: bool = Fals
     # What was compared, and which library encodes; Python shows warnings only by itself.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llm_train.data").setLevel("WARNING" if find_launch().rank else "INFO")
-    source = settings.data.source
+    source = data.source
     if source.folder is None:
         raise ConfigError(
             f"data.source={type(source).__name__} reads nothing that could be prepared; "
             "only TokenShards does"
         )
-    manifest = prepare(settings.data.recipe, source.folder, force=force, reread=reread)
+    manifest = prepare(data.recipe, source.folder, force=force, reread=reread)
     say(section("data", source.description()))
     if manifest.skipped:
         say(section("skipped", skipped_lines(manifest.skipped, manifest.examples)))

@@ -1,7 +1,5 @@
 """Lists the configurations that come with the package, or prints one, to be edited as a file."""
 
-from __future__ import annotations
-
 import argparse
 
 from llm_train.verbs.base import Load, Verb

@@ -1,7 +1,5 @@
 """Draws what runs did, each alone or compared, as one HTML page and one PNG."""
 
-from __future__ import annotations
-
 import argparse
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prints the JSON schema of a configuration, by which editors complete keys and find typos."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

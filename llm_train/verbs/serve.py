@@ -1,7 +1,5 @@
 """Answers requests over HTTP with a checkpoint, in OpenAI's format."""
 
-from __future__ import annotations
-
 import argparse
 import socket
 

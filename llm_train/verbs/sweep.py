@@ -1,7 +1,5 @@
 """Trains once for each choice of chosen keys, and compares the results."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory

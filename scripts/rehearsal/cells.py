@@ -159,6 +159,7 @@ REFUSED: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
     ("precision", ("half",), "optimizer", ("backward",)),
     ("precision", ("half",), "compile", ("graphs",)),
     ("precision", ("half",), "loss", ("chunked",)),
+    ("precision", ("fp32",), "attention", ("cudnn", "flash")),
     ("strategy", _ZERO, "optimizer", ("muon", "8bit", "16bit")),
     ("strategy", _ZERO, "loss", ("ignored",)),
     ("strategy", _ZERO, "extra", ("average",)),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,24 +12,13 @@ from llm_train.checkpoint.remote import Remote, folder_at
 from llm_train.checkpoint.store import CheckpointStore
 from tests.checkpoint.saves import content, value_of, writer
 
-pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
-
 
 @pytest.fixture
-def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+def url(object_server: Any) -> str:
     import s3fs
 
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir("checkpoints")
-    yield "s3://checkpoints/runs/x"
-    s3fs.S3FileSystem.clear_instance_cache()
-    running.stop()
+    return "s3://checkpoints/runs/x"
 
 
 @pytest.mark.slow

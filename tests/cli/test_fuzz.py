@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch import callbacks
 
 from llm_train.cli import schema
-from llm_train.cli.parser import ROOTS
+from llm_train.cli.whole import ROOTS
 from llm_train.testing.command import Outcome, refused, run
 from llm_train.testing.configs import part, tiny, write
 

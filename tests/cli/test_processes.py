@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm_train.testing.configs import tiny, write
+from llm_train.testing.command import run
+from llm_train.testing.configs import part, tiny, write
 from llm_train.testing.ranks import environment, llm_train
 
 BLOCKER = """\
@@ -206,3 +208,60 @@ for arguments in (
         "pip install 'llm-train[deepspeed]'",
         f"{error}this corpus needs the package datasets; run pip install 'llm-train[datasets]'",
     ], done.stderr
+
+
+OWN = """
+import os, sys
+from dataclasses import dataclass
+from llm_train.data import Filter
+
+@dataclass(frozen=True, kw_only=True)
+class Light(Filter):
+    def __call__(self, document):
+        with open("seen", "a") as seen:
+            print(os.getpid(), *{"torch", "lightning"} & set(sys.modules), file=seen)
+        return document
+"""
+
+
+def test_prepare_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / f"text/{number}.txt").write_text(f"Document {number}.\n" * 9)
+    (tmp_path / "own.py").write_text(OWN)
+    corpus = part("Filtered", corpus=part("TextFiles", paths=["text"]), filters=["own.Light"])
+    split = part("HashSplit", fraction=0.1)
+    recipe = part("Tokenize", corpus=corpus, tokenizer="Bytes", split=split, workers=2)
+    config = tiny(tmp_path / "run", data__source=part("TokenShards", path="a"), data__recipe=recipe)
+    first, second = write(tmp_path / "a.yaml", config), tmp_path / "b.yaml"
+    second.write_text("{seed: 2, data: {source: {init_args: {path: b}}}}")
+    words = ("prepare", "-c", str(first), "-c", str(second), "--allow-import=own", "--seed=3")
+    assert loaded(set(), "schema", cwd=tmp_path).startswith("0 ")  # now it is kept
+    for more in ([], [], ["--force", "--reread"], ["--data.source.path=c"]):
+        assert loaded({"torch", "lightning"}, *words, *more, cwd=tmp_path) == "0 []", more
+    seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    assert all(len(each) == 1 for each in seen)
+    assert len({pid for (pid,) in seen}) > 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"buget": "2 steps"},  # codespell:ignore buget
+        {"budget": 2000},
+        {"model__network__init_args__layerz": 2},
+        {"model__network__init_args__layers": "two"},
+        {"model__network": "Transformer"},
+        {"model__optimizer": {"class_path": "AdamW"}},
+        {"model__optimizer": part("AdamW", learning_rate=0.1, betas=[0.9])},
+        {"model__recompute": {}},
+        {"trainer__devices": {"a": 1}},
+        {"trainer__callbacks": ["EarlyStopping"]},
+        {"data__sourze": 1},
+    ],
+    ids=str,
+)
+def test_prepare_refuses_what_is_wrong_elsewhere(tmp_path: Path, changes: dict[str, Any]) -> None:
+    file = str(write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", **changes)))
+    refused = run("prepare", "-c", file)
+    assert (refused.code, refused.err) == (2, run("check", "-c", file).err)

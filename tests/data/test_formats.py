@@ -347,15 +347,7 @@ def test_files_at_a_web_address(tmp_path: Path, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_files_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+def test_files_in_an_object_store(object_server: Any) -> None:
     import s3fs
 
     files = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -371,8 +363,6 @@ def test_files_in_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(texts(Files(paths=["s3://texts/**/a.csv*"]))) == 16
     with pytest.raises(DataError, match="matches no file"):
         list(Files(paths=["s3://texts/none/*.txt"]).read())
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_the_examples_of_the_page_are_corpora() -> None:

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from llm_train.data import packing
-from llm_train.data.base import NO_TOKEN, Ids
+from llm_train.data.base import NO_TOKEN
 from llm_train.data.packing import PackedWindows, windows_of
 from llm_train.data.token_source import Documents
-from llm_train.data.windows import Tokens
+from tests.data.test_windows import Counting
 
 SEQUENCE = 32
-
-
-class Row(Tokens):
-    """Each token is its own position."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def rows(self, starts: Sequence[int], length: int) -> Ids:
-        assert min(starts) >= 0
-        assert max(starts) + length <= self.length
-        return np.array(starts)[:, None] + np.arange(length)
 
 
 class Lengths(Documents):
@@ -49,7 +33,7 @@ class Lengths(Documents):
 
 def make(count: int = 500, seed: int = 3) -> PackedWindows:
     lengths = np.random.default_rng(seed).geometric(1 / 20, count).astype(np.int64)
-    return PackedWindows(Row(int(lengths.sum())), Lengths(lengths), SEQUENCE, 1, "text")
+    return PackedWindows(Counting(int(lengths.sum())), Lengths(lengths), SEQUENCE, 1, "text")
 
 
 def test_lengths_are_packed_as_one_by_one() -> None:

@@ -3,6 +3,7 @@
 import pickle
 import threading
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -190,15 +191,10 @@ def test_killed_and_resumed_from_a_url(
 
 @pytest.mark.slow
 def test_from_an_object_server(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_server: Any
 ) -> None:
-    s3fs, server = pytest.importorskip("s3fs"), pytest.importorskip("moto.server")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    import s3fs
+
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     fs.mkdir("corpora")
     fs.put(str(folder), "corpora/tokens", recursive=True)
@@ -208,8 +204,7 @@ def test_from_an_object_server(
     for first in range(0, 400, 8):
         rows = first + np.arange(8)
         assert np.array_equal(windows.batch(rows), near.batch(rows))
-    running.stop()
+    object_server.stop()
     monkeypatch.setattr(remote_folder, "_PAUSES", (0.01,))
     with pytest.raises(DataError, match=r"out of reach: .*--resume auto"):
         windows.batch(np.arange(3000, 4000))
-    s3fs.S3FileSystem.clear_instance_cache()

@@ -12,7 +12,7 @@ import pytest
 
 from llm_train.report import RecordedRun
 from llm_train.report.goodput import Goodput
-from llm_train.runtime.ledger import Ledger
+from llm_train.runtime.ledger import DEVICE, Ledger
 from llm_train.testing.configs import tiny, write
 from llm_train.testing.fork_server import ForkServer
 from llm_train.trainer.logger.records import read_lines
@@ -116,7 +116,7 @@ def test_a_ledger_names_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.begin(0)
     with ledger.during("data_wait"):
         next(ticks)
-    with ledger.device():
+    with ledger.during(DEVICE):
         next(ticks)
         next(ticks)
     with ledger.during("data_wait"):

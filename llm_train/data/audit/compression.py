@@ -1,7 +1,5 @@
 """Several tokenizers on the same text: how few tokens they need, and whether they keep it."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Sequence
@@ -59,16 +57,8 @@ def table(paths: Sequence[str], texts: Sequence[str]) -> list[list[str]]:
                 f"no: {changed:,} of {len(texts):,} documents change" if changed else _doubt(path),
             ]
         )
-    titles = [
-        "tokenizer",
-        "ids",
-        "tokens",
-        "bytes/token",
-        "M tokens/CPU-s",
-        "library",
-        "keeps text",
-    ]
-    return [titles, *sorted(rows, key=lambda row: int(row[2].replace(",", "")))]
+    head = ["tokenizer", "ids", "tokens", "bytes/token", "M tokens/CPU-s", "library", "keeps text"]
+    return [head, *sorted(rows, key=lambda row: int(row[2].replace(",", "")))]
 
 
 def opened(path: str) -> tokenizers.Tokenizer:

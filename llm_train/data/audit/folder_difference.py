@@ -1,7 +1,5 @@
 """What two folders of prepared tokens differ in: recipe, tokenizer, documents."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

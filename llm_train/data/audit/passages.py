@@ -1,7 +1,5 @@
 """The documents that a window of training tokens was cut from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

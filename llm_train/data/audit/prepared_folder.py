@@ -1,7 +1,5 @@
 """A folder of prepared tokens, read document by document."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property

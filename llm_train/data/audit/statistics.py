@@ -1,7 +1,5 @@
 """Counts, lengths, compression and copies of prepared tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reads every byte of prepared tokens and compares it with everything that is known about it."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from llm_train.data.audit.prepared_folder import PreparedFolder

@@ -1,7 +1,5 @@
 """Text in files: which files make a unit, and from each of them to documents."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,17 +7,9 @@ from functools import cache
 from hashlib import sha256
 
 from llm_train.data.base import Corpus, Skipped, Unit
+from llm_train.data.corpus import opening
 from llm_train.data.corpus.formats.base import Format, Span
 from llm_train.data.corpus.found import FoundFile, find
-from llm_train.data.corpus.opening import (
-    Unpacked,
-    as_utf8,
-    contents,
-    is_utf8,
-    kind_of,
-    named_cause,
-    opened,
-)
 from llm_train.data.corpus.rows import Item
 from llm_train.data.recipe import ADDED_LATER
 from llm_train.errors import ConfigError, DataError
@@ -113,10 +103,10 @@ class NamedFiles(FileCorpus):
                 f"paths={paths!r} must be a list of files, directories, glob patterns or URLs, "
                 "as in [corpus/*.txt]"
             )
-        is_utf8(self.encoding)
+        opening.is_utf8(self.encoding)
 
     @abstractmethod
-    def format_of(self, content: Unpacked) -> Format | None:
+    def format_of(self, content: opening.Unpacked) -> Format | None:
         """How to read a file or a member; None: it is neither text nor a known format."""
 
     def files(self) -> list[FoundFile]:
@@ -129,18 +119,19 @@ class NamedFiles(FileCorpus):
 
     def spans(self, file: FoundFile) -> Sequence[Span]:
         """Of files that are neither packed nor in another encoding than UTF-8."""
-        with named_cause(file.path), opened(file) as stream:
-            content = Unpacked(file.key, file.path, file.path, stream, kind_of(stream))
+        with opening.named_cause(file.path), opening.opened(file) as stream:
+            kind = opening.kind_of(stream)
+            content = opening.Unpacked(file.key, file.path, file.path, stream, kind)
             found = self.format_of(content)
             if found is None or found.is_text == bool(content.kind):
                 return ()  # packed, or not to be read at all
-            if found.is_text and not is_utf8(self.encoding):
+            if found.is_text and not opening.is_utf8(self.encoding):
                 return ()
             return found.spans(stream, file.size, UNIT_BYTES)
 
     def read_file(self, file: FoundFile, span: Span | None) -> Iterator[Item]:
         """The file, or the members of the archive that it is."""
-        for content in contents(file, self.members):
+        for content in opening.contents(file, self.members):
             found, stream = self.format_of(content), content.stream
             if found is None:
                 yield Skipped(content.key, "neither text nor a known format", content.name)
@@ -150,9 +141,9 @@ class NamedFiles(FileCorpus):
                     f"{content.path} is {content.kind or 'text'}, which {type(self).__name__} does "
                     "not expect; take the corpus Files with format: auto, or leave it out of paths"
                 )
-            with named_cause(content.path):
+            with opening.named_cause(content.path):
                 if found.is_text:
-                    stream = as_utf8(content, self.encoding)
+                    stream = opening.as_utf8(content, self.encoding)
                 yield from found.read(stream, content.key, span)
 
 
@@ -160,7 +151,7 @@ def _stamp(file: FoundFile) -> str:
     """Size, time and a few samples, of which small files consist; of a URL what its server says."""
     digest = sha256(f"{file.size} {file.version}".encode())
     if not file.remote:
-        with named_cause(file.path), open(file.path, "rb") as stream:
+        with opening.named_cause(file.path), open(file.path, "rb") as stream:
             for sample in range(_SAMPLES if file.size > _SAMPLE_BYTES else 1):
                 stream.seek(max(0, file.size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))

@@ -1,7 +1,5 @@
 """Documents that are changed or left out by rule, whatever corpus they come from."""
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from abc import ABC, abstractmethod

@@ -1,16 +1,14 @@
 """Files that a configuration names: paths, folders and patterns, on a disk or at any fsspec URL."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import ConfigError, DataError, line_of
 
 # What libraries call a fact that changes when the content does.
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "mtime")
@@ -62,7 +60,7 @@ def find(entries: Sequence[str]) -> list[FoundFile]:
     ]
 
 
-def walk(root: Path, without: frozenset[str] = frozenset()) -> Iterator[FoundFile]:
+def walk(root: Path, without: Collection[str] = ()) -> Iterator[FoundFile]:
     """Files below ``root``, without hidden ones and directories named in ``without``."""
     for directory, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in without and not name.startswith(".")]
@@ -124,8 +122,3 @@ def _unreachable(url: str, error: BaseException) -> DataError:
         f"paths: {url} cannot be reached: {line_of(error)}; "
         "check the address, the network and the credentials"
     )
-
-
-def line_of(error: BaseException) -> str:
-    """What an error of a library says, on one line, or its name."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

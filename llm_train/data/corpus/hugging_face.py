@@ -1,7 +1,5 @@
 """Data sets of the Hugging Face ``datasets`` library, from its hub or from disk."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -16,11 +14,10 @@ from urllib.request import Request, urlopen
 
 from llm_train.data.base import Corpus, Unit
 from llm_train.data.corpus.files import UNIT_BYTES
-from llm_train.data.corpus.found import line_of
 from llm_train.data.corpus.opening import named_cause
 from llm_train.data.corpus.rows import Item, RowText
 from llm_train.data.recipe import ADDED_LATER
-from llm_train.errors import ConfigError, DataError
+from llm_train.errors import ConfigError, DataError, line_of
 from llm_train.runtime.extras import library
 
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves for one split, for several

@@ -1,7 +1,5 @@
 """The corpora of files: text, JSON, or whatever each file is."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property

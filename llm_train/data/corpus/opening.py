@@ -8,8 +8,6 @@ Bytes that the encoding does not have become a byte that UTF-8 does not have: th
 document in which they stand, and no other.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import gzip
@@ -25,8 +23,8 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Self
 
-from llm_train.data.corpus.found import FoundFile, line_of
-from llm_train.errors import ConfigError, DataError, LLMTrainError
+from llm_train.data.corpus.found import FoundFile
+from llm_train.errors import ConfigError, DataError, LLMTrainError, line_of
 from llm_train.runtime.extras import library
 
 BUFFER_BYTES = 1 << 20

@@ -1,7 +1,5 @@
 """Rows to text: a field, a nested field or a template over several, the same for every format."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

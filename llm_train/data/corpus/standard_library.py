@@ -1,7 +1,5 @@
 """Python's own source: real text that every machine which can run this package already has."""
 
-from __future__ import annotations
-
 import platform
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -16,9 +14,7 @@ from llm_train.errors import DataError
 
 # Tests repeat the code they test and hold files in deliberately broken encodings; the package
 # directories hold whatever the person installed, which differs from machine to machine.
-_WITHOUT = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-)
+_WITHOUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 
 
 @dataclass(frozen=True, kw_only=True)

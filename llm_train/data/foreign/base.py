@@ -6,8 +6,6 @@ are, but there are no checksums. Nobody can hash terabytes at each start, so the
 which the order depends, is of the number of tokens and of ids at 64 places.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence

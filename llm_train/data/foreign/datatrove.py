@@ -4,8 +4,6 @@
 first line of ``NAME.ds.metadata`` ends in the bytes that an id takes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

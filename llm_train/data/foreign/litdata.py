@@ -4,8 +4,6 @@ A chunk is the number of its items, the bytes at which they begin and the last o
 each), and then ids alone. ``data_format`` names their type by its number among torch's or numpy's.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

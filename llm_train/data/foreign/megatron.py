@@ -6,8 +6,6 @@ first byte in the other file (int64), and the first sequence of each document wi
 sequences at the end (int64).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

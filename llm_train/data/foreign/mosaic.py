@@ -7,8 +7,6 @@ ids lie is therefore looked up when a shard is opened. Samples follow one anothe
 nothing says whether they are documents.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

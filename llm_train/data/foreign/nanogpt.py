@@ -4,8 +4,6 @@ The header is 256 little-endian 32-bit integers: a magic number that says the wi
 version, and the number of ids. Without one, ids take two bytes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

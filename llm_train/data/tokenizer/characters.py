@@ -1,7 +1,5 @@
 """Every character is a token: for small experiments that are compared with published ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import tokenizers

@@ -9,8 +9,6 @@ tokenizers 0.37, tiktoken 2.3, fastokens 10 at first and 41 once it has seen the
 would need its own form of the vocabulary and is slower, so it has no place here.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What tokenizers that are learnt from the training text have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

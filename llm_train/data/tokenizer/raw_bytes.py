@@ -1,7 +1,5 @@
 """Every byte of UTF-8 is a token: no vocabulary to learn, nothing that cannot be encoded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import tokenizers

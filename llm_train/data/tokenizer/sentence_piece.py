@@ -5,8 +5,6 @@ each. The two are compared on the training text before anything is encoded, so t
 feature that has no equal is refused rather than encoded otherwise.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Mapping

@@ -16,8 +16,6 @@ after each document, which stands for no text, takes the difference back: its le
 A held-out set is counted to within that one byte, since nothing follows its last boundary.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

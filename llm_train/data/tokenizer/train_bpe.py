@@ -1,7 +1,5 @@
 """Byte-level byte-pair encoding learnt from the training text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

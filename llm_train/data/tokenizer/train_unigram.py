@@ -5,8 +5,6 @@ text gives other scores each time. SentencePiece's gives the same pieces and sco
 same words in the same order and one thread; it is handed GPT-2's words with their counts.
 """
 
-from __future__ import annotations
-
 import io
 import tempfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Apertus: norms on queries and keys, and a plain feed-forward part."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_train.exchange.families import rope

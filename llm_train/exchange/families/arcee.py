@@ -1,7 +1,5 @@
 """Arcee: Llama with a plain feed-forward part, for squared ReLU."""
 
-from __future__ import annotations
-
 from llm_train.exchange.families.base import PRE_NORM, SIZES, Family
 
 

@@ -10,8 +10,6 @@ queries, keys and values are one matrix here, ordered by group (``attention.py``
 projection alternate in slabs (``mlp.py``), and GPT-2 stores its matrices transposed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -25,16 +23,8 @@ from llm_train.exchange.families import rope
 from llm_train.model.network.base import Network
 from llm_train.model.network.transformer import Transformer
 
-PLAIN = {
-    "relu2": "relu2",
-    "gelu": "gelu_pytorch_tanh",
-    "gelu_erf": "gelu",
-    "silu": "silu",
-    "relu": "relu",
-    "leaky_relu": "leaky_relu",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-}
+_SHARED = ("relu2", "silu", "relu", "leaky_relu", "sigmoid", "tanh")  # of one name in both
+PLAIN = {**{name: name for name in _SHARED}, "gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
 GATED = {
     "swiglu": "silu",
     "geglu": "gelu_pytorch_tanh",
@@ -155,10 +145,8 @@ class Family:
         ours = {v: k for k, v in self.activations.items()}.get(theirs[self.activation_key])
         if ours is None:
             raise ConfigError(f"{self.model_type}: {self.activation_key}={name} is not known here")
-        given = {
-            ours: theirs[key] for key, ours in self.keys.items() if theirs.get(key) is not None
-        }
-        arguments = {"activation": ours, **given}
+        known = {key: name for key, name in self.keys.items() if theirs.get(key) is not None}
+        arguments = {"activation": ours, **{name: theirs[key] for key, name in known.items()}}
         arguments |= self.settings(arguments["width"], arguments["heads"])
         if self.rotary:
             base, scaling = rope.read(theirs["rope"])

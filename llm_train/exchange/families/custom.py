@@ -1,7 +1,5 @@
 """Our own code, for networks that no architecture of transformers has; it travels with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Gemma 2 and 3: norms before and after each half, scaled embeddings, a soft cap on the logits."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

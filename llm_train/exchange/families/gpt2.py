@@ -1,11 +1,9 @@
 """GPT-2: LayerNorm, a table of positions, biases everywhere, one matrix for queries to values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
-from llm_train.exchange.families.base import Family
+from llm_train.exchange.families.base import PRE_NORM, Family
 from llm_train.model.network.transformer import Transformer
 
 _LAYER = "transformer.h.{}"
@@ -16,15 +14,7 @@ class GPT2(Family):
 
     model_type = "gpt2"
     causal_lm = "GPT2LMHeadModel"
-    fixed = {
-        "norm": "layernorm",
-        "norm_placement": "pre",
-        "positions": "learned",
-        "qk_norm": False,
-        "soft_cap": 0.0,
-        "embedding_scale": 1.0,
-        "bias": True,
-    }
+    fixed = {**PRE_NORM, "norm": "layernorm", "positions": "learned", "bias": True}
     keys = {
         "vocab_size": "vocab_size",
         "n_embd": "width",

@@ -1,7 +1,5 @@
 """Llama: RMSNorm before each half, rotary positions with their scalings, a gated unit."""
 
-from __future__ import annotations
-
 from llm_train.exchange.families.base import GATED, PRE_NORM, SIZES, Family
 
 

@@ -1,7 +1,5 @@
 """Nemotron: LayerNorm with biases, rotary positions, and a plain feed-forward part."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_train.exchange.families.base import PRE_NORM, SIZES, Family

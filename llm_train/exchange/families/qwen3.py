@@ -1,7 +1,5 @@
 """Qwen 3: Llama with norms on queries and keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llm_train.exchange.families.base import GATED, PRE_NORM, SIZES, Family

@@ -4,8 +4,6 @@ The keys ``rope_theta`` and ``rope_scaling`` are written, since transformers 4 a
 version 5 writes itself (``rope_parameters``) is read, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any

@@ -4,8 +4,6 @@ As in ``chunked``, gradients are computed in the forward pass, chunk by chunk; b
 needed: each chunk's objective is differentiated by torch at the chunk's raw logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -7,8 +7,6 @@ regulariser is the z-loss.
 Shapes: B batch, T positions, D width, V padded vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ The sum is divided by the number of targets, not by the sum of weights as ``torc
 would depend on which tokens a micro-batch happens to hold, and so on how a batch is cut.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Cross-entropy that counts targets less the better they are predicted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

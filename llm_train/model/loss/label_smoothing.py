@@ -4,8 +4,6 @@ Its gradient at the logits is ``p - (1 - s) onehot - s / V``: it vanishes at a f
 the target's logit and the others', so that weights need not grow for ever.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -5,8 +5,6 @@ Such a function is written once, for logits that are there; ``Chunked`` runs it 
 Shapes: N = B*T positions, V vocabulary without padding.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 import torch

@@ -6,8 +6,6 @@ gradient: of two tokens, with p = 0.01 for the right one, it is -0.02, where cro
 p - 1 = -0.99. A network that starts out sure and wrong does not learn.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

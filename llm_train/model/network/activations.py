@@ -3,8 +3,6 @@
 A gated unit multiplies a second projection by ``f(gate)`` (Shazeer, arXiv:2002.05202).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -12,8 +12,6 @@ Shapes: B batch, T positions, S positions stored, D width, V vocabulary (padded)
 hd head_dim.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -28,8 +28,6 @@ What follows from torchao 0.18's source, with either recipe:
 - Accumulation is torchao's choice: fast (less exact) in forward, full in backward.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator

@@ -10,8 +10,6 @@ its causal cost, no recomputation, whatever the loss does. Norms, activations an
 work are not counted, as is usual.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence

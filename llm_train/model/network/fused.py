@@ -5,8 +5,6 @@ input and writes each output once. D width, K key/value features, M hidden featu
 feed-forward part, V rows of the head.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from llm_train.model.network.architecture import Architecture

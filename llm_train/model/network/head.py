@@ -4,8 +4,6 @@ Sharding strategies gather a parameter when the forward of its module is entered
 afterwards. Whatever needs the weight is therefore called from here, as a readout.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -8,8 +8,6 @@ or device, or this rank's shard, cut out locally without communication. One full
 a time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -15,8 +15,6 @@ For a matrix with n inputs and m outputs, the standard deviation of an element i
 and ``orthogonal`` has orthonormal rows, or columns if there are more rows (arXiv:1312.6120).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

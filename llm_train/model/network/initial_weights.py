@@ -6,8 +6,6 @@ or at what a matrix is for, see queries, keys and values one by one, and gate an
 makes it smaller than Xavier's rule has it.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Set
 from functools import partial
 

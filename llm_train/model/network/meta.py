@@ -1,7 +1,5 @@
 """Building modules without memory, to count and to ask, or without that of parameters, to train."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

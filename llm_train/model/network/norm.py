@@ -6,8 +6,6 @@ scaled, and only the result returns to the input's dtype. Compiled, this is one 
 and writes the low-precision tensors; eager, it costs a float32 copy.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -19,8 +19,6 @@ bias is a mask of numbers, computed once a forward and shared by all blocks; it 
 elements. FlashAttention's kernels accept no mask, and refuse.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -16,8 +16,6 @@ are read again: reading is parallel, where continuing is not.
 Shapes: B texts, T positions to read, S positions with those in the cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile

@@ -11,8 +11,6 @@ the only one through which torch can differentiate twice, or forwards: Hessian-v
 ``torch.func.jvp`` need it.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

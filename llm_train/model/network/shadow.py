@@ -7,8 +7,6 @@ behaves as ``nn.Linear`` does; strategies that cast while they gather, and preci
 nothing, need none.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """AdamW (Loshchilov & Hutter, arXiv:1711.05101) with decay groups, fused where torch can."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal

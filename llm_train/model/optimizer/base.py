@@ -1,7 +1,5 @@
 """What an optimizer configuration must offer: parameters in, one torch optimizer out."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """The global norm of gradients, sharded or not, and clipping by it."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 

@@ -13,8 +13,6 @@ belong to ``model.network``, and the table's output row gives an untied head 1 /
 which a pattern can say (``rates: {head.weight: 0.25}``).
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

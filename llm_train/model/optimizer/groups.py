@@ -10,8 +10,6 @@ checkpoint readable by itself; torch's distributed checkpointing carries the key
 our own is needed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, get_type_hints

@@ -10,8 +10,6 @@ It needs an optimizer that treats parameters one by one, as Adam does, and gradi
 when backward has them: no accumulation, no clipping by global norm, no reduction afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -9,8 +9,6 @@ code left it out), decay b and rate r::
 The paper's bounds on |W| are the identity here, as in its experiments.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -10,8 +10,6 @@ The rate is inside the velocity, as in the paper, so that a change of the rate c
 gradients that come, not for those that v already holds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.model.optimizer.update_rule import Layerwise, Update

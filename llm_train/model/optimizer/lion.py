@@ -4,8 +4,6 @@ What is unusual: every element moves by the learning rate exactly, so that the r
 to ten times smaller than AdamW's and the decay as many times larger (section 5 there).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

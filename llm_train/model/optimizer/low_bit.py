@@ -23,8 +23,6 @@ Both are sharded as the matrix is. Vectors, and matrices whose rows no such B di
 their own dtype. torchao's codes and its update (``single_param_adam``) are used as they are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

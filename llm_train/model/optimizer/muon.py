@@ -20,8 +20,6 @@ fast, and leave all of them somewhere in [0.7, 1.2] instead of at 1; training do
 five steps suffice.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable

@@ -6,8 +6,6 @@ updates suit matrices between hidden states, not embedding and head, whose rows 
 matrix (query, key and value in one, gate and up in one) is orthogonalized as the one matrix it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal

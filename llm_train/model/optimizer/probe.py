@@ -13,8 +13,6 @@ gradients where nothing is special::
 In float64 no rounding looks like another update. Twelve steps show what is done in every tenth.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import warnings

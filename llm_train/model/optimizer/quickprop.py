@@ -12,8 +12,6 @@ starts a weight that has not moved. The slopes must be those of one function: no
 is taken for curvature.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -13,8 +13,6 @@ as ``average`` for whoever reads weights alone. Training never leaves y: a swap 
 would round. The schedule should be ``Constant`` with a warm-up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -15,8 +15,6 @@ Nesterov's form looks ahead: the gradient counts once more, and W moves by ``b v
 ``b v + (1 - b) g`` (Sutskever et al. 2013, as torch writes it).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

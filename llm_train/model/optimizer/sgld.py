@@ -14,8 +14,6 @@ does one on another number of ranks; a generator's state would have to be saved 
 of another kind draw other numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass

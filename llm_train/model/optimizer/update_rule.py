@@ -13,8 +13,6 @@ weights, biases) are left alone, as usual: there is no layer in them to keep in 
 bias that begins at zero could never leave it.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

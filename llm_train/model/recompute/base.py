@@ -7,8 +7,6 @@ The replacement is a bound method, not a closure over the block: ``copy.deepcopy
 binds it to the copy, where a closure would silently run the original's weights.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager

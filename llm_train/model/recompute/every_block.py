@@ -1,7 +1,5 @@
 """Full recomputation: each block keeps its input alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Recomputation of some blocks whole: memory for time in steps of one block."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """No recomputation: the null object, so that the setting is a class and never ``null``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -22,8 +22,6 @@ forward: wrong gradients without a word. Such names are refused; attention is ke
 own dropout is 0 and is recomputed otherwise.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A schedule is a pure function of the step, so a checkpoint need not save anything of it."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 

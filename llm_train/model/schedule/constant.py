@@ -1,7 +1,5 @@
 """Warms up and then stays at the peak until the end."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -6,8 +6,6 @@ restarts just before it), and each cycle depends on nothing that comes after it.
 end stays what it was, and then the rate jumps back to the peak because the configuration says so.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise

@@ -7,8 +7,6 @@ so that any distance can be gone, and the sum of their squares to be finite, so 
 out. Powers above 1/2 and up to 1 have both; 1/2 itself has an infinite sum of squares.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError

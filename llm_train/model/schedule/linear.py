@@ -1,7 +1,5 @@
 """Warms up and then falls on a straight line to the last step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.model.schedule.shapes import Decaying, linear

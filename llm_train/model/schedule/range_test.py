@@ -4,8 +4,6 @@ A short run shows at which rate the loss falls fastest and from which it rises (
 arXiv:1506.01186); ``llm-train advise RUN`` reads it off. It is no schedule to train with.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError

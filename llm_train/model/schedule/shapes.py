@@ -8,8 +8,6 @@ Every ``shape`` maps the progress of a decay, from 0 at the peak to 1 at the end
 to 0.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Warms up and then falls on half a cosine wave to the last step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.model.schedule.shapes import Decaying, cosine

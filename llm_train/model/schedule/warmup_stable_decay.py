@@ -6,8 +6,6 @@ al., MiniCPM, arXiv:2404.06395; Hägele et al., arXiv:2405.18392, who decay for 
 run).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """How long the main thread has stood still, and where."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -3,8 +3,6 @@
 Called by the watcher's thread, since the main thread may be blocked for good.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import json
 import os

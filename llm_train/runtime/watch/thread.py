@@ -14,8 +14,6 @@ The same thread reports once a second how far this rank has come, and ends the p
 is lost (``verdict.py``, ``ending.py``): whichever rank is to blame is named first.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import threading
@@ -88,7 +86,7 @@ class Watch:
         self._own = False  # the main thread is about to end with an error of its own
         self._turns = 0  # of the watcher
 
-    def __deepcopy__(self, memo: object) -> Watch:
+    def __deepcopy__(self, memo: object) -> "Watch":
         """Lightning's averaging copies the task; the copy trains nothing."""
         return Watch()
 

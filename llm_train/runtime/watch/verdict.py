@@ -8,8 +8,6 @@ No clock is compared with another: a rank counts for how long *it* saw nothing c
 time in which it was itself stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +30,7 @@ class Judge:
         slow_seconds: the same for phases that may be slow.
     """
 
-    def __init__(self, rank: int, options: WatchOptions, slow_seconds: float) -> None:
+    def __init__(self, rank: int, options: "WatchOptions", slow_seconds: float) -> None:
         self._rank = rank
         self._options = options
         self._slow = slow_seconds

@@ -9,8 +9,6 @@ with 128 + SIGUSR1. It never acts at once, and it is ignored until training star
 status says truly that a checkpoint newer than the start was saved.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -5,8 +5,6 @@ back, and the time counts as a pause. All ranks ask together (``evaluation/subje
 fsdp and zero3 each token that is written gathers all weights once.
 """
 
-from __future__ import annotations
-
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ It lies over the ranks as the weights do and is in every checkpoint, so a resume
 on another number of ranks too.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable

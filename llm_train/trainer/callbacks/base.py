@@ -1,7 +1,5 @@
 """What our callbacks have in common: they act between optimizer steps."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import lightning.pytorch as pl

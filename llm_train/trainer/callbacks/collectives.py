@@ -10,8 +10,6 @@ recording, and everything that only the first steps do is over. Log points, vali
 checkpoints lie outside a step and are not counted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections import Counter

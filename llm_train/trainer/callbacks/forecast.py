@@ -6,8 +6,6 @@ On a CUDA device the allocator's peak and the time of a step are known as well. 
 said to be unknown: a forecast never stops a run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

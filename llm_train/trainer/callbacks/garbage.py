@@ -6,8 +6,6 @@ slowest. Here what exists when training starts is set aside, and collections hap
 on all ranks at once.
 """
 
-from __future__ import annotations
-
 import gc
 
 import lightning.pytorch as pl

@@ -5,8 +5,6 @@ they read: to leave out an update the host must know the step's numbers before i
 to wait for the device once a step. ``log`` leaves nothing out and waits at log points only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -14,7 +12,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +20,8 @@ from llm_train.context import Context, Part
 from llm_train.data.module import data_of
 from llm_train.errors import LLMTrainError, check_at_least, check_choices
 from llm_train.run_state import TaskBase, task_of
+from llm_train.runtime.ledger import DEVICE
+from llm_train.runtime.sharded import of_all_ranks
 from llm_train.trainer.callbacks.spikes import Curve
 from llm_train.trainer.logger.base import log_event
 from llm_train.trainer.strategy.base import require_strategy
@@ -149,7 +148,7 @@ class Guard(Part, pl.Callback):
         steps, values = zip(*self._unread.items(), strict=True)
         self._unread = {}
         found = trainer.strategy.reduce(torch.stack(values), reduce_op="sum")
-        with task.run_state.ledger.device():
+        with task.run_state.ledger.during(DEVICE):
             summed = found.tolist()
         for step, (nats, tokens, norm) in zip(steps, summed, strict=True):
             numbers = {
@@ -236,11 +235,8 @@ class Guard(Part, pl.Callback):
         for handle in handles:
             handle.remove()
         strategy.reshard()
-        first = [f"{found[0]} on rank {trainer.global_rank}" if found else ""]
-        if dist.is_initialized():
-            first *= trainer.world_size
-            dist.all_gather_object(first, first[0])
-        return next(filter(None, first), "")
+        first = f"{found[0]} on rank {trainer.global_rank}" if found else ""
+        return next(filter(None, of_all_ranks(first)), "")
 
 
 def _shown(numbers: Mapping[str, float]) -> str:

@@ -6,8 +6,6 @@ parameters, and one more forward of one micro-batch, which the ledger calls ``la
 Sharded tensors are measured whole: three small reductions for each layer.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 

@@ -8,8 +8,6 @@ for the device to catch up, and what is logged for a step is what that step gave
 later. Validation, checkpoints and the last step read what is pending at once.
 """
 
-from __future__ import annotations
-
 import math
 import resource
 import sys
@@ -25,6 +23,7 @@ from llm_train.derived import Derived
 from llm_train.errors import LLMTrainError
 from llm_train.run_state import TaskBase, task_of
 from llm_train.runtime.devices import KINDS
+from llm_train.runtime.ledger import DEVICE
 from llm_train.runtime.startup import compile_seconds, seconds_since_start
 from llm_train.runtime.stopwatch import Lap
 from llm_train.trainer.callbacks.base import EachStep
@@ -149,7 +148,7 @@ class Metrics(EachStep):
         sample, self._pending = self._pending, None
         if sample is None:
             return
-        with task.run_state.ledger.device():
+        with task.run_state.ledger.during(DEVICE):
             sample.lap.wait()
         nats, tokens, norm, *summed = sample.values.tolist()
         metrics = {"grad/norm": norm, **sample.known}

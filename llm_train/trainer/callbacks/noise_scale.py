@@ -9,8 +9,6 @@ The cost is one more pass over the gradients in every ``every``-th step, a read 
 parameter, and two small kernels a parameter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

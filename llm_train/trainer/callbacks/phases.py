@@ -6,8 +6,6 @@ runs ahead of a GPU: a phase gets the time for which it held the device up, and 
 that arrives while the device is still busy costs nothing.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from contextlib import ExitStack
 

@@ -9,8 +9,6 @@ A traced step is slower than others, by some microseconds of host time for each 
 where kernels are short, the share of idle GPU is therefore an upper bound.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping

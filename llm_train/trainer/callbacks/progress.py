@@ -4,8 +4,6 @@ Lightning's bars read a metric from the device on every batch. This one moves at
 the values are on the host anyway.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import NoReturn
 

@@ -5,8 +5,6 @@ tensor before every micro-batch. Both are replaced: ``runtime/watch`` hears sign
 the other ranks, and this callback passes the boundaries at which a run can end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import lightning.pytorch as pl

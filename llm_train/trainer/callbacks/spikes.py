@@ -9,8 +9,6 @@ what is usual then give the line and the deviation, more exactly than medians ca
 of Rousseeuw and Leroy, "Robust regression and outlier detection", 1987).
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable
 

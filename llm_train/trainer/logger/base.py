@@ -4,8 +4,6 @@ A user may also name one of Lightning's own loggers, which knows neither. The tw
 only place that tells them apart, so that a run addresses all of its loggers in one call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

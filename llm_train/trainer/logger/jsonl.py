@@ -5,8 +5,6 @@ leaves whole lines, or a last one without its newline, which the next start remo
 ignores.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

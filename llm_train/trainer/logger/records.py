@@ -4,8 +4,6 @@ A run that was killed logs some steps twice, and a run that went back to an earl
 steps that no longer belong to it. The file keeps them all; reading drops what was superseded.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

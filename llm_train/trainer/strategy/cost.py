@@ -110,9 +110,8 @@ class Workload:
         nan where it is unknown.
         """
         dtype = torch.bfloat16 if (width or self.width) == 2 else torch.float32
-        alike = Counter(
-            (re.sub(r"\d+", "0", w.name), part(w)) for w in self.weights
-        )  # in all layers
+        # In all layers.
+        alike = Counter((re.sub(r"\d+", "0", w.name), part(w)) for w in self.weights)
         return sum(
             count * self.optimizer.state_bytes(name, torch.empty(size, dtype=dtype, device="meta"))
             for (name, size), count in alike.items()

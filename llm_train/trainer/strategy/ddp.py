@@ -1,7 +1,5 @@
 """Replicated parameters, gradients averaged once per optimizer step."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Iterator
@@ -98,9 +96,8 @@ class DDP(Strategy, DDPStrategy):
     def transfers(self, work: Workload, mesh: MeshShape) -> list[Transfer]:
         """Every gradient is reduced once a step, in the dtype of its weight, bucket by bucket."""
         size = work.width * sum(work.elements())
-        return [
-            Transfer.on(mesh, "all-reduce", "replicate", size, math.ceil(size / self._bucket_bytes))
-        ]
+        calls = math.ceil(size / self._bucket_bytes)
+        return [Transfer.on(mesh, "all-reduce", "replicate", size, calls)]
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:

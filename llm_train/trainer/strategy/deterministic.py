@@ -13,8 +13,6 @@ The price is an exchange of all gradients after every micro-batch, without overl
 backward, and for the norm a gather of every gradient. It is for verification and debugging.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain

@@ -10,8 +10,6 @@ One class for full, hybrid and tensor-parallel sharding: they are sizes of one m
 (``sharding.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Self
@@ -72,7 +70,7 @@ class FSDP(MeshCost, Strategy, ModelParallelStrategy):
         self._shards: deterministic.Shards | None = None
 
     @classmethod
-    def from_word(cls, word: str, world: World) -> FSDP:
+    def from_word(cls, word: str, world: World) -> Self:
         """``fsdp`` shards over all ranks, ``hsdp`` within each node, ``tp`` cuts over a node."""
         if word == "hsdp":
             if world.nodes == 1:

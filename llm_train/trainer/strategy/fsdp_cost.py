@@ -1,7 +1,5 @@
 """Bytes and collectives of ``fully_shard`` on a mesh of replicas, shards and tensor groups."""
 
-from __future__ import annotations
-
 import math
 
 from llm_train.trainer.strategy.cost import Costed, StateBytes, Transfer, Workload

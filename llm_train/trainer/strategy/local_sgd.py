@@ -110,6 +110,12 @@ class LocalSGD(Strategy, DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._outer = Outer(self.task.network, momentum=self.outer_momentum > 0)
 
+    @property
+    def outer(self) -> Outer:
+        """What the replicas agree by."""
+        assert self._outer is not None, "setup() comes first"
+        return self._outer
+
     def loss_normaliser(self, valid: Tensor, slots: int) -> Tensor:
         """This replica's own: asking the others would be communication at each step."""
         return slots / self.world_size / valid.clamp(min=1)
@@ -120,18 +126,16 @@ class LocalSGD(Strategy, DDPStrategy):
         The step counts from the start of the run, so that a resumed one agrees at the same steps.
         """
         result = super().optimizer_step(*args, **kwargs)
-        assert self._outer is not None, "setup() comes first"
         if (self.task.trainer.global_step + 1) % self.every == 0:
-            self._outer.agree(self.outer_learning_rate, self.outer_momentum)
+            self.outer.agree(self.outer_learning_rate, self.outer_momentum)
         return result
 
     def copies(self) -> Copies | None:
         """The agreed weights, their momentum, and persistent buffers."""
-        assert self._outer is not None, "setup() comes first"
         network = self.task.network
         own = {canonical_name(name) for name, _ in network.named_parameters()}
         buffers = {key: t for key, t in network.state_dict().items() if key not in own}
-        return Copies(self._outer.tensors() | buffers) if self.world_size > 1 else None
+        return Copies(self.outer.tensors() | buffers) if self.world_size > 1 else None
 
     # --- scoring ----------------------------------------------------------------------------------
 
@@ -158,9 +162,8 @@ class LocalSGD(Strategy, DDPStrategy):
         """
         from llm_train.checkpoint import tensors
 
-        assert self._outer is not None, "setup() comes first"
         network = self.task.network
-        agreed = tensors.model_tensors(network) | self._outer.tensors()
+        agreed = tensors.model_tensors(network) | self.outer.tensors()
         return tensors.state(network, self.optimizers[0], own=self._own, shared=agreed)
 
     def load_state(self, directory: Path, *, with_optimizer: bool) -> None:
@@ -169,13 +172,12 @@ class LocalSGD(Strategy, DDPStrategy):
 
         network = self.task.network
         optimizer = self.optimizers[0] if with_optimizer else None
-        assert self._outer is not None, "setup() comes first"
         if any(key.startswith(self._own) for key in dcp.keys(directory)):
-            agreed = self._outer.tensors()
+            agreed = self.outer.tensors()
             tensors.load(directory, network, optimizer, own=self._own, shared=agreed)
         else:
             tensors.load(directory, network, optimizer)
-            self._outer.begin()
+            self.outer.begin()
 
     # --- cost -------------------------------------------------------------------------------------
 

@@ -3,8 +3,6 @@
 Needs neither a process group nor torch, so that a run of a thousand ranks can be checked anywhere.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.errors import ConfigError
@@ -45,7 +43,7 @@ class MeshShape:
     tensor: int = 1
 
     @classmethod
-    def of(cls, ranks: int, *, replicas: int, tensor: int) -> MeshShape:
+    def of(cls, ranks: int, *, replicas: int, tensor: int) -> "MeshShape":
         """The shape that ``ranks`` ranks have when all that are not asked for otherwise shard.
 
         Raises:

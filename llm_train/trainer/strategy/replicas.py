@@ -6,8 +6,6 @@ reduction of a log point; n ranks agree exactly if n (h_1^2 + ... + h_n^2) = (h_
 Who differs is asked for only when somebody does.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llm_train.errors import LLMTrainError
-from llm_train.runtime.sharded import local_part
+from llm_train.runtime.sharded import local_part, of_all_ranks
 
 _PRIME = 1_048_573  # the largest below 2^20: 8,192 squares add up exactly in float64
 
@@ -58,10 +56,7 @@ class Copies:
         pairs = zip(map(int, summed[::2]), map(int, summed[1::2]), strict=True)
         if all(copies * squares == total**2 for total, squares in pairs):
             return
-        everyone: list[tuple[int, list[int]]] = [(self.slot, self._sums().tolist())]
-        everyone *= dist.get_world_size()
-        dist.all_gather_object(everyone, everyone[0])
-        odd = _odd(list(self.tensors), everyone)
+        odd = _odd(list(self.tensors), of_all_ranks((self.slot, self._sums().tolist())))
         raise LLMTrainError(
             f"replicas differ at step {step}: {odd}, and nothing is saved of it; test the "
             "memory of that rank's device, and resume from the last checkpoint "
@@ -85,9 +80,8 @@ def _odd(names: Sequence[str], everyone: Sequence[tuple[int, list[int]]]) -> str
     for rank, (slot, sums) in enumerate(everyone):
         slots[slot][rank] = sums
     for ranks in slots.values():
-        usual = [
-            Counter(column).most_common(1)[0][0] for column in zip(*ranks.values(), strict=True)
-        ]
+        columns = zip(*ranks.values(), strict=True)
+        usual = [Counter(column).most_common(1)[0][0] for column in columns]
         for rank, sums in ranks.items():
             if wrong := [name for name, a, b in zip(names, sums, usual, strict=True) if a != b]:
                 more = f" and {len(wrong) - 1} more tensors" if wrong[1:] else ""

@@ -21,8 +21,6 @@ A network says what its modules are for (``LanguageModel.tensor_roles``); the st
 torch's own where torch has them.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -100,9 +98,8 @@ def cut_matrices(network: LanguageModel, mesh: DeviceMesh) -> None:
     Raises:
         ConfigError: the network does not say how it may be cut.
     """
-    plan: dict[str, ParallelStyle] = {
-        path: _STYLES[role]() for path, role in network.tensor_roles().items()
-    }
+    roles = network.tensor_roles().items()
+    plan: dict[str, ParallelStyle] = {path: _STYLES[role]() for path, role in roles}
     names: dict[int, list[str]] = defaultdict(list)  # tied parameters have several
     for name, parameter in network.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)

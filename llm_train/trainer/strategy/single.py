@@ -1,7 +1,5 @@
 """One device, one process: what ``trainer.strategy: auto`` means when nothing else is needed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -26,7 +24,7 @@ class SingleDevice(Strategy, SingleDeviceStrategy):
         super().__init__(device=device)
 
     @classmethod
-    def from_word(cls, word: str, world: World) -> SingleDevice:
+    def from_word(cls, word: str, world: World) -> Self:
         """On the first rank's device."""
         return cls(world.device)
 

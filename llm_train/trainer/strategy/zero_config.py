@@ -5,8 +5,6 @@ fails over it long after the start. So ``config`` is held against the schema tha
 each section, and a key that has a place elsewhere in a configuration is refused with that place.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import os

@@ -3,8 +3,6 @@
 Weights are bf16 with fp32 masters, whatever the precision of the Trainer: what DeepSpeed is for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Self
 

@@ -6,8 +6,6 @@ first and lays the cuts end to end.) So a rank's part of a parameter is consecut
 tensor and in the parameter. Attributes with an underscore are DeepSpeed's; a test names them all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

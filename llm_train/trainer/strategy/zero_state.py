@@ -7,8 +7,6 @@ time and cannot create state that an optimizer makes at its first step, so the f
 directly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

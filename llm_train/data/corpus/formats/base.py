@@ -1,7 +1,5 @@
 """What a format is: bytes to documents, and where a large file may be cut."""
 
-from __future__ import annotations
-
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ Lines are read one by one, and a broken one spoils itself only. Elsewhere nobody
 broken value ends, so that it is an error. An array is never in memory as a whole.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import json

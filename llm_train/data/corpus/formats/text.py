@@ -1,7 +1,5 @@
 """Plain text, cut by a separator or not, and tables of text with a header (CSV, TSV)."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -6,8 +6,6 @@ every angle and pairs with long ones have not: beyond that length those meet ang
 the network.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

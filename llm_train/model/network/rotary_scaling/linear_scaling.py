@@ -1,7 +1,5 @@
 """Position interpolation: every position is divided by the same factor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.errors import check_at_least

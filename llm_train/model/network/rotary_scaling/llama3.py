@@ -1,7 +1,5 @@
 """Llama 3.1's scaling: pairs that turn often stay, pairs that turn rarely are slowed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

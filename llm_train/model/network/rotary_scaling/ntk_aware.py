@@ -4,8 +4,6 @@ The last pair turns by base ** (-(d - 2) / d). With the base multiplied by facto
 that is divided by exactly ``factor``, as by position interpolation, and the first pair stays at 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llm_train.errors import check_at_least

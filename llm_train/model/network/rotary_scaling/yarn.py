@@ -1,7 +1,5 @@
 """YaRN: interpolation pair by pair, and a temperature of attention."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
