@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
+from llm_train.data.corpus.hugging_face import require_hub
 from llm_train.data.tokenizer.tokenizer_file import encoded
 from llm_train.errors import ConfigError
 from llm_train.evaluation.subject import Subject
@@ -121,6 +122,7 @@ def loaded(tasks: Sequence[str], folder: str = "") -> dict[str, Any]:
     known = TaskManager(include_path=folder or None, include_defaults=False)
     try:
         if any(not name.endswith(".yaml") and name not in known.all_tasks for name in tasks):
+            require_hub("tasks of the harness have their data on the Hugging Face Hub")
             known = TaskManager(include_path=folder or None)
         found: dict[str, Any] = known.load(list(tasks))
     except Exception as error:  # of the harness, of datasets, of the network

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, models
 from torch.nn import functional as F
 
+from llm_train.errors import ConfigError
 from llm_train.evaluation.subject import Subject
 from llm_train.model.network.confined import confine, own_targets
 from llm_train.model.network.transformer import Transformer
@@ -144,6 +145,18 @@ def test_the_harness_scores_the_exported_folder_alike(
     (refusal,) = refused("eval", str(text_run / "run"), "--tasks=nothing.yaml")
     assert "nothing.yaml" in refusal
     assert "lm-eval ls tasks" in refusal
+
+
+def test_tasks_of_the_hub_are_refused_where_it_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("lm_eval")
+    from llm_train.evaluation.harness import loaded
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"hellaswag.*127\.0\.0\.1:9.*HF_HUB_OFFLINE=1"):
+        loaded(["hellaswag"])
 
 
 def test_a_confined_network_is_scored_as_it_is_trained() -> None:

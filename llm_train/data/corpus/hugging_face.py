@@ -117,7 +117,7 @@ class HuggingFace(Corpus):
     def _rows(self) -> Any:  # one of two classes, neither of them typed
         datasets = library("datasets", "datasets", "this corpus")
         if not Path(self.path).exists():
-            self._require_hub()
+            require_hub(f"path={self.path} is no file or directory", "correct the path, ")
         with self._named_cause():
             rows = self._loaded(datasets)
             # Only the text: decoding other columns (images, say) would cost and may need packages.
@@ -143,19 +143,27 @@ class HuggingFace(Corpus):
             **only,
         )
 
-    def _require_hub(self) -> None:
-        """The library itself would try for half a minute and more."""
-        from huggingface_hub import constants
 
-        if constants.HF_HUB_OFFLINE:
-            return  # then it looks into its cache only
-        try:
-            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_REACH_SECONDS).close()
-        except HTTPError:
-            return  # it answers
-        except OSError as error:
-            raise DataError(
-                f"path={self.path} is no file or directory, and {constants.ENDPOINT} cannot be "
-                f"reached: {line_of(error)}; correct the path, connect this machine, or set "
-                "HF_HUB_OFFLINE=1 to use what was downloaded before"
-            ) from None
+def require_hub(what: str, remedy: str = "") -> None:
+    """Asks for the Hub once: its own library would try for half a minute and more.
+
+    Args:
+        what: is not here.
+        remedy: what else to do, with a comma behind it.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return  # then it looks into its cache only
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_REACH_SECONDS).close()
+    except HTTPError:
+        return  # it answers
+    except OSError as error:
+        raise DataError(
+            f"{what}, and {constants.ENDPOINT} cannot be reached: {line_of(error)}; {remedy}"
+            "connect this machine, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+        ) from None
