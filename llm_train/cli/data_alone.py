@@ -7,8 +7,6 @@ what is not certainly sound is read in full, as any other verb reads it. Only wh
 says of a value of the right type, as of a rate below 0, is left to ``check`` and ``fit``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The whole configuration, whose keys import torch and Lightning, and its ``Settings``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
