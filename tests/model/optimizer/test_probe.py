@@ -62,13 +62,15 @@ class Norms(optim.SGD):
 
 
 OTHERS = "its updates would be others"
+# Torch 2.11 makes its state at once, for the tensors that it has then, and for no others later.
+ADAGRAD = "KeyError: 'sum'" if torch.__version__ < (2, 13) else ""
 
 
 @pytest.mark.parametrize(
     ("kind", "fragments", "alone", "resumed"),
     [
         (optim.SGD, "", "", ""),
-        (optim.Adagrad, "", "", ""),
+        (optim.Adagrad, ADAGRAD, "", ""),
         (optim.Rprop, "", "", ""),
         (optim.Adafactor, OTHERS, "", ""),
         (Norms, OTHERS, OTHERS, OTHERS),
