@@ -13,14 +13,18 @@ from llm_train.units import Duration
 from llm_train.unknown import Undecided
 
 
-def problems(settings: Settings, *, running: bool = True, whole: bool = True) -> list[str]:
+def problems(settings: Settings, *, running: bool = True) -> list[str]:
     """All problems, one line each; empty means that the run can start.
 
     Args:
         settings: what to look at.
         running: a run is about to start here, so that devices and prepared data must be present.
-        whole: nothing in the settings is unknown.
     """
+    return certain_problems(settings, running=running, whole=True)
+
+
+def certain_problems(settings: Settings, *, running: bool, whole: bool) -> list[str]:
+    """As ``problems``, of settings some of which are unknown unless they are ``whole``."""
     settings, found = _sound(settings)
     context = settings.context(running=running)
     rules = [partial(rule, settings) for rule in _RULES]

@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 
 import llm_train.trainer.callbacks
 import llm_train.trainer.logger  # noqa: F401
-from llm_train import check
 from llm_train.check import trainer_rules
+from llm_train.check.problems import certain_problems
 from llm_train.cli.json_schema import json_schema
 from llm_train.cli.parser import parse, spell_out
 from llm_train.cli.schema import JSON, Setting
@@ -83,7 +83,7 @@ def load_settings(arguments: Sequence[str], allow_import: Sequence[str] = ()) ->
         )
         if not problems:
             return settings
-        problems += check.problems(settings, running=False, whole=False)
+        problems += certain_problems(settings, running=False, whole=False)
     except (Undecided, Exception):  # of what is unknown, or said in the next round
         if not problems:
             raise
