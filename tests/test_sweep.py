@@ -127,6 +127,12 @@ def test_what_is_no_sweep_is_refused(values: dict[str, Any], key: str, tmp_path:
     assert key in line
 
 
+def test_a_sweep_of_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("hello")
+    (line,) = refused("sweep", str(tmp_path / "s.yaml"), f"--out={tmp_path}")
+    assert "it holds no keys; write keys" in line
+
+
 def test_a_misspelled_key_or_metric_ends_the_sweep(started: list[str], tmp_path: Path) -> None:
     config = write(tmp_path / "c.yaml", tiny(tmp_path / "x", steps=3))
     words = [f"--out={tmp_path / 'out'}", "-c", str(config)]

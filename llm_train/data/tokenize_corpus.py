@@ -116,11 +116,12 @@ class Tokenize(Recipe):
         hidden = not progress or find_launch().rank > 0
         with (
             logging_redirect_tqdm(),  # lines above the bar
-            tqdm(unit="B", unit_scale=True, disable=hidden) as bar,
+            # Not before a second is over: most errors come earlier, and have no bar before them.
+            tqdm(unit="B", unit_scale=True, disable=hidden, delay=1) as bar,
         ):
 
             def start() -> None:
-                bar.set_description_str("reading")  # the other has two colons
+                bar.set_description_str("reading", refresh=False)  # the other has two colons
                 find = partial(find_out, self, tasks, directory)
                 for message in run_forked([find], idle=lambda: claims.beat("start")):
                     _show(message, bar)

@@ -46,21 +46,20 @@ _WHOLE_BYTES = 4e9  # of weights in fp32; of larger networks, one module's are i
 _GGUF_WORDS = "transformers.integrations.gguf"
 _LETTERS = frozenset(ByteLevel.alphabet())  # it drops special tokens that have any other
 _AWKWARD = (
-    *(
-        "",
-        " ",
-        "  a   b ",
-        "\n\n a\r\n\tb\n",
-        "don't I'LL we've 'S",
-        "12345 6.7e-8 1,000",
-        "a\u00a0b\u2028c",
-    ),
-    *(
-        "na\u00efve nai\u0308ve \ufb01",
-        "\u4f60\u597d\u3002 \u0633\u0644\u0627\u0645 \u0928\u092e",
-        "\U0001f469\u200d\U0001f4bb\ufe0f \U0001d54f",
-    ),
-    *("\x00\x7f\ufeff\ufffd", "[PAD0] <s> </s>", "x" * 500, "if (a[i]!=b) {\n    return;\n}"),
+    "",
+    " ",
+    "  a   b ",
+    "\n\n a\r\n\tb\n",
+    "don't I'LL we've 'S",
+    "12345 6.7e-8 1,000",
+    "a\u00a0b\u2028c",
+    "na\u00efve nai\u0308ve \ufb01",
+    "\u4f60\u597d\u3002 \u0633\u0644\u0627\u0645 \u0928\u092e",
+    "\U0001f469\u200d\U0001f4bb\ufe0f \U0001d54f",
+    "\x00\x7f\ufeff\ufffd",
+    "[PAD0] <s> </s>",
+    "x" * 500,
+    "if (a[i]!=b) {\n    return;\n}",
 )
 
 Read = Callable[[str], Tensor]

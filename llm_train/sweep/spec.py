@@ -87,6 +87,8 @@ class Spec:
         defaults = {"config": [], "method": "grid", "trials": 0, "seed": 0, "metric": "val/loss"}
         try:
             plain = yaml12.load(path.read_text("utf-8"))
+            if not isinstance(plain, dict):
+                raise ValueError("it holds no keys; write keys: {KEY: [VALUE, VALUE]}")
             known = {field.name for field in fields(cls)}
             if odd := {*plain} - known:
                 raise ValueError(f"{min(odd)} is none of {', '.join(sorted(known))}")

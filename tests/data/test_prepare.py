@@ -224,6 +224,16 @@ def test_prepared_refuses(prepared: Path, path: Path) -> None:
     assert recipe_differences(prepared, Prepared()) == []
 
 
+def test_an_early_error_has_no_bar_before_it(
+    recipe: Tokenize, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    failing = replace(recipe, corpus=TextFiles(paths=[str(tmp_path / "empty.txt")]))
+    with pytest.raises(DataError, match="the corpus has no text"):
+        prepare(failing, tmp_path / "tokens")
+    assert capfd.readouterr().err == ""
+
+
 def test_an_error_leaves_nothing(recipe: Tokenize, tmp_path: Path) -> None:
     failing = replace(recipe, split=HashSplit(fraction=1e-12))
     with pytest.raises(DataError, match=r"no held-out text.*TailSplit"):
