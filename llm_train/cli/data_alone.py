@@ -18,7 +18,7 @@ from llm_train.cli.spelling import texts
 from llm_train.data.preparation import DataOptions
 from llm_train.errors import ConfigError
 from llm_train.runtime import yaml12
-from llm_train.units import DURATION
+from llm_train.units import DURATION, Duration
 
 
 def data_alone(
@@ -45,7 +45,7 @@ def data_alone(
         sound = bool(files) and len(given) == len(files) + len(options)
         for layer in given:
             values = {key: each for key, each in layer.values.items() if key != "data"}
-            rest = _laid(rest, texts(yaml12.load_or_text, values) if layer.option else values)
+            rest = _laid(rest, texts(_read, values) if layer.option else values)
             sound = sound and _is_sound(top, rest, classes, whole=layer is given[-1])
         if not sound:
             return None
@@ -62,6 +62,10 @@ def data_alone(
     run_dir = rest.get("trainer", {}).get("default_root_dir") or f"runs/{Path(files[0]).stem}"
     run_dirs.append(Path(run_dir))
     return data
+
+
+def _read(text: str) -> Any:
+    return yaml12.load_or_text(text) if text else text  # an option without a value is not null
 
 
 def _laid(lower: Any, upper: Any) -> Any:
@@ -105,6 +109,7 @@ def _is_sound(schema: Mapping[str, Any], value: Any, classes: JSON, *, whole: bo
         return kind == "array" and fits and all(inner(schema["items"], each) for each in value)
     if isinstance(value, str) and "pattern" in schema:
         # Another pattern stands for a class that the schema does not list.
-        return schema["pattern"] == DURATION.pattern and DURATION.match(value) is not None
+        known = schema["pattern"] == DURATION.pattern and DURATION.match(value) is not None
+        return known and bool(Duration.parse(value))
     own = PLAIN[type(value)][2]["type"] if type(value) in PLAIN else ""
     return (kind == own or (kind, own) == ("number", "integer")) and is_finite(value)

@@ -71,9 +71,12 @@ class RemoteFolder:
         listed = self.read("", lambda fs, path: fs.ls(path, detail=True, refresh=True))
         sizes = {each["name"].rpartition("/")[2]: each["size"] for each in listed}
         for file in manifest.files:
-            if sizes.get(file.name) != file.bytes:
+            size = sizes.get(file.name, "no")
+            if size is None:  # a web server's list has names alone
+                size = self.read(file.name, lambda fs, path: fs.size(path))
+            if size != file.bytes:
                 raise DataError(
-                    f"{self.url}/{file.name} has {sizes.get(file.name, 'no')} bytes, its manifest "
+                    f"{self.url}/{file.name} has {size} bytes, its manifest "
                     f"says {file.bytes}; upload it again"
                 )
         for file in manifest.others:

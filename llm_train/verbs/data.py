@@ -62,7 +62,7 @@ def _show(flags: argparse.Namespace, load: Load) -> None:
     files = [Path(name) / "config.yaml" if Path(name).is_dir() else name for name in flags.config]
     for file in map(str, files):
         if not file.startswith("preset:") and not Path(file).is_file():
-            raise ConfigError(f"{file}: no such file; name a YAML file, a run or a preset:")
+            raise ConfigError(f"{file}: no such file; name a YAML file, a run or preset:NAME")
     settings = load([word for file in files for word in ("-c", str(file))])
     derived, source = settings.derive(), settings.data.source
     if not 1 <= flags.step <= derived.total_steps:

@@ -413,3 +413,8 @@ def test_a_key_without_a_value_is_named(text: str, tmp_path: Path) -> None:
     lines = refused("check", "-c", str(file), "-c", str(tmp_path / "more.yaml"))
     assert len(lines) == 1
     assert "has no value; give it one, or remove the key" in lines[0]
+
+
+def test_what_is_shown_must_be_there() -> None:
+    (line,) = refused("data", "show", "NOPE", "--step=1")
+    assert line.endswith("NOPE: no such file; name a YAML file, a run or preset:NAME")

@@ -249,6 +249,7 @@ def test_prepare_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     [
         {"buget": "2 steps"},  # codespell:ignore buget
         {"budget": 2000},
+        {"budget": "1.5 steps"},
         {"model__network__init_args__layerz": 2},
         {"model__network__init_args__layers": "two"},
         {"model__network": "Transformer"},
@@ -265,3 +266,9 @@ def test_prepare_refuses_what_is_wrong_elsewhere(tmp_path: Path, changes: dict[s
     file = str(write(tmp_path / "tiny.yaml", tiny(tmp_path / "run", **changes)))
     refused = run("prepare", "-c", file)
     assert (refused.code, refused.err) == (2, run("check", "-c", file).err)
+
+
+def test_prepare_refuses_an_option_that_is_empty(tmp_path: Path) -> None:
+    words = ("-c", str(write(tmp_path / "tiny.yaml", tiny(tmp_path / "run"))))
+    refused = run("prepare", *words, "--trainer.gradient_clip_val=")
+    assert "trainer.gradient_clip_val= is not a number or null" in refused.err

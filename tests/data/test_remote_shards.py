@@ -89,6 +89,19 @@ def test_the_same_windows_each_block_fetched_once(
     assert np.array_equal(again.batch(rows), near.train_windows(128, 1).batch(rows))
 
 
+def test_a_web_server_lists_names_without_sizes(
+    folder: Path, tmp_path: Path, unsteady: type[Unsteady], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(fs: Unsteady, path: str, **_: Any) -> list[dict[str, Any]]:
+        return [{"name": each, "size": None} for each in LocalFileSystem.ls(fs, path)]
+
+    monkeypatch.setattr(unsteady, "ls", listed)
+    assert remote(folder, tmp_path / "cache").check() == []
+    monkeypatch.setattr(unsteady, "size", lambda fs, path: 5)
+    (problem,) = remote(folder, tmp_path / "other").check()
+    assert "has 5 bytes, its manifest says" in problem
+
+
 def test_the_cache_is_bounded_whoever_shares_it(
     folder: Path, tmp_path: Path, unsteady: type[Unsteady]
 ) -> None:
