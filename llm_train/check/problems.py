@@ -160,7 +160,10 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
         yield f"{longer}; shorten it, or use '0 steps' to save at the end"
     if keep > settings.derive().total_steps:
         yield f"checkpoint.keep_every={policy.keep_every} is longer than the run; shorten it"
-    elif keep and (not every or keep % every):
+    elif keep and not every:
+        alone = f"checkpoint.keep_every={policy.keep_every} has no effect without checkpoint.every"
+        yield f"{alone}; write --checkpoint.keep_every='0 steps'"
+    elif keep and keep % every:
         odd = f"checkpoint.keep_every={policy.keep_every} is not a multiple"
         yield f"{odd} of checkpoint.every={policy.every}; make it one"
 

@@ -52,6 +52,10 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint__keep_every": "3 steps"},
         "checkpoint.keep_every=3; make it one",
     ),
+    "kept of none": (
+        {"checkpoint__every": "0 steps", "checkpoint__keep_every": "2 steps"},
+        "checkpoint.keep_every=2; write --checkpoint.keep_every='0 steps'",
+    ),
     "checkpoints kept after the end": (
         {"checkpoint__keep_every": "8 steps"},
         "checkpoint.keep_every=8; shorten it",

@@ -102,6 +102,17 @@ def test_a_web_server_lists_names_without_sizes(
     assert "has 5 bytes, its manifest says" in problem
 
 
+def test_a_server_that_sends_whole_files(
+    folder: Path, tmp_path: Path, unsteady: type[Unsteady], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = remote(folder, tmp_path / "cache").train_windows(128, 1)
+    monkeypatch.setattr(
+        unsteady, "cat_file", lambda fs, path, **_: LocalFileSystem.cat_file(fs, path)
+    )
+    with pytest.raises(DataError, match="must answer requests for ranges"):
+        whole.batch([0])
+
+
 def test_the_cache_is_bounded_whoever_shares_it(
     folder: Path, tmp_path: Path, unsteady: type[Unsteady]
 ) -> None:
