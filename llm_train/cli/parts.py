@@ -52,7 +52,7 @@ class Builder:
         inner = f"{place}.init_args"
         inner = inner if inner in self._owners else place
         given = self.given(inner, settings)
-        whole = known(given)
+        whole = not (self._unknown or self.failures) or known(given)
         if not whole and not kind.__module__.startswith("llm_train"):
             return _FAILED  # nobody knows what others do with it
         try:
