@@ -81,7 +81,8 @@ def harm(files: list[Path], draw: random.Random) -> str:
     victim.unlink()
     if kind == "drop":
         return f"{victim.name} removed"
-    other = draw.choice([file for file in files if file != victim])
+    # One document lies on both sides of the split, and gives both the same keys.
+    other = draw.choice([file for file in files if file != victim and file.read_bytes() != content])
     other.rename(victim)
     other.write_bytes(content)
     return f"{victim.name} and {other.name} exchanged"
